@@ -1,0 +1,54 @@
+# Ten verbs.  The environment in .venv is made on first use; nothing else has to be installed.
+PROFILE ?= laptop
+SEEDS   ?=
+PYTHON  ?= python3
+
+BIN       := .venv/bin
+STAMP     := .venv/.installed
+CHOICE     = --profile $(PROFILE) $(if $(SEEDS),--seeds $(SEEDS))
+NOTEBOOKS := notebooks/[0-9][0-9]_*.ipynb
+# Tests have a store of their own and never touch a user's; notebooks work in notebooks/, so the path is absolute.
+TEST_ENV  := env -u MPLBACKEND AEFT_PROFILE=smoke AEFT_RUNS="$(CURDIR)/runs/test" AEFT_QUIET=1 PYTHONWARNINGS=ignore::DeprecationWarning
+
+.DEFAULT_GOAL := help
+.PHONY: help setup reproduce smoke test report lab bench publish clean
+
+help:  ## say what there is
+	@echo "make VERB [PROFILE=laptop] [SEEDS=3] [PYTHON=python3]"
+	@sed -n 's/^\([a-z]*\):.*## /  \1	/p' Makefile
+
+setup: $(STAMP)  ## make the environment in .venv (every other verb does so on first use)
+
+reproduce: $(STAMP)  ## train, evaluate, draw and report on PROFILE, with SEEDS seeds (default: the profile's number)
+	$(BIN)/aeft reproduce $(CHOICE)
+
+smoke: $(STAMP)  ## the same lines of code on a few small pictures, in minutes
+	$(BIN)/aeft reproduce --profile smoke
+
+test: $(STAMP)  ## lint, unit tests and doctests, then every notebook cell by cell on the smoke profile
+	$(BIN)/ruff check
+	$(TEST_ENV) $(BIN)/python -m pytest --doctest-modules tests aeft_lib
+	@ls $(NOTEBOOKS) >/dev/null 2>&1 || { echo "make test: there are no notebooks in notebooks/"; exit 1; }
+	$(TEST_ENV) $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=900 $(NOTEBOOKS)
+
+report: $(STAMP)  ## published against reproduced, from what is in the store
+	$(BIN)/aeft report $(CHOICE)
+
+lab: $(STAMP)  ## open the notebooks
+	$(BIN)/jupyter lab notebooks
+
+bench: $(STAMP)  ## time the one-pass sweep against the loop over thresholds
+	$(BIN)/aeft bench evaluation
+
+publish: $(STAMP)  ## reproduce on laptop with three seeds, and make its notebooks, figures and report the committed ones
+	$(BIN)/aeft reproduce --profile laptop --seeds 3 --publish
+
+clean:  ## remove caches, build leftovers and the tests' store; .venv and results stay
+	rm -rf runs/test build dist *.egg-info .ruff_cache .pytest_cache
+	find . -path ./.venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -exec rm -rf {} +
+
+$(STAMP): pyproject.toml requirements.lock
+	@echo "setting up .venv for $$($(PYTHON) --version): minutes the first time, and about 6 GB where torch brings its CUDA libraries"
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c requirements.lock -e '.[dev]'
+	@touch $@

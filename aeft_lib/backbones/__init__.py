@@ -1,0 +1,1 @@
+"""Backbones: image -> features.  Each has ``trunk`` (frozen, cacheable), ``tail`` (trained), ``out_channels``, ``stride``."""

@@ -1,0 +1,126 @@
+"""The command line: ``aeft run``, ``reproduce``, ``report``, ``bench``, ``data check``; errors are one line."""
+
+import argparse
+import json
+import runpy
+import sys
+from collections.abc import Sequence
+
+from aeft_lib import paths, profiles, runs, studies
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 1 for an error that the message explains, 130 after Ctrl-C."""
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.command(arguments)
+    except (ValueError, FileNotFoundError, RuntimeError) as error:
+        notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", []))
+        print(f"aeft: {error}{notes}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("aeft: stopped; what was finished is in the store, run the command again to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """``aeft run STUDY``: compute or read a study, print its table."""
+    study, profile = studies.get(arguments.study), profiles.get(arguments.profile)
+    rows = [study.row(arguments.row)] if arguments.row else []
+    seeds = range(profiles.seeds(profile, arguments.seeds)) if arguments.seed is None else [arguments.seed]
+    table = studies.run(study, profile, seeds, rows=rows, workers=arguments.workers)
+    shown = ["label", "n", "miou", "miou_sd", "precision", "recall", "miou_maskless", "tag_map"]
+    print(studies.summarise(table)[shown].round(1).to_string(index=False))
+
+
+def reproduce(arguments: argparse.Namespace) -> None:
+    """``aeft reproduce``: every study, then every notebook, then the report."""
+    from aeft_lib.reproduce import plan
+    from aeft_lib.reproduce import reproduce as run_notebooks
+
+    profile = profiles.get(arguments.profile)
+    n_seeds = profiles.seeds(profile, arguments.seeds)
+    choice = {"only": arguments.only, "start": arguments.start, "publish": arguments.publish}
+    plan({"profile": profile.name, "seeds": n_seeds}, **choice)  # refuse before the studies what would fail after them
+    runs.check_writable()
+    for study in [] if arguments.only else studies.STUDIES.values():
+        print(f"study {study.name}: {len(study.rows)} rows x {n_seeds} seed(s) on {profile.name}", flush=True)
+        studies.run(study, profile, range(n_seeds), workers=arguments.workers)
+    folder = run_notebooks(profile=profile.name, seeds=n_seeds, **choice)
+    print(f"notebooks with outputs: {folder}")
+    write_report(profile, n_seeds)
+
+
+def report(arguments: argparse.Namespace) -> None:
+    """``aeft report``: claims and verdicts from what is in the store."""
+    profile = profiles.get(arguments.profile)
+    write_report(profile, profiles.seeds(profile, arguments.seeds))
+
+
+def write_report(profile: profiles.Profile, n_seeds: int) -> None:
+    """Write the report where it belongs; the README's block too, where it is the committed one."""
+    from aeft_lib import report as reports
+    from aeft_lib.session import Session
+
+    session = Session(profile, n_seeds)
+    built = session.report()
+    for file in reports.write(built, session.figures_folder):
+        print(file)
+    if session.figures_folder == paths.FIGURES:
+        reports.update_readme(built)
+
+
+def bench(arguments: argparse.Namespace) -> None:
+    """``aeft bench NAME``: print ``{"benchmarks": [...], "machine": ...}``."""
+    files = {file.stem: file for file in sorted((paths.ROOT / "benchmarks").glob("[a-z]*.py"))}
+    if arguments.name not in files:
+        raise ValueError(f"unknown benchmark {arguments.name!r}; there are {', '.join(files)}")
+    rows = runpy.run_path(str(files[arguments.name]))["benchmarks"]()
+    print(json.dumps({"benchmarks": rows, "machine": runs.environment()["machine"]}, indent=1))
+
+
+def data_check(arguments: argparse.Namespace) -> None:
+    """``aeft data check collages``: verify the embedded pack file by file."""
+    from aeft_lib.data.collages import load_pack
+
+    pack = load_pack()
+    for split, backgrounds in pack.backgrounds.items():
+        counts = {name: len(items) for (where, name), items in sorted(pack.cutouts.items()) if where == split}
+        print(f"{split}: {sum(counts.values())} cut-outs {counts}, {len(backgrounds)} backgrounds")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="aeft", description="Reproducible companion to AEFT (ECCV 2022).")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--profile", default="", help=f"one of {', '.join(profiles.PROFILES)} (default laptop)")
+    common.add_argument("--seeds", type=int, default=0, help="how many seeds (default: the profile's own number)")
+    working = argparse.ArgumentParser(add_help=False)
+    working.add_argument("--workers", type=int, default=0, help="processes side by side (default: one per core)")
+
+    one = commands.add_parser("run", parents=[common, working], help="compute a study, or one row of it, and print its table")
+    one.add_argument("study", help=f"one of {', '.join(studies.STUDIES)}")
+    one.add_argument("--row", default="", help="only this row (a job of a cluster array)")
+    one.add_argument("--seed", type=int, help="only this seed, counted from 0")
+    one.set_defaults(command=run)
+
+    all_ = commands.add_parser("reproduce", parents=[common, working], help="all studies, notebooks, figures and the report")
+    all_.add_argument("--only", nargs="*", default=[], metavar="NOTEBOOK", help="only these notebooks")
+    all_.add_argument("--from", dest="start", metavar="NOTEBOOK", help="go on from this notebook")
+    all_.add_argument("--publish", action="store_true", help="copy the executed notebooks over the committed ones")
+    all_.set_defaults(command=reproduce)
+
+    commands.add_parser("report", parents=[common], help="claims and verdicts from the store").set_defaults(command=report)
+    timing = commands.add_parser("bench", help="timings of two implementations, side by side, as JSON")
+    timing.add_argument("name")
+    timing.set_defaults(command=bench)
+    data = commands.add_parser("data", help="the data at hand").add_subparsers(required=True, metavar="WHAT")
+    check = data.add_parser("check", help="verify it")
+    check.add_argument("what", choices=["collages"])
+    check.set_defaults(command=data_check)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

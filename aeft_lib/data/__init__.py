@@ -1,0 +1,1 @@
+"""Images with tags, and with masks that only evaluation reads."""

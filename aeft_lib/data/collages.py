@@ -1,0 +1,187 @@
+"""Photo collages: scenes with exact masks and tags, made from the embedded pack of photographic cut-outs.
+
+Not in the paper: they stand in for VOC where there is no download and no GPU.  Two rules keep them honest:
+
+- ``val`` uses cut-outs and backgrounds that ``train`` never shows;
+- object sizes and the number of classes per scene follow VOC 2012, measured on 2,155 of its photos (six animal and person
+  classes; area of a class per image, quantiles below), not whatever makes a method look good.
+"""
+
+import csv
+import hashlib
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageEnhance
+
+from aeft_lib import paths
+
+CLASSES = ("bird", "hoofed", "rodent", "insect", "fish", "flower", "fruit", "vehicle", "instrument")
+SPLITS = ("train", "val")
+
+# Area of one class as a fraction of its image in VOC 2012: the 5, 10, 25, 50, 75, 90 and 95 % quantiles.
+AREA_QUANTILES = ((0.05, 0.10, 0.25, 0.50, 0.75, 0.90, 0.95), (0.010, 0.021, 0.062, 0.154, 0.318, 0.486, 0.590))
+# Share of VOC images with one, two and three classes.
+CLASSES_PER_SCENE = (0.71, 0.23, 0.06)
+MIN_VISIBLE_PIXELS = 0.002  # of the scene: below this a tag would claim what nobody can see
+MIN_VISIBLE_PART = 0.3  # of the object: a later object may not hide more
+PLACEMENTS = 20  # tries before an object is left out, with its tag
+
+
+class Scene(NamedTuple):
+    """image: (H, W, 3) uint8 RGB.  mask: (H, W) uint8, 0 background, class + 1.  tags: (K,) bool.  name: stable id."""
+
+    image: np.ndarray
+    mask: np.ndarray
+    tags: np.ndarray
+    name: str
+
+
+@dataclass(frozen=True)
+class SceneSpec:
+    """A reproducible set of scenes: the same (split, index, seed) is the same scene at every size.
+
+    count: number of scenes.  size: side in pixels.  seed: of the whole set.
+    context: 0..1, how often a scene's background is the one tied to its first class; 0 draws backgrounds freely.
+    """
+
+    split: str
+    count: int
+    size: int = 256
+    seed: int = 0
+    context: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.split not in SPLITS:
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {self.split!r}")
+        if self.count < 1 or self.size < 32:
+            raise ValueError(f"a scene set needs count >= 1 and size >= 32, got count={self.count}, size={self.size}")
+        if not 0 <= self.context <= 1:
+            raise ValueError(f"context must lie in 0..1, got {self.context}")
+
+
+@dataclass(frozen=True)
+class Pack:
+    """The decoded pack: RGBA cut-outs by (split, class), RGB backgrounds by split, and the pack's checksum."""
+
+    cutouts: dict[tuple[str, str], tuple[Image.Image, ...]]
+    backgrounds: dict[str, tuple[Image.Image, ...]]
+    checksum: str
+
+
+@lru_cache(maxsize=2)
+def load_pack(folder: Path = paths.COLLAGES) -> Pack:
+    """Read and verify the embedded pack.  Raises ValueError naming the missing or damaged file and the remedy."""
+    remedy = f"restore it with: git checkout -- {paths.COLLAGES.relative_to(paths.ROOT)}"
+    manifest = folder / "manifest.csv"
+    if not manifest.is_file():
+        raise ValueError(f"the photo pack is missing: no {manifest}; {remedy}")
+    cutouts: dict[tuple[str, str], list[Image.Image]] = defaultdict(list)
+    backgrounds: dict[str, list[Image.Image]] = defaultdict(list)
+    for row in csv.DictReader(manifest.read_text(encoding="utf-8").splitlines()):
+        file = folder / row["file"]
+        if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != row["sha256"]:
+            raise ValueError(f"the photo pack is damaged: {file} is missing or differs from the manifest; {remedy}")
+        with Image.open(file) as picture:
+            if row["kind"] == "cutout":
+                cutouts[row["split"], row["class"]].append(picture.convert("RGBA"))
+            else:
+                backgrounds[row["split"]].append(picture.convert("RGB"))
+    for split in SPLITS:
+        absent = [name for name in CLASSES if not cutouts[split, name]] + ([] if backgrounds[split] else ["background"])
+        if absent:
+            raise ValueError(f"the photo pack's {manifest} lists nothing in {split} for {', '.join(absent)}; {remedy}")
+    return Pack(
+        {key: tuple(items) for key, items in cutouts.items()},
+        {key: tuple(items) for key, items in backgrounds.items()},
+        hashlib.sha256(manifest.read_bytes()).hexdigest(),
+    )
+
+
+class Collages:
+    """The scenes of a `SceneSpec`, rendered when asked for: ``Collages(spec)[3]``, ``len(...)``, iteration."""
+
+    classes = CLASSES
+
+    def __init__(self, spec: SceneSpec, pack: Pack | None = None) -> None:
+        self.spec = spec
+        self.pack = pack or load_pack()
+
+    def __len__(self) -> int:
+        return self.spec.count
+
+    def __getitem__(self, index: int) -> Scene:
+        """Scene `index`; raises IndexError outside 0..count-1."""
+        if not 0 <= index < self.spec.count:
+            raise IndexError(f"scene {index} of {self.spec.count}")
+        rng = np.random.default_rng([self.spec.seed, SPLITS.index(self.spec.split), index])
+        n_classes = 1 + rng.choice(len(CLASSES_PER_SCENE), p=CLASSES_PER_SCENE)
+        chosen = rng.choice(len(CLASSES), size=n_classes, replace=False)
+        canvas = self._background(rng, int(chosen[0]))
+        owner = np.zeros((self.spec.size, self.spec.size), np.uint8)
+        for class_index in chosen:
+            self._add_object(rng, canvas, owner, int(class_index))
+        tags = np.isin(np.arange(1, len(CLASSES) + 1), owner)
+        return Scene(np.asarray(canvas), owner, tags, f"{self.spec.split}_{self.spec.seed}_{index:05d}")
+
+    def _background(self, rng: np.random.Generator, first_class: int) -> Image.Image:
+        """A random square crop of a background, flipped half the time; tied to the first class where context asks for it."""
+        photos = self.pack.backgrounds[self.spec.split]
+        free, tied = int(rng.integers(len(photos))), first_class % len(photos)
+        photo = photos[tied if rng.random() < self.spec.context else free]
+        side = int(min(photo.size) * rng.uniform(0.7, 1.0))
+        x, y = (int(rng.integers(length - side + 1)) for length in photo.size)
+        crop = photo.resize((self.spec.size,) * 2, Image.Resampling.BICUBIC, box=(x, y, x + side, y + side))
+        return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else crop
+
+    def _add_object(self, rng: np.random.Generator, canvas: Image.Image, owner: np.ndarray, class_index: int) -> None:
+        """Paste one cut-out where it and everything before it stays visible; leave it out where no place is found."""
+        stamp = self._stamp(rng, class_index)
+        for _ in range(PLACEMENTS):
+            x, y = (int(rng.uniform(0.0, 1.0) * self.spec.size - length / 2) for length in stamp.size)
+            after = owner.copy()
+            _paste_label(after, np.asarray(stamp)[..., 3], x, y, class_index + 1)
+            if self._visible(owner, after, stamp, class_index + 1):
+                canvas.paste(stamp, (x, y), stamp)
+                owner[:] = after
+                return
+
+    def _stamp(self, rng: np.random.Generator, class_index: int) -> Image.Image:
+        """A cut-out of the class, scaled to an area drawn like VOC's, flipped, turned by up to 15 degrees, re-lit."""
+        choices = self.pack.cutouts[self.spec.split, CLASSES[class_index]]
+        stamp = choices[int(rng.integers(len(choices)))]
+        stamp = stamp.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else stamp
+        stamp = stamp.rotate(rng.uniform(-15, 15), Image.Resampling.BICUBIC, expand=True)
+        area = np.interp(rng.uniform(0.05, 0.95), *AREA_QUANTILES) * self.spec.size**2
+        scale = np.sqrt(area / (np.asarray(stamp)[..., 3] > 127).sum())
+        scale = min(scale, 1.1 * self.spec.size / max(stamp.size))  # a long object may not leave the scene on both sides
+        stamp = stamp.resize([max(4, round(side * scale)) for side in stamp.size], Image.Resampling.BICUBIC)
+        stamp = _relight(stamp, *rng.uniform(0.8, 1.2, size=2))
+        return stamp
+
+    def _visible(self, before: np.ndarray, after: np.ndarray, stamp: Image.Image, label: int) -> bool:
+        """Whether the new object shows enough of itself, and every earlier one keeps enough of what it showed."""
+        floor = MIN_VISIBLE_PIXELS * self.spec.size**2
+        whole = (np.asarray(stamp)[..., 3] > 127).sum()
+        if (after == label).sum() < max(floor, 0.7 * whole):
+            return False
+        earlier = set(np.unique(before)) - {0}
+        return all((after == i).sum() >= max(floor, MIN_VISIBLE_PART * (before == i).sum()) for i in earlier)
+
+
+def _paste_label(owner: np.ndarray, alpha: np.ndarray, x: int, y: int, label: int) -> None:
+    """Write `label` where alpha is above one half, at offset (x, y), cut to the frame, in place."""
+    h, w = owner.shape
+    top, left = max(0, -y), max(0, -x)
+    inside = alpha[top : h - y, left : w - x] > 127
+    owner[y + top : y + top + inside.shape[0], x + left : x + left + inside.shape[1]][inside] = label
+
+
+def _relight(stamp: Image.Image, brightness: float, contrast: float) -> Image.Image:
+    rgb = ImageEnhance.Contrast(ImageEnhance.Brightness(stamp.convert("RGB")).enhance(brightness)).enhance(contrast)
+    rgb.putalpha(stamp.getchannel("A"))
+    return rgb

@@ -1,0 +1,114 @@
+"""Profiles: every number of a run in one place, as values.  ``smoke`` and ``laptop`` run the same lines of code.
+
+A profile is a frozen dataclass; `get` finds it by name.  Numbers that a stage reads are handed on in the stage's own spec, so
+editing this file recomputes just what its numbers change.
+"""
+
+import os
+from dataclasses import dataclass
+
+from aeft_lib.data.collages import CLASSES, SceneSpec
+from aeft_lib.gpp import scaled_levels
+from aeft_lib.training import Schedule
+
+PAPER_LEVELS = (2, 4, 8, 16)
+COMMITTED_SEEDS = 3  # what the committed notebooks, figures and report come from
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One scale of the same experiments.
+
+    train, val: scene sets; classifiers see the tags of `train`, seeds are made for and scored on `val` (unseen cut-outs).
+    trained_stages: of the backbone, from its end.  levels: the counterparts of the paper's 2, 4, 8, 16 on this map.
+    seed_scales: passes of the seed inference, each plain and mirrored.  thresholds: background scores that are tried.
+    seeds: how many a study runs unless told otherwise.
+    """
+
+    name: str
+    train: SceneSpec
+    val: SceneSpec
+    trained_stages: int
+    schedule: Schedule
+    levels: tuple[int, ...]
+    seed_scales: tuple[float, ...]
+    thresholds: tuple[float, ...]
+    seeds: int
+
+    def __post_init__(self) -> None:
+        if self.levels[-1] > self.map_side or any(a >= b for a, b in zip(self.levels, self.levels[1:], strict=False)):
+            raise ValueError(
+                f"profile {self.name}: levels {self.levels} must increase and fit the {self.map_side}x{self.map_side} map"
+            )
+        if len(self.levels) != len(PAPER_LEVELS):
+            raise ValueError(f"profile {self.name}: levels {self.levels} must be {len(PAPER_LEVELS)}, one per paper level")
+        if 1.0 not in self.seed_scales:
+            raise ValueError(f"profile {self.name}: seed_scales {self.seed_scales} must contain 1.0, where tags are scored")
+
+    @property
+    def map_side(self) -> int:
+        """Cells along one side of the CAM of a training scene."""
+        return self.train.size // 16
+
+    @property
+    def num_classes(self) -> int:
+        return len(CLASSES)
+
+
+def _collages(name: str, *, size: int, train: int, val: int, **rest: object) -> Profile:
+    """A profile on the embedded collages; levels keep the paper's cells per bin (see `gpp.scaled_levels`)."""
+    return Profile(
+        name=name,
+        train=SceneSpec("train", train, size),
+        val=SceneSpec("val", val, size),
+        levels=scaled_levels(size // 16, PAPER_LEVELS),
+        thresholds=tuple(round(0.01 * i, 2) for i in range(1, 100)),
+        **rest,
+    )
+
+
+SMOKE = _collages(
+    "smoke",
+    size=96,  # a 6x6 map, the smallest that holds four levels
+    train=32,
+    val=8,
+    trained_stages=0,  # head and gates only: seconds
+    schedule=Schedule(epochs=2, batch_size=8, lr=3e-4, head_lr=1e-3, weight_decay=1e-2, warmup_steps=2),
+    seed_scales=(1.0,),
+    seeds=1,
+)
+
+LAPTOP = _collages(
+    "laptop",
+    size=256,  # a 16x16 map
+    train=640,
+    val=200,
+    trained_stages=2,  # the deepest that ten rows can have in 30 minutes on two cores
+    schedule=Schedule(
+        epochs=3,  # same budget; train/log.csv of a row shows how far the loss came
+        batch_size=16,
+        lr=3e-4,
+        head_lr=1e-3,
+        weight_decay=1e-2,
+        warmup_steps=20,
+    ),
+    seed_scales=(0.5, 1.0),  # the paper adds 1.5 and 2.0: five times the pixels of these two
+    seeds=1,
+)
+
+PROFILES = {profile.name: profile for profile in (SMOKE, LAPTOP)}
+
+
+def get(name: str = "") -> Profile:
+    """The profile of this name; "" is ``AEFT_PROFILE`` where that is set, else laptop.  Raises ValueError otherwise."""
+    name = name or os.environ.get("AEFT_PROFILE") or LAPTOP.name
+    if name not in PROFILES:
+        raise ValueError(f"unknown profile {name!r}; there are {', '.join(PROFILES)}")
+    return PROFILES[name]
+
+
+def seeds(profile: Profile, asked: int = 0) -> int:
+    """How many seeds to run: `asked`, or the profile's own number for 0.  Raises ValueError for anything else."""
+    if not isinstance(asked, int) or isinstance(asked, bool) or asked < 0:
+        raise ValueError(f"seeds must be a whole number, 0 for the profile's own {profile.seeds}; got {asked!r}")
+    return asked or profile.seeds

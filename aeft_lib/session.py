@@ -1,0 +1,255 @@
+"""What a notebook holds: one profile, a number of seeds, and ways to ask the store for tables, maps and pictures.
+
+Everything here reads through `studies`; a notebook never touches the store, a path or a training loop itself.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from aeft_lib import evaluation, figures, gpp, paths, profiles, report, runs, studies
+from aeft_lib.backbones.efficientnet_lite import normalise
+from aeft_lib.classifier import CamClassifier, CamOutput
+from aeft_lib.data.collages import Collages, Scene, load_pack
+from aeft_lib.profiles import Profile
+from aeft_lib.seeds import Seed, read_seeds
+from aeft_lib.stages.classifier import load_network
+
+ROWS = studies.get("pyramid_ablation")
+
+
+@dataclass(frozen=True)
+class Session:
+    """A profile and the seeds 0 .. n_seeds-1.  Make one with `open_session`."""
+
+    profile: Profile
+    n_seeds: int
+
+    @property
+    def scenes(self) -> Collages:
+        """The validation scenes that seeds are scored on."""
+        return Collages(self.profile.val)
+
+    @property
+    def figures_folder(self) -> Path:
+        """``figures/`` for what may stand beside the committed results, else a folder of its own under ``runs/``."""
+        if self.profile.name == "laptop" and self.n_seeds >= profiles.COMMITTED_SEEDS:
+            return paths.FIGURES
+        return paths.runs() / "figures" / f"{self.profile.name}-{self.n_seeds}seeds"
+
+    def provenance(self) -> str:
+        """One line: what the numbers of this session depend on."""
+        p, pack = self.profile, load_pack().checksum[:8]
+        return (
+            f"profile {p.name}: {p.train.count} + {p.val.count} collages of {p.train.size} px, "
+            f"{p.map_side}x{p.map_side} map, levels {p.levels}, {self.n_seeds} seed(s), photo pack {pack}"
+        )
+
+    def table(self, study: str) -> pd.DataFrame:
+        """The study's long table, one line per row and seed (percent); computes what the store lacks."""
+        return studies.run(studies.get(study), self.profile, range(self.n_seeds))
+
+    def network(self, row: str, seed: int = 0) -> CamClassifier:
+        """The trained classifier of a row."""
+        return load_network(self._artefacts(row, seed)["classifier"])
+
+    def seeds(self, row: str, seed: int = 0) -> list[Seed]:
+        """The seeds of a row, scene by scene."""
+        return [item for _, item in read_seeds(self._artefacts(row, seed)["seeds"].folder / "seeds.npz")]
+
+    def curves(self, rows: Sequence[str]) -> pd.DataFrame:
+        """mIoU, precision and recall at every threshold, for rows and seeds."""
+        return self._stacked(rows, "curve.csv")
+
+    def classes(self, rows: Sequence[str]) -> pd.DataFrame:
+        """IoU, precision and recall per class at the best threshold, for rows and seeds."""
+        return self._stacked(rows, "classes.csv")
+
+    def cam_fit(self, rows: Sequence[str]) -> pd.DataFrame:
+        """How each object's CAM fits it: ``row, label, seed, scene, class, area, spill, coverage`` (see `cam_fit`)."""
+        masks = [scene.mask for scene in map(self.scenes.__getitem__, range(len(self.scenes)))]
+        lines = []
+        for row in map(ROWS.row, rows):
+            for seed in range(self.n_seeds):
+                for index, item in enumerate(self.seeds(row.name, seed)):
+                    fits = object_fits(item, masks[index])
+                    lines += [{"row": row.name, "label": row.label, "seed": seed, "scene": index, **fit} for fit in fits]
+        return pd.DataFrame(lines)
+
+    def extreme_cases(self, row: str, seed: int = 0) -> dict[str, int]:
+        """Scene numbers of an imprecise and a sparse CAM by a stated rule, among objects that fill 5-40 % of their scene.
+
+        imprecise: the largest spill among the better covered half; sparse: the least coverage among the less spilling half.
+        """
+        fits = self.cam_fit([row]).query("seed == @seed and 0.05 <= area <= 0.4").groupby("scene").filter(lambda g: len(g) == 1)
+        covered = fits[fits["coverage"] >= fits["coverage"].median()]
+        tight = fits[fits["spill"] <= fits["spill"].median()]
+        return {
+            "imprecise": int(covered.loc[covered["spill"].idxmax(), "scene"]),
+            "sparse": int(tight.loc[tight["coverage"].idxmin(), "scene"]),
+        }
+
+    def verdicts(self, study: str) -> pd.DataFrame:
+        """The claims that rest on a study: what the paper says, our paired difference over the seeds, the verdict."""
+        ids = {claim["id"] for claim in report.published()["claims"] if claim["study"] == study}
+        claims = pd.DataFrame(report.build({study: self.table(study)}, self.profile.name)["claims"])
+        shown = ["claim", "unit", "published", "reproduced_mean", "sd", "n", "verdict"]
+        return claims.loc[claims["id"].isin(ids), shown].reset_index(drop=True)
+
+    def case(self, index: int, row: str, seed: int = 0) -> dict[str, np.ndarray]:
+        """A scene with its first class's object, CAM and seed at the row's best threshold, as `figures.cam_problems` wants."""
+        scene = self.scenes[index]
+        item = next(s for i, s in enumerate(self.seeds(row, seed)) if i == index)
+        threshold = self._artefacts(row, seed)["evaluation"].summary["threshold"]
+        label = int(item.class_ids[0]) + 1
+        predicted = label_map(item, threshold)
+        cam = item.cam[0].numpy()
+        return {"image": scene.image, "truth": scene.mask == label, "cam": cam, "predicted": predicted == label}
+
+    def output(self, network: CamClassifier, index: int) -> CamOutput:
+        """The classifier on one validation scene: signed CAM (1, K, h, w), logits, attention."""
+        return run_network(network, self.scenes[index])
+
+    def gates(self, row: str = "gated") -> pd.DataFrame:
+        """Mean gate weights over the validation scenes: ``seed, step, sign, side, weight``."""
+        lines = []
+        for seed in range(self.n_seeds):
+            network = self.network(row, seed)
+            maps = [network.pooling.gate_maps(self.output(network, i).cam) for i in range(min(40, len(self.scenes)))]
+            for step, name in enumerate(step_names(network.pooling)):
+                for sign in ("positive", "negative"):
+                    mean = torch.stack([getattr(m[step], sign).mean(dim=(0, 2, 3)) for m in maps]).mean(dim=0)
+                    for side, weight in zip(("first map", "next level"), mean.tolist(), strict=True):
+                        lines.append({"seed": seed, "step": name, "sign": sign, "side": side, "weight": weight})
+        return pd.DataFrame(lines)
+
+    def comparison(self, rows: Sequence[str], indices: Sequence[int], seed: int = 0) -> list[list[np.ndarray]]:
+        """Picture rows for `figures.picture_grid`: image, truth, then CAM and seed of every row, scene by scene."""
+        stored = {row: self.seeds(row, seed) for row in rows}
+        cut = {row: self._artefacts(row, seed)["evaluation"].summary["threshold"] for row in rows}
+        pictures = []
+        for index in indices:
+            scene = self.scenes[index]
+            line = [scene.image, scene.mask]
+            for row in rows:
+                item = stored[row][index]
+                line += [figures.overlay(scene.image, item.cam.amax(dim=0).numpy()), label_map(item, cut[row])]
+            pictures.append(line)
+        return pictures
+
+    def scene_scores(self, row: str, seed: int = 0) -> pd.DataFrame:
+        """Per scene: mean IoU over its tagged classes at the row's best threshold, in percent."""
+        threshold = self._artefacts(row, seed)["evaluation"].summary["threshold"]
+        lines = []
+        for index, item in enumerate(self.seeds(row, seed)):
+            mask, predicted = self.scenes[index].mask, label_map(item, threshold)
+            ious = [_iou(predicted == c + 1, mask == c + 1) for c in item.class_ids.tolist()]
+            lines.append({"scene": index, "iou": 100 * float(np.mean(ious))})
+        return pd.DataFrame(lines)
+
+    def report(self) -> dict:
+        """The report over all studies that the store holds for these seeds; computes nothing."""
+        tables = {name: self.stored_table(name) for name in studies.STUDIES}
+        return report.build({name: table for name, table in tables.items() if not table.empty}, self.profile.name)
+
+    def stored_table(self, study: str) -> pd.DataFrame:
+        """As `table`, but only what is in the store."""
+        lines = []
+        for seed in range(self.n_seeds):
+            for row in studies.get(study).rows:
+                if numbers := studies.stored(self.profile, row, seed):
+                    lines.append({"row": row.name, "label": row.label, "seed": seed, **numbers})
+        return pd.DataFrame(lines)
+
+    def save(self, figure: Figure, name: str, table: pd.DataFrame) -> None:
+        """Keep a figure and its numbers in the session's figures folder."""
+        figures.save(figure, name, table, self.figures_folder)
+
+    def _artefacts(self, row: str, seed: int) -> dict[str, runs.Artefact]:
+        studies.run(ROWS, self.profile, [seed], rows=[ROWS.row(row)])
+        return studies.artefacts(self.profile, ROWS.row(row), seed)
+
+    def _stacked(self, rows: Sequence[str], file: str) -> pd.DataFrame:
+        parts = []
+        for row in map(ROWS.row, rows):
+            for seed in range(self.n_seeds):
+                part = pd.read_csv(self._artefacts(row.name, seed)["evaluation"].folder / file)
+                parts.append(part.assign(row=row.name, label=row.label, seed=seed))
+        return pd.concat(parts, ignore_index=True)
+
+
+def open_session(profile: str = "", seeds: int = 0) -> Session:
+    """A session on a profile ("" is AEFT_PROFILE, else laptop) with so many seeds (0 is the profile's own number).
+
+    Raises ValueError for an unknown profile or a number of seeds that is none, StoreError where the store cannot be written.
+    """
+    chosen = profiles.get(profile)
+    session = Session(chosen, profiles.seeds(chosen, seeds))
+    load_pack()
+    runs.check_writable()
+    return session
+
+
+def run_network(network: CamClassifier, scene: Scene) -> CamOutput:
+    """A classifier on one scene, batch of one."""
+    images = torch.from_numpy(scene.image.copy()).permute(2, 0, 1)[None]
+    with torch.inference_mode():
+        return network(normalise(images))
+
+
+def label_map(seed: Seed, threshold: float) -> np.ndarray:
+    """(H, W) uint8 labels of a seed at a background score: 0, or class + 1; a tie goes to the background."""
+    scores = torch.cat([torch.full_like(seed.cam[:1], threshold), seed.cam])
+    labels = torch.cat([torch.zeros(1, dtype=torch.int64), seed.class_ids + 1])
+    return labels[scores.argmax(dim=0)].to(torch.uint8).numpy()
+
+
+def object_fits(seed: Seed, mask: np.ndarray) -> list[dict[str, float]]:
+    """Per tagged class of one image, free of any threshold sweep:
+
+    - spill, 0..1: the share of the CAM's activation that lies outside the class's mask (0 is precise);
+    - coverage, 0..1: the share of the class's mask where the CAM is above half its maximum (1 is complete);
+    - area, 0..1: the mask as a fraction of the image.
+    """
+    lines = []
+    for class_id, cam in zip(seed.class_ids.tolist(), seed.cam.numpy(), strict=True):
+        inside, total = mask == class_id + 1, float(cam.sum())
+        spill = float(cam[~inside].sum()) / total if total else 0.0
+        coverage = float((cam[inside] > 0.5 * cam.max()).mean()) if total else 0.0
+        lines.append({"class": class_id, "area": float(inside.mean()), "spill": spill, "coverage": coverage})
+    return lines
+
+
+def step_names(pooling: gpp.PyramidPooling) -> list[str]:
+    """What every fusion step joins, as in "1→2" for levels 1 and 2 of a coarse-to-fine layer."""
+    levels = pooling.levels if pooling.fusion == "gated" else pooling.levels[::-1]
+    return [f"{a}→{b}" for a, b in itertools.pairwise(levels)]
+
+
+def pyramid_pictures(pooling: gpp.PyramidPooling, cam: Tensor, class_id: int) -> dict[str, Mapping[str, np.ndarray]]:
+    """The maps of `figures.gpp_pyramid` for one class of a CAM (1, K, h, w): pooled levels, fused maps, what gates add."""
+    with torch.no_grad():
+        pooled = pooling(cam)
+    levels = {f"P{level}": p[0, class_id].numpy() for level, p in zip(pooling.levels, pooled.pyramid, strict=True)}
+    fused = {f"P̂{level}": p[0, class_id].numpy() for level, p in zip(pooling.levels[1:], pooled.fused, strict=True)}
+    detail = 4 * (pooled.fused[-1] - pooled.pyramid[-1])[0, class_id].abs().numpy()
+    return {"levels": levels, "fused": fused, "detail": detail}
+
+
+def _iou(a: np.ndarray, b: np.ndarray) -> float:
+    return float((a & b).sum() / max((a | b).sum(), 1))
+
+
+def sweep_of(session: Session, row: str, seed: int = 0) -> evaluation.Sweep:
+    """The one-pass sweep of a row's seeds, computed again from the seed store and the masks."""
+    scenes = session.scenes
+    masks = [torch.from_numpy(scenes[i].mask) for i in range(len(scenes))]
+    cams = [tuple(item) for item in session.seeds(row, seed)]
+    return evaluation.sweep(cams, masks, session.profile.thresholds, num_classes=session.profile.num_classes)

@@ -1,0 +1,200 @@
+"""The experiments as data: a study is a question, its rows and their published counterparts; running it fills a table.
+
+Rows that are in the stage store are read, the others are computed, side by side on the cores at hand.  Every computation
+runs in a process of its own with one thread, so results do not depend on how many run at once.
+"""
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from aeft_lib import runs
+from aeft_lib.data.collages import load_pack
+from aeft_lib.profiles import Profile
+from aeft_lib.stages.classifier import ClassifierSpec, PoolingSpec, train_classifier
+from aeft_lib.stages.evaluation import EvaluationSpec, evaluate_seeds
+from aeft_lib.stages.features import FeatureSpec, cache_features
+from aeft_lib.stages.seeds import SeedSpec, infer_seeds
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table.
+
+    label: as the poster prints it.  fusion, prediction: of the pooling layer.
+    levels: which of the profile's four levels it pools, as positions.  published: the id of its number in published.toml.
+    """
+
+    name: str
+    label: str
+    fusion: str
+    levels: tuple[int, ...] = (0, 1, 2, 3)
+    prediction: str = "sign_preserving"
+    published: str | None = None
+
+    def pooling(self, profile: Profile) -> PoolingSpec:
+        """The row's pooling layer on the profile's feature map."""
+        return PoolingSpec(self.fusion, tuple(profile.levels[i] for i in self.levels), self.prediction)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A question and the rows that answer it."""
+
+    name: str
+    question: str
+    rows: tuple[Row, ...]
+
+    def row(self, name: str) -> Row:
+        """Raises ValueError naming the rows there are."""
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise ValueError(f"study {self.name} has no row {name!r}; there are {', '.join(r.name for r in self.rows)}")
+
+
+GAP = Row("gap", "GAP", "gap", levels=(), published="known.gap_seed")
+GATED = Row("gated", "G", "gated", published="table1.G")
+SINGLE_LEVELS = tuple(
+    Row(f"level{level}", f"{level}×{level}", "single", levels=(i,), published=f"table1.{level}x{level}")
+    for i, level in enumerate((2, 4, 8, 16))
+)
+
+STUDIES = {
+    study.name: study
+    for study in (
+        Study("gap_vs_gpp", "Do CAMs trained with GPP fit objects better than CAMs trained with GAP?", (GAP, GATED)),
+        Study(
+            "pyramid_ablation",
+            "Which part of the GPP layer does the work: the levels, the gates, their direction, the negative evidence?",
+            (
+                GAP,
+                *SINGLE_LEVELS,
+                Row("average", "A", "average", published="table1.A"),
+                Row("inverse", "$G_I$", "inverse", published="table1.G_I"),
+                GATED,
+                Row("positive_only", "G, positive only", "gated", prediction="positive_only"),
+                Row("attention_off", "G, attention off", "gated", prediction="attention_off"),
+            ),
+        ),
+    )
+}
+
+
+def get(name: str) -> Study:
+    """The study of this name.  Raises ValueError naming the studies there are."""
+    if name not in STUDIES:
+        raise ValueError(f"unknown study {name!r}; there are {', '.join(STUDIES)}")
+    return STUDIES[name]
+
+
+Obtain = Callable[..., runs.Artefact]
+
+
+def features(profile: Profile, split: str, obtain: Obtain = runs.obtain) -> runs.Artefact:
+    """The cached trunk features of a split, shared by every row and seed."""
+    scenes, scales = (profile.train, (1.0,)) if split == "train" else (profile.val, profile.seed_scales)
+    return obtain(cache_features, FeatureSpec(scenes, profile.trained_stages, scales, load_pack().checksum))
+
+
+def artefacts(profile: Profile, row: Row, seed: int, obtain: Obtain = runs.obtain) -> dict[str, runs.Artefact]:
+    """One row with one seed from tags to numbers: its classifier, seeds and evaluation."""
+    spec = ClassifierSpec(
+        pooling=row.pooling(profile),
+        num_classes=profile.num_classes,
+        trained_stages=profile.trained_stages,
+        schedule=profile.schedule,
+        seed=seed,
+    )
+    classifier = obtain(train_classifier, spec, {"features": features(profile, "train", obtain)})
+    inputs = {"classifier": classifier, "features": features(profile, "val", obtain)}
+    seeds = obtain(infer_seeds, SeedSpec(profile.seed_scales, profile.val.size), inputs)
+    evaluation = obtain(evaluate_seeds, EvaluationSpec(profile.val, profile.thresholds), {"seeds": seeds})
+    return {"classifier": classifier, "seeds": seeds, "evaluation": evaluation}
+
+
+def run(study: Study, profile: Profile, seeds: Sequence[int], *, rows: Sequence[Row] = (), workers: int = 0) -> pd.DataFrame:
+    """The study's table: one line per row and seed, ``row, label, seed`` and the numbers of `evaluate_seeds` (percent).
+
+    rows: only these.  workers: processes; 0 is one per core.
+    What is finished stays in the store whatever happens to the rest; errors of a row carry its name and seed.
+    """
+    jobs = [(row, seed) for seed in seeds for row in (rows or study.rows)]
+    found = {job: stored(profile, *job) for job in jobs}
+    if missing := [job for job in jobs if found[job] is None]:
+        found |= _compute(study, profile, missing, workers or len(os.sched_getaffinity(0)))
+    lines = [{"row": row.name, "label": row.label, "seed": seed, **found[row, seed]} for row, seed in jobs]
+    return pd.DataFrame(lines)
+
+
+def stored(profile: Profile, row: Row, seed: int) -> dict[str, Any] | None:
+    """The numbers of a row and seed where the store has them, else None; computes nothing."""
+    try:
+        return artefacts(profile, row, seed, obtain=_lookup)["evaluation"].summary
+    except LookupError:
+        return None
+
+
+def summarise(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean and sd over seeds of every number, one line per row in the study's order, and ``n``.  sd of one seed is NaN."""
+    numbers = [column for column in table.columns if column not in ("row", "label", "seed")]
+    grouped = table.groupby(["row", "label"], sort=False)[numbers]
+    summary = grouped.mean().join(grouped.std(), rsuffix="_sd")
+    return summary.assign(n=grouped.size()).reset_index()
+
+
+def track(items: Iterable[Any], total: int, title: str) -> Iterable[Any]:
+    """A progress bar for people; silent under ``AEFT_QUIET`` (papermill, tests), where it would land in stored outputs."""
+    return tqdm(items, total=total, desc=title, leave=False, disable=bool(os.environ.get("AEFT_QUIET")))
+
+
+def _lookup(stage: runs.Stage, spec: Any, inputs: dict[str, runs.Artefact] | None = None) -> runs.Artefact:
+    key = runs.key_of(stage, spec, {name: artefact.key for name, artefact in (inputs or {}).items()})
+    artefact = runs.find(stage.__name__, key)
+    if artefact is None:
+        raise LookupError(f"{stage.__name__} {key}")
+    return artefact
+
+
+def _compute(study: Study, profile: Profile, jobs: list[tuple[Row, int]], workers: int) -> dict[tuple[Row, int], dict]:
+    """Run jobs in processes of one thread each; shared features first."""
+    runs.check_writable()
+    found: dict[tuple[Row, int], dict] = {}
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            for future in [pool.submit(features, profile, split) for split in ("train", "val")]:
+                future.result()
+            waiting = {pool.submit(_job, profile, *job): job for job in jobs}
+            for future in track(as_completed(waiting), len(waiting), f"{study.name} on {profile.name}"):
+                found[waiting[future]] = future.result()
+        except BrokenProcessPool as error:
+            raise RuntimeError(
+                "a worker process died: out of memory, or a script without `if __name__ == '__main__':`; "
+                "finished rows are kept, run again to go on"
+            ) from error
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return found
+
+
+def _job(profile: Profile, row: Row, seed: int) -> dict[str, Any]:
+    try:
+        return artefacts(profile, row, seed)["evaluation"].summary
+    except Exception as error:
+        error.add_note(f"in row {row.name}, seed {seed}, profile {profile.name}") if hasattr(error, "add_note") else None
+        raise
+
+
+def with_context(profile: Profile, context: float) -> Profile:
+    """The same profile with train backgrounds tied to classes (0..1); validation stays free."""
+    return replace(profile, name=f"{profile.name}-context{context}", train=replace(profile.train, context=context))

@@ -1,0 +1,184 @@
+"""One training loop for every network of the companion.
+
+The loop knows neither data nor losses: it asks `batch` for samples by index and `losses` for a dict of scalar terms, sums the
+terms, steps, and writes a checkpoint per epoch.  Order and augmentation are pure functions of (seed, epoch), so a run that is
+killed and started again ends with the same weights, bit for bit on a CPU with the same number of threads.
+"""
+
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+CHECK_EVERY = 20  # steps between looks at the loss: each look waits for the device
+OPTIMISERS = ("adamw", "sgd")
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss is no longer finite; the message names step, samples and the last good checkpoint."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Optimiser and its course.
+
+    lr: of backbone parameters.  head_lr: of everything else.  warmup_steps: linear from 0; then poly, (1 - step/steps)^power.
+    """
+
+    epochs: int
+    batch_size: int
+    lr: float
+    head_lr: float
+    weight_decay: float
+    warmup_steps: int
+    poly_power: float = 0.9
+    optimiser: str = "adamw"
+    momentum: float = 0.9
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "lr", "head_lr"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.optimiser not in OPTIMISERS:
+            raise ValueError(f"optimiser must be one of {', '.join(OPTIMISERS)}, got {self.optimiser!r}")
+
+    def factor(self, step: int, steps: int) -> float:
+        """What the learning rates are multiplied by in `step` (0-based) of `steps`."""
+        warm = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        return warm * (1 - step / steps) ** self.poly_power
+
+
+def fit(
+    network: nn.Module,
+    *,
+    n_samples: int,
+    batch: Callable[[Tensor, torch.Generator], Any],
+    losses: Callable[[nn.Module, Any], dict[str, Tensor]],
+    schedule: Schedule,
+    seed: int,
+    checkpoint: Path | None = None,
+) -> list[dict[str, float]]:
+    """Train `network` in place; returns one row per epoch: epoch, lr, and the mean of every loss term.
+
+    batch: (sample indices (b,) int64, generator for augmentation) -> what `losses` takes.
+    checkpoint: file that is written after every epoch, resumed from where it exists, and removed at the end.
+    Raises TrainingDiverged where the loss is not finite, ValueError where there are fewer samples than one batch.
+    """
+    if n_samples < schedule.batch_size:
+        raise ValueError(f"{n_samples} samples cannot fill a batch of {schedule.batch_size}")
+    steps_per_epoch = n_samples // schedule.batch_size
+    steps = schedule.epochs * steps_per_epoch
+    optimiser = make_optimiser(network, schedule)
+    base_rates = [group["lr"] for group in optimiser.param_groups]
+    rows = resume(checkpoint, network, optimiser) if checkpoint else []
+    network.train()
+    for epoch in range(len(rows), schedule.epochs):
+        terms: list[dict[str, Tensor]] = []
+        for i, indices in enumerate(epoch_order(n_samples, schedule.batch_size, seed, epoch)):
+            factor = schedule.factor(epoch * steps_per_epoch + i, steps)
+            for group, rate in zip(optimiser.param_groups, base_rates, strict=True):
+                group["lr"] = rate * factor
+            step_terms = losses(network, batch(indices, stream(seed, 1, epoch, i)))
+            optimiser.zero_grad(set_to_none=True)
+            sum(step_terms.values()).backward()
+            optimiser.step()
+            terms.append({name: value.detach() for name, value in step_terms.items()})
+            if (i + 1) % CHECK_EVERY == 0 or i + 1 == steps_per_epoch:
+                _check_finite(terms, epoch, steps_per_epoch, n_samples, schedule, seed, checkpoint)
+        means = {name: torch.stack([t[name] for t in terms]).mean().item() for name in terms[0]}
+        rows.append({"epoch": epoch + 1, "lr": optimiser.param_groups[-1]["lr"], **means})
+        if checkpoint:
+            save_checkpoint(checkpoint, network, optimiser, rows)
+    if checkpoint:
+        checkpoint.unlink(missing_ok=True)
+    return rows
+
+
+def make_optimiser(network: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
+    """Two groups, ``backbone.*`` at lr and the rest at head_lr; frozen parameters are left out."""
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            groups[name.startswith("backbone.")].append(parameter)
+    rated = [{"params": groups[True], "lr": schedule.lr}, {"params": groups[False], "lr": schedule.head_lr}]
+    rated = [group for group in rated if group["params"]]
+    if schedule.optimiser == "sgd":
+        return torch.optim.SGD(rated, momentum=schedule.momentum, weight_decay=schedule.weight_decay)
+    return torch.optim.AdamW(rated, weight_decay=schedule.weight_decay)
+
+
+def stream(*path: int) -> torch.Generator:
+    """An independent random stream for a path of integers (seed, purpose, epoch, step)."""
+    state = np.random.SeedSequence(path).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+
+
+def epoch_order(n_samples: int, batch_size: int, seed: int, epoch: int) -> Iterator[Tensor]:
+    """The batches of an epoch as sample indices; the last, incomplete batch is dropped."""
+    order = torch.randperm(n_samples, generator=stream(seed, 0, epoch))
+    yield from order[: n_samples - n_samples % batch_size].split(batch_size)
+
+
+def save_checkpoint(file: Path, network: nn.Module, optimiser: torch.optim.Optimizer, rows: Sequence[dict[str, float]]) -> None:
+    """Write trained parameters, optimiser state and the log so far, atomically, without pickle."""
+    tensors = {f"network/{name}": p.detach() for name, p in network.named_parameters() if p.requires_grad}
+    for index, state in optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser/{index}/{name}": torch.as_tensor(value) for name, value in state.items() if value is not None}
+    aside = file.with_name(f".{file.name}.{os.getpid()}")
+    save_file({name: t.contiguous() for name, t in tensors.items()}, aside, metadata={"rows": json.dumps(list(rows))})
+    aside.replace(file)
+
+
+def resume(file: Path, network: nn.Module, optimiser: torch.optim.Optimizer) -> list[dict[str, float]]:
+    """Load a checkpoint into network and optimiser; returns its log, or [] where there is none or it is unreadable."""
+    if not file.is_file():
+        return []
+    try:
+        with safe_open(file, framework="pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (no mapping)
+            rows = json.loads(opened.metadata()["rows"])
+    except (OSError, KeyError, ValueError, TypeError, SafetensorError) as error:
+        warnings.warn(f"checkpoint {file.name} is damaged ({error}): training starts again", stacklevel=2)
+        return []
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(tensors[f"network/{name}"])
+    state = optimiser.state_dict()
+    for name, tensor in tensors.items():
+        kind, index, *field = name.split("/")
+        if kind == "optimiser":
+            state["state"].setdefault(int(index), {})[field[0]] = tensor
+    optimiser.load_state_dict(state)
+    return rows
+
+
+def _check_finite(
+    terms: Sequence[dict[str, Tensor]],
+    epoch: int,
+    steps_per_epoch: int,
+    n_samples: int,
+    schedule: Schedule,
+    seed: int,
+    checkpoint: Path | None,
+) -> None:
+    """Look at the losses of this epoch so far; raise TrainingDiverged at the first that is not finite."""
+    totals = torch.stack([sum(t.values()) for t in terms])
+    if totals.isfinite().all():
+        return
+    first = int((~totals.isfinite()).nonzero()[0])
+    indices = list(epoch_order(n_samples, schedule.batch_size, seed, epoch))[first].tolist()
+    kept = f"the last good checkpoint is {checkpoint}" if checkpoint and checkpoint.is_file() else "no epoch was finished"
+    raise TrainingDiverged(
+        f"the loss is {totals[first].item()} at step {epoch * steps_per_epoch + first} (epoch {epoch + 1}), "
+        f"samples {indices}; {kept}. Lower the learning rate (now {schedule.lr} and {schedule.head_lr}) or look at the samples."
+    )

