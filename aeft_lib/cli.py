@@ -11,10 +11,13 @@ from aeft_lib import paths, profiles, runs, studies
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 1 for an error that the message explains, 130 after Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal without "×" shows "?" and not a traceback
     arguments = _parser().parse_args(argv)
     try:
         arguments.command(arguments)
-    except (ValueError, FileNotFoundError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", []))
         print(f"aeft: {error}{notes}", file=sys.stderr)
         return 1
@@ -28,6 +31,8 @@ def run(arguments: argparse.Namespace) -> None:
     """``aeft run STUDY``: compute or read a study, print its table."""
     study, profile = studies.get(arguments.study), profiles.get(arguments.profile)
     rows = [study.row(arguments.row)] if arguments.row else []
+    if arguments.seed is not None and arguments.seeds:
+        raise ValueError("--seed picks one seed and --seeds says how many: give one of them")
     seeds = range(profiles.seeds(profile, arguments.seeds)) if arguments.seed is None else [arguments.seed]
     table = studies.run(study, profile, seeds, rows=rows, workers=arguments.workers)
     shown = ["label", "n", "miou", "miou_sd", "precision", "recall", "miou_maskless", "tag_map"]
@@ -63,11 +68,12 @@ def write_report(profile: profiles.Profile, n_seeds: int) -> None:
     from aeft_lib import report as reports
     from aeft_lib.session import Session
 
+    runs.check_writable()
     session = Session(profile, n_seeds)
     built = session.report()
-    for file in reports.write(built, session.figures_folder):
+    for file in reports.write(built, session.report_folder):
         print(file)
-    if session.figures_folder == paths.FIGURES:
+    if session.report_folder == paths.FIGURES:
         reports.update_readme(built)
 
 

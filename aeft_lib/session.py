@@ -14,7 +14,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from aeft_lib import evaluation, figures, gpp, paths, profiles, report, runs, studies
+from aeft_lib import figures, gpp, paths, profiles, report, runs, studies
 from aeft_lib.backbones.efficientnet_lite import normalise
 from aeft_lib.classifier import CamClassifier, CamOutput
 from aeft_lib.data.collages import Collages, Scene, load_pack
@@ -43,6 +43,13 @@ class Session:
         if self.profile.name == "laptop" and self.n_seeds >= profiles.COMMITTED_SEEDS:
             return paths.FIGURES
         return paths.runs() / "figures" / f"{self.profile.name}-{self.n_seeds}seeds"
+
+    @property
+    def report_folder(self) -> Path:
+        """As `figures_folder`, but the committed report is only replaced by one over everything: all rows, all seeds."""
+        jobs = [(row, seed) for study in studies.STUDIES.values() for row in study.rows for seed in range(self.n_seeds)]
+        whole = all(studies.stored(self.profile, *job) is not None for job in jobs)
+        return self.figures_folder if whole else paths.runs() / "figures" / f"{self.profile.name}-incomplete"
 
     def provenance(self) -> str:
         """One line: what the numbers of this session depend on."""
@@ -245,11 +252,3 @@ def pyramid_pictures(pooling: gpp.PyramidPooling, cam: Tensor, class_id: int) ->
 
 def _iou(a: np.ndarray, b: np.ndarray) -> float:
     return float((a & b).sum() / max((a | b).sum(), 1))
-
-
-def sweep_of(session: Session, row: str, seed: int = 0) -> evaluation.Sweep:
-    """The one-pass sweep of a row's seeds, computed again from the seed store and the masks."""
-    scenes = session.scenes
-    masks = [torch.from_numpy(scenes[i].mask) for i in range(len(scenes))]
-    cams = [tuple(item) for item in session.seeds(row, seed)]
-    return evaluation.sweep(cams, masks, session.profile.thresholds, num_classes=session.profile.num_classes)

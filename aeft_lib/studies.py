@@ -6,10 +6,11 @@ runs in a process of its own with one thread, so results do not depend on how ma
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -18,7 +19,7 @@ from tqdm.auto import tqdm
 
 from aeft_lib import runs
 from aeft_lib.data.collages import load_pack
-from aeft_lib.profiles import Profile
+from aeft_lib.profiles import PAPER_LEVELS, Profile
 from aeft_lib.stages.classifier import ClassifierSpec, PoolingSpec, train_classifier
 from aeft_lib.stages.evaluation import EvaluationSpec, evaluate_seeds
 from aeft_lib.stages.features import FeatureSpec, cache_features
@@ -31,6 +32,7 @@ class Row:
 
     label: as the poster prints it.  fusion, prediction: of the pooling layer.
     levels: which of the profile's four levels it pools, as positions.  published: the id of its number in published.toml.
+    scaled: False takes the paper's bins as printed, those that fit the map, instead of the profile's scaled ones.
     """
 
     name: str
@@ -39,10 +41,13 @@ class Row:
     levels: tuple[int, ...] = (0, 1, 2, 3)
     prediction: str = "sign_preserving"
     published: str | None = None
+    scaled: bool = True
 
     def pooling(self, profile: Profile) -> PoolingSpec:
         """The row's pooling layer on the profile's feature map."""
-        return PoolingSpec(self.fusion, tuple(profile.levels[i] for i in self.levels), self.prediction)
+        printed = tuple(level for level in PAPER_LEVELS if level <= profile.map_side)
+        levels = tuple(profile.levels[i] for i in self.levels) if self.scaled else printed
+        return PoolingSpec(self.fusion, levels, self.prediction)
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,7 @@ STUDIES = {
                 Row("average", "A", "average", published="table1.A"),
                 Row("inverse", "$G_I$", "inverse", published="table1.G_I"),
                 GATED,
+                Row("gated_unscaled", "G, bins as printed", "gated", scaled=False),
                 Row("positive_only", "G, positive only", "gated", prediction="positive_only"),
                 Row("attention_off", "G, attention off", "gated", prediction="attention_off"),
             ),
@@ -126,13 +132,29 @@ def run(study: Study, profile: Profile, seeds: Sequence[int], *, rows: Sequence[
 
     rows: only these.  workers: processes; 0 is one per core.
     What is finished stays in the store whatever happens to the rest; errors of a row carry its name and seed.
+    Raises ValueError for seeds that are none, before anything runs.
     """
-    jobs = [(row, seed) for seed in seeds for row in (rows or study.rows)]
+    jobs = [(row, seed) for seed in check_seeds(seeds) for row in (rows or study.rows)]
     found = {job: stored(profile, *job) for job in jobs}
     if missing := [job for job in jobs if found[job] is None]:
-        found |= _compute(study, profile, missing, workers or len(os.sched_getaffinity(0)))
+        found |= _compute(study, profile, missing, workers or cores())
     lines = [{"row": row.name, "label": row.label, "seed": seed, **found[row, seed]} for row, seed in jobs]
     return pd.DataFrame(lines)
+
+
+def check_seeds(seeds: Iterable[int]) -> list[int]:
+    """The seeds as a list.  Raises ValueError where one is no whole number from 0 to 2^32 - 1, or stands twice."""
+    checked = list(seeds)
+    if any(not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32 for seed in checked):
+        raise ValueError(f"seeds must be whole numbers from 0 to {2**32 - 1}, got {checked}")
+    if len(set(checked)) < len(checked):
+        raise ValueError(f"every seed counts once, got {checked}")
+    return checked
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def stored(profile: Profile, row: Row, seed: int) -> dict[str, Any] | None:
@@ -147,7 +169,7 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
     """Mean and sd over seeds of every number, one line per row in the study's order, and ``n``.  sd of one seed is NaN."""
     numbers = [column for column in table.columns if column not in ("row", "label", "seed")]
     grouped = table.groupby(["row", "label"], sort=False)[numbers]
-    summary = grouped.mean().join(grouped.std(), rsuffix="_sd")
+    summary = grouped.mean().join(grouped.std().add_suffix("_sd"))
     return summary.assign(n=grouped.size()).reset_index()
 
 
@@ -165,26 +187,50 @@ def _lookup(stage: runs.Stage, spec: Any, inputs: dict[str, runs.Artefact] | Non
 
 
 def _compute(study: Study, profile: Profile, jobs: list[tuple[Row, int]], workers: int) -> dict[tuple[Row, int], dict]:
-    """Run jobs in processes of one thread each; shared features first."""
+    """Run jobs in processes of one thread each; shared features first.  Nothing is begun after an error or Ctrl-C."""
     runs.check_writable()
     found: dict[tuple[Row, int], dict] = {}
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(max_workers=workers, mp_context=context, initializer=_start_worker) as pool:
         try:
             for future in [pool.submit(features, profile, split) for split in ("train", "val")]:
                 future.result()
-            waiting = {pool.submit(_job, profile, *job): job for job in jobs}
-            for future in track(as_completed(waiting), len(waiting), f"{study.name} on {profile.name}"):
-                found[waiting[future]] = future.result()
+            for job, future in track(_in_turn(pool, profile, jobs, workers), len(jobs), f"{study.name} on {profile.name}"):
+                found[job] = future.result()
         except BrokenProcessPool as error:
             raise RuntimeError(
                 "a worker process died: out of memory, or a script without `if __name__ == '__main__':`; "
                 "finished rows are kept, run again to go on"
             ) from error
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in multiprocessing.active_children():
+                worker.terminate()
             raise
     return found
+
+
+def _in_turn(
+    pool: ProcessPoolExecutor, profile: Profile, jobs: list[tuple[Row, int]], workers: int
+) -> Iterator[tuple[tuple[Row, int], Future]]:
+    """Finished jobs as they come; a job is handed over only when a worker is free for it."""
+    waiting: dict[Future, tuple[Row, int]] = {}
+    left = list(jobs)
+    while left or waiting:
+        while left and len(waiting) < workers:
+            waiting[pool.submit(_job, profile, *left[0])] = left.pop(0)
+        for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+            yield waiting.pop(future), future
+
+
+def _start_worker() -> None:
+    """One thread for the arithmetic, and an end as soon as the parent's: an orphan would hold a gigabyte for nothing."""
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _job(profile: Profile, row: Row, seed: int) -> dict[str, Any]:
@@ -193,8 +239,3 @@ def _job(profile: Profile, row: Row, seed: int) -> dict[str, Any]:
     except Exception as error:
         error.add_note(f"in row {row.name}, seed {seed}, profile {profile.name}") if hasattr(error, "add_note") else None
         raise
-
-
-def with_context(profile: Profile, context: float) -> Profile:
-    """The same profile with train backgrounds tied to classes (0..1); validation stays free."""
-    return replace(profile, name=f"{profile.name}-context{context}", train=replace(profile.train, context=context))

@@ -1,4 +1,4 @@
-"""Evaluation: golden parity, the one-pass sweep against the literal loop, hand-worked counts, the maskless threshold, refusals."""
+"""Evaluation: golden parity, the one-pass sweep against the literal loop, counts by hand, the maskless threshold, refusals."""
 
 import re
 
@@ -281,6 +281,8 @@ CAM, MASK = torch.full((2, 3, 4), 0.5), torch.zeros(3, 4, dtype=torch.uint8)
         ((torch.tensor([0, 2]), CAM), MASK, r"class id 2 is outside 0\.\.1"),
         ((torch.tensor([-1, 0]), CAM), MASK, r"is outside 0\.\.1"),
         (CAM, MASK + 3, r"mask label 3 is outside 0\.\.2 and is not void \(255\)"),
+        (CAM, MASK.long() - 1, r"mask labels -1\.\.-1 are outside 0\.\.255"),
+        (CAM, MASK.long() + 256, r"mask labels 256\.\.256 are outside 0\.\.255"),
         (CAM.index_fill(0, torch.tensor(1), float("nan")), MASK, "cam holds NaN or infinity"),
         (CAM.index_fill(0, torch.tensor(0), float("inf")), MASK, "cam holds NaN or infinity"),
     ],

@@ -205,14 +205,13 @@ def test_damaged_checkpoint_is_said_and_training_starts_over(tmp_path, monkeypat
         train(checkpoint=checkpoint)
     mend()
     damage(checkpoint)
-    with pytest.warns(UserWarning, match="checkpoint is damaged.*starts again"):
+    with pytest.warns(UserWarning, match=r"checkpoint is damaged.*starts again"):
         again, rows = train(checkpoint=checkpoint)
     assert rows == whole_rows
     assert same(again, whole)
     assert not checkpoint.exists()
 
 
-@pytest.mark.xfail(strict=True, reason="tensors are read outside the try: KeyError, RuntimeError")
 @pytest.mark.parametrize("tensors", [{"a": torch.zeros(1)}, {"network/head.bias": torch.zeros(7)}], ids=["missing", "shape"])
 def test_checkpoint_of_another_network_is_said_and_training_starts_over(tmp_path, tensors):
     whole, whole_rows = train()
@@ -222,7 +221,6 @@ def test_checkpoint_of_another_network_is_said_and_training_starts_over(tmp_path
     assert same(again, whole)
 
 
-@pytest.mark.xfail(strict=True, reason="safetensors has no checksum: a flipped bit is trained on without a word")
 def test_flipped_bit_in_a_checkpoint_is_found(tmp_path, monkeypatch):
     whole, _ = train()
     checkpoint = tmp_path / "checkpoint"
@@ -282,11 +280,10 @@ def test_divergence_in_the_first_epoch_has_no_checkpoint(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.xfail(strict=True, reason="a gradient that is NaN where the loss is finite is seen a step later, or never")
-@pytest.mark.parametrize("bad_step", [2, 11], ids=["end of the first epoch", "last step"])
-def test_weights_that_are_not_finite_are_never_called_good(tmp_path, bad_step):
+@pytest.mark.parametrize(("bad_step", "epoch"), [(2, 1), (11, 4)], ids=["end of the first epoch", "last step"])
+def test_weights_that_are_not_finite_are_never_called_good(tmp_path, bad_step, epoch):
     """The square root has an infinite slope at 0: the loss is finite, its gradient is not."""
-    network, steps, (x, y) = Tiny(), [], samples()
+    network, steps, (x, _) = Tiny(), [], samples()
 
     def losses(net, inputs):
         steps.append(0)
@@ -294,7 +291,7 @@ def test_weights_that_are_not_finite_are_never_called_good(tmp_path, bad_step):
         fitted = nn.functional.mse_loss(out, torch.zeros_like(out))
         return {"fit": fitted + ((out * 0).square().sum().sqrt() if len(steps) - 1 == bad_step else 0)}
 
-    with pytest.raises(TrainingDiverged, match=f"step {bad_step} "):
+    with pytest.raises(TrainingDiverged, match=f"epoch {epoch}"):
         fit(
             network,
             n_samples=N,
@@ -332,7 +329,6 @@ def test_schedule_refuses(name, value):
         schedule(**{name: value})
 
 
-@pytest.mark.xfail(strict=True, reason="only signs of four fields are looked at")
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -388,10 +384,9 @@ def test_order_depends_on_seed_and_epoch_alone():
 
 
 def test_streams_of_different_paths_differ():
-    paths = [(s, p, e, i) for s in range(3) for p in range(2) for e in range(3) for i in range(3)] + [(0,), (0, 1), (0, 1, 0)]
+    paths = [(s, p, e, i) for s in range(3) for p in range(2) for e in range(3) for i in range(3)]
     draws = {tuple(torch.randint(2**40, (4,), generator=stream(*path)).tolist()) for path in paths}
-    # numpy's SeedSequence pads a short path with zeros: (0,) and (0, 1, 0) stand for longer ones, which the loop never mixes.
-    assert len(draws) >= 54
+    assert len(draws) == len(paths)
     assert torch.equal(torch.rand(3, generator=stream(4, 1, 2, 3)), torch.rand(3, generator=stream(4, 1, 2, 3)))
 
 

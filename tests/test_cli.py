@@ -1,0 +1,275 @@
+"""The command line as a reader meets it: exit codes, one-line errors, tables.  Most calls are made in this process."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aeft_lib import cli, paths, report, runs, studies
+from aeft_lib.data import collages
+from aeft_lib.profiles import SMOKE
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path, monkeypatch):
+    """An empty store, silence, no profile in the environment."""
+    monkeypatch.setenv("AEFT_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("AEFT_QUIET", "1")
+    monkeypatch.delenv("AEFT_PROFILE", raising=False)
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def nothing_is_built(monkeypatch):
+    """Fail where anything is computed."""
+
+    def refuse(*_, **__):
+        raise AssertionError("something was computed")
+
+    monkeypatch.setattr(studies, "_compute", refuse)
+    monkeypatch.setattr(runs, "_build", refuse)
+
+
+def failure(capsys, *words: str) -> str:
+    """Run a command that has to fail with exit code 1, nothing on stdout and one line on stderr; returns that line."""
+    code = cli.main(words)
+    out, err = capsys.readouterr()
+    assert code == 1
+    assert out == ""
+    assert err.startswith("aeft: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def refusal(capsys, *words: str) -> str:
+    """Run a command that argparse has to refuse with exit code 2; returns what it says."""
+    with pytest.raises(SystemExit) as caught:
+        cli.main(words)
+    assert caught.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("usage: aeft")
+    return err
+
+
+# --- wrong requests ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run", "gap"], "unknown study 'gap'; there are gap_vs_gpp, pyramid_ablation"),
+        (["run", ""], "unknown study ''; there are gap_vs_gpp"),
+        (["run", "gap_vs_gpp", "--profile", "huge"], "unknown profile 'huge'; there are smoke, laptop"),
+        (["run", "gap_vs_gpp", "--profile", "smoke", "--row", "average"], "gap_vs_gpp has no row 'average'; there are gap"),
+        (["run", "gap_vs_gpp", "--profile", "smoke", "--row", "G"], "study gap_vs_gpp has no row 'G'"),
+        (["run", "gap_vs_gpp", "--profile", "smoke", "--seeds", "-1"], "seeds must be a whole number"),
+        (["reproduce", "--profile", "huge"], "unknown profile 'huge'"),
+        (["reproduce", "--profile", "smoke", "--seeds", "-3"], "seeds must be a whole number"),
+        (["report", "--profile", "huge"], "unknown profile 'huge'"),
+        (["bench", "speed"], "unknown benchmark 'speed'; there are evaluation"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_names_and_numbers_are_one_line(capsys, nothing_is_built, store, words, message):
+    assert message in failure(capsys, *words)
+    assert not store.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "required: COMMAND"),
+        (["train"], "invalid choice: 'train'"),
+        (["run"], "required: study"),
+        (["run", "gap_vs_gpp", "--seeds", "three"], "argument --seeds: invalid int value: 'three'"),
+        (["run", "gap_vs_gpp", "--seeds", "2.0"], "argument --seeds: invalid int value: '2.0'"),
+        (["run", "gap_vs_gpp", "--seed", "a"], "argument --seed: invalid int value: 'a'"),
+        (["run", "gap_vs_gpp", "--workers", "all"], "argument --workers: invalid int value: 'all'"),
+        (["data", "check", "voc13"], "invalid choice: 'voc13'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_words_are_refused_by_the_parser(capsys, nothing_is_built, store, words, message):
+    assert message in refusal(capsys, *words)
+    assert not store.exists()
+
+
+@pytest.mark.parametrize("words", [["--seed", "-1"], ["--seed", str(10**30)], ["--seeds", "3", "--seed", "1"]], ids=" ".join)
+def test_seeds_that_cannot_be_are_refused_before_work(capsys, nothing_is_built, words):
+    try:
+        code = cli.main(["run", "gap_vs_gpp", "--profile", "smoke", *words])
+    except SystemExit as refused:  # the parser's way
+        code = refused.code
+    assert code in (1, 2)
+    assert "seed" in capsys.readouterr().err
+
+
+def test_profile_of_the_environment(capsys, nothing_is_built, monkeypatch):
+    monkeypatch.setenv("AEFT_PROFILE", "labtop")
+    assert "unknown profile 'labtop'; there are smoke, laptop" in failure(capsys, "run", "gap_vs_gpp")
+
+
+@pytest.mark.parametrize("below", ["", "runs"])
+@pytest.mark.parametrize("words", [["run", "gap_vs_gpp"], ["reproduce"]], ids=" ".join)
+def test_store_that_cannot_be_written(capsys, monkeypatch, tmp_path, words, below):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("AEFT_RUNS", str(tmp_path / "file" / below))
+    monkeypatch.setattr(studies, "ProcessPoolExecutor", None)
+    err = failure(capsys, *words, "--profile", "smoke")
+    assert "cannot write to the store" in err
+    assert "point AEFT_RUNS at a folder" in err
+
+
+def test_report_to_a_store_that_cannot_be_written(capsys, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("AEFT_RUNS", str(tmp_path / "file" / "runs"))
+    assert "AEFT_RUNS" in failure(capsys, "report", "--profile", "smoke")
+
+
+def test_error_with_notes_and_interruption(capsys, monkeypatch):
+    error = RuntimeError("the loss is nan at step 3")
+    error.__notes__ = ["in row gap, seed 0, profile smoke"]
+
+    def stop(*_, **__):
+        raise error
+
+    monkeypatch.setattr(studies, "run", stop)
+    assert cli.main(["run", "gap_vs_gpp", "--profile", "smoke"]) == 1
+    assert capsys.readouterr().err == "aeft: the loss is nan at step 3\n  in row gap, seed 0, profile smoke\n"
+    error = KeyboardInterrupt()
+    assert cli.main(["run", "gap_vs_gpp", "--profile", "smoke"]) == 130
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "run the command again to go on" in err
+
+
+# --- right requests ----------------------------------------------------------------------------------------------------
+
+
+def test_row_and_seed_of_a_study_as_a_table_from_anywhere(tmp_path):
+    """As a job of a cluster array: another directory, a relative store with spaces and umlauts, few variables."""
+    words = [sys.executable, "-m", "aeft_lib.cli", "run", "gap_vs_gpp", "--profile", "smoke", "--row", "gap", "--seed", "0"]
+    environment = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(paths.ROOT),
+        "AEFT_RUNS": "meine Läufe/1",
+        "AEFT_QUIET": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONUTF8": "1",
+    }
+    done = subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert (done.returncode, done.stderr) == (0, "")
+    head, line = done.stdout.splitlines()
+    assert head.split() == ["label", "n", "miou", "miou_sd", "precision", "recall", "miou_maskless", "tag_map"]
+    label, n, miou, sd, *_ = line.split()
+    assert (label, n, sd) == ("GAP", "1", "NaN")
+    assert 0 < float(miou) < 100
+    stages = {f.parent.parent.name for f in (tmp_path / "meine Läufe" / "1").glob("*/*/record.json")}
+    assert stages == {"cache_features", "train_classifier", "infer_seeds", "evaluate_seeds"}
+
+
+def test_stored_rows_print_their_summary(capsys, monkeypatch, nothing_is_built):
+    numbers = {"precision": 50.0, "recall": 60.0, "miou_maskless": 40.0, "tag_map": 80.0}
+    asked = []
+
+    def stored(profile, row, seed):
+        asked.append((profile.name, row.name, seed))
+        return numbers | {"miou": 40.0 + 10 * seed + (row.name == "gated")}
+
+    monkeypatch.setattr(studies, "stored", stored)
+    assert cli.main(["run", "gap_vs_gpp", "--profile", "smoke", "--seeds", "2"]) == 0
+    assert asked == [("smoke", name, seed) for seed in (0, 1) for name in ("gap", "gated")]
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[1:] == [
+        ["GAP", "2", "45.0", "7.1", "50.0", "60.0", "40.0", "80.0"],
+        ["G", "2", "46.0", "7.1", "50.0", "60.0", "40.0", "80.0"],
+    ]
+    asked.clear()
+    assert cli.main(["run", "gap_vs_gpp", "--profile", "smoke", "--row", "gated", "--seed", "5"]) == 0
+    assert asked == [("smoke", "gated", 5)]
+    asked.clear()
+    assert cli.main(["run", "gap_vs_gpp", "--profile", "smoke"]) == 0
+    assert {seed for *_, seed in asked} == set(range(SMOKE.seeds))
+
+
+def test_report_of_an_empty_store_says_not_run(capsys, nothing_is_built, store):
+    assert cli.main(["report", "--profile", "smoke"]) == 0
+    files = [Path(line) for line in capsys.readouterr().out.splitlines()]
+    assert {f.name for f in files} == {"report.json", "report.csv", "report.md"}
+    assert all(f.is_relative_to(store) for f in files)
+    claims = json.loads(next(f for f in files if f.suffix == ".json").read_text(encoding="utf-8"))["claims"]
+    assert {claim["verdict"] for claim in claims} == {"not run"}
+
+
+def test_report_of_an_empty_store_never_replaces_the_committed_one(capsys, nothing_is_built, tmp_path, monkeypatch):
+    committed = tmp_path / "figures" / "report.json"
+    committed.parent.mkdir()
+    committed.write_text("three seeds")
+    monkeypatch.setattr(paths, "FIGURES", committed.parent)
+    monkeypatch.setattr(report, "update_readme", lambda *_: None)
+    cli.main(["report", "--profile", "laptop", "--seeds", "3"])
+    assert committed.read_text() == "three seeds"
+
+
+# --- data --------------------------------------------------------------------------------------------------------------
+
+
+def test_data_check_counts_the_pack(capsys):
+    assert cli.main(["data", "check", "collages"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    pack = collages.load_pack()
+    assert [line.split(":")[0] for line in lines] == ["train", "val"]
+    for line in lines:
+        split = line.split(":")[0]
+        count = sum(len(items) for (where, _), items in pack.cutouts.items() if where == split)
+        assert line.startswith(f"{split}: {count} cut-outs {{")
+        assert line.endswith(f", {len(pack.backgrounds[split])} backgrounds")
+        assert all(f"'{name}': " in line for name in collages.CLASSES)
+
+
+def damaged_pack(tmp_path, damage):
+    """A copy of the pack after `damage(folder)`."""
+    folder = tmp_path / "pack"
+    shutil.copytree(paths.COLLAGES, folder)
+    damage(folder)
+    return folder
+
+
+def flip(folder):
+    file = sorted(folder.rglob("*.webp"))[7]
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(bytes(content))
+
+
+DAMAGES = {
+    "no manifest": (lambda f: (f / "manifest.csv").unlink(), "the photo pack is missing"),
+    "a photo is gone": (lambda f: sorted(f.rglob("*.webp"))[0].unlink(), "is missing or differs from the manifest"),
+    "a photo is truncated": (lambda f: os.truncate(sorted(f.rglob("*.webp"))[3], 50), "differs from the manifest"),
+    "a bit is flipped": (flip, "differs from the manifest"),
+    "an empty manifest": (lambda f: os.truncate(f / "manifest.csv", 0), "lists nothing in train for bird"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damaged_pack_is_one_line_with_the_remedy(capsys, tmp_path, monkeypatch, name):
+    damage, message = DAMAGES[name]
+    folder = damaged_pack(tmp_path, damage)
+    load = collages.load_pack
+    monkeypatch.setattr(collages, "load_pack", lambda: load(folder))
+    err = failure(capsys, "data", "check", "collages")
+    assert message in err
+    assert "restore it with: git checkout -- data/collages" in err
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00\x01", b"a conflict\n<<<<<<< HEAD\n"], ids=["bytes", "conflict"])
+def test_damaged_manifest_is_one_line_with_the_remedy(capsys, tmp_path, monkeypatch, content):
+    folder = damaged_pack(tmp_path, lambda f: (f / "manifest.csv").write_bytes(content))
+    load = collages.load_pack
+    monkeypatch.setattr(collages, "load_pack", lambda: load(folder))
+    assert "restore it with" in failure(capsys, "data", "check", "collages")
