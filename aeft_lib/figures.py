@@ -165,13 +165,13 @@ def threshold_curves(curves: pd.DataFrame, marks: Mapping[str, Mapping[str, floa
 def cam_fit(fits: pd.DataFrame) -> Figure:
     """Spill and coverage per object, one cloud a row: how imprecise and how sparse CAMs are, free of any threshold sweep.
 
-    fits: long, with ``label, spill, coverage``, both in 0..1.
+    fits: long, with ``label, spill, coverage``, both in 0..1, NaN for a CAM without activation.
     """
     figure, axes = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 1.9))
-    titles = {"spill": "imprecise: activation outside the object", "coverage": "sparse: object above half maximum"}
+    titles = {"spill": "spill (0 is precise)", "coverage": "coverage (1 is complete)"}
     for axis, (column, title) in zip(axes, titles.items(), strict=True):
         sns.ecdfplot(fits, x=column, hue="label", ax=axis, legend=axis is axes[0])
-        axis.set(xlabel=title, ylabel="share of objects", xlim=(0, 1))
+        axis.set(xlabel=title, ylabel="share of objects", xlim=(-0.03, 1.03))
     if legend := axes[0].get_legend():
         legend.set_title(None)
     return figure

@@ -91,11 +91,12 @@ class Session:
         return pd.DataFrame(lines)
 
     def extreme_cases(self, row: str, seed: int = 0) -> dict[str, int]:
-        """Scene numbers of an imprecise and a sparse CAM by a stated rule, among objects that fill 5-40 % of their scene.
+        """Scene numbers of an imprecise and a sparse CAM by a stated rule, among lone objects that fill 5-40 % of their scene.
 
         imprecise: the largest spill among the better covered half; sparse: the least coverage among the less spilling half.
         """
-        fits = self.cam_fit([row]).query("seed == @seed and 0.05 <= area <= 0.4").groupby("scene").filter(lambda g: len(g) == 1)
+        alone = self.cam_fit([row]).query("seed == @seed").groupby("scene").filter(lambda group: len(group) == 1)
+        fits = alone.query("0.05 <= area <= 0.4").fillna({"spill": 1.0, "coverage": 0.0})
         covered = fits[fits["coverage"] >= fits["coverage"].median()]
         tight = fits[fits["spill"] <= fits["spill"].median()]
         return {
@@ -103,12 +104,11 @@ class Session:
             "sparse": int(tight.loc[tight["coverage"].idxmin(), "scene"]),
         }
 
-    def verdicts(self, study: str) -> pd.DataFrame:
-        """The claims that rest on a study: what the paper says, our paired difference over the seeds, the verdict."""
+    def verdicts(self, study: str) -> str:
+        """The claims that rest on a study as a Markdown table: the paper's difference, ours over the seeds, the verdict."""
         ids = {claim["id"] for claim in report.published()["claims"] if claim["study"] == study}
-        claims = pd.DataFrame(report.build({study: self.table(study)}, self.profile.name)["claims"])
-        shown = ["claim", "unit", "published", "reproduced_mean", "sd", "n", "verdict"]
-        return claims.loc[claims["id"].isin(ids), shown].reset_index(drop=True)
+        built = report.build({study: self.table(study)}, self.profile.name)
+        return report.markdown({"claims": [claim for claim in built["claims"] if claim["id"] in ids]})
 
     def case(self, index: int, row: str, seed: int = 0) -> dict[str, np.ndarray]:
         """A scene with its first class's object, CAM and seed at the row's best threshold, as `figures.cam_problems` wants."""
@@ -224,12 +224,14 @@ def object_fits(seed: Seed, mask: np.ndarray) -> list[dict[str, float]]:
     - spill, 0..1: the share of the CAM's activation that lies outside the class's mask (0 is precise);
     - coverage, 0..1: the share of the class's mask where the CAM is above half its maximum (1 is complete);
     - area, 0..1: the mask as a fraction of the image.
+
+    A CAM without any activation has neither spill nor coverage: both are NaN, and medians leave it out.
     """
     lines = []
     for class_id, cam in zip(seed.class_ids.tolist(), seed.cam.numpy(), strict=True):
         inside, total = mask == class_id + 1, float(cam.sum())
-        spill = float(cam[~inside].sum()) / total if total else 0.0
-        coverage = float((cam[inside] > 0.5 * cam.max()).mean()) if total else 0.0
+        spill = float(cam[~inside].sum()) / total if total else np.nan
+        coverage = float((cam[inside] > 0.5 * cam.max()).mean()) if total else np.nan
         lines.append({"class": class_id, "area": float(inside.mean()), "spill": spill, "coverage": coverage})
     return lines
 

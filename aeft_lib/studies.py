@@ -217,7 +217,8 @@ def _in_turn(
     left = list(jobs)
     while left or waiting:
         while left and len(waiting) < workers:
-            waiting[pool.submit(_job, profile, *left[0])] = left.pop(0)
+            job = left.pop(0)
+            waiting[pool.submit(_job, profile, *job)] = job
         for future in wait(waiting, return_when=FIRST_COMPLETED).done:
             yield waiting.pop(future), future
 

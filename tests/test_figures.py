@@ -82,7 +82,8 @@ def test_save_writes_png_pdf_and_numbers_byte_stable(tmp_path):
     assert one == two
     assert one["curve.csv"] == b"label,miou\na,0.3333\nb,2.0000\n"
     assert one["curve.png"].startswith(b"\x89PNG")
-    assert b"CreationDate" not in one["curve.pdf"]
+    assert not any(word in one["curve.pdf"] for word in (b"CreationDate", b"/Producer", b"/Creator"))
+    assert b"Software" not in one["curve.png"]
 
 
 # --- pictures --------------------------------------------------------------------------------------------------------
@@ -230,7 +231,15 @@ def test_cam_fit_draws_the_cumulative_share_of_objects():
     assert ([0.0, 0.1], [0.5, 1.0]) in drawn
     assert {x for line in coverage.lines for x in line.get_xdata()[1:]} == {0.5, 0.9}
     assert {text.get_text() for text in spill.get_legend().get_texts()} == {"GAP", "G"}
-    assert spill.get_xlim() == (0, 1)
+    assert spill.get_xlim() == coverage.get_xlim()
+    assert spill.get_xlim()[0] <= 0 < 1 <= spill.get_xlim()[1]
+
+
+def test_cam_fit_leaves_out_objects_without_activation():
+    fits = pd.DataFrame({"label": ["GAP"] * 3, "spill": [np.nan, 0.2, 0.4], "coverage": [np.nan, 0.1, 0.3]})
+    (line,) = figures.cam_fit(fits).axes[0].lines
+    assert line.get_xdata()[1:].tolist() == [0.2, 0.4]
+    assert line.get_ydata()[1:].tolist() == [0.5, 1.0]
 
 
 def test_gate_balance_draws_mean_gates_by_step_and_side():

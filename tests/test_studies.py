@@ -30,7 +30,7 @@ from aeft_lib.profiles import SMOKE
 from aeft_lib.stages import classifier as classifier_stage
 from aeft_lib.stages import features as features_stage
 from aeft_lib.stages.classifier import ClassifierSpec, PoolingSpec, train_classifier
-from aeft_lib.stages.features import FeatureSpec, cache_features, load_features
+from aeft_lib.stages.features import FeatureSpec, load_features
 from aeft_lib.stages.seeds import SeedSpec, infer_seeds
 
 NUMBERS = [
