@@ -11,15 +11,24 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from IPython import get_ipython
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 plt.style.use(Path(__file__).with_name("style.mplstyle"))
 
 TEXT_WIDTH = 4.8  # inches, LNCS
 CAM_COLOURS = "magma"
+FLOOR = -8.0  # points: a row that collapses would hide all other differences
 # Truth against prediction: agreement, spill (predicted only), miss (true only).
 HIT, SPILL, MISS = (np.array(colour) / 255 for colour in ((0, 158, 115), (213, 94, 0), (86, 180, 233)))
+
+
+def use_inline_jpeg() -> None:
+    """In a notebook, store shown figures as JPEG: photographs as PNG would make the files four times as large."""
+    if get_ipython() is not None:
+        set_matplotlib_formats("jpeg", pil_kwargs={"quality": 85})
 
 
 def save(figure: Figure, name: str, table: pd.DataFrame, folder: Path) -> None:
@@ -130,6 +139,10 @@ def ablation_bars(table: pd.DataFrame, published: Mapping[str, float], baseline:
     figure, (ours, theirs) = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 2.6), sharey=True, width_ratios=(3, 2))
     sns.barplot(gains, x="gain", y="label", order=order, errorbar="sd", ax=ours, color="0.8", err_kws={"linewidth": 0.8})
     sns.stripplot(gains, x="gain", y="label", order=order, ax=ours, size=2.5, color="C0", jitter=False)
+    floor = max(gains["gain"].min() - 1, FLOOR)
+    ours.set_xlim(floor, max(gains["gain"].max() + 1, 2))
+    for label in wide[order].columns[wide[order].mean() - wide[baseline].mean() < floor]:
+        ours.text(floor, order.index(label), " ◂ off the scale", fontsize=6, va="center")
     ours.set_title(f"ours, unseen scenes ({baseline} {wide[baseline].mean():.1f})")
     known = pd.Series({label: published[label] for label in order if label in published}, dtype=float)
     sns.barplot(x=known - published.get(baseline, np.nan), y=known.index, order=order, ax=theirs, color="C1", alpha=0.6)
@@ -137,7 +150,6 @@ def ablation_bars(table: pd.DataFrame, published: Mapping[str, float], baseline:
     for axis, values in ((ours, wide[order].mean()), (theirs, known)):
         axis.set(xlabel=f"mIoU − {baseline} (points)", ylabel="")
         axis.axvline(0, color="0.3", linewidth=0.6)
-        axis.margins(x=0.18)
         for label, value in values.items():
             axis.text(1.0, order.index(label), f"{value:.1f}", transform=axis.get_yaxis_transform(), fontsize=6, va="center")
     return figure

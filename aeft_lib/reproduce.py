@@ -327,8 +327,8 @@ def publish_notebooks(sources: Sequence[Source], home: Path) -> None:
 def cleaned(source: NotebookNode, executed: NotebookNode) -> NotebookNode:
     """`source` with the outputs of `executed` and execution counts 1..n; neither is changed.
 
-    Code, tags, ids and metadata stay the source's, so injected parameters, timings and papermill's notes do not come along;
-    the state of widgets does, since their static pictures need it.
+    Code, tags, ids and metadata stay the source's, so injected parameters, timings, papermill's notes and the state of
+    widgets do not come along: the static picture of a widget stands in the cell above it.
     """
     result = copy.deepcopy(source)
     result.cells = _own_cells(result)
@@ -339,7 +339,8 @@ def cleaned(source: NotebookNode, executed: NotebookNode) -> NotebookNode:
         if cell.cell_type == "code":
             count += ran.execution_count is not None
             _take_outputs(cell, ran, count)
-    result.metadata = _cleaned_metadata(source.metadata, executed.metadata)
+    for name in ("papermill", "widgets"):  # the state of widgets holds pictures that no reader without a kernel sees
+        result.metadata.pop(name, None)
     return result
 
 
@@ -349,9 +350,3 @@ def _take_outputs(cell: NotebookNode, ran: NotebookNode, count: int) -> None:
     for output in cell.outputs:
         if "execution_count" in output:
             output.execution_count = cell.execution_count
-
-
-def _cleaned_metadata(source: NotebookNode, executed: NotebookNode) -> NotebookNode:
-    kept = {name: value for name, value in source.items() if name not in ("papermill", "widgets")}
-    widgets = {"widgets": executed["widgets"]} if "widgets" in executed else {}
-    return NotebookNode(copy.deepcopy(kept | widgets))

@@ -199,6 +199,7 @@ def open_session(profile: str = "", seeds: int = 0) -> Session:
     """
     chosen = profiles.get(profile)
     session = Session(chosen, profiles.seeds(chosen, seeds))
+    figures.use_inline_jpeg()
     load_pack()
     runs.check_writable()
     return session

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
@@ -158,6 +158,15 @@ def test_all_rows_are_different_networks():
     assert len({dataclasses.astuple(r.pooling(SMOKE)) for r in rows}) == len(rows)
     for row in rows:
         classifier_stage.build_pooling(row.pooling(SMOKE), SMOKE.num_classes)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_every_result_is_that_of_its_own_job(monkeypatch, workers):
+    monkeypatch.setattr(studies, "_job", lambda profile, row, seed: (row, seed))
+    jobs = [(row, seed) for seed in range(2) for row in studies.get("gap_vs_gpp").rows]
+    with ThreadPoolExecutor(workers) as pool:
+        returned = {job: future.result() for job, future in studies._in_turn(pool, SMOKE, jobs, workers)}
+    assert returned == {job: job for job in jobs}
 
 
 def test_summary_by_hand():
