@@ -103,7 +103,7 @@ def sweep(
     Raises ValueError where shapes, classes or lengths do not fit.
     """
     grid = torch.as_tensor(np.asarray(thresholds, dtype=np.float32))
-    if len(grid) == 0 or (grid.diff() <= 0).any():
+    if len(grid) == 0 or not (grid.diff() > 0).all() or not grid.isfinite().all():
         raise ValueError(f"thresholds must be increasing, and at least one, got {list(thresholds)}")
     n_bins = len(grid) + 1
     histogram: Tensor | None = None
@@ -133,13 +133,14 @@ def confusion(predictions: Iterable[Tensor], masks: Iterable[Tensor], *, num_cla
     n = num_classes + 1
     matrix = torch.zeros(n * n, dtype=torch.int64)
     for prediction, mask in zip(predictions, masks, strict=True):
-        truth, guess = (torch.as_tensor(x).reshape(-1).to(torch.int64) for x in (mask, prediction))
+        truth, guess = (torch.as_tensor(x).to(torch.int64) for x in (mask, prediction))
         if truth.shape != guess.shape:
-            raise ValueError(f"prediction has {len(guess)} pixels, its mask {len(truth)}")
+            raise ValueError(f"prediction is {tuple(guess.shape)}, its mask {tuple(truth.shape)}")
         kept = truth != VOID
         truth, guess = truth[kept], guess[kept]
-        if len(truth) and max(truth.max(), guess.max()) >= n:
-            raise ValueError(f"label {int(max(truth.max(), guess.max()))} is outside 0..{num_classes}")
+        for label in {int(x) for labels in (truth, guess) if len(labels) for x in labels.aminmax()}:
+            if not 0 <= label < n:
+                raise ValueError(f"label {label} is outside 0..{num_classes} and is not void ({VOID})")
         matrix += torch.bincount(truth * n + guess, minlength=n * n)
     square = matrix.view(n, n).numpy()
     return Counts(square.diagonal().copy(), square.sum(axis=0), square.sum(axis=1))
@@ -183,8 +184,8 @@ def _check_image(class_ids: Tensor, cam: Tensor, mask: Tensor, num_classes: int)
     if cam.ndim != 3 or len(cam) == 0 or len(cam) != len(class_ids) or cam.shape[1:] != mask.shape:
         shapes = f"class_ids {tuple(class_ids.shape)}, cam {tuple(cam.shape)}, mask {tuple(mask.shape)}"
         raise ValueError(f"an image needs class_ids (K',), cam (K', H, W), K' >= 1, and mask (H, W); got {shapes}")
-    if int(class_ids.max()) >= num_classes or int(class_ids.min()) < 0:
-        raise ValueError(f"class id {int(class_ids.max())} is outside 0..{num_classes - 1}")
+    if int(class_ids.max()) >= num_classes or int(class_ids.min()) < 0 or len(class_ids.unique()) < len(class_ids):
+        raise ValueError(f"class ids must be different and lie in 0..{num_classes - 1}, got {class_ids.tolist()}")
     if mask.dtype != torch.uint8 and (int(mask.min()) < 0 or int(mask.max()) > VOID):
         raise ValueError(f"mask labels {int(mask.min())}..{int(mask.max())} are outside 0..{VOID}")
     if not all(map(math.isfinite, cam.aminmax())):

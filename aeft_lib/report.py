@@ -106,7 +106,7 @@ def update_readme(report: Mapping[str, Any], readme: Path | None = None) -> None
     """Replace the results block of the README.  Raises ValueError where its markers are missing."""
     readme = readme or paths.ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
-    if README_START not in text or README_END not in text:
+    if README_END not in text.partition(README_START)[2]:
         raise ValueError(f"{readme.name} has no results block: put the lines {README_START!r} and {README_END!r} where it goes")
     before, rest = text.split(README_START, 1)
     readme.write_text(before + readme_block(report) + rest.split(README_END, 1)[1], encoding="utf-8")
@@ -134,7 +134,8 @@ def _number(name: str, number: Mapping[str, Any], tables: Mapping[str, pd.DataFr
     if table is None or "row" not in number or number["row"] not in set(table["row"]):
         return _line(name, text, "mIoU", number["value"], [], "not run", number)
     values = table.loc[table["row"] == number["row"]].sort_values("seed")["miou"].to_numpy()
-    above_gap = verdict(paired_differences(table, number["row"], "gap", "miou"))
+    differences = paired_differences(table, number["row"], "gap", "miou")
+    above_gap = verdict(differences) if len(differences) else "inconclusive"  # GAP itself may be missing
     text = f"{number['label']} gives better seeds than GAP"
     return _line(name, text, "mIoU", number["value"], values, above_gap, number | {"study": "pyramid_ablation"})
 

@@ -5,7 +5,9 @@ terms, steps, and writes a checkpoint per epoch.  Order and augmentation are pur
 killed and started again ends with the same weights, bit for bit on a CPU with the same number of threads.
 """
 
+import hashlib
 import json
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -45,9 +47,16 @@ class Schedule:
     momentum: float = 0.9
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "lr", "head_lr"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("epochs", "batch_size", "warmup_steps"):
+            least, value = int(name != "warmup_steps"), getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"{name} must be a whole number, at least {least}, got {value!r}")
+        for name in ("lr", "head_lr", "weight_decay", "poly_power", "momentum"):
+            value, zero_allowed = getattr(self, name), name not in ("lr", "head_lr")
+            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            if not number or value < 0 or (value == 0 and not zero_allowed):
+                kind = "not negative" if zero_allowed else "positive"
+                raise ValueError(f"{name} must be a finite number and {kind}, got {value!r}")
         if self.optimiser not in OPTIMISERS:
             raise ValueError(f"optimiser must be one of {', '.join(OPTIMISERS)}, got {self.optimiser!r}")
 
@@ -94,6 +103,7 @@ def fit(
             terms.append({name: value.detach() for name, value in step_terms.items()})
             if (i + 1) % CHECK_EVERY == 0 or i + 1 == steps_per_epoch:
                 _check_finite(terms, epoch, steps_per_epoch, n_samples, schedule, seed, checkpoint)
+        _check_weights(network, epoch, schedule, checkpoint)
         means = {name: torch.stack([t[name] for t in terms]).mean().item() for name in terms[0]}
         rows.append({"epoch": epoch + 1, "lr": optimiser.param_groups[-1]["lr"], **means})
         if checkpoint:
@@ -133,26 +143,34 @@ def save_checkpoint(file: Path, network: nn.Module, optimiser: torch.optim.Optim
     tensors = {f"network/{name}": p.detach() for name, p in network.named_parameters() if p.requires_grad}
     for index, state in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser/{index}/{name}": torch.as_tensor(value) for name, value in state.items() if value is not None}
+    tensors = {name: t.cpu().contiguous() for name, t in tensors.items()}
     aside = file.with_name(f".{file.name}.{os.getpid()}")
-    save_file({name: t.contiguous() for name, t in tensors.items()}, aside, metadata={"rows": json.dumps(list(rows))})
+    save_file(tensors, aside, metadata={"rows": json.dumps(list(rows)), "digest": _digest(tensors)})
     aside.replace(file)
 
 
 def resume(file: Path, network: nn.Module, optimiser: torch.optim.Optimizer) -> list[dict[str, float]]:
-    """Load a checkpoint into network and optimiser; returns its log, or [] where there is none or it is unreadable."""
+    """Load a checkpoint into network and optimiser; returns its log, or [] where there is none.
+
+    One that is damaged, or of another network, is said and left: nothing of it is loaded.
+    """
     if not file.is_file():
         return []
+    trained = {f"network/{name}": p for name, p in network.named_parameters() if p.requires_grad}
     try:
         with safe_open(file, framework="pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (no mapping)
-            rows = json.loads(opened.metadata()["rows"])
+            rows, digest = json.loads(opened.metadata()["rows"]), opened.metadata()["digest"]
+        if digest != _digest(tensors):
+            raise ValueError("its contents do not match their digest")
+        if any(tensors[name].shape != p.shape for name, p in trained.items()):
+            raise ValueError("it belongs to another network")
     except (OSError, KeyError, ValueError, TypeError, SafetensorError) as error:
         warnings.warn(f"checkpoint {file.name} is damaged ({error}): training starts again", stacklevel=2)
         return []
     with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            if parameter.requires_grad:
-                parameter.copy_(tensors[f"network/{name}"])
+        for name, parameter in trained.items():
+            parameter.copy_(tensors[name])
     state = optimiser.state_dict()
     for name, tensor in tensors.items():
         kind, index, *field = name.split("/")
@@ -160,6 +178,28 @@ def resume(file: Path, network: nn.Module, optimiser: torch.optim.Optimizer) -> 
             state["state"].setdefault(int(index), {})[field[0]] = tensor
     optimiser.load_state_dict(state)
     return rows
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _check_weights(network: nn.Module, epoch: int, schedule: Schedule, checkpoint: Path | None) -> None:
+    """A gradient can be NaN where the loss is finite: refuse such weights before they are kept."""
+    if all(p.isfinite().all() for p in network.parameters() if p.requires_grad):
+        return
+    raise TrainingDiverged(
+        f"the weights are no longer finite after epoch {epoch + 1}, though the loss is; {_kept(checkpoint)}. "
+        f"Lower the learning rate (now {schedule.lr} and {schedule.head_lr})."
+    )
+
+
+def _kept(checkpoint: Path | None) -> str:
+    return f"the last good checkpoint is {checkpoint}" if checkpoint and checkpoint.is_file() else "no epoch was finished"
 
 
 def _check_finite(
@@ -177,8 +217,8 @@ def _check_finite(
         return
     first = int((~totals.isfinite()).nonzero()[0])
     indices = list(epoch_order(n_samples, schedule.batch_size, seed, epoch))[first].tolist()
-    kept = f"the last good checkpoint is {checkpoint}" if checkpoint and checkpoint.is_file() else "no epoch was finished"
     raise TrainingDiverged(
         f"the loss is {totals[first].item()} at step {epoch * steps_per_epoch + first} (epoch {epoch + 1}), "
-        f"samples {indices}; {kept}. Lower the learning rate (now {schedule.lr} and {schedule.head_lr}) or look at the samples."
+        f"samples {indices}; {_kept(checkpoint)}. "
+        f"Lower the learning rate (now {schedule.lr} and {schedule.head_lr}) or look at the samples."
     )

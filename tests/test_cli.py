@@ -252,7 +252,7 @@ DAMAGES = {
     "a photo is gone": (lambda f: sorted(f.rglob("*.webp"))[0].unlink(), "is missing or differs from the manifest"),
     "a photo is truncated": (lambda f: os.truncate(sorted(f.rglob("*.webp"))[3], 50), "differs from the manifest"),
     "a bit is flipped": (flip, "differs from the manifest"),
-    "an empty manifest": (lambda f: os.truncate(f / "manifest.csv", 0), "lists nothing in train for bird"),
+    "an empty manifest": (lambda f: os.truncate(f / "manifest.csv", 0), "has no column 'file'"),
 }
 
 

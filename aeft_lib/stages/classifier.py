@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from aeft_lib import losses, training
 from aeft_lib.backbones.efficientnet_lite import EfficientNetLite0
 from aeft_lib.classifier import CamClassifier
+from aeft_lib.devices import device
 from aeft_lib.gpp import GlobalAveragePooling, PyramidPooling
 from aeft_lib.runs import Artefact
 from aeft_lib.stages.features import load_features, scale_name
@@ -56,18 +57,18 @@ def build_pooling(spec: PoolingSpec, num_classes: int) -> nn.Module:
     return PyramidPooling(num_classes=num_classes, levels=spec.levels, fusion=spec.fusion, prediction=spec.prediction)
 
 
-def train_classifier(spec: ClassifierSpec, inputs: Mapping[str, Artefact], folder: Path) -> dict[str, float]:
+def train_classifier(spec: ClassifierSpec, inputs: Mapping[str, Artefact], folder: Path) -> dict[str, float | str]:
     """Train on ``inputs["features"]`` (scale 1); write ``weights.safetensors`` (trained tensors) and ``log.csv``."""
     cache = load_features(inputs["features"])
     features, tags = cache[scale_name(1.0)], cache["tags"]
     if tags.shape[1] != spec.num_classes:
         raise ValueError(f"the data has K={tags.shape[1]} classes, the network K={spec.num_classes}")
-    network = build_network(spec)
+    network = build_network(spec).to(device())
 
     def batch(indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         mirrored = torch.randint(2, (len(indices),), generator=generator)
-        picked = features[indices, mirrored].float()
-        return picked.contiguous(memory_format=torch.channels_last), tags[indices]
+        picked = features[indices, mirrored].to(device(), non_blocking=True).float()
+        return picked.contiguous(memory_format=torch.channels_last), tags[indices].to(device(), non_blocking=True)
 
     def terms(net: nn.Module, picked: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         return {"classification": losses.classification(net.from_trunk(picked[0]).logits, picked[1])}
@@ -81,9 +82,9 @@ def train_classifier(spec: ClassifierSpec, inputs: Mapping[str, Artefact], folde
         seed=spec.seed,
         checkpoint=folder / "checkpoint.safetensors",
     )
-    save_file({name: t.contiguous() for name, t in network.trained_state().items()}, folder / "weights.safetensors")
+    save_file({name: t.cpu().contiguous() for name, t in network.trained_state().items()}, folder / "weights.safetensors")
     pd.DataFrame(rows).to_csv(folder / "log.csv", index=False)
-    return {"loss": rows[-1]["classification"]}
+    return {"loss": rows[-1]["classification"], "device": str(device())}
 
 
 def load_network(artefact: Artefact) -> CamClassifier:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from aeft_lib.backbones.efficientnet_lite import EfficientNetLite0, normalise
 from aeft_lib.data.collages import Collages, SceneSpec, load_pack
+from aeft_lib.devices import device
 from aeft_lib.runs import Artefact
 
 BATCH = 8
@@ -34,16 +35,18 @@ class FeatureSpec:
 def cache_features(spec: FeatureSpec, inputs: Mapping[str, Artefact], folder: Path) -> dict[str, float]:
     """Write ``features.safetensors``: per scale a (N, 2, C, h, w) float16 tensor (plain, mirrored), and ``tags`` (N, K)."""
     scenes = Collages(spec.scenes, load_pack())
-    trunk = EfficientNetLite0(trained_stages=spec.trained_stages).eval().to(memory_format=torch.channels_last).trunk
+    backbone = EfficientNetLite0(trained_stages=spec.trained_stages).eval()
+    trunk = backbone.to(device(), memory_format=torch.channels_last).trunk
     parts: dict[str, list[Tensor]] = {scale_name(scale): [] for scale in spec.scales} | {"tags": []}
     for start in range(0, len(scenes), BATCH):
         batch = [scenes[i] for i in range(start, min(start + BATCH, len(scenes)))]
         images = torch.from_numpy(np.stack([scene.image for scene in batch])).permute(0, 3, 1, 2)
         parts["tags"].append(torch.from_numpy(np.stack([scene.tags for scene in batch])))
+        images = images.to(device())
         for scale in spec.scales:
             scaled = rescale(normalise(images), scale)
             both = [trunk(x.contiguous(memory_format=torch.channels_last)) for x in (scaled, scaled.flip(-1))]
-            parts[scale_name(scale)].append(torch.stack(both, dim=1).half().contiguous())
+            parts[scale_name(scale)].append(torch.stack(both, dim=1).half().contiguous().cpu())
     save_file({name: torch.cat(items) for name, items in parts.items()}, folder / "features.safetensors")
     return {"scenes": len(scenes)}
 
@@ -55,7 +58,7 @@ def load_features(artefact: Artefact) -> dict[str, Tensor]:
 
 def scale_name(scale: float) -> str:
     """Name of a scale's tensor in the cache."""
-    return f"scale_{scale}"
+    return f"scale_{float(scale)}"
 
 
 def rescale(images: Tensor, scale: float) -> Tensor:

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from aeft_lib.classifier import CamClassifier
+from aeft_lib.devices import device
 from aeft_lib.runs import Artefact
 from aeft_lib.seeds import Seed, combine_scales, write_seeds
 from aeft_lib.stages.classifier import load_network
@@ -25,7 +26,7 @@ class SeedSpec:
 
 def infer_seeds(spec: SeedSpec, inputs: Mapping[str, Artefact], folder: Path) -> dict[str, float]:
     """Read ``classifier`` and ``features``; write ``seeds.npz`` (see `aeft_lib.seeds`) and ``logits.safetensors``."""
-    network = load_network(inputs["classifier"])
+    network = load_network(inputs["classifier"]).to(device())
     cache = load_features(inputs["features"])
     if cache["tags"].shape[1] != network.num_classes:
         raise ValueError(f"the data has K={cache['tags'].shape[1]} classes, the classifier K={network.num_classes}")
@@ -45,7 +46,7 @@ def load_logits(artefact: Artefact) -> tuple[Tensor, Tensor]:
 def tag_logits(network: CamClassifier, cache: dict[str, Tensor], batch: int = 16) -> Tensor:
     """Logits (N, K) of the plain images at scale 1."""
     plain = cache[scale_name(1.0)][:, 0]
-    return torch.cat([network.from_trunk(part.float()).logits for part in plain.split(batch)])
+    return torch.cat([network.from_trunk(part.to(device()).float()).logits.cpu() for part in plain.split(batch)])
 
 
 @torch.inference_mode()
@@ -55,6 +56,6 @@ def _seeds(network: CamClassifier, cache: dict[str, Tensor], spec: SeedSpec) -> 
         class_ids = tags.nonzero()[:, 0]
         scores: list[Tensor] = []
         for scale in spec.scales:
-            features = cache[scale_name(scale)][i].contiguous(memory_format=torch.channels_last)
-            scores += network.cam(features)[:, class_ids].split(1)
-        yield Seed(class_ids, combine_scales(scores, size=(spec.size, spec.size))[0])
+            features = cache[scale_name(scale)][i].to(device()).contiguous(memory_format=torch.channels_last)
+            scores += network.cam(features)[:, class_ids.to(device())].split(1)
+        yield Seed(class_ids, combine_scales(scores, size=(spec.size, spec.size))[0].cpu())
