@@ -80,7 +80,7 @@ class Session:
         return self._stacked(rows, "classes.csv")
 
     def cam_fit(self, rows: Sequence[str]) -> pd.DataFrame:
-        """How each object's CAM fits it: ``row, label, seed, scene, class, area, spill, coverage`` (see `cam_fit`)."""
+        """How each object's CAM fits it: ``row, label, seed, scene, class, area, spill, coverage`` (see `object_fits`)."""
         masks = [scene.mask for scene in map(self.scenes.__getitem__, range(len(self.scenes)))]
         lines = []
         for row in map(ROWS.row, rows):
@@ -125,7 +125,7 @@ class Session:
         return run_network(network, self.scenes[index])
 
     def gates(self, row: str = "gated") -> pd.DataFrame:
-        """Mean gate weights over the validation scenes: ``seed, step, sign, side, weight``."""
+        """Mean gate weights over the first 40 validation scenes: ``seed, step, sign, side, weight``."""
         lines = []
         for seed in range(self.n_seeds):
             network = self.network(row, seed)

@@ -238,5 +238,6 @@ def _job(profile: Profile, row: Row, seed: int) -> dict[str, Any]:
     try:
         return artefacts(profile, row, seed)["evaluation"].summary
     except Exception as error:
-        error.add_note(f"in row {row.name}, seed {seed}, profile {profile.name}") if hasattr(error, "add_note") else None
+        if hasattr(error, "add_note"):  # Python 3.10 has no notes
+            error.add_note(f"in row {row.name}, seed {seed}, profile {profile.name}")
         raise
