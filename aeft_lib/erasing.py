@@ -1,8 +1,41 @@
-"""Masks of the triplet.  So far the per-map normalisation that every mask starts from (SPEC section 4)."""
+"""The triplet of the paper's second idea: masks that erase, embeddings that are compared, and who is compared with whom.
 
+Three images (SPEC of the triplet in the poster's middle column): the anchor ``I_A``; the positive ``I_P``, which is the anchor
+with its most active region erased; the negative ``I_N``, an image that shares no class with the anchor.
+
+Shapes: B images, K classes (no background), H x W image, h x w feature map.  Tags are (B, K), 0 or 1, of any type.
+Nothing here waits for the device: no ``.item()``, no boolean indexing, no Python loop over samples.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 EPS = 1e-5
+KEEPS = ("ring", "all")
+LONELY = ("leave_out", "borrow")
+
+
+class Erasure(NamedTuple):
+    """What erasing makes of a batch.
+
+    images: (B, 3, H, W), the masked images I_P, in the range of the images given.
+    mask: (B, 1, H, W) in 0..1, what the images were multiplied by.
+    foreground: (B, 1, H, W) in 0..1, the largest normalised activation of any tagged class.
+    """
+
+    images: Tensor
+    mask: Tensor
+    foreground: Tensor
+
+
+class Partners(NamedTuple):
+    """index: (B,) int64, which sample is the negative of each anchor.  valid: (B,) bool, False where there is none."""
+
+    index: Tensor
+    valid: Tensor
 
 
 def max_norm(maps: Tensor) -> Tensor:
@@ -13,7 +46,6 @@ def max_norm(maps: Tensor) -> Tensor:
     maps: (B, K, h, w) signed.  Returns (B, K, h, w) in 0..1; constant and all-negative maps give zeros.
     Raises ValueError where maps is not four-dimensional.  Source: AEFT's reference implementation.
 
-    >>> import torch
     >>> max_norm(torch.tensor([[[[-1.0, 0.0], [1.0, 2.0]]]])).round(decimals=3).flatten().tolist()
     [0.0, 0.0, 0.5, 1.0]
     """
@@ -22,3 +54,107 @@ def max_norm(maps: Tensor) -> Tensor:
     z = maps.relu()
     low, high = z.amin(dim=(2, 3), keepdim=True), z.amax(dim=(2, 3), keepdim=True)
     return (z - low - EPS).relu() / (high - low + EPS)
+
+
+def erase(
+    images: Tensor, cam: Tensor, tags: Tensor, *, threshold: float = 0.6, keep: str = "ring", gradient: bool = False
+) -> Erasure:
+    """Erase the most active region of every image, as the anchor's own CAM sees it (paper Eq. 7).
+
+    ``A = max_norm(up(relu(f))) y;   A_fg = max over classes;   m = A_fg [A_fg < t_H];   I_P = I m``
+
+    images: (B, 3, H, W), normalised, so that zero is a mean colour.  cam: (B, K, h, w) signed, up-sampled bilinearly.
+    threshold: t_H, 0..1; 0 erases everything, 1 nothing but the very peaks.
+    keep: "ring" is Eq. 7: the active region *and* the background go, the ring between stays, dimmed by its activation.
+        "all" keeps everything below the threshold as it is, the background too: ``m = [A_fg < t_H]``.
+    gradient: let gradients flow through the mask into the CAM, as the reference does; only "ring" has any.
+    Raises ValueError for shapes that do not fit each other, a threshold outside 0..1 or an unknown `keep`.
+    """
+    check_threshold("threshold", threshold)
+    if keep not in KEEPS:
+        raise ValueError(f"keep must be one of {', '.join(KEEPS)}, got {keep!r}")
+    if images.ndim != 4 or len(images) != len(cam):
+        raise ValueError(f"images must be (B, 3, H, W) for B={len(cam)} CAMs, got shape {tuple(images.shape)}")
+    check_tags(cam, tags)
+    cam = cam if gradient else cam.detach()
+    full = F.interpolate(cam.relu(), size=images.shape[-2:], mode="bilinear", align_corners=False)
+    foreground = (max_norm(full) * tags[:, :, None, None].to(cam.dtype)).amax(dim=1, keepdim=True)
+    below = (foreground < threshold).to(cam.dtype)
+    mask = foreground * below if keep == "ring" else below
+    return Erasure(images * mask, mask, foreground)
+
+
+def embeddings(maps: Tensor, tags: Tensor) -> Tensor:
+    """Where anchor and positive are compared: ``e = GAP(relu(maps)) y``, (B, K), not negative.
+
+    maps: (B, K, h, w) signed: the GPP layer's attention (the paper's metric space), or the CAM itself.
+    Raises ValueError where maps and tags differ in B or K.
+    """
+    check_tags(maps, tags)
+    return maps.relu().mean(dim=(2, 3)) * tags.to(maps.dtype)
+
+
+def residual_region(cam: Tensor, tags: Tensor, *, threshold: float = 0.2) -> Tensor:
+    """Where the tagged classes are hardly active: ``max_norm(f) y < t_L``, (B, K, h, w) bool.
+
+    cam: (B, K, h, w) signed.  threshold: t_L, 0..1.  The whole map for classes without a tag.
+    """
+    check_threshold("threshold", threshold)
+    check_tags(cam, tags)
+    return max_norm(cam) * tags[:, :, None, None].to(cam.dtype) < threshold
+
+
+def region_embeddings(maps: Tensor, region: Tensor | None = None) -> Tensor:
+    """Where anchor and negative are compared: the mean over a region of ``g = maps / (max|maps| + 1e-5)``, (B, K) in -1..1.
+
+    maps: (B, K, h, w) signed.  region: (B, K, h, w) bool; None is the whole map; an empty region gives 0.
+    """
+    scaled = maps / (maps.abs().amax(dim=(2, 3), keepdim=True) + EPS)
+    inside = torch.ones_like(maps) if region is None else region.to(maps.dtype)
+    return (scaled * inside).sum(dim=(2, 3)) / (inside.sum(dim=(2, 3)) + EPS)
+
+
+def disjoint(tags: Tensor) -> Tensor:
+    """Which pairs of samples share no class, (B, B) bool: one matrix product of the tags with themselves.
+
+    >>> disjoint(torch.tensor([[1, 0], [0, 1], [1, 1]])).int().tolist()
+    [[0, 1, 0], [1, 0, 0], [0, 0, 0]]
+    """
+    present = tags.to(torch.float32)
+    return present @ present.T == 0
+
+
+def partners(tags: Tensor, noise: Tensor, *, lonely: str = "leave_out") -> Partners:
+    """A random negative for every anchor among the samples that share no class with it.
+
+    noise: (B, B) in 0..1; each anchor takes the allowed sample with the largest entry in its row.
+    lonely: what becomes of an anchor without such a sample.  "leave_out": it is not compared.  "borrow": it takes the next
+        anchor's partner, which may share its class, as happens in the reference; the last of a batch, where the
+        reference ends the run with a size error, is left out.
+    Raises ValueError for noise of another shape or an unknown `lonely`.
+    """
+    if lonely not in LONELY:
+        raise ValueError(f"lonely must be one of {', '.join(LONELY)}, got {lonely!r}")
+    if noise.shape != (len(tags), len(tags)):
+        raise ValueError(f"noise must be {(len(tags), len(tags))} for B={len(tags)} samples, got shape {tuple(noise.shape)}")
+    allowed = disjoint(tags) & ~torch.eye(len(tags), dtype=torch.bool, device=tags.device)  # untagged images: not themselves
+    index = noise.masked_fill(~allowed, -1).argmax(dim=1)
+    valid = allowed.any(dim=1)
+    if lonely == "borrow":
+        places = torch.arange(len(tags), device=tags.device)
+        following = torch.where(valid, places, len(tags)).flip(0).cummin(dim=0).values.flip(0)
+        valid = following < len(tags)
+        index = index[following.clamp(max=len(tags) - 1)]
+    return Partners(index, valid)
+
+
+def check_threshold(name: str, value: float) -> None:
+    """Raises ValueError for what is no number in 0..1."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must lie in 0..1, got {value}")
+
+
+def check_tags(maps: Tensor, tags: Tensor) -> None:
+    """Raises ValueError where tags are not (B, K) for maps (B, K, h, w)."""
+    if maps.ndim != 4 or tags.shape != maps.shape[:2]:
+        raise ValueError(f"maps {tuple(maps.shape)} and tags {tuple(tags.shape)} must be (B, K, h, w) and (B, K)")

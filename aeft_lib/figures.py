@@ -203,6 +203,96 @@ def gate_balance(gates: pd.DataFrame) -> Figure:
     return figure
 
 
+def triplet_diagram(pictures: Mapping[str, np.ndarray], bars: pd.DataFrame) -> Figure:
+    """The poster's picture of the triplet with real maps: how the positive is made, and what is compared with what.
+
+    pictures: eight, title -> (H, W, 3) RGB, drawn four a row.
+    bars: long, with ``pair, embedding, class, value``; one small bar chart a pair, at the end of its row.
+    """
+    titles, pairs = list(pictures), list(dict.fromkeys(bars["pair"]))
+    figure, axes = plt.subplots(2, 5, figsize=(TEXT_WIDTH, 2.35), width_ratios=(1, 1, 1, 1, 1.5))
+    for r, pair in enumerate(pairs):
+        for c, title in enumerate(titles[4 * r : 4 * r + 4]):
+            _show(axes[r, c], pictures[title])
+            axes[r, c].set_title(title, fontsize=6)
+        rows = bars[bars["pair"] == pair]
+        sns.barplot(rows, x="class", y="value", hue="embedding", ax=axes[r, 4], saturation=1)
+        axes[r, 4].axhline(0, color="0.3", linewidth=0.6)
+        axes[r, 4].set(xlabel="", ylabel="")
+        axes[r, 4].set_title(pair, fontsize=6)
+        axes[r, 4].legend(title=None, fontsize=5)
+    return figure
+
+
+def over_expansion(course: pd.DataFrame) -> Figure:
+    """Precision and recall against the steps of the second phase at one threshold, and mIoU at the best: mean ± sd over seeds.
+
+    course: long, with ``label, seed, step, precision, recall, miou_best`` (percent).
+    """
+    figure, axes = plt.subplots(1, 3, figsize=(TEXT_WIDTH, 2.0), sharex=True)
+    titles = {"precision": "precision (%), one t", "recall": "recall (%), one t", "miou_best": "mIoU (%), best t"}
+    for axis, (metric, title) in zip(axes, titles.items(), strict=True):
+        last = axis is axes[-1]
+        style = {"errorbar": "sd", "linewidth": 1, "err_kws": {"alpha": 0.12}}
+        sns.lineplot(course, x="step", y=metric, hue="label", ax=axis, legend=last, **style)
+        axis.set(xlabel="steps", ylabel="", title=title)
+    axes[-1].legend(title=None, fontsize=5)
+    return figure
+
+
+def triplet_bars(table: pd.DataFrame, published: Mapping[str, Mapping[str, float]], baseline: str) -> Figure:
+    """Rows of the triplet's study against `baseline`, in precision, recall and mIoU: paired by seed, mean ± sd, a dot a seed.
+
+    table: long, with ``label, seed, precision, recall, miou``.  published: label -> the same three in percent; its differences
+    are hollow diamonds, of another task.
+    """
+    order = [label for label in dict.fromkeys(table["label"]) if label != baseline]
+    figure, axes = plt.subplots(1, 3, figsize=(TEXT_WIDTH, 0.6 + 0.22 * len(order)), sharey=True, sharex=True)
+    for axis, metric in zip(axes, ("precision", "recall", "miou"), strict=True):
+        wide = table.pivot_table(index="seed", columns="label", values=metric, sort=False)
+        gains = wide[order].sub(wide[baseline], axis=0).melt(var_name="label", value_name="gain")
+        sns.barplot(gains, x="gain", y="label", order=order, errorbar="sd", ax=axis, color="0.8", err_kws={"linewidth": 0.8})
+        sns.stripplot(gains, x="gain", y="label", order=order, ax=axis, size=2.5, color="C0", jitter=False)
+        for label in set(order) & set(published):
+            paper = published[label][metric] - published[baseline][metric]
+            axis.plot(paper, order.index(label), "D", color="C1", markersize=4, markerfacecolor="none")
+        axis.axvline(0, color="0.3", linewidth=0.6)
+        name = {"miou": "mIoU"}.get(metric, metric)
+        axis.set(xlabel="points", ylabel="", title=f"{name} − {wide[baseline].mean():.1f}")
+    handles = [plt.Line2D([], [], marker="o", linestyle="", color="C0", markersize=3)]
+    handles += [plt.Line2D([], [], marker="D", linestyle="", color="C1", markersize=4, markerfacecolor="none")]
+    figure.legend(handles, ["ours, a seed", "paper (VOC train: another task)"], loc="outside lower right", ncols=2)
+    return figure
+
+
+def quirk_effects(effects: pd.DataFrame) -> Figure:
+    """What correcting each quirk alone changes: mean ± sd over seeds, from the reference and within the corrected method.
+
+    effects: long, with ``quirk, start, seed`` and the differences ``miou, precision, recall`` in points.
+    """
+    figure, axes = plt.subplots(1, 3, figsize=(TEXT_WIDTH, 2.6), sharey=True)
+    for axis, metric in zip(axes, ("miou", "precision", "recall"), strict=True):
+        sns.pointplot(
+            effects,
+            x=metric,
+            y="quirk",
+            hue="start",
+            errorbar="sd",
+            dodge=0.4,
+            linestyle="none",
+            markersize=2.5,
+            err_kws={"linewidth": 0.8},
+            ax=axis,
+            legend=axis is axes[-1],
+        )
+        axis.axvline(0, color="0.3", linewidth=0.6)
+        axis.set(xlabel="points", ylabel="", title={"miou": "mIoU"}.get(metric, metric))
+    if legend := axes[-1].get_legend():
+        legend.remove()
+        figure.legend(*axes[-1].get_legend_handles_labels(), loc="outside lower right", ncols=2)
+    return figure
+
+
 def _show(axis: Axes, picture: np.ndarray) -> None:
     axis.imshow(voc_palette()[picture] if picture.ndim == 2 else picture)
     axis.set(xticks=[], yticks=[])

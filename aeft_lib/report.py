@@ -128,16 +128,16 @@ def _claim(claim: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> dict
 
 
 def _number(name: str, number: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
-    """A published number with ours of the same row; its verdict is about the sign of its difference to GAP."""
-    text = f"{number['label']}: {number['task']}"
-    table = tables.get("pyramid_ablation")
+    """A published number with ours of the same row; its verdict is about the sign of its difference to its table's baseline."""
+    study, baseline = number.get("study", "pyramid_ablation"), number.get("baseline", "gap")
+    table = tables.get(study)
     if table is None or "row" not in number or number["row"] not in set(table["row"]):
-        return _line(name, text, "mIoU", number["value"], [], "not run", number)
+        return _line(name, f"{number['label']}: {number['task']}", "mIoU", number["value"], [], "not run", number)
     values = table.loc[table["row"] == number["row"]].sort_values("seed")["miou"].to_numpy()
-    differences = paired_differences(table, number["row"], "gap", "miou")
-    above_gap = verdict(differences) if len(differences) else "inconclusive"  # GAP itself may be missing
-    text = f"{number['label']} gives better seeds than GAP"
-    return _line(name, text, "mIoU", number["value"], values, above_gap, number | {"study": "pyramid_ablation"})
+    differences = paired_differences(table, number["row"], baseline, "miou")
+    above = verdict(differences) if len(differences) else "inconclusive"  # the baseline itself may be missing
+    text = f"{number['label']} gives better seeds than {'GAP' if baseline == 'gap' else 'GPP only'}"
+    return _line(name, text, "mIoU", number["value"], values, above, number | {"study": study})
 
 
 def _result(column: str) -> dict[str, Any]:

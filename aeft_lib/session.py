@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,15 +15,29 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from aeft_lib import figures, gpp, paths, profiles, report, runs, studies
+from aeft_lib import erasing, figures, gpp, paths, profiles, report, runs, studies
 from aeft_lib.backbones.efficientnet_lite import normalise
 from aeft_lib.classifier import CamClassifier, CamOutput
 from aeft_lib.data.collages import Collages, Scene, load_pack
 from aeft_lib.profiles import Profile
 from aeft_lib.seeds import Seed, read_seeds
 from aeft_lib.stages.classifier import load_network
+from aeft_lib.triplet import REFERENCE, Triplet, metric_space
 
-ROWS = studies.get("pyramid_ablation")
+
+class TripletCase(NamedTuple):
+    """One triplet, ready to be drawn.
+
+    output: of the anchor, batch of one.  erased: its masked image.  region: its residual region (1, K, h, w) bool.
+    embeddings: name -> (K,): e_A, e_P, a, n, and n in the anchor's classes.
+    """
+
+    anchor: Scene
+    negative: Scene
+    output: CamOutput
+    erased: erasing.Erasure
+    region: Tensor
+    embeddings: dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -83,7 +98,7 @@ class Session:
         """How each object's CAM fits it: ``row, label, seed, scene, class, area, spill, coverage`` (see `object_fits`)."""
         masks = [scene.mask for scene in map(self.scenes.__getitem__, range(len(self.scenes)))]
         lines = []
-        for row in map(ROWS.row, rows):
+        for row in map(studies.row, rows):
             for seed in range(self.n_seeds):
                 for index, item in enumerate(self.seeds(row.name, seed)):
                     fits = object_fits(item, masks[index])
@@ -103,6 +118,32 @@ class Session:
             "imprecise": int(covered.loc[covered["spill"].idxmax(), "scene"]),
             "sparse": int(tight.loc[tight["coverage"].idxmin(), "scene"]),
         }
+
+    def course(self, rows: Sequence[str]) -> pd.DataFrame:
+        """What the second phase did to seeds over its steps: ``row, label, seed, step`` and percentages, scale 1 only.
+
+        precision, recall: at the best threshold of the warm start, one for all rows of a seed.  miou_best: at its own best.
+        """
+        lines = []
+        for row in map(studies.row, rows):
+            for seed in range(self.n_seeds):
+                curves = pd.read_csv(self._artefacts(row.name, seed)["epochs"].folder / "epochs.csv")
+                start = curves[curves["epoch"] == 0]
+                at = start.loc[start["miou"].idxmax(), "threshold"]
+                for epoch, curve in curves.groupby("epoch"):
+                    numbers = curve[curve["threshold"] == at].iloc[0][["precision", "recall"]].to_dict()
+                    step = int(epoch) * self.profile.erasing.steps_per_epoch
+                    numbers |= {"step": step, "miou_best": curve["miou"].max()}
+                    lines.append({"row": row.name, "label": row.label, "seed": seed, **numbers})
+        return pd.DataFrame(lines)
+
+    def log(self, row: str, seed: int = 0) -> pd.DataFrame:
+        """The training log of a row's last phase: one line an epoch."""
+        return pd.read_csv(self._artefacts(row, seed)["classifier"].folder / "log.csv")
+
+    def triplet(self, anchor: int, negative: int, row: str = "gated", settings: Triplet = REFERENCE) -> TripletCase:
+        """The triplet of two validation scenes as the trained classifier of a row sees it."""
+        return triplet_case(self.network(row), self.scenes[anchor], self.scenes[negative], settings)
 
     def verdicts(self, study: str) -> str:
         """The claims that rest on a study as a Markdown table: the paper's difference, ours over the seeds, the verdict."""
@@ -173,19 +214,21 @@ class Session:
             for row in studies.get(study).rows:
                 if numbers := studies.stored(self.profile, row, seed):
                     lines.append({"row": row.name, "label": row.label, "seed": seed, **numbers})
-        return pd.DataFrame(lines)
+        return studies.at_common_threshold(studies.get(study), self.profile, pd.DataFrame(lines))
 
     def save(self, figure: Figure, name: str, table: pd.DataFrame) -> None:
         """Keep a figure and its numbers in the session's figures folder."""
         figures.save(figure, name, table, self.figures_folder)
 
     def _artefacts(self, row: str, seed: int) -> dict[str, runs.Artefact]:
-        studies.run(ROWS, self.profile, [seed], rows=[ROWS.row(row)])
-        return studies.artefacts(self.profile, ROWS.row(row), seed)
+        chosen = studies.row(row)
+        if studies.stored(self.profile, chosen, seed) is None:
+            studies.run(studies.study_of(row), self.profile, [seed], rows=[chosen])
+        return studies.artefacts(self.profile, chosen, seed)
 
     def _stacked(self, rows: Sequence[str], file: str) -> pd.DataFrame:
         parts = []
-        for row in map(ROWS.row, rows):
+        for row in map(studies.row, rows):
             for seed in range(self.n_seeds):
                 part = pd.read_csv(self._artefacts(row.name, seed)["evaluation"].folder / file)
                 parts.append(part.assign(row=row.name, label=row.label, seed=seed))
@@ -210,6 +253,31 @@ def run_network(network: CamClassifier, scene: Scene) -> CamOutput:
     images = torch.from_numpy(scene.image.copy()).permute(2, 0, 1)[None]
     with torch.inference_mode():
         return network(normalise(images))
+
+
+def triplet_case(network: CamClassifier, anchor: Scene, negative: Scene, settings: Triplet) -> TripletCase:
+    """Mask, positive and embeddings of one anchor and one negative.  Raises ValueError where they share a class."""
+    both = torch.from_numpy(np.stack([anchor.tags, negative.tags]))
+    if not erasing.disjoint(both)[0, 1]:
+        raise ValueError(f"{anchor.name} and {negative.name} share a class: not an anchor and its negative")
+    tags = both[:1]
+    with torch.inference_mode():
+        images = normalise(torch.from_numpy(np.stack([anchor.image, negative.image])).permute(0, 3, 1, 2))
+        outputs = network(images)
+        first = CamOutput(*(None if part is None else part[:1] for part in outputs))
+        erased = erasing.erase(images[:1], first.cam, tags, threshold=settings.erase_threshold, keep=settings.keep)
+        positive = network(erased.images)
+        region = erasing.residual_region(first.cam, tags, threshold=settings.residual_threshold)
+        maps, masked = (metric_space(output, settings.space) for output in (outputs, positive))
+        whole = erasing.region_embeddings(maps)
+        found = {
+            "e_A": erasing.embeddings(maps[:1], tags),
+            "e_P": erasing.embeddings(masked, tags),
+            "a": erasing.region_embeddings(maps[:1], region) * tags,
+            "n": whole[1:] * both[1:],
+            "n in the anchor's classes": whole[1:] * tags,
+        }
+    return TripletCase(anchor, negative, first, erased, region, {name: e[0].numpy() for name, e in found.items()})
 
 
 def label_map(seed: Seed, threshold: float) -> np.ndarray:

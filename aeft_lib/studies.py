@@ -10,20 +10,24 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
 from aeft_lib import runs
 from aeft_lib.data.collages import load_pack
-from aeft_lib.profiles import PAPER_LEVELS, Profile
+from aeft_lib.profiles import OPTIMISER_QUIRKS, PAPER_LEVELS, Profile
 from aeft_lib.stages.classifier import ClassifierSpec, PoolingSpec, train_classifier
+from aeft_lib.stages.epochs import EpochsSpec, evaluate_epochs
 from aeft_lib.stages.evaluation import EvaluationSpec, evaluate_seeds
 from aeft_lib.stages.features import FeatureSpec, cache_features
 from aeft_lib.stages.seeds import SeedSpec, infer_seeds
+from aeft_lib.stages.triplet import TripletSpec, train_triplet
+from aeft_lib.triplet import CORRECTED, LOSS_QUIRKS, REFERENCE, Triplet
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class Row:
     label: as the poster prints it.  fusion, prediction: of the pooling layer.
     levels: which of the profile's four levels it pools, as positions.  published: the id of its number in published.toml.
     scaled: False takes the paper's bins as printed, those that fit the map, instead of the profile's scaled ones.
+    triplet: what the second phase adds to classification, None where there is no second phase.
+    quirks: of the reference's optimiser, kept in the second phase.  keep_epochs: evaluate after every epoch of it.
     """
 
     name: str
@@ -42,6 +48,9 @@ class Row:
     prediction: str = "sign_preserving"
     published: str | None = None
     scaled: bool = True
+    triplet: Triplet | None = None
+    quirks: tuple[str, ...] = ()
+    keep_epochs: bool = False
 
     def pooling(self, profile: Profile) -> PoolingSpec:
         """The row's pooling layer on the profile's feature map."""
@@ -52,11 +61,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Study:
-    """A question and the rows that answer it."""
+    """A question and the rows that answer it.
+
+    common: the row whose best threshold is tried on every row (columns ``*_common``), so that precision and recall can be
+        compared without a threshold that follows the row.
+    """
 
     name: str
     question: str
     rows: tuple[Row, ...]
+    common: str | None = None
 
     def row(self, name: str) -> Row:
         """Raises ValueError naming the rows there are."""
@@ -71,6 +85,41 @@ GATED = Row("gated", "G", "gated", published="table1.G")
 SINGLE_LEVELS = tuple(
     Row(f"level{level}", f"{level}×{level}", "single", levels=(i,), published=f"table1.{level}x{level}")
     for i, level in enumerate((2, 4, 8, 16))
+)
+OFF = replace(REFERENCE, attract="off", repel_weight=0.0)
+SOFT = replace(REFERENCE, repel_weight=0.0)
+# Not the paper's: all quirks corrected; only the peak is erased, so the positive is a whole scene; and the anchor stands still,
+# so that the distance is closed by finding the rest of the object and not by forgetting what was found.
+OURS = replace(CORRECTED, keep="all", anchor_gradient=False)
+
+
+def _second(name: str, label: str, triplet: Triplet, **rest: Any) -> Row:
+    """A row that goes on from the gated classifier, by default with the reference's optimiser."""
+    return Row(name, label, "gated", triplet=triplet, **{"quirks": OPTIMISER_QUIRKS} | rest)
+
+
+def _with_quirks(name: str, label: str, quirks: Iterable[str]) -> Row:
+    """The whole method with these quirks of the reference, and all others corrected."""
+    quirks = set(quirks)
+    loss = replace(CORRECTED, **{field: value for field, value in LOSS_QUIRKS.items() if field in quirks})
+    return _second(name, label, loss, quirks=tuple(quirk for quirk in OPTIMISER_QUIRKS if quirk in quirks))
+
+
+QUIRKS = (*OPTIMISER_QUIRKS, *LOSS_QUIRKS)
+TRIPLET_ROWS = (
+    _second("gpp_only", "GPP only", OFF, published="table2.gpp_only", keep_epochs=True),
+    _second(
+        "attract_rigid",
+        "attract (rigid)",
+        replace(SOFT, attract="rigid"),
+        published="table2.attract_rigid",
+        keep_epochs=True,
+    ),
+    _second("attract_soft", "attract (soft)", SOFT, published="table2.attract_soft", keep_epochs=True),
+    _second("repel_only", "repel", replace(REFERENCE, attract="off")),
+    _second("attract_soft_repel", "soft + repel", REFERENCE, published="table2.attract_soft_repel", keep_epochs=True),
+    _second("attract_soft_repel_cam", "soft + repel, in the CAM", replace(REFERENCE, space="cam")),
+    _second("ours", "ours", OURS, quirks=(), keep_epochs=True),
 )
 
 STUDIES = {
@@ -91,8 +140,38 @@ STUDIES = {
                 Row("attention_off", "G, attention off", "gated", prediction="attention_off"),
             ),
         ),
+        Study(
+            "triplet_ablation",
+            "What do attract (soft or rigid) and repel do to seeds, at the same number of further steps?",
+            TRIPLET_ROWS,
+            common="gpp_only",
+        ),
+        Study(
+            "quirks",
+            "What does each quirk of the reference do, taken away from the reference, or put into the corrected method?",
+            (
+                _with_quirks("reference", "reference", QUIRKS),
+                *(_with_quirks(f"without_{q}", f"reference, {q} corrected", set(QUIRKS) - {q}) for q in QUIRKS),
+                _with_quirks("corrected", "corrected", ()),
+                *(_with_quirks(f"with_{q}", f"corrected, {q} as the reference", {q}) for q in QUIRKS),
+            ),
+            common="reference",
+        ),
     )
 }
+
+
+def row(name: str) -> Row:
+    """The row of this name, whatever study it is in.  Raises ValueError where there is none."""
+    return study_of(name).row(name)
+
+
+def study_of(row: str) -> Study:
+    """The largest study that has this row.  Raises ValueError where none has."""
+    having = [study for study in STUDIES.values() if any(known.name == row for known in study.rows)]
+    if not having:
+        raise ValueError(f"no study has a row {row!r}")
+    return max(having, key=lambda study: len(study.rows))
 
 
 def get(name: str) -> Study:
@@ -112,7 +191,10 @@ def features(profile: Profile, split: str, obtain: Obtain = runs.obtain) -> runs
 
 
 def artefacts(profile: Profile, row: Row, seed: int, obtain: Obtain = runs.obtain) -> dict[str, runs.Artefact]:
-    """One row with one seed from tags to numbers: its classifier, seeds and evaluation."""
+    """One row with one seed from tags to numbers: its classifier, seeds and evaluation, and its epochs where they are kept.
+
+    Rows with a second phase share one warm start: the whole first phase, as the study of poster table 1 trains it.
+    """
     spec = ClassifierSpec(
         pooling=row.pooling(profile),
         num_classes=profile.num_classes,
@@ -120,11 +202,19 @@ def artefacts(profile: Profile, row: Row, seed: int, obtain: Obtain = runs.obtai
         schedule=profile.schedule,
         seed=seed,
     )
-    classifier = obtain(train_classifier, spec, {"features": features(profile, "train", obtain)})
+    train = features(profile, "train", obtain)
+    classifier = warm_start = obtain(train_classifier, spec, {"features": train})
+    if row.triplet:
+        course = profile.erasing.schedule(row.quirks)
+        phase = TripletSpec(spec, profile.train, profile.erasing.scaled(row.triplet), course, row.keep_epochs)
+        classifier = obtain(train_triplet, phase, {"classifier": warm_start, "features": train})
     inputs = {"classifier": classifier, "features": features(profile, "val", obtain)}
     seeds = obtain(infer_seeds, SeedSpec(profile.seed_scales, profile.val.size), inputs)
-    evaluation = obtain(evaluate_seeds, EvaluationSpec(profile.val, profile.thresholds), {"seeds": seeds})
-    return {"classifier": classifier, "seeds": seeds, "evaluation": evaluation}
+    found = {"classifier": classifier, "seeds": seeds}
+    if row.keep_epochs:
+        spec_of_epochs = EpochsSpec(profile.val, profile.thresholds)
+        found["epochs"] = obtain(evaluate_epochs, spec_of_epochs, inputs | {"warm_start": warm_start})
+    return found | {"evaluation": obtain(evaluate_seeds, EvaluationSpec(profile.val, profile.thresholds), {"seeds": seeds})}
 
 
 def run(study: Study, profile: Profile, seeds: Sequence[int], *, rows: Sequence[Row] = (), workers: int = 0) -> pd.DataFrame:
@@ -139,7 +229,24 @@ def run(study: Study, profile: Profile, seeds: Sequence[int], *, rows: Sequence[
     if missing := [job for job in jobs if found[job] is None]:
         found |= _compute(study, profile, missing, workers or cores())
     lines = [{"row": row.name, "label": row.label, "seed": seed, **found[row, seed]} for row, seed in jobs]
-    return pd.DataFrame(lines)
+    return at_common_threshold(study, profile, pd.DataFrame(lines))
+
+
+def at_common_threshold(study: Study, profile: Profile, table: pd.DataFrame) -> pd.DataFrame:
+    """The table with ``miou_common, precision_common, recall_common``: every row at its seed's best threshold of row `common`.
+
+    Unchanged for a study without such a row; seeds that lack it get NaN.
+    """
+    if study.common is None or table.empty:
+        return table
+    best = table[table["row"] == study.common].set_index("seed")["threshold"]
+    numbers = []
+    for line in table.itertuples():
+        found = artefacts(profile, study.row(line.row), line.seed, obtain=_lookup)["evaluation"]
+        curve = pd.read_csv(found.folder / "curve.csv").set_index("threshold")
+        at = curve.index[np.abs(curve.index - best.get(line.seed, np.nan)).argmin()] if line.seed in best else None
+        numbers.append(curve.loc[at, ["miou", "precision", "recall"]] if at is not None else {})
+    return table.join(pd.DataFrame(numbers, index=table.index).add_suffix("_common"))
 
 
 def check_seeds(seeds: Iterable[int]) -> list[int]:

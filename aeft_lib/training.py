@@ -12,6 +12,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ class Schedule:
     """Optimiser and its course.
 
     lr: of backbone parameters.  head_lr: of everything else.  warmup_steps: linear from 0; then poly, (1 - step/steps)^power.
+    decay_steps: length of the poly course where it is not the number of steps (0); beyond its end the rate stays as it was.
+    steps_per_epoch: after how many steps an epoch is over; 0 is one pass over the samples.
     """
 
     epochs: int
@@ -45,10 +48,12 @@ class Schedule:
     poly_power: float = 0.9
     optimiser: str = "adamw"
     momentum: float = 0.9
+    decay_steps: int = 0
+    steps_per_epoch: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "warmup_steps"):
-            least, value = int(name != "warmup_steps"), getattr(self, name)
+        for name in ("epochs", "batch_size", "warmup_steps", "decay_steps", "steps_per_epoch"):
+            least, value = int(name in ("epochs", "batch_size")), getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{name} must be a whole number, at least {least}, got {value!r}")
         for name in ("lr", "head_lr", "weight_decay", "poly_power", "momentum"):
@@ -60,10 +65,16 @@ class Schedule:
         if self.optimiser not in OPTIMISERS:
             raise ValueError(f"optimiser must be one of {', '.join(OPTIMISERS)}, got {self.optimiser!r}")
 
+    def epoch_steps(self, n_samples: int) -> int:
+        """Steps of one epoch: `steps_per_epoch`, or as many whole batches as the samples fill, whichever is less."""
+        whole = n_samples // self.batch_size
+        return min(self.steps_per_epoch or whole, whole)
+
     def factor(self, step: int, steps: int) -> float:
         """What the learning rates are multiplied by in `step` (0-based) of `steps`."""
         warm = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
-        return warm * (1 - step / steps) ** self.poly_power
+        length = self.decay_steps or steps
+        return warm * (1 - min(step, length - 1) / length) ** self.poly_power
 
 
 def fit(
@@ -75,16 +86,19 @@ def fit(
     schedule: Schedule,
     seed: int,
     checkpoint: Path | None = None,
+    after_epoch: Callable[[int], None] | None = None,
 ) -> list[dict[str, float]]:
-    """Train `network` in place; returns one row per epoch: epoch, lr, and the mean of every loss term.
+    """Train `network` in place; returns one row per epoch: epoch, lr, and the mean of every term.
 
     batch: (sample indices (b,) int64, generator for augmentation) -> what `losses` takes.
+    losses: (network, batch) -> named scalar terms; their sum is minimised.  A count without gradient is just logged.
+    after_epoch: called with the number of every finished epoch, 1 the first, before its checkpoint is written.
     checkpoint: file that is written after every epoch, resumed from where it exists, and removed at the end.
     Raises TrainingDiverged where the loss is not finite, ValueError where there are fewer samples than one batch.
     """
     if n_samples < schedule.batch_size:
         raise ValueError(f"{n_samples} samples cannot fill a batch of {schedule.batch_size}")
-    steps_per_epoch = n_samples // schedule.batch_size
+    steps_per_epoch = schedule.epoch_steps(n_samples)
     steps = schedule.epochs * steps_per_epoch
     optimiser = make_optimiser(network, schedule)
     base_rates = [group["lr"] for group in optimiser.param_groups]
@@ -92,7 +106,8 @@ def fit(
     network.train()
     for epoch in range(len(rows), schedule.epochs):
         terms: list[dict[str, Tensor]] = []
-        for i, indices in enumerate(epoch_order(n_samples, schedule.batch_size, seed, epoch)):
+        batches = islice(epoch_order(n_samples, schedule.batch_size, seed, epoch), steps_per_epoch)
+        for i, indices in enumerate(batches):
             factor = schedule.factor(epoch * steps_per_epoch + i, steps)
             for group, rate in zip(optimiser.param_groups, base_rates, strict=True):
                 group["lr"] = rate * factor
@@ -106,6 +121,8 @@ def fit(
         _check_weights(network, epoch, schedule, checkpoint)
         means = {name: torch.stack([t[name] for t in terms]).mean().item() for name in terms[0]}
         rows.append({"epoch": epoch + 1, "lr": optimiser.param_groups[-1]["lr"], **means})
+        if after_epoch:
+            after_epoch(epoch + 1)
         if checkpoint:
             save_checkpoint(checkpoint, network, optimiser, rows)
     if checkpoint:

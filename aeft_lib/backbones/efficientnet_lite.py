@@ -56,11 +56,10 @@ class EfficientNetLite0(nn.Module):
         return self
 
     def trunk(self, images: Tensor) -> Tensor:
-        """Features of the frozen stages, without gradient."""
+        """Features of the frozen stages; a gradient goes just to images that ask for one (a mask not detached)."""
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images must be (B, 3, H, W), got shape {tuple(images.shape)}")
-        with torch.no_grad():
-            return self._trunk(images)
+        return self._trunk(images)
 
     def tail(self, features: Tensor) -> Tensor:
         """What the trunk gave -> (B, 1280, H/16, W/16)."""

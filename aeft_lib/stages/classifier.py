@@ -87,11 +87,11 @@ def train_classifier(spec: ClassifierSpec, inputs: Mapping[str, Artefact], folde
     return {"loss": rows[-1]["classification"], "device": str(device())}
 
 
-def load_network(artefact: Artefact) -> CamClassifier:
-    """The trained network of a `train_classifier` artefact, in eval mode."""
-    written = artefact.record["spec"]
+def load_network(artefact: Artefact, weights: str = "weights.safetensors") -> CamClassifier:
+    """The trained network of a `train_classifier` artefact, or of a stage that went on from one, in eval mode."""
+    written = artefact.record["spec"].get("warm_start", artefact.record["spec"])
     pooling = written["pooling"] | {"levels": tuple(written["pooling"]["levels"])}
     spec = ClassifierSpec(**written | {"pooling": PoolingSpec(**pooling), "schedule": training.Schedule(**written["schedule"])})
     network = build_network(spec)
-    network.load_trained_state(load_file(artefact.folder / "weights.safetensors"))
+    network.load_trained_state(load_file(artefact.folder / weights))
     return network.eval()

@@ -31,7 +31,7 @@ def infer_seeds(spec: SeedSpec, inputs: Mapping[str, Artefact], folder: Path) ->
     if cache["tags"].shape[1] != network.num_classes:
         raise ValueError(f"the data has K={cache['tags'].shape[1]} classes, the classifier K={network.num_classes}")
     names = (f"{i:05d}" for i in range(len(cache["tags"])))
-    count = write_seeds(folder / "seeds.npz", zip(names, _seeds(network, cache, spec), strict=True))
+    count = write_seeds(folder / "seeds.npz", zip(names, seed_stream(network, cache, spec), strict=True))
     save_file({"logits": tag_logits(network, cache), "tags": cache["tags"]}, folder / "logits.safetensors")
     return {"images": count}
 
@@ -50,7 +50,7 @@ def tag_logits(network: CamClassifier, cache: dict[str, Tensor], batch: int = 16
 
 
 @torch.inference_mode()
-def _seeds(network: CamClassifier, cache: dict[str, Tensor], spec: SeedSpec) -> Iterator[Seed]:
+def seed_stream(network: CamClassifier, cache: dict[str, Tensor], spec: SeedSpec) -> Iterator[Seed]:
     """Seeds image by image: each scale's plain and mirrored features in one pass, tagged classes only."""
     for i, tags in enumerate(cache["tags"]):
         class_ids = tags.nonzero()[:, 0]
