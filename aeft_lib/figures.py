@@ -55,6 +55,12 @@ def overlay(image: np.ndarray, cam: np.ndarray) -> np.ndarray:
     return 0.45 * grey + 0.55 * plt.get_cmap(CAM_COLOURS)(cam)[..., :3]
 
 
+def stretched(small: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """A map (h, w) at the size of an image (H, W, ...), nearest cell."""
+    rows, columns = (np.arange(n) * m // n for n, m in zip(image.shape[:2], small.shape, strict=True))
+    return small[np.ix_(rows, columns)]
+
+
 def agreement(image: np.ndarray, predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Hits, spill and misses of two boolean masks (H, W) painted over the greyed image; RGB in 0..1."""
     grey = np.repeat(image.mean(axis=2, keepdims=True) / 255, 3, axis=2)

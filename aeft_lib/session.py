@@ -24,6 +24,8 @@ from aeft_lib.seeds import Seed, read_seeds
 from aeft_lib.stages.classifier import load_network
 from aeft_lib.triplet import REFERENCE, Triplet, metric_space
 
+ROWS = studies.get("pyramid_ablation")
+
 
 class TripletCase(NamedTuple):
     """One triplet, ready to be drawn.
@@ -278,6 +280,53 @@ def triplet_case(network: CamClassifier, anchor: Scene, negative: Scene, setting
             "n in the anchor's classes": whole[1:] * tags,
         }
     return TripletCase(anchor, negative, first, erased, region, {name: e[0].numpy() for name, e in found.items()})
+
+
+def triplet_pictures(case: TripletCase) -> tuple[dict[str, np.ndarray], pd.DataFrame]:
+    """What `figures.triplet_diagram` wants: eight pictures and the embeddings of both pairs."""
+    image, classes = case.anchor.image, np.flatnonzero(case.anchor.tags)
+    tagged = case.region[0, torch.from_numpy(classes)].all(dim=0).numpy()
+    pictures = {
+        "anchor": image,
+        "its CAM": figures.overlay(image, case.erased.foreground[0, 0].numpy()),
+        "mask m": figures.overlay(image, case.erased.mask[0, 0].numpy()),
+        "positive": _displayed(case.erased.images),
+        "anchor again": image,
+        "residual region": figures.overlay(image, figures.stretched(tagged.astype(float), image)),
+        "negative": case.negative.image,
+        "its mask (truth)": case.negative.mask,
+    }
+    lines = []
+    for pair, names in {"attract": ("e_A", "e_P"), "repel": ("a", "n")}.items():
+        for name in names:
+            values = enumerate(case.embeddings[name].tolist())
+            lines += [{"pair": pair, "embedding": name, "class": c, "value": value} for c, value in values]
+    return pictures, pd.DataFrame(lines)
+
+
+def quirk_effects(table: pd.DataFrame) -> pd.DataFrame:
+    """What correcting one quirk changes, in points: ``quirk, start, seed, miou, precision, recall``.
+
+    start "reference": without the quirk minus with it.  start "corrected": the corrected method minus it with the quirk.
+    """
+    wide = table.set_index(["row", "seed"])[["miou", "precision", "recall"]]
+    pairs = {("mask_gradient", "reference"): ("detached", "reference")}
+    for quirk in studies.MEASURED_QUIRKS:
+        pairs.setdefault((quirk, "reference"), (f"without_{quirk}", "detached"))
+        pairs[quirk, "corrected"] = ("corrected", f"with_{quirk}")
+    parts = []
+    for quirk in studies.MEASURED_QUIRKS:
+        for start in ("reference", "corrected"):
+            more, less = pairs[quirk, start]
+            if {more, less} <= set(table["row"]):
+                effect = (wide.loc[more] - wide.loc[less]).dropna().reset_index()
+                parts.append(effect.assign(quirk=quirk, start=start))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _displayed(images: Tensor) -> np.ndarray:
+    """The first of a batch of normalised images as RGB in 0..1."""
+    return ((images[0] * 128 + 127) / 255).clamp(0, 1).permute(1, 2, 0).numpy()
 
 
 def label_map(seed: Seed, threshold: float) -> np.ndarray:

@@ -86,11 +86,15 @@ SINGLE_LEVELS = tuple(
     Row(f"level{level}", f"{level}×{level}", "single", levels=(i,), published=f"table1.{level}x{level}")
     for i, level in enumerate((2, 4, 8, 16))
 )
-OFF = replace(REFERENCE, attract="off", repel_weight=0.0)
-SOFT = replace(REFERENCE, repel_weight=0.0)
+# The poster's second table has the reference's triplet with a detached mask: a gradient through the mask doubles the cost of a
+# step, and what it does is a row of the quirks.
+SOFT_REPEL = replace(REFERENCE, mask_gradient=False)
+OFF = replace(SOFT_REPEL, attract="off", repel_weight=0.0)
+SOFT = replace(SOFT_REPEL, repel_weight=0.0)
 # Not the paper's: all quirks corrected; only the peak is erased, so the positive is a whole scene; and the anchor stands still,
-# so that the distance is closed by finding the rest of the object and not by forgetting what was found.
-OURS = replace(CORRECTED, keep="all", anchor_gradient=False)
+# so that the distance is closed by finding the rest of the object and not by forgetting what was found.  Weights by the same
+# rule as the profile's loss_scale, by tags alone: the largest of 1, 2 and 5 times the reference's (mAP 81.4 at five).
+OURS = replace(CORRECTED, keep="all", anchor_gradient=False, attract_weight=0.5, repel_weight=0.375)
 
 
 def _second(name: str, label: str, triplet: Triplet, **rest: Any) -> Row:
@@ -106,6 +110,11 @@ def _with_quirks(name: str, label: str, quirks: Iterable[str]) -> Row:
 
 
 QUIRKS = (*OPTIMISER_QUIRKS, *LOSS_QUIRKS)
+# Measured one by one.  `missing_negative` has no row: every anchor finds a negative here (logged as ``without_negative``).
+MEASURED_QUIRKS = tuple(quirk for quirk in QUIRKS if quirk != "missing_negative")
+# The others are taken away from the reference with a detached mask, at half the cost.
+DETACHED = set(QUIRKS) - {"mask_gradient"}
+TAKEN_AWAY = tuple(quirk for quirk in MEASURED_QUIRKS if quirk in DETACHED)
 TRIPLET_ROWS = (
     _second("gpp_only", "GPP only", OFF, published="table2.gpp_only", keep_epochs=True),
     _second(
@@ -116,9 +125,10 @@ TRIPLET_ROWS = (
         keep_epochs=True,
     ),
     _second("attract_soft", "attract (soft)", SOFT, published="table2.attract_soft", keep_epochs=True),
-    _second("repel_only", "repel", replace(REFERENCE, attract="off")),
-    _second("attract_soft_repel", "soft + repel", REFERENCE, published="table2.attract_soft_repel", keep_epochs=True),
-    _second("attract_soft_repel_cam", "soft + repel, in the CAM", replace(REFERENCE, space="cam")),
+    _second("repel_only", "repel", replace(SOFT_REPEL, attract="off")),
+    _second("attract_soft_repel", "soft + repel", SOFT_REPEL, published="table2.attract_soft_repel", keep_epochs=True),
+    _second("attract_soft_repel_cam", "soft + repel, in the CAM", replace(SOFT_REPEL, space="cam")),
+    _second("soft_repel_strong", "soft + repel, ours' weights", replace(SOFT_REPEL, attract_weight=0.5, repel_weight=0.375)),
     _second("ours", "ours", OURS, quirks=(), keep_epochs=True),
 )
 
@@ -151,9 +161,10 @@ STUDIES = {
             "What does each quirk of the reference do, taken away from the reference, or put into the corrected method?",
             (
                 _with_quirks("reference", "reference", QUIRKS),
-                *(_with_quirks(f"without_{q}", f"reference, {q} corrected", set(QUIRKS) - {q}) for q in QUIRKS),
+                replace(TRIPLET_ROWS[4], name="detached", label="reference, mask_gradient corrected", published=None),
+                *(_with_quirks(f"without_{q}", f"reference, {q} corrected", DETACHED - {q}) for q in TAKEN_AWAY),
                 _with_quirks("corrected", "corrected", ()),
-                *(_with_quirks(f"with_{q}", f"corrected, {q} as the reference", {q}) for q in QUIRKS),
+                *(_with_quirks(f"with_{q}", f"corrected, {q} as the reference", {q}) for q in MEASURED_QUIRKS),
             ),
             common="reference",
         ),

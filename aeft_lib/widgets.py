@@ -78,7 +78,7 @@ def triplet(
             erased.mask[0, 0].numpy(),
             region[0, class_id].float().numpy(),
         ]
-        pictures = [image, *(figures.overlay(image, _stretched(m, image)) for m in shown)]
+        pictures = [image, *(figures.overlay(image, figures.stretched(m, image)) for m in shown)]
         pictures.insert(3, erased.images[0].permute(1, 2, 0).numpy())
         pictures.append(figures.signed_colours(chosen[0, class_id].numpy()))
         titles = ("anchor", "A_fg", "mask m", "positive", "residual", attention)
@@ -99,12 +99,6 @@ def _attentions(pooling: gpp.PyramidPooling, cam: Tensor) -> dict[str, Tensor]:
     maps = {f"level {level}": p for level, p in zip(pooling.levels, pooled.pyramid, strict=True)}
     maps |= {"average": torch.stack(pooled.pyramid).mean(dim=0)}
     return maps | {f"gated, step {i}": p for i, p in enumerate(pooled.fused, start=1)}
-
-
-def _stretched(small: np.ndarray, image: np.ndarray) -> np.ndarray:
-    """A map at the image's size, nearest cell."""
-    rows, columns = (np.arange(n) * m // n for n, m in zip(image.shape[:2], small.shape, strict=True))
-    return small[np.ix_(rows, columns)]
 
 
 def _with_picture(controls: Sequence[ipywidgets.ValueWidget], draw: Callable[..., tuple[Figure, str]]) -> ipywidgets.VBox:
