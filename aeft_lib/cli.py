@@ -50,6 +50,9 @@ def reproduce(arguments: argparse.Namespace) -> None:
     plan({"profile": profile.name, "seeds": n_seeds}, **choice)  # refuse before the studies what would fail after them
     runs.check_writable()
     for study in [] if arguments.only else studies.STUDIES.values():
+        if study.long and n_seeds < profile.long_from:
+            print(f"study {study.name}: left out below {profile.long_from} seeds, its committed table is shown", flush=True)
+            continue
         print(f"study {study.name}: {len(study.rows)} rows x {n_seeds} seed(s) on {profile.name}", flush=True)
         studies.run(study, profile, range(n_seeds), workers=arguments.workers)
     folder = run_notebooks(profile=profile.name, seeds=n_seeds, **choice)
@@ -71,9 +74,9 @@ def write_report(profile: profiles.Profile, n_seeds: int) -> None:
     runs.check_writable()
     session = Session(profile, n_seeds)
     built = session.report()
-    for file in reports.write(built, session.report_folder):
+    for file in reports.write(built, session.figures_folder):
         print(file)
-    if session.report_folder == paths.FIGURES:
+    if session.figures_folder == paths.FIGURES:
         reports.update_readme(built)
 
 

@@ -64,7 +64,7 @@ def erase(
     ``A = max_norm(up(relu(f))) y;   A_fg = max over classes;   m = A_fg [A_fg < t_H];   I_P = I m``
 
     images: (B, 3, H, W), normalised, so that zero is a mean colour.  cam: (B, K, h, w) signed, up-sampled bilinearly.
-    threshold: t_H, 0..1; 0 erases everything, 1 nothing but the very peaks.
+    threshold: t_H, 0..1; 0 erases everything, 1 nothing, or just the peaks where a CAM is large.
     keep: "ring" is Eq. 7: the active region *and* the background go, the ring between stays, dimmed by its activation.
         "all" keeps everything below the threshold as it is, the background too: ``m = [A_fg < t_H]``.
     gradient: let gradients flow through the mask into the CAM, as the reference does; only "ring" has any.

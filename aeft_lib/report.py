@@ -73,6 +73,18 @@ def build(tables: Mapping[str, pd.DataFrame], profile: str) -> dict[str, Any]:
     return {"profile": profile, "claims": [row | origin for row in rows]}
 
 
+def carry_over(report: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """`report`, with lines of fewer seeds than the one in `folder` replaced by that one's: each names its own commit.
+
+    So a store that holds one study does not wipe out the results of another.  Reports of other profiles are not looked at.
+    """
+    if not (folder / "report.json").is_file() or (earlier := load(folder))["profile"] != report["profile"]:
+        return dict(report)
+    known = {line["id"]: line for line in earlier["claims"]}
+    lines = [max((line, known.get(line["id"], line)), key=lambda candidate: candidate["n"]) for line in report["claims"]]
+    return {**report, "claims": lines}
+
+
 def write(report: Mapping[str, Any], folder: Path) -> list[Path]:
     """Write ``report.json``, ``.csv`` and ``.md`` to `folder`; returns the files."""
     folder.mkdir(parents=True, exist_ok=True)

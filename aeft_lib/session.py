@@ -61,13 +61,6 @@ class Session:
             return paths.FIGURES
         return paths.runs() / "figures" / f"{self.profile.name}-{self.n_seeds}seeds"
 
-    @property
-    def report_folder(self) -> Path:
-        """As `figures_folder`, but the committed report is only replaced by one over everything: all rows, all seeds."""
-        jobs = [(row, seed) for study in studies.STUDIES.values() for row in study.rows for seed in range(self.n_seeds)]
-        whole = all(studies.stored(self.profile, *job) is not None for job in jobs)
-        return self.figures_folder if whole else paths.runs() / "figures" / f"{self.profile.name}-incomplete"
-
     def provenance(self) -> str:
         """One line: what the numbers of this session depend on."""
         p, pack = self.profile, load_pack().checksum[:8]
@@ -77,8 +70,16 @@ class Session:
         )
 
     def table(self, study: str) -> pd.DataFrame:
-        """The study's long table, one line per row and seed (percent); computes what the store lacks."""
-        return studies.run(studies.get(study), self.profile, range(self.n_seeds))
+        """The study's long table, one line per row and seed (percent); computes what the store lacks.
+
+        A long study on few seeds is not computed: its committed table is read, and said so.
+        """
+        chosen, committed = studies.get(study), paths.FIGURES / f"{study}.csv"
+        if chosen.long and self.n_seeds < self.profile.long_from and committed.is_file():
+            table = pd.read_csv(committed)
+            print(f"committed table {committed.name}, {table['seed'].nunique()} seeds (aeft run {study} computes it)")
+            return table
+        return studies.run(chosen, self.profile, range(self.n_seeds))
 
     def network(self, row: str, seed: int = 0) -> CamClassifier:
         """The trained classifier of a row."""
@@ -205,9 +206,13 @@ class Session:
         return pd.DataFrame(lines)
 
     def report(self) -> dict:
-        """The report over all studies that the store holds for these seeds; computes nothing."""
+        """The report over all studies that the store holds for these seeds; computes nothing.
+
+        Where it may replace the committed report, lines that this store cannot make stay as they were committed.
+        """
         tables = {name: self.stored_table(name) for name in studies.STUDIES}
-        return report.build({name: table for name, table in tables.items() if not table.empty}, self.profile.name)
+        built = report.build({name: table for name, table in tables.items() if not table.empty}, self.profile.name)
+        return report.carry_over(built, paths.FIGURES) if self.figures_folder == paths.FIGURES else built
 
     def stored_table(self, study: str) -> pd.DataFrame:
         """As `table`, but only what is in the store."""

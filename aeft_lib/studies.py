@@ -65,12 +65,14 @@ class Study:
 
     common: the row whose best threshold is tried on every row (columns ``*_common``), so that precision and recall can be
         compared without a threshold that follows the row.
+    long: too many rows for a first reproduction on two cores (see `Profile.long_from`).
     """
 
     name: str
     question: str
     rows: tuple[Row, ...]
     common: str | None = None
+    long: bool = False
 
     def row(self, name: str) -> Row:
         """Raises ValueError naming the rows there are."""
@@ -167,6 +169,7 @@ STUDIES = {
                 *(_with_quirks(f"with_{q}", f"corrected, {q} as the reference", {q}) for q in MEASURED_QUIRKS),
             ),
             common="reference",
+            long=True,
         ),
     )
 }

@@ -67,6 +67,9 @@ class Triplet:
         low, high = self.residual_threshold, self.erase_threshold
         if not (_is_number(low) and _is_number(high) and 0 < low < high < 1):
             raise ValueError(f"thresholds must obey 0 < residual_threshold < erase_threshold < 1, got {low!r} and {high!r}")
+        for name in ("mask_gradient", "anchor_gradient"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
         for name in ("min_hard", "classification_samples"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
@@ -153,6 +156,6 @@ def _repel(anchor: CamOutput, batch: Batch, triplet: Triplet) -> tuple[losses.Re
         erasing.region_embeddings(maps)[pairs.index] * classes,
         margin=triplet.margin,
         min_hard=triplet.min_hard,
-        valid=pairs.valid,
+        valid=pairs.valid & batch.tags.bool().any(dim=1),  # an anchor without tags has nothing to compare
     )
     return repulsion, pairs

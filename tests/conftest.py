@@ -1,5 +1,6 @@
 """What several test modules share: the golden vectors and the measure that compares with them."""
 
+import json
 import os
 from pathlib import Path
 
@@ -8,16 +9,46 @@ import pytest
 import torch
 
 
+def golden_folder() -> Path:
+    """``AEFT_GOLDEN`` where that is set, else tests/golden."""
+    return Path(os.environ.get("AEFT_GOLDEN") or Path(__file__).with_name("golden"))
+
+
 @pytest.fixture
 def golden():
-    """Load ``<name>.npz`` as a dict of arrays, from ``AEFT_GOLDEN`` where that is set, else from tests/golden."""
-    folder = Path(os.environ.get("AEFT_GOLDEN") or Path(__file__).with_name("golden"))
+    """Load ``<name>.npz`` as a dict of arrays."""
 
     def load(name: str) -> dict[str, np.ndarray]:
-        with np.load(folder / f"{name}.npz", allow_pickle=False) as arrays:
+        with np.load(golden_folder() / f"{name}.npz", allow_pickle=False) as arrays:
             return {key: arrays[key] for key in arrays.files}
 
     return load
+
+
+@pytest.fixture
+def golden_meta():
+    """The section of ``meta.json`` that says how a golden file was made."""
+
+    def load(name: str) -> dict:
+        return json.loads((golden_folder() / "meta.json").read_text())[name]
+
+    return load
+
+
+@pytest.fixture
+def golden_losses(golden):
+    """The cases of ``losses.npz``, each a dict of tensors; those that store only what differs have the inputs of a."""
+    cases: dict[str, dict[str, torch.Tensor]] = {}
+    for key, array in golden("losses").items():
+        case, name = key.split("/")
+        cases.setdefault(case, {})
+        if array.dtype.kind != "U":  # an error message
+            cases[case][name] = torch.from_numpy(array)
+    assert cases, "the golden file holds no case"
+    for case in cases.values():
+        for name in ("images", "cam", "logits", "gpp", "gpp_masked"):
+            case.setdefault(name, cases["a"][name])
+    return cases
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The training loop on networks of a few weights: seeds, resume after a kill, divergence, schedule, order, streams."""
+"""The training loop on networks of a few weights: seeds, resume after a kill, divergence, epochs, order, streams."""
 
 import json
 import math
@@ -43,7 +43,7 @@ def samples():
     return torch.randn(N, 2, 5, 5, generator=generator), (torch.rand(N, 3, generator=generator) > 0.5).float()
 
 
-def train(network=None, *, seed=0, checkpoint=None, poison=None, **changes):
+def train(network=None, *, seed=0, checkpoint=None, poison=None, after_epoch=None, **changes):
     """Train on `samples` with noise from the generator; `poison` maps the batch's indices to what the loss is multiplied by."""
     network = Tiny() if network is None else network
     x, y = samples()
@@ -57,7 +57,8 @@ def train(network=None, *, seed=0, checkpoint=None, poison=None, **changes):
         fitted = nn.functional.binary_cross_entropy_with_logits(net(inputs), y[indices])
         return {"fit": factor * fitted, "size": 0.01 * net.head.weight.square().sum()}
 
-    rows = fit(network, n_samples=N, batch=batch, losses=losses, schedule=schedule(**changes), seed=seed, checkpoint=checkpoint)
+    kept = {"checkpoint": checkpoint, "after_epoch": after_epoch}
+    rows = fit(network, n_samples=N, batch=batch, losses=losses, schedule=schedule(**changes), seed=seed, **kept)
     return network, rows
 
 
@@ -119,7 +120,14 @@ def kill_after(monkeypatch, epochs):
 
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize(
-    "changes", [{"optimiser": "adamw"}, {"optimiser": "sgd"}, {"optimiser": "sgd", "momentum": 0.0}], ids=str
+    "changes",
+    [
+        {"optimiser": "adamw"},
+        {"optimiser": "sgd"},
+        {"optimiser": "sgd", "momentum": 0.0},
+        {"optimiser": "sgd", "steps_per_epoch": 2, "decay_steps": 5},
+    ],
+    ids=str,
 )
 def test_resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch, changes, channels_last):
     whole, whole_rows = train(Tiny(channels_last), checkpoint=tmp_path / "whole", **changes)
@@ -307,62 +315,55 @@ def test_weights_that_are_not_finite_are_never_called_good(tmp_path, bad_step, e
         assert all(t.isfinite().all() for t in load_file(tmp_path / "checkpoint").values())
 
 
-# --- schedule and optimiser --------------------------------------------------------------------------------------------
+# --- epochs of a given length, and what is done after each -------------------------------------------------------------
 
 
-def test_schedule_by_hand():
-    plain = schedule(warmup_steps=4, poly_power=0.9)
-    assert plain.factor(0, 100) == pytest.approx(0.25)
-    assert plain.factor(1, 100) == pytest.approx(0.5 * 0.99**0.9)
-    assert plain.factor(3, 100) == pytest.approx(0.97**0.9)
-    assert plain.factor(50, 100) == pytest.approx(0.5**0.9)
-    assert plain.factor(99, 100) == pytest.approx(0.01**0.9)
-    assert plain.factor(100, 100) == 0
-    assert schedule(warmup_steps=0).factor(0, 10) == 1
-    assert schedule(warmup_steps=0, poly_power=1.0).factor(5, 10) == 0.5
+def shown(**options) -> tuple[list[list[int]], list[dict[str, float]]]:
+    """The samples of every step, and the log."""
+    steps = []
+    _, rows = train(poison=lambda indices: steps.append(indices.tolist()) or 1.0, **options)
+    return steps, rows
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("epochs", 0), ("epochs", -1), ("batch_size", 0), ("lr", 0.0), ("lr", -1e-3), ("head_lr", 0), ("optimiser", "adam")],
-)
-def test_schedule_refuses(name, value):
-    with pytest.raises(ValueError, match=rf"{name}.*{value}"):
-        schedule(**{name: value})
+def test_an_epoch_ends_after_the_steps_asked_for():
+    steps, rows = shown(epochs=3, steps_per_epoch=2)
+    assert steps == [batch.tolist() for epoch in range(3) for batch in list(epoch_order(N, 6, 0, epoch))[:2]]
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    course = schedule(epochs=3, steps_per_epoch=2)
+    assert [row["lr"] for row in rows] == pytest.approx([0.1 * course.factor(step, 6) for step in (1, 3, 5)])
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("lr", math.nan),
-        ("lr", math.inf),
-        ("epochs", 2.5),
-        ("epochs", True),
-        ("epochs", "3"),
-        ("batch_size", 4.0),
-        ("warmup_steps", -1),
-        ("weight_decay", -0.1),
-        ("poly_power", -1.0),
-        ("momentum", -0.9),
-    ],
-)
-def test_schedule_refuses_what_would_fail_or_lie_later(name, value):
-    with pytest.raises(ValueError, match=name):
-        schedule(**{name: value})
+@pytest.mark.parametrize("asked", [3, 4, 100])
+def test_an_epoch_is_one_pass_at_most(asked):
+    assert shown(steps_per_epoch=asked) == shown()
 
 
-def test_optimiser_has_backbone_and_rest_and_nothing_frozen():
-    network = Tiny()
-    for kind, expected in (("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)):
-        optimiser = make_optimiser(network, schedule(optimiser=kind))
-        assert isinstance(optimiser, expected)
-        backbone, rest = optimiser.param_groups
-        assert (backbone["lr"], rest["lr"], rest["weight_decay"]) == (0.05, 0.1, 0.01)
-        assert {id(p) for p in backbone["params"]} == {id(p) for p in network.backbone[1].parameters()}
-        assert {id(p) for p in rest["params"]} == {id(p) for p in network.head.parameters()}
-    network.backbone.requires_grad_(False)
-    (rest,) = make_optimiser(network, schedule()).param_groups
-    assert rest["lr"] == 0.1
+def test_after_every_epoch_its_weights_can_be_kept_before_its_checkpoint_is_written(tmp_path):
+    network, calls, checkpoint = Tiny(), [], tmp_path / "checkpoint"
+
+    def keep(epoch):
+        calls.append((epoch, network.head.weight.detach().clone(), checkpoint.exists()))
+
+    train(network, checkpoint=checkpoint, after_epoch=keep, epochs=3)
+    assert [(epoch, there) for epoch, _, there in calls] == [(1, False), (2, True), (3, True)]
+    assert torch.equal(calls[-1][1], network.head.weight)
+    assert not torch.equal(calls[0][1], calls[1][1])
+    assert not checkpoint.exists()
+
+
+def test_resumed_epochs_are_not_called_again_but_one_killed_while_it_was_kept_is(tmp_path):
+    calls, checkpoint = [], tmp_path / "checkpoint"
+
+    def keep(epoch):
+        calls.append(epoch)
+        if calls == [1, 2]:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(checkpoint=checkpoint, after_epoch=keep)
+    resumed, _ = train(checkpoint=checkpoint, after_epoch=keep)
+    assert calls == [1, 2, 2, 3, 4]
+    assert same(resumed, train()[0])
 
 
 # --- order and streams -------------------------------------------------------------------------------------------------

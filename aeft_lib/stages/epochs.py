@@ -27,6 +27,7 @@ class EpochsSpec:
 def evaluate_epochs(spec: EpochsSpec, inputs: Mapping[str, Artefact], folder: Path) -> dict[str, float]:
     """Write ``epochs.csv``: epoch (0 is the warm start), threshold, miou, precision, recall (percent).
 
+    CAMs as they are, not in the steps of 1/255 of a stored seed: mIoU differs from `evaluate_seeds` in the second decimal.
     inputs: ``warm_start`` and ``classifier`` (trained with keep_epochs), ``features`` of the scenes.
     """
     cache, scenes = load_features(inputs["features"]), Collages(spec.scenes, load_pack())

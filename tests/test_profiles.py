@@ -1,0 +1,68 @@
+"""The second phase of a profile: its schedule with every quirk of the reference, with all, and with none."""
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from aeft_lib.profiles import OPTIMISER_QUIRKS, PROFILES, SMOKE, SecondPhase
+from aeft_lib.training import Schedule
+
+PHASE = SecondPhase(epochs=3, steps_per_epoch=5, batch_size=8, rate=0.1)
+CORRECTED = Schedule(
+    epochs=3,
+    batch_size=8,
+    lr=0.01,
+    head_lr=0.1,
+    weight_decay=5e-4,
+    warmup_steps=0,
+    optimiser="sgd",
+    momentum=0.9,
+    decay_steps=0,
+    steps_per_epoch=5,
+)
+
+
+def nearly(schedule: Schedule) -> dict:
+    """Its fields, floats to twelve digits: a tenth of 0.1, times ten, need not be 0.1."""
+    return {name: float(f"{value:.12g}") if isinstance(value, float) else value for name, value in vars(schedule).items()}
+
+
+@pytest.mark.parametrize(
+    ("quirks", "changes"),
+    [
+        ((), {}),
+        (("sgd_momentum",), {"momentum": 5e-4, "lr": 0.1, "head_lr": 1.0}),
+        (("head_lr",), {"head_lr": 0.01}),
+        (("schedule_length",), {"decay_steps": 60}),
+        (OPTIMISER_QUIRKS, {"momentum": 5e-4, "lr": 0.1, "head_lr": 0.1, "decay_steps": 60}),
+    ],
+    ids=str,
+)
+def test_schedule_of_the_second_phase(quirks, changes):
+    assert nearly(PHASE.schedule(quirks)) == nearly(replace(CORRECTED, **changes))
+    assert nearly(PHASE.schedule(quirks[::-1])) == nearly(replace(CORRECTED, **changes))
+
+
+def test_the_long_course_ends_at_three_quarters_and_the_right_one_near_0():
+    long, right = (PHASE.schedule(quirks).factor(14, 15) for quirks in (("schedule_length",), ()))
+    assert long == pytest.approx((46 / 60) ** 0.9)
+    assert right == pytest.approx((1 / 15) ** 0.9)
+
+
+@pytest.mark.parametrize("quirks", [("momentum",), ("sgd_momentum", "mask_gradient"), ("",)], ids=str)
+def test_unknown_quirks_are_refused(quirks):
+    unknown = re.escape(str(sorted(set(quirks) - set(OPTIMISER_QUIRKS))))
+    with pytest.raises(ValueError, match=f"unknown quirks {unknown}; there are sgd_momentum, schedule_length, head_lr"):
+        PHASE.schedule(quirks)
+
+
+def test_second_phase_needs_a_full_batch_of_scenes():
+    with pytest.raises(ValueError, match="profile smoke: 32 scenes cannot fill a batch of 33"):
+        replace(SMOKE, erasing=replace(SMOKE.erasing, batch_size=33))
+
+
+@pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
+def test_an_epoch_of_the_second_phase_fits_the_scenes(profile):
+    """Else it would end earlier, and the course be another than the profile says."""
+    assert profile.erasing.schedule().epoch_steps(profile.train.count) == profile.erasing.steps_per_epoch
