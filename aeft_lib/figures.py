@@ -241,7 +241,7 @@ def over_expansion(course: pd.DataFrame) -> Figure:
         last = axis is axes[-1]
         style = {"errorbar": "sd", "linewidth": 1, "err_kws": {"alpha": 0.12}}
         sns.lineplot(course, x="step", y=metric, hue="label", ax=axis, legend=last, **style)
-        axis.set(xlabel="steps", ylabel="", title=title)
+        axis.set(xlabel="steps", ylabel="", title=title, xticks=sorted(set(course["step"])))
     axes[-1].legend(title=None, fontsize=5)
     return figure
 
@@ -261,10 +261,10 @@ def triplet_bars(table: pd.DataFrame, published: Mapping[str, Mapping[str, float
         sns.stripplot(gains, x="gain", y="label", order=order, ax=axis, size=2.5, color="C0", jitter=False)
         for label in set(order) & set(published):
             paper = published[label][metric] - published[baseline][metric]
-            axis.plot(paper, order.index(label), "D", color="C1", markersize=4, markerfacecolor="none")
+            axis.plot(paper, order.index(label), "D", color="C1", markersize=4, markerfacecolor="none", zorder=5)
         axis.axvline(0, color="0.3", linewidth=0.6)
         name = {"miou": "mIoU"}.get(metric, metric)
-        axis.set(xlabel="points", ylabel="", title=f"{name} − {wide[baseline].mean():.1f}")
+        axis.set(xlabel=f"points from {wide[baseline].mean():.1f}", ylabel="", title=name)
     handles = [plt.Line2D([], [], marker="o", linestyle="", color="C0", markersize=3)]
     handles += [plt.Line2D([], [], marker="D", linestyle="", color="C1", markersize=4, markerfacecolor="none")]
     figure.legend(handles, ["ours, a seed", "paper (VOC train: another task)"], loc="outside lower right", ncols=2)
@@ -292,6 +292,7 @@ def quirk_effects(effects: pd.DataFrame) -> Figure:
             legend=axis is axes[-1],
         )
         axis.axvline(0, color="0.3", linewidth=0.6)
+        axis.set_xscale("symlog", linthresh=2, linscale=2)  # a row that collapses would hide all other differences
         axis.set(xlabel="points", ylabel="", title={"miou": "mIoU"}.get(metric, metric))
     if legend := axes[-1].get_legend():
         legend.remove()

@@ -103,14 +103,14 @@ class Profile:
             raise ValueError(f"profile {self.name}: seed_scales {self.seed_scales} must contain 1.0, where tags are scored")
         if any(a >= b for a, b in pairwise((0, *self.thresholds, 1))):
             raise ValueError(f"profile {self.name}: thresholds must increase between 0 and 1, got {self.thresholds}")
+        for phase in (self.schedule, self.erasing):
+            if phase.batch_size > self.train.count:
+                raise ValueError(f"profile {self.name}: {self.train.count} scenes cannot fill a batch of {phase.batch_size}")
         if self.erasing.steps_per_epoch > self.train.count // self.erasing.batch_size:
             raise ValueError(
                 f"profile {self.name}: {self.train.count} scenes do not hold {self.erasing.steps_per_epoch} batches of "
                 f"{self.erasing.batch_size}, the steps of an epoch of the second phase"
             )
-        for phase in (self.schedule, self.erasing):
-            if phase.batch_size > self.train.count:
-                raise ValueError(f"profile {self.name}: {self.train.count} scenes cannot fill a batch of {phase.batch_size}")
 
     @property
     def map_side(self) -> int:
