@@ -39,6 +39,7 @@ class Row:
     scaled: False takes the paper's bins as printed, those that fit the map, instead of the profile's scaled ones.
     triplet: what the second phase adds to classification, None where there is no second phase.
     quirks: of the reference's optimiser, kept in the second phase.  keep_epochs: evaluate after every epoch of it.
+    phase: fields of the profile's second phase that are other for this row.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Row:
     triplet: Triplet | None = None
     quirks: tuple[str, ...] = ()
     keep_epochs: bool = False
+    phase: tuple[tuple[str, float], ...] = ()
 
     def pooling(self, profile: Profile) -> PoolingSpec:
         """The row's pooling layer on the profile's feature map."""
@@ -93,6 +95,7 @@ SINGLE_LEVELS = tuple(
 SOFT_REPEL = replace(REFERENCE, mask_gradient=False)
 OFF = replace(SOFT_REPEL, attract="off", repel_weight=0.0)
 SOFT = replace(SOFT_REPEL, repel_weight=0.0)
+RIGID = replace(SOFT, attract="rigid")
 # Not the paper's: all quirks corrected; only the peak is erased, so the positive is a whole scene; and the anchor stands still,
 # so that the distance is closed by finding the rest of the object and not by forgetting what was found.  Weights by the same
 # rule as the profile's loss_scale, by tags alone: the largest of 1, 2 and 5 times the reference's (mAP 81.4 at five).
@@ -122,7 +125,7 @@ TRIPLET_ROWS = (
     _second(
         "attract_rigid",
         "attract (rigid)",
-        replace(SOFT, attract="rigid"),
+        RIGID,
         published="table2.attract_rigid",
         keep_epochs=True,
     ),
@@ -133,6 +136,18 @@ TRIPLET_ROWS = (
     _second("soft_repel_strong", "soft + repel, ours' weights", replace(SOFT_REPEL, attract_weight=0.5, repel_weight=0.375)),
     _second("ours", "ours", OURS, quirks=(), keep_epochs=True),
 )
+
+
+def _settings(tag: str, label: str, phase: tuple[tuple[str, float], ...] = (), **changes: float) -> tuple[Row, ...]:
+    """Soft and rigid erasing with other settings, and their baseline where it is another one."""
+    rows = [
+        _second(f"rigid_{tag}", f"rigid, {label}", replace(RIGID, **changes), phase=phase),
+        _second(f"soft_{tag}", f"soft, {label}", replace(SOFT, **changes), phase=phase),
+    ]
+    if phase:
+        rows.insert(0, _second(f"gpp_only_{tag}", f"GPP only, {label}", OFF, phase=phase))
+    return tuple(rows)
+
 
 STUDIES = {
     study.name: study
@@ -169,6 +184,19 @@ STUDIES = {
                 *(_with_quirks(f"with_{q}", f"corrected, {q} as the reference", {q}) for q in MEASURED_QUIRKS),
             ),
             common="reference",
+            long=True,
+        ),
+        Study(
+            "erasing_settings",
+            "Do the claims about rigid and soft erasing depend on the erasing threshold, the rate or the number of steps?",
+            (
+                *TRIPLET_ROWS[:3],
+                *_settings("low", "t_H 0.4", erase_threshold=0.4),
+                *_settings("high", "t_H 0.8", erase_threshold=0.8),
+                *_settings("slow", "rate / 3", phase=(("rate", 0.01),)),
+                *_settings("long", "60 steps", phase=(("epochs", 12),)),
+            ),
+            common="gpp_only",
             long=True,
         ),
     )
@@ -219,9 +247,10 @@ def artefacts(profile: Profile, row: Row, seed: int, obtain: Obtain = runs.obtai
     train = features(profile, "train", obtain)
     classifier = warm_start = obtain(train_classifier, spec, {"features": train})
     if row.triplet:
-        course = profile.erasing.schedule(row.quirks)
-        phase = TripletSpec(spec, profile.train, profile.erasing.scaled(row.triplet), course, row.keep_epochs)
-        classifier = obtain(train_triplet, phase, {"classifier": warm_start, "features": train})
+        phase = replace(profile.erasing, **dict(row.phase))
+        course, loss = phase.schedule(row.quirks), phase.scaled(row.triplet)
+        second = TripletSpec(spec, profile.train, loss, course, row.keep_epochs)
+        classifier = obtain(train_triplet, second, {"classifier": warm_start, "features": train})
     inputs = {"classifier": classifier, "features": features(profile, "val", obtain)}
     seeds = obtain(infer_seeds, SeedSpec(profile.seed_scales, profile.val.size), inputs)
     found = {"classifier": classifier, "seeds": seeds}
