@@ -50,7 +50,7 @@ def reproduce(arguments: argparse.Namespace) -> None:
     plan({"profile": profile.name, "seeds": n_seeds}, **choice)  # refuse before the studies what would fail after them
     runs.check_writable()
     for study in [] if arguments.only else studies.STUDIES.values():
-        if study.long and n_seeds < profile.long_from:
+        if studies.left_out(study, profile, n_seeds):
             print(f"study {study.name}: left out below {profile.long_from} seeds, its committed table is shown", flush=True)
             continue
         print(f"study {study.name}: {len(study.rows)} rows x {n_seeds} seed(s) on {profile.name}", flush=True)

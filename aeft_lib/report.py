@@ -130,7 +130,10 @@ def load(folder: Path = paths.FIGURES) -> dict[str, Any]:
     file = folder / "report.json"
     if not file.is_file():
         raise FileNotFoundError(f"no {file}: write it with `aeft report`")
-    return json.loads(file.read_text(encoding="utf-8"))
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}): restore it, or remove it and run `aeft report`") from error
 
 
 def _claim(claim: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:

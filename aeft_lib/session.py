@@ -7,7 +7,6 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,31 +14,16 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from aeft_lib import erasing, figures, gpp, paths, profiles, report, runs, studies
+from aeft_lib import figures, gpp, paths, profiles, report, runs, studies, triplet_views
 from aeft_lib.backbones.efficientnet_lite import normalise
 from aeft_lib.classifier import CamClassifier, CamOutput
 from aeft_lib.data.collages import Collages, Scene, load_pack
 from aeft_lib.profiles import Profile
 from aeft_lib.seeds import Seed, read_seeds
 from aeft_lib.stages.classifier import load_network
-from aeft_lib.triplet import REFERENCE, Triplet, metric_space
+from aeft_lib.triplet import REFERENCE, Triplet
 
 ROWS = studies.get("pyramid_ablation")
-
-
-class TripletCase(NamedTuple):
-    """One triplet, ready to be drawn.
-
-    output: of the anchor, batch of one.  erased: its masked image.  region: its residual region (1, K, h, w) bool.
-    embeddings: name -> (K,): e_A, e_P, a, n, and n in the anchor's classes.
-    """
-
-    anchor: Scene
-    negative: Scene
-    output: CamOutput
-    erased: erasing.Erasure
-    region: Tensor
-    embeddings: dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -75,7 +59,7 @@ class Session:
         A long study on few seeds is not computed: its committed table is read, and said so.
         """
         chosen, committed = studies.get(study), paths.FIGURES / f"{study}.csv"
-        if chosen.long and self.n_seeds < self.profile.long_from and committed.is_file():
+        if studies.left_out(chosen, self.profile, self.n_seeds):
             table = pd.read_csv(committed)
             print(f"committed table {committed.name}, {table['seed'].nunique()} seeds (aeft run {study} computes it)")
             return table
@@ -130,7 +114,10 @@ class Session:
         lines = []
         for row in map(studies.row, rows):
             for seed in range(self.n_seeds):
-                curves = pd.read_csv(self._artefacts(row.name, seed)["epochs"].folder / "epochs.csv")
+                found = self._artefacts(row.name, seed)
+                if "epochs" not in found:
+                    raise ValueError(f"row {row.name} keeps no epochs: give it keep_epochs=True in studies.py")
+                curves = pd.read_csv(found["epochs"].folder / "epochs.csv")
                 start = curves[curves["epoch"] == 0]
                 at = start.loc[start["miou"].idxmax(), "threshold"]
                 for epoch, curve in curves.groupby("epoch"):
@@ -144,9 +131,11 @@ class Session:
         """The training log of a row's last phase: one line an epoch."""
         return pd.read_csv(self._artefacts(row, seed)["classifier"].folder / "log.csv")
 
-    def triplet(self, anchor: int, negative: int, row: str = "gated", settings: Triplet = REFERENCE) -> TripletCase:
+    def triplet(
+        self, anchor: int, negative: int, row: str = "gated", settings: Triplet = REFERENCE
+    ) -> triplet_views.TripletCase:
         """The triplet of two validation scenes as the trained classifier of a row sees it."""
-        return triplet_case(self.network(row), self.scenes[anchor], self.scenes[negative], settings)
+        return triplet_views.triplet_case(self.network(row), self.scenes[anchor], self.scenes[negative], settings)
 
     def verdicts(self, study: str) -> str:
         """The claims that rest on a study as a Markdown table: the paper's difference, ours over the seeds, the verdict."""
@@ -227,6 +216,11 @@ class Session:
         """Keep a figure and its numbers in the session's figures folder."""
         figures.save(figure, name, table, self.figures_folder)
 
+    def save_table(self, name: str, table: pd.DataFrame) -> None:
+        """Keep a table alone."""
+        self.figures_folder.mkdir(parents=True, exist_ok=True)
+        table.to_csv(self.figures_folder / f"{name}.csv", index=False, float_format="%.4f")
+
     def _artefacts(self, row: str, seed: int) -> dict[str, runs.Artefact]:
         chosen = studies.row(row)
         if studies.stored(self.profile, chosen, seed) is None:
@@ -260,78 +254,6 @@ def run_network(network: CamClassifier, scene: Scene) -> CamOutput:
     images = torch.from_numpy(scene.image.copy()).permute(2, 0, 1)[None]
     with torch.inference_mode():
         return network(normalise(images))
-
-
-def triplet_case(network: CamClassifier, anchor: Scene, negative: Scene, settings: Triplet) -> TripletCase:
-    """Mask, positive and embeddings of one anchor and one negative.  Raises ValueError where they share a class."""
-    both = torch.from_numpy(np.stack([anchor.tags, negative.tags]))
-    if not erasing.disjoint(both)[0, 1]:
-        raise ValueError(f"{anchor.name} and {negative.name} share a class: not an anchor and its negative")
-    tags = both[:1]
-    with torch.inference_mode():
-        images = normalise(torch.from_numpy(np.stack([anchor.image, negative.image])).permute(0, 3, 1, 2))
-        outputs = network(images)
-        first = CamOutput(*(None if part is None else part[:1] for part in outputs))
-        erased = erasing.erase(images[:1], first.cam, tags, threshold=settings.erase_threshold, keep=settings.keep)
-        positive = network(erased.images)
-        region = erasing.residual_region(first.cam, tags, threshold=settings.residual_threshold)
-        maps, masked = (metric_space(output, settings.space) for output in (outputs, positive))
-        whole = erasing.region_embeddings(maps)
-        found = {
-            "e_A": erasing.embeddings(maps[:1], tags),
-            "e_P": erasing.embeddings(masked, tags),
-            "a": erasing.region_embeddings(maps[:1], region) * tags,
-            "n": whole[1:] * both[1:],
-            "n in the anchor's classes": whole[1:] * tags,
-        }
-    return TripletCase(anchor, negative, first, erased, region, {name: e[0].numpy() for name, e in found.items()})
-
-
-def triplet_pictures(case: TripletCase) -> tuple[dict[str, np.ndarray], pd.DataFrame]:
-    """What `figures.triplet_diagram` wants: eight pictures and the embeddings of both pairs."""
-    image, classes = case.anchor.image, np.flatnonzero(case.anchor.tags)
-    tagged = case.region[0, torch.from_numpy(classes)].all(dim=0).numpy()
-    pictures = {
-        "anchor": image,
-        "its CAM": figures.overlay(image, case.erased.foreground[0, 0].numpy()),
-        "mask m": figures.overlay(image, case.erased.mask[0, 0].numpy()),
-        "positive": _displayed(case.erased.images),
-        "anchor again": image,
-        "residual region": figures.overlay(image, figures.stretched(tagged.astype(float), image)),
-        "negative": case.negative.image,
-        "its mask (truth)": case.negative.mask,
-    }
-    lines = []
-    for pair, names in {"attract": ("e_A", "e_P"), "repel": ("a", "n")}.items():
-        for name in names:
-            values = enumerate(case.embeddings[name].tolist())
-            lines += [{"pair": pair, "embedding": name, "class": c, "value": value} for c, value in values]
-    return pictures, pd.DataFrame(lines)
-
-
-def quirk_effects(table: pd.DataFrame) -> pd.DataFrame:
-    """What correcting one quirk changes, in points: ``quirk, start, seed, miou, precision, recall``.
-
-    start "reference": without the quirk minus with it.  start "corrected": the corrected method minus it with the quirk.
-    """
-    wide = table.set_index(["row", "seed"])[["miou", "precision", "recall"]]
-    pairs = {("mask_gradient", "reference"): ("detached", "reference")}
-    for quirk in studies.MEASURED_QUIRKS:
-        pairs.setdefault((quirk, "reference"), (f"without_{quirk}", "detached"))
-        pairs[quirk, "corrected"] = ("corrected", f"with_{quirk}")
-    parts = []
-    for quirk in studies.MEASURED_QUIRKS:
-        for start in ("reference", "corrected"):
-            more, less = pairs[quirk, start]
-            if {more, less} <= set(table["row"]):
-                effect = (wide.loc[more] - wide.loc[less]).dropna().reset_index()
-                parts.append(effect.assign(quirk=quirk, start=start))
-    return pd.concat(parts, ignore_index=True)
-
-
-def _displayed(images: Tensor) -> np.ndarray:
-    """The first of a batch of normalised images as RGB in 0..1."""
-    return ((images[0] * 128 + 127) / 255).clamp(0, 1).permute(1, 2, 0).numpy()
 
 
 def label_map(seed: Seed, threshold: float) -> np.ndarray:

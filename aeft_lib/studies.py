@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from aeft_lib import runs
+from aeft_lib import paths, runs
 from aeft_lib.data.collages import load_pack
 from aeft_lib.profiles import OPTIMISER_QUIRKS, PAPER_LEVELS, Profile
 from aeft_lib.stages.classifier import ClassifierSpec, PoolingSpec, train_classifier
@@ -289,7 +289,13 @@ def at_common_threshold(study: Study, profile: Profile, table: pd.DataFrame) -> 
         curve = pd.read_csv(found.folder / "curve.csv").set_index("threshold")
         at = curve.index[np.abs(curve.index - best.get(line.seed, np.nan)).argmin()] if line.seed in best else None
         numbers.append(curve.loc[at, ["miou", "precision", "recall"]] if at is not None else {})
-    return table.join(pd.DataFrame(numbers, index=table.index).add_suffix("_common"))
+    at_common = pd.DataFrame(numbers, index=table.index, columns=["miou", "precision", "recall"])
+    return table.join(at_common.add_suffix("_common"))
+
+
+def left_out(study: Study, profile: Profile, n_seeds: int) -> bool:
+    """Whether a long study is too much for so few seeds, and there is a committed table to show in its place."""
+    return study.long and n_seeds < profile.long_from and (paths.FIGURES / f"{study.name}.csv").is_file()
 
 
 def check_seeds(seeds: Iterable[int]) -> list[int]:

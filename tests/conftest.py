@@ -68,3 +68,21 @@ def assert_near():
 def rng():
     """Random numbers that are the same everywhere."""
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """A test file's own store."""
+    return tmp_path_factory.mktemp("shared")
+
+
+@pytest.fixture
+def store(shared, monkeypatch):
+    """A test reads its file's store with one thread, in silence; a file asks for it with ``pytestmark``."""
+    monkeypatch.setenv("AEFT_RUNS", str(shared))
+    monkeypatch.setenv("AEFT_QUIET", "1")
+    monkeypatch.delenv("AEFT_PROFILE", raising=False)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield shared
+    torch.set_num_threads(threads)

@@ -7,9 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from aeft_lib import cli, paths, report, runs, studies
+from aeft_lib import cli, paths, report, reproduce, runs, studies
 from aeft_lib.data import collages
 from aeft_lib.profiles import SMOKE
 
@@ -207,13 +208,36 @@ def test_report_of_an_empty_store_says_not_run(capsys, nothing_is_built, store):
 
 
 def test_report_of_an_empty_store_never_replaces_the_committed_one(capsys, nothing_is_built, tmp_path, monkeypatch):
-    committed = tmp_path / "figures" / "report.json"
-    committed.parent.mkdir()
-    committed.write_text("three seeds")
-    monkeypatch.setattr(paths, "FIGURES", committed.parent)
-    monkeypatch.setattr(report, "update_readme", lambda *_: None)
-    cli.main(["report", "--profile", "laptop", "--seeds", "3"])
-    assert committed.read_text() == "three seeds"
+    table = pd.DataFrame({"row": ["gap", "gated"] * 3, "seed": [0, 0, 1, 1, 2, 2], "miou": 40.0})
+    committed = report.build({"pyramid_ablation": table}, "laptop")
+    report.write(committed, tmp_path / "figures")
+    monkeypatch.setattr(paths, "FIGURES", tmp_path / "figures")
+    shown = []
+    monkeypatch.setattr(report, "update_readme", shown.append)
+    assert cli.main(["report", "--profile", "laptop", "--seeds", "3"]) == 0
+    assert report.load(tmp_path / "figures") == committed
+    assert shown == [committed]
+
+
+@pytest.fixture
+def reproduced(monkeypatch):
+    """What `reproduce` would compute: (study, seeds); notebooks and report are left out."""
+    asked = []
+    monkeypatch.setattr(reproduce, "plan", lambda *_, **__: None)
+    monkeypatch.setattr(reproduce, "reproduce", lambda **_: "there")
+    monkeypatch.setattr(cli, "write_report", lambda *_: None)
+    monkeypatch.setattr(studies, "run", lambda study, profile, seeds, **_: asked.append((study.name, list(seeds))))
+    return asked
+
+
+def test_reproduce_leaves_long_studies_out_below_their_seeds_and_says_so(capsys, reproduced):
+    assert cli.main(["reproduce", "--profile", "laptop", "--seeds", "2"]) == 0
+    assert reproduced == [(study.name, [0, 1]) for study in studies.STUDIES.values() if not study.long]
+    assert "study quirks: left out below 3 seeds, its committed table is shown\n" in capsys.readouterr().out
+    reproduced.clear()
+    assert cli.main(["reproduce", "--profile", "laptop", "--seeds", "3"]) == 0
+    assert reproduced == [(name, [0, 1, 2]) for name in studies.STUDIES]
+    assert "left out" not in capsys.readouterr().out
 
 
 # --- data --------------------------------------------------------------------------------------------------------------

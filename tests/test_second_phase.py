@@ -40,20 +40,7 @@ PHASE = TripletSpec(
 )
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory):
-    return tmp_path_factory.mktemp("shared")
-
-
-@pytest.fixture(autouse=True)
-def store(shared, monkeypatch):
-    """Every test reads the file's store with one thread, in silence."""
-    monkeypatch.setenv("AEFT_RUNS", str(shared))
-    monkeypatch.setenv("AEFT_QUIET", "1")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield shared
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("store")
 
 
 def features(scenes: SceneSpec) -> runs.Artefact:

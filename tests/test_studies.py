@@ -46,22 +46,7 @@ NUMBERS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory):
-    """The file's store."""
-    return tmp_path_factory.mktemp("shared")
-
-
-@pytest.fixture(autouse=True)
-def store(shared, monkeypatch):
-    """Every test reads the file's store with one thread, in silence."""
-    monkeypatch.setenv("AEFT_RUNS", str(shared))
-    monkeypatch.setenv("AEFT_QUIET", "1")
-    monkeypatch.delenv("AEFT_PROFILE", raising=False)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield shared
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("store")
 
 
 @pytest.fixture
