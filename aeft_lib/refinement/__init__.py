@@ -1,0 +1,1 @@
+"""From seeds to pseudo-labels: dense CRF, AffinityNet and its labels, random walk.  No compiled extension."""

@@ -1,0 +1,214 @@
+"""Dense CRF (Krähenbühl and Koltun, NIPS 2011) as sparse linear algebra in torch: no compiled extension, CPU and GPU.
+
+Mean field with a Potts model and two Gaussian kernels, one over positions and one over positions and colours::
+
+    Q <- softmax(-unary + sum_k w_k K_k Q),     K = D^-1/2 (slice blur splat) D^-1/2
+
+A kernel is applied on the permutohedral lattice (Adams et al., Eurographics 2010): pixels are splatted onto the lattice's
+vertices, blurred along its d + 1 axes and sliced back.  The lattice depends on the image alone (the spatial one on its size
+alone), so it is built once and serves every background power and every iteration.
+
+Departures from the C++ library that the field uses: none in the numbers (a golden test bounds them at 1e-3).
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aeft_lib.refinement import sparse
+
+CLIP = 1e-5
+
+
+class Lattice:
+    """The permutohedral lattice of N points in d dimensions, with unit standard deviations.
+
+    features: (N, d) float, already divided by the kernel's standard deviations.
+    """
+
+    def __init__(self, features: Tensor) -> None:
+        """Raises ValueError where features are not a finite (N, d) float tensor."""
+        if features.ndim != 2 or not features.is_floating_point() or not bool(features.isfinite().all()):
+            raise ValueError(f"features must be a finite (N, d) float tensor, got {features.dtype} {tuple(features.shape)}")
+        n, self.d = features.shape
+        # The C++ library takes four points at a time and fills up with points at the origin.  They carry nothing, but their
+        # vertices let the blur of near points pass: up to 0.02 in single dark pixels, so they are kept for its sake.
+        filled = torch.cat([features, features.new_zeros(-n % 4, self.d)])
+        keys, weights = _enclosing_simplex(filled)
+        packed, radix, low = _pack(keys)
+        vertices, index = torch.unique(packed, return_inverse=True)
+        self.neighbours = _neighbours(vertices, radix, low, self.d)
+        self.splat_matrix, self.slice_matrix = _matrices(index.reshape(weights.shape)[:n], weights[:n], len(vertices))
+        self.scale = 1 / (1 + 2.0**-self.d)
+        norm = self._filter(torch.ones(n, 1, dtype=features.dtype, device=features.device))
+        self.root_norm = (norm + 1e-20).rsqrt()
+
+    def apply(self, values: Tensor) -> Tensor:
+        """The symmetrically normalised kernel times values (N, L)."""
+        return self._filter(values * self.root_norm) * self.root_norm
+
+    def _filter(self, values: Tensor) -> Tensor:
+        on_lattice = self.splat_matrix @ values
+        padded = torch.cat([on_lattice, torch.zeros_like(on_lattice[:1])])  # the last row stands for absent neighbours
+        for before, after in self.neighbours:
+            padded[:-1] += 0.5 * (padded[before] + padded[after])
+        return self.slice_matrix @ padded[:-1] * self.scale
+
+
+class DenseCRF:
+    """The CRF of one image.
+
+    image: (H, W, 3) uint8 RGB, as it was taken.
+    gaussian: (standard deviation in pixels, weight).  bilateral: (standard deviation in pixels, in grey levels, weight).
+    """
+
+    def __init__(
+        self,
+        image: np.ndarray,
+        *,
+        gaussian: tuple[float, float] = (3, 3),
+        bilateral: tuple[float, float, float] = (80, 13, 10),
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Raises ValueError for an image that is no (H, W, 3) uint8 with pixels, or numbers that are not positive."""
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+            raise ValueError(f"image must be (H, W, 3) uint8 RGB, got {image.dtype} {image.shape}")
+        for name, numbers in (("gaussian", gaussian), ("bilateral", bilateral)):
+            if not all(np.isfinite(number) and number > 0 for number in numbers):
+                raise ValueError(f"{name} must hold positive numbers, got {numbers}")
+        self.size = image.shape[:2]
+        colours = torch.from_numpy(image.copy()).to(device).reshape(-1, 3).float()
+        places = _places(*self.size, torch.device(device))
+        features = torch.cat([places / bilateral[0], colours / bilateral[1]], dim=1)
+        self.kernels = (
+            (_spatial_lattice(*self.size, float(gaussian[0]), torch.device(device)), gaussian[1]),
+            (Lattice(features), bilateral[2]),
+        )
+
+    def infer(self, unary: Tensor, *, iterations: int = 10) -> Tensor:
+        """Mean field: unary (L, H, W), negative log scores -> posterior (L, H, W) float32, sums to 1 over L.
+
+        unary lies on the device of the CRF.  Raises ValueError for one of another size than the image, or not finite, or for
+        negative iterations.
+        """
+        if unary.ndim != 3 or unary.shape[1:] != self.size:
+            raise ValueError(f"unary must be (L, {self.size[0]}, {self.size[1]}) like the image, got {tuple(unary.shape)}")
+        if not bool(unary.isfinite().all()):
+            raise ValueError("unary holds NaN or infinity: clip the scores before taking the logarithm")
+        if iterations < 0:
+            raise ValueError(f"iterations must not be negative, got {iterations}")
+        flat = unary.flatten(1).T.float()
+        q = (-flat).softmax(dim=1)
+        for _ in range(iterations):
+            message = sum(weight * kernel.apply(q) for kernel, weight in self.kernels)
+            q = (message - flat).softmax(dim=1)
+        return q.T.reshape(unary.shape)
+
+
+def unary_of(scores: Tensor) -> Tensor:
+    """Negative logarithm of scores (L, H, W) in 0..1, clipped at 1e-5, as the reference has it (they need not sum to 1)."""
+    return -scores.clamp(CLIP, 1).log()
+
+
+def with_background(cam: Tensor, alpha: float) -> Tensor:
+    """Scores (1 + K', H, W): background ``(1 - max cam)^alpha``, then the CAMs (K', H, W) of the present classes, all in 0..1.
+
+    Raises ValueError for alpha that is not positive and finite, CAMs of another shape, outside 0..1, or NaN.
+    """
+    if not 0 < alpha < float("inf"):
+        raise ValueError(f"alpha must be positive and finite, got {alpha}")
+    if cam.ndim != 3:
+        raise ValueError(f"cam must be (K', H, W), got shape {tuple(cam.shape)}")
+    if len(cam) and not (cam.amin() >= 0 and cam.amax() <= 1):
+        raise ValueError(f"a CAM must lie in 0..1, got {cam.amin():.3g}..{cam.amax():.3g}")
+    strongest = cam.amax(dim=0) if len(cam) else cam.new_zeros(cam.shape[1:])
+    return torch.cat([(1 - strongest)[None] ** alpha, cam])
+
+
+def refine(image: np.ndarray, cam: Tensor, alphas: Sequence[float], *, iterations: int = 10) -> list[Tensor]:
+    """Posteriors (1 + K', H, W) of a seed's CAMs (K', H, W) for every background power, on one lattice."""
+    crf = DenseCRF(image, device=cam.device)
+    return [crf.infer(unary_of(with_background(cam, alpha)), iterations=iterations) for alpha in alphas]
+
+
+def _places(height: int, width: int, device: torch.device) -> Tensor:
+    """(H·W, 2): x and y of every pixel."""
+    y, x = torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij")
+    return torch.stack([x, y], dim=-1).reshape(-1, 2).float()
+
+
+@lru_cache(maxsize=8)
+def _spatial_lattice(height: int, width: int, deviation: float, device: torch.device) -> Lattice:
+    with torch.inference_mode(False):  # it is kept, and may serve a caller who is not in that mode
+        return Lattice(_places(height, width, device) / deviation)
+
+
+def _enclosing_simplex(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Vertices of the lattice simplex around every point, as integer keys (N, d+1, d), and barycentric weights (N, d+1)."""
+    n, d = features.shape
+    device = features.device
+    steps = torch.arange(1, d + 1, device=device, dtype=features.dtype)
+    scaled = features * ((2 / 3) ** 0.5 * (d + 1) / (steps * (steps + 1)).sqrt())
+    # Into the hyperplane of d + 1 coordinates with sum 0.
+    tails = torch.cat([scaled.flip(1).cumsum(1).flip(1), torch.zeros_like(scaled[:, :1])], dim=1)
+    elevated = tails - torch.cat([torch.zeros_like(scaled[:, :1]), steps * scaled], dim=1)
+    # The nearest point whose coordinates are multiples of d + 1, and the order of what remains.
+    nearest = torch.round(elevated / (d + 1))
+    excess = nearest.sum(dim=1, keepdim=True).long()
+    remainder = elevated - nearest * (d + 1)
+    rank = remainder.argsort(dim=1, descending=True, stable=True).argsort(dim=1) + excess
+    nearest = nearest.long() + (rank < 0).long() - (rank > d).long()
+    rank = rank + (rank < 0) * (d + 1) - (rank > d) * (d + 1)
+    # Barycentric coordinates from the sorted remainders.
+    distance = (elevated - nearest * (d + 1)) / (d + 1)
+    weights = torch.zeros(n, d + 2, dtype=features.dtype, device=device)
+    weights.scatter_add_(1, d - rank, distance)
+    weights.scatter_add_(1, d + 1 - rank, -distance)
+    weights[:, 0] += 1 + weights[:, d + 1]
+    # The vertex of colour k lies k above the nearest point, but k - (d + 1) where the rank is large.
+    colour = torch.arange(d + 1, device=device)
+    jump = colour[:, None] - (d + 1) * (rank[:, None, :d] > d - colour[:, None])
+    return nearest[:, None, :d] * (d + 1) + jump, weights[:, : d + 1]
+
+
+def _pack(keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """One int64 per key, with room for every neighbour: packed (N·(d+1),), radix (d,), low (d,).
+
+    Raises ValueError where the points lie so far apart that the keys do not fit.
+    """
+    d = keys.shape[-1]
+    flat = keys.reshape(-1, d)
+    low = flat.amin(dim=0) - d
+    span = flat.amax(dim=0) + d - low + 1
+    if span.double().log2().sum() > 62:
+        raise ValueError(f"the lattice is too large, {span.tolist()} cells: the standard deviations are too small")
+    radix = torch.cat([torch.ones_like(span[:1]), span[:-1].cumprod(0)])
+    return ((flat - low) * radix).sum(dim=1), radix, low
+
+
+def _neighbours(vertices: Tensor, radix: Tensor, low: Tensor, d: int) -> list[tuple[Tensor, Tensor]]:
+    """Per axis the rows of both neighbours of every vertex; len(vertices) where there is none."""
+    total = int(radix.sum())
+    found = []
+    for axis in range(d + 1):
+        step = total - (int(radix[axis]) * (d + 1) if axis < d else 0)
+        found.append(tuple(_lookup(vertices, vertices + sign * step) for sign in (-1, 1)))
+    return found
+
+
+def _lookup(vertices: Tensor, wanted: Tensor) -> Tensor:
+    place = torch.searchsorted(vertices, wanted).clamp(max=len(vertices) - 1)
+    return torch.where(vertices[place] == wanted, place, len(vertices))
+
+
+def _matrices(index: Tensor, weights: Tensor, n_vertices: int) -> tuple[Tensor, Tensor]:
+    """splat (M, N) and slice (N, M) as CSR matrices of the barycentric weights."""
+    n, corners = index.shape
+    flat, weights = index.reshape(-1), weights.reshape(-1)
+    starts = torch.arange(0, n * corners + 1, corners, device=index.device)
+    points = torch.arange(n, device=index.device).repeat_interleave(corners)
+    slice_ = sparse.from_rows(starts, flat, weights, (n, n_vertices))
+    return sparse.from_entries(flat, points, weights, (n_vertices, n)), slice_

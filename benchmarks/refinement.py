@@ -1,0 +1,165 @@
+"""``aeft bench refinement``: the sparse random walk against the dense one, and the CRF in torch against the C++ library.
+
+One image of 375 x 500 with three classes, as VOC has them.  The peer of the walk is written from the definition: a dense n x n
+matrix, squared six times.  The peer of the CRF is pydensecrf2 (``pip install '.[oracle]'``), called once an alpha as the field
+does; where it is not installed the row says so.  Time: both in turn in one process, on one thread.  Memory: what a process of
+its own needs at most beyond its inputs, from /proc (null where there is none).
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from aeft_lib.data.collages import Collages, SceneSpec
+from aeft_lib.refinement import dense_crf
+from aeft_lib.refinement.affinity import SparseAffinity, pair_affinity, sparse_affinity
+from aeft_lib.refinement.random_walk import propagate
+
+SIZE, GRID = (375, 500), (47, 63)  # VOC's usual photo, and its cells of 8 x 8
+ALPHAS = (2, 21)  # AffinityNet's two CRFs: sure of the foreground, sure of the background
+BETA, SQUARINGS = 8, 6
+CAMERA_NOISE = 4  # grey levels, because an enlarged cut-out is smoother than a photo
+ROUNDS = 3
+STATUS = Path("/proc/self/status")
+
+
+def benchmarks() -> list[dict]:
+    """A row a part: seconds of both (medians), their ratio, the largest difference, equal labels, megabytes at most of both."""
+    torch.set_num_threads(1)
+    return [_row("random walk", f"dense matrix, {SQUARINGS} squarings"), _crf_row()]
+
+
+def _row(part: str, peer_name: str) -> dict:
+    ours, peer = PARTS[part]()
+    seconds, results = _times({"ours": ours, "peer": peer})
+    difference, labels = (results["ours"] - results["peer"]).abs(), (results[name].argmax(dim=-3) for name in results)
+    return {
+        "name": "refinement",
+        "part": part,
+        "peer": peer_name,
+        "ours_s": seconds["ours"],
+        "peer_s": seconds["peer"],
+        "ratio": seconds["peer"] / seconds["ours"],
+        "max_abs_diff": difference.max().item(),
+        "equal_labels": float(torch.eq(*labels).double().mean()),
+        "ours_peak_mb": _peak_of(part, "ours"),
+        "peer_peak_mb": _peak_of(part, "peer"),
+    }
+
+
+def _crf_row() -> dict:
+    part, peer = "dense CRF", f"pydensecrf2, called for alpha {ALPHAS[0]} and {ALPHAS[1]}"
+    if find_spec("pydensecrf"):
+        row = _row(part, peer)
+    else:
+        ours, _ = PARTS[part]()
+        seconds, _ = _times({"ours": ours})
+        row = {"name": "refinement", "part": part, "peer": f"{peer}: not installed", "ours_s": seconds["ours"], "peer_s": None}
+        row |= {"ratio": None, "ours_peak_mb": _peak_of(part, "ours"), "peer_peak_mb": None}
+    image, cam = _scene()
+    cached, _ = _times({"ours": lambda: dense_crf.refine(image, cam, ALPHAS)})  # all images of one size share a lattice
+    return row | {"ours_size_seen_s": cached["ours"]}
+
+
+# --- the two parts, each a pair of functions that make (..., L, h, w) ------------------------------------------------
+
+
+def _walks() -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
+    image, cam = _scene()
+    colours = F.interpolate(torch.from_numpy(image).permute(2, 0, 1)[None].float(), GRID, mode="area") / 32
+    affinity = sparse_affinity(pair_affinity(colours)[0], GRID)
+    scores = dense_crf.with_background(F.interpolate(cam[None], GRID, mode="area")[0], 19)
+    return lambda: propagate(affinity, scores, beta=BETA, steps=2**SQUARINGS), lambda: dense_walk(affinity, scores)
+
+
+def dense_walk(affinity: SparseAffinity, scores: Tensor) -> Tensor:
+    """T as a dense matrix, squared, then applied to all scores at once."""
+    matrix = torch.eye(scores[0].numel())
+    matrix[affinity.index_from, affinity.index_to] = matrix[affinity.index_to, affinity.index_from] = affinity.value
+    transition = matrix**BETA
+    transition = transition / transition.sum(dim=0, keepdim=True)
+    for _ in range(SQUARINGS):
+        transition = transition @ transition
+    return (scores.flatten(1) @ transition).reshape(scores.shape)
+
+
+def _crfs() -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
+    image, cam = _scene()
+
+    def ours() -> Tensor:
+        dense_crf._spatial_lattice.cache_clear()  # as for the first image of its size
+        return torch.stack(dense_crf.refine(image, cam, ALPHAS))
+
+    return ours, lambda: torch.stack([library_crf(image, dense_crf.with_background(cam, alpha)) for alpha in ALPHAS])
+
+
+def library_crf(image: np.ndarray, scores: Tensor) -> Tensor:
+    """The C++ library with the reference's numbers."""
+    from pydensecrf.densecrf import DenseCRF2D
+
+    crf = DenseCRF2D(image.shape[1], image.shape[0], len(scores))
+    crf.setUnaryEnergy(np.ascontiguousarray(dense_crf.unary_of(scores).flatten(1).numpy()))
+    crf.addPairwiseGaussian(sxy=3, compat=3)
+    crf.addPairwiseBilateral(sxy=80, srgb=13, rgbim=image, compat=10)
+    return torch.from_numpy(np.array(crf.inference(10))).reshape(scores.shape)
+
+
+PARTS = {"random walk": _walks, "dense CRF": _crfs}
+
+
+def _scene() -> tuple[np.ndarray, Tensor]:
+    """The first collage of three classes, cut to size, with camera noise; CAMs are its masks, blurred: (3, H, W) in 0..1."""
+    scene = next(scene for scene in Collages(SceneSpec("val", count=200, size=max(SIZE))) if scene.tags.sum() == 3)
+    image, mask = (array[: SIZE[0], : SIZE[1]] for array in (scene.image, scene.mask))
+    noisy = image + CAMERA_NOISE * np.random.default_rng(0).standard_normal(image.shape)
+    masks = torch.from_numpy(np.stack([mask == label + 1 for label in np.flatnonzero(scene.tags)])).float()
+    coarse = F.interpolate(masks[None], (12, 16), mode="area")
+    return np.clip(noisy, 0, 255).astype(np.uint8), F.interpolate(coarse, SIZE, mode="bilinear")[0].clamp(0, 1)
+
+
+# --- time and memory -------------------------------------------------------------------------------------------------
+
+
+def _times(runs: dict[str, Callable]) -> tuple[dict[str, float], dict]:
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    results = {}
+    for _ in range(ROUNDS):  # in turn, so that all see the same machine
+        for name, run in runs.items():
+            start = time.perf_counter()
+            results[name] = run()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: float(np.median(times)) for name, times in seconds.items()}, results
+
+
+def _peak_of(part: str, who: str) -> float | None:
+    """Megabytes, measured by this file as a program."""
+    child = subprocess.run([sys.executable, __file__, part, who], capture_output=True, text=True, check=True)
+    return json.loads(child.stdout)
+
+
+def _measure_peak(part: str, who: str) -> float | None:
+    torch.set_num_threads(1)
+    run = PARTS[part]()[("ours", "peer").index(who)]
+    before = _status("VmRSS")
+    run()
+    return None if before is None else (_status("VmHWM") - before) / 1e3
+
+
+def _status(field: str) -> int | None:
+    """Kilobytes that Linux tells of this process; getrusage would count its parent's before the exec."""
+    if not STATUS.exists():
+        return None
+    return next(int(line.split()[1]) for line in STATUS.read_text().splitlines() if line.startswith(field))
+
+
+if __name__ == "__main__":
+    print(json.dumps(_measure_peak(*sys.argv[1:])))
