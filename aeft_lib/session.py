@@ -137,6 +137,22 @@ class Session:
         """The triplet of two validation scenes as the trained classifier of a row sees it."""
         return triplet_views.triplet_case(self.network(row), self.scenes[anchor], self.scenes[negative], settings)
 
+    def embedding_sizes(self, rows: Sequence[str], scenes: int = 20) -> pd.DataFrame:
+        """How much of the tagged classes the GPP space holds, whole and masked: mean over the first scenes and all seeds.
+
+        Index: label.  Columns: e_A of the anchor, e_P of its positive (ring mask), and their ratio.
+        """
+        lines = {}
+        for row in map(studies.row, rows):
+            sizes = []
+            for seed in range(self.n_seeds):
+                network = self.network(row.name, seed)
+                for index in range(min(scenes, len(self.scenes))):
+                    sizes.append(triplet_views.embedding_sizes(network, self.scenes[index], REFERENCE))
+            lines[row.label] = np.mean(sizes, axis=0)
+        table = pd.DataFrame(lines, index=["e_A", "e_P"]).T
+        return table.assign(ratio=table["e_P"] / table["e_A"])
+
     def verdicts(self, study: str) -> str:
         """The claims that rest on a study as a Markdown table: the paper's difference, ours over the seeds, the verdict."""
         ids = {claim["id"] for claim in report.published()["claims"] if claim["study"] == study}

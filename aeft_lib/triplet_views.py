@@ -78,6 +78,18 @@ def triplet_pictures(case: TripletCase) -> tuple[dict[str, np.ndarray], pd.DataF
     return pictures, pd.DataFrame(lines)
 
 
+def embedding_sizes(network: CamClassifier, scene: Scene, settings: Triplet) -> tuple[float, float]:
+    """The sum over the tagged classes of e_A, and of e_P of the masked image."""
+    tags = torch.from_numpy(scene.tags)[None]
+    with torch.inference_mode():
+        images = normalise(torch.from_numpy(scene.image.copy()).permute(2, 0, 1)[None])
+        whole = network(images)
+        erased = erasing.erase(images, whole.cam, tags, threshold=settings.erase_threshold, keep=settings.keep)
+        maps = (metric_space(output, settings.space) for output in (whole, network(erased.images)))
+        e_a, e_p = (erasing.embeddings(m, tags).sum().item() for m in maps)
+    return e_a, e_p
+
+
 def quirk_effects(table: pd.DataFrame) -> pd.DataFrame:
     """What correcting one quirk changes, in points: ``quirk, start, seed, miou, precision, recall``.
 
