@@ -37,10 +37,10 @@ class Lattice:
         # The C++ library takes four points at a time and fills up with points at the origin.  They carry nothing, but their
         # vertices let the blur of near points pass: up to 0.02 in single dark pixels, so they are kept for its sake.
         filled = torch.cat([features, features.new_zeros(-n % 4, self.d)])
-        keys, weights = _enclosing_simplex(filled)
-        packed, radix, low = _pack(keys)
-        vertices, index = torch.unique(packed, return_inverse=True)
-        self.neighbours = _neighbours(vertices, radix, low, self.d)
+        nearest, rank, weights = _enclosing_simplex(filled)
+        keys, radix = _vertex_keys(nearest, rank)
+        vertices, index = torch.unique(keys, return_inverse=True)
+        self.neighbours = _neighbours(vertices, radix)
         self.splat_matrix, self.slice_matrix = _matrices(index.reshape(weights.shape)[:n], weights[:n], len(vertices))
         self.scale = 1 / (1 + 2.0**-self.d)
         norm = self._filter(torch.ones(n, 1, dtype=features.dtype, device=features.device))
@@ -91,21 +91,24 @@ class DenseCRF:
     def infer(self, unary: Tensor, *, iterations: int = 10) -> Tensor:
         """Mean field: unary (L, H, W), negative log scores -> posterior (L, H, W) float32, sums to 1 over L.
 
+        Several problems of L labels, (A, L, H, W), go through the lattice together, in hardly more time than one.
         unary lies on the device of the CRF.  Raises ValueError for one of another size than the image, or not finite, or for
         negative iterations.
         """
-        if unary.ndim != 3 or unary.shape[1:] != self.size:
+        if unary.ndim not in (3, 4) or unary.shape[-2:] != self.size:
             raise ValueError(f"unary must be (L, {self.size[0]}, {self.size[1]}) like the image, got {tuple(unary.shape)}")
         if not bool(unary.isfinite().all()):
             raise ValueError("unary holds NaN or infinity: clip the scores before taking the logarithm")
         if iterations < 0:
             raise ValueError(f"iterations must not be negative, got {iterations}")
-        flat = unary.flatten(1).T.float()
-        q = (-flat).softmax(dim=1)
+        labels, pixels = unary.shape[-3], unary.shape[-2] * unary.shape[-1]
+        evidence = -unary.float().reshape(-1, labels, pixels)  # softmax over a short last axis is six times slower
+        q = evidence.softmax(dim=1)
         for _ in range(iterations):
-            message = sum(weight * kernel.apply(q) for kernel, weight in self.kernels)
-            q = (message - flat).softmax(dim=1)
-        return q.T.reshape(unary.shape)
+            columns = q.reshape(-1, pixels).T.contiguous()
+            message = sum(weight * kernel.apply(columns) for kernel, weight in self.kernels)
+            q = (evidence + message.T.reshape(evidence.shape)).softmax(dim=1)
+        return q.reshape(unary.shape)
 
 
 def unary_of(scores: Tensor) -> Tensor:
@@ -131,7 +134,8 @@ def with_background(cam: Tensor, alpha: float) -> Tensor:
 def refine(image: np.ndarray, cam: Tensor, alphas: Sequence[float], *, iterations: int = 10) -> list[Tensor]:
     """Posteriors (1 + K', H, W) of a seed's CAMs (K', H, W) for every background power, on one lattice."""
     crf = DenseCRF(image, device=cam.device)
-    return [crf.infer(unary_of(with_background(cam, alpha)), iterations=iterations) for alpha in alphas]
+    unaries = torch.stack([unary_of(with_background(cam, alpha)) for alpha in alphas])
+    return list(crf.infer(unaries, iterations=iterations))
 
 
 def _places(height: int, width: int, device: torch.device) -> Tensor:
@@ -146,11 +150,10 @@ def _spatial_lattice(height: int, width: int, deviation: float, device: torch.de
         return Lattice(_places(height, width, device) / deviation)
 
 
-def _enclosing_simplex(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Vertices of the lattice simplex around every point, as integer keys (N, d+1, d), and barycentric weights (N, d+1)."""
+def _enclosing_simplex(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The lattice simplex around every point: nearest (N, d+1) int64 in units of d + 1, rank (N, d+1), weights (N, d+1)."""
     n, d = features.shape
-    device = features.device
-    steps = torch.arange(1, d + 1, device=device, dtype=features.dtype)
+    steps = torch.arange(1, d + 1, device=features.device, dtype=features.dtype)
     scaled = features * ((2 / 3) ** 0.5 * (d + 1) / (steps * (steps + 1)).sqrt())
     # Into the hyperplane of d + 1 coordinates with sum 0.
     tails = torch.cat([scaled.flip(1).cumsum(1).flip(1), torch.zeros_like(scaled[:, :1])], dim=1)
@@ -158,40 +161,52 @@ def _enclosing_simplex(features: Tensor) -> tuple[Tensor, Tensor]:
     # The nearest point whose coordinates are multiples of d + 1, and the order of what remains.
     nearest = torch.round(elevated / (d + 1))
     excess = nearest.sum(dim=1, keepdim=True).long()
-    remainder = elevated - nearest * (d + 1)
-    rank = remainder.argsort(dim=1, descending=True, stable=True).argsort(dim=1) + excess
-    nearest = nearest.long() + (rank < 0).long() - (rank > d).long()
-    rank = rank + (rank < 0) * (d + 1) - (rank > d) * (d + 1)
+    rank = _descending_rank(elevated - nearest * (d + 1)) + excess
+    below, above = rank < 0, rank > d
+    nearest = nearest.long() + below.long() - above.long()
+    rank = rank + (d + 1) * (below.long() - above.long())
     # Barycentric coordinates from the sorted remainders.
     distance = (elevated - nearest * (d + 1)) / (d + 1)
-    weights = torch.zeros(n, d + 2, dtype=features.dtype, device=device)
+    weights = torch.zeros(n, d + 2, dtype=features.dtype, device=features.device)
     weights.scatter_add_(1, d - rank, distance)
     weights.scatter_add_(1, d + 1 - rank, -distance)
     weights[:, 0] += 1 + weights[:, d + 1]
-    # The vertex of colour k lies k above the nearest point, but k - (d + 1) where the rank is large.
-    colour = torch.arange(d + 1, device=device)
-    jump = colour[:, None] - (d + 1) * (rank[:, None, :d] > d - colour[:, None])
-    return nearest[:, None, :d] * (d + 1) + jump, weights[:, : d + 1]
+    return nearest, rank, weights[:, : d + 1]
 
 
-def _pack(keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """One int64 per key, with room for every neighbour: packed (N·(d+1),), radix (d,), low (d,).
+def _descending_rank(values: Tensor) -> Tensor:
+    """Place of every value in its row, the largest first, ties in their order: faster than sorting rows of six."""
+    rank = torch.zeros(values.shape, dtype=torch.int64, device=values.device)
+    for i in range(values.shape[1]):
+        for j in range(i + 1, values.shape[1]):
+            later = values[:, i] < values[:, j]
+            rank[:, i] += later
+            rank[:, j] += ~later
+    return rank
 
+
+def _vertex_keys(nearest: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:
+    """The d + 1 vertices of every simplex as one int64 each, with room for all neighbours: keys (N, d+1), radix (d,).
+
+    The vertex of colour k lies k above the nearest point in every coordinate, less d + 1 in the k coordinates of highest rank.
     Raises ValueError where the points lie so far apart that the keys do not fit.
     """
-    d = keys.shape[-1]
-    flat = keys.reshape(-1, d)
-    low = flat.amin(dim=0) - d
-    span = flat.amax(dim=0) + d - low + 1
+    d = nearest.shape[1] - 1
+    base = nearest[:, :d] * (d + 1)
+    low = base.amin(dim=0) - 2 * d - 1
+    span = base.amax(dim=0) + 2 * d + 1 - low + 1
     if span.double().log2().sum() > 62:
         raise ValueError(f"the lattice is too large, {span.tolist()} cells: the standard deviations are too small")
     radix = torch.cat([torch.ones_like(span[:1]), span[:-1].cumprod(0)])
-    return ((flat - low) * radix).sum(dim=1), radix, low
+    by_rank = torch.zeros_like(nearest).scatter_(1, d - rank[:, :d], radix.expand(len(base), d))
+    dropped = torch.cat([torch.zeros_like(by_rank[:, :1]), by_rank[:, :d].cumsum(1)], dim=1)
+    colours = torch.arange(d + 1, device=nearest.device) * radix.sum()
+    return ((base - low) * radix).sum(dim=1, keepdim=True) + colours - (d + 1) * dropped, radix
 
 
-def _neighbours(vertices: Tensor, radix: Tensor, low: Tensor, d: int) -> list[tuple[Tensor, Tensor]]:
+def _neighbours(vertices: Tensor, radix: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Per axis the rows of both neighbours of every vertex; len(vertices) where there is none."""
-    total = int(radix.sum())
+    total, d = int(radix.sum()), len(radix)
     found = []
     for axis in range(d + 1):
         step = total - (int(radix[axis]) * (d + 1) if axis < d else 0)
