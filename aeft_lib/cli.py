@@ -53,8 +53,9 @@ def reproduce(arguments: argparse.Namespace) -> None:
         if studies.left_out(study, profile, n_seeds):
             print(f"study {study.name}: left out below {profile.long_from} seeds, its committed table is shown", flush=True)
             continue
-        print(f"study {study.name}: {len(study.rows)} rows x {n_seeds} seed(s) on {profile.name}", flush=True)
-        studies.run(study, profile, range(n_seeds), workers=arguments.workers)
+        seeds = study.seeds(n_seeds)
+        print(f"study {study.name}: {len(study.rows)} rows x {len(seeds)} seed(s) on {profile.name}", flush=True)
+        studies.run(study, profile, seeds, workers=arguments.workers)
     folder = run_notebooks(profile=profile.name, seeds=n_seeds, **choice)
     print(f"notebooks with outputs: {folder}")
     write_report(profile, n_seeds)

@@ -63,7 +63,7 @@ class Session:
             table = pd.read_csv(committed)
             print(f"committed table {committed.name}, {table['seed'].nunique()} seeds (aeft run {study} computes it)")
             return table
-        return studies.run(chosen, self.profile, range(self.n_seeds))
+        return studies.run(chosen, self.profile, chosen.seeds(self.n_seeds))
 
     def network(self, row: str, seed: int = 0) -> CamClassifier:
         """The trained classifier of a row."""

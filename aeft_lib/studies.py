@@ -68,6 +68,7 @@ class Study:
     common: the row whose best threshold is tried on every row (columns ``*_common``), so that precision and recall can be
         compared without a threshold that follows the row.
     long: too many rows for a first reproduction on two cores (see `Profile.long_from`).
+    most_seeds: how many seeds a reproduction gives it, whatever it was asked for; 0 is no bound.
     """
 
     name: str
@@ -75,6 +76,11 @@ class Study:
     rows: tuple[Row, ...]
     common: str | None = None
     long: bool = False
+    most_seeds: int = 0
+
+    def seeds(self, asked: int) -> range:
+        """The seeds of a reproduction that was asked for so many."""
+        return range(min(asked, self.most_seeds or asked))
 
     def row(self, name: str) -> Row:
         """Raises ValueError naming the rows there are."""
@@ -185,6 +191,7 @@ STUDIES = {
             ),
             common="reference",
             long=True,
+            most_seeds=2,
         ),
         Study(
             "erasing_settings",
@@ -198,6 +205,7 @@ STUDIES = {
             ),
             common="gpp_only",
             long=True,
+            most_seeds=1,
         ),
     )
 }
@@ -288,7 +296,7 @@ def at_common_threshold(study: Study, profile: Profile, table: pd.DataFrame) -> 
         found = artefacts(profile, study.row(line.row), line.seed, obtain=_lookup)["evaluation"]
         curve = pd.read_csv(found.folder / "curve.csv").set_index("threshold")
         at = curve.index[np.abs(curve.index - best.get(line.seed, np.nan)).argmin()] if line.seed in best else None
-        numbers.append(curve.loc[at, ["miou", "precision", "recall"]] if at is not None else {})
+        numbers.append(curve.loc[at].to_dict() if at is not None else {})
     at_common = pd.DataFrame(numbers, index=table.index, columns=["miou", "precision", "recall"])
     return table.join(at_common.add_suffix("_common"))
 
