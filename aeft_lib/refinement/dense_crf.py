@@ -41,21 +41,19 @@ class Lattice:
         keys, radix = _vertex_keys(nearest, rank)
         vertices, index = torch.unique(keys, return_inverse=True)
         self.neighbours = _neighbours(vertices, radix)
-        self.splat_matrix, self.slice_matrix = _matrices(index.reshape(weights.shape)[:n], weights[:n], len(vertices))
-        self.scale = 1 / (1 + 2.0**-self.d)
-        norm = self._filter(torch.ones(n, 1, dtype=features.dtype, device=features.device))
-        self.root_norm = (norm + 1e-20).rsqrt()
+        index, weights = index.reshape(weights.shape)[:n], weights[:n]
+        self.matrices = _matrices(index, weights, weights / (1 + 2.0**-self.d), len(vertices))
+        norm = self.apply(torch.ones(n, 1, dtype=features.dtype, device=features.device))
+        self.matrices = _scaled(self.matrices, (norm + 1e-20).rsqrt()[:, 0])
 
     def apply(self, values: Tensor) -> Tensor:
         """The symmetrically normalised kernel times values (N, L)."""
-        return self._filter(values * self.root_norm) * self.root_norm
-
-    def _filter(self, values: Tensor) -> Tensor:
-        on_lattice = self.splat_matrix @ values
+        splat, slice_ = self.matrices
+        on_lattice = splat @ values
         padded = torch.cat([on_lattice, torch.zeros_like(on_lattice[:1])])  # the last row stands for absent neighbours
         for before, after in self.neighbours:
             padded[:-1] += 0.5 * (padded[before] + padded[after])
-        return self.slice_matrix @ padded[:-1] * self.scale
+        return slice_ @ padded[:-1]
 
 
 class DenseCRF:
@@ -219,11 +217,22 @@ def _lookup(vertices: Tensor, wanted: Tensor) -> Tensor:
     return torch.where(vertices[place] == wanted, place, len(vertices))
 
 
-def _matrices(index: Tensor, weights: Tensor, n_vertices: int) -> tuple[Tensor, Tensor]:
-    """splat (M, N) and slice (N, M) as CSR matrices of the barycentric weights."""
+def _matrices(index: Tensor, splatted: Tensor, sliced: Tensor, n_vertices: int) -> tuple[Tensor, Tensor]:
+    """splat (M, N) and slice (N, M) as CSR matrices; index (N, d+1): the vertices of every point, with a weight each way."""
     n, corners = index.shape
-    flat, weights = index.reshape(-1), weights.reshape(-1)
     starts = torch.arange(0, n * corners + 1, corners, device=index.device)
     points = torch.arange(n, device=index.device).repeat_interleave(corners)
-    slice_ = sparse.from_rows(starts, flat, weights, (n, n_vertices))
-    return sparse.from_entries(flat, points, weights, (n_vertices, n)), slice_
+    slice_ = sparse.from_rows(starts, index.reshape(-1), sliced.reshape(-1), (n, n_vertices))
+    return sparse.from_entries(index.reshape(-1), points, splatted.reshape(-1), (n_vertices, n)), slice_
+
+
+def _scaled(matrices: tuple[Tensor, Tensor], root_norm: Tensor) -> tuple[Tensor, Tensor]:
+    """splat and slice with the normalisation (N,) of their points multiplied in: D^-1/2 on both sides of the kernel."""
+    splat, slice_ = matrices
+    corners = slice_.col_indices().numel() // len(root_norm)
+    splat_values = splat.values() * root_norm[splat.col_indices()]
+    slice_values = slice_.values() * root_norm.repeat_interleave(corners)
+    return (
+        sparse.from_rows(splat.crow_indices(), splat.col_indices(), splat_values, splat.shape),
+        sparse.from_rows(slice_.crow_indices(), slice_.col_indices(), slice_values, slice_.shape),
+    )
