@@ -180,6 +180,17 @@ STUDIES = {
             common="gpp_only",
         ),
         Study(
+            "ours_ablation",
+            "Which of the three changes makes our triplet better than the reference's?",
+            (
+                TRIPLET_ROWS[-1],
+                _second("ours_anchor_moves", "ours, anchor moves", replace(OURS, anchor_gradient=True), quirks=()),
+                _second("ours_ring", "ours, ring mask", replace(OURS, keep="ring"), quirks=()),
+                _second("ours_own_tags", "ours, negatives in their own tags", replace(OURS, repel_target="own_tags"), quirks=()),
+            ),
+            common="ours",
+        ),
+        Study(
             "quirks",
             "What does each quirk of the reference do, taken away from the reference, or put into the corrected method?",
             (
