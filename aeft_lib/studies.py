@@ -186,7 +186,7 @@ STUDIES = {
                 TRIPLET_ROWS[-1],
                 _second("ours_anchor_moves", "ours, anchor moves", replace(OURS, anchor_gradient=True), quirks=()),
                 _second("ours_ring", "ours, ring mask", replace(OURS, keep="ring"), quirks=()),
-                _second("ours_own_tags", "ours, negatives in their own tags", replace(OURS, repel_target="own_tags"), quirks=()),
+                _second("ours_own_tags", "ours, own-tag negatives", replace(OURS, repel_target="own_tags"), quirks=()),
             ),
             common="ours",
         ),
