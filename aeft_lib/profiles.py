@@ -161,8 +161,8 @@ LAPTOP = _collages(
         warmup_steps=20,
     ),
     # 20 steps, as many as a second study can have on two cores; the paper has 7,260.  Chosen by tags alone, no mask has a say:
-    # - rate: the largest of 0.01, 0.03, 0.1 at which plain classification does not collapse (mAP 79.7, 79.5, 30.9; 80.9 before);
-    # - loss_scale: the largest of 1, 2, 5 at which the reference's triplet does not (mAP 78.7, 77.0, 44.6).
+    # - rate: the largest of 0.01, 0.03, 0.1 at which plain classification does not collapse (tag mAP 79.7, 79.5, 30.9);
+    # - loss_scale: the largest of 1, 2, 5 at which the reference's triplet does not (78.7, 77.0, 44.6; 80.9 before).
     erasing=SecondPhase(epochs=4, steps_per_epoch=5, batch_size=16, rate=0.03, loss_scale=2.0),
     seed_scales=(0.5, 1.0),  # the paper adds 1.5 and 2.0: five times the pixels of these two
     seeds=1,

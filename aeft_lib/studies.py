@@ -103,8 +103,8 @@ OFF = replace(SOFT_REPEL, attract="off", repel_weight=0.0)
 SOFT = replace(SOFT_REPEL, repel_weight=0.0)
 RIGID = replace(SOFT, attract="rigid")
 # Not the paper's.  Three changes of the reference's triplet: a true triplet, as corrected; only the peak is erased, so the
-# positive is a whole scene; and the anchor stands still, so that the distance is closed by finding the rest of the object and not by
-# forgetting what was found.  Weights by tags alone, the rule of the profile's loss_scale: of 1, 2 and 5 times the
+# positive is a whole scene; and the anchor stands still, so that the distance is closed by finding the rest of the object, not
+# by forgetting what was found.  Weights by tags alone, the rule of the profile's loss_scale: of 1, 2 and 5 times the
 # reference's, the largest at which tagging does not collapse (mAP 81.4 at five; larger was not tried).
 OURS = replace(CORRECTED, keep="all", anchor_gradient=False, attract_weight=0.5, repel_weight=0.375)
 NOTHING_ADDED = replace(CORRECTED, attract="off", repel_weight=0.0)  # the fair baseline: same optimiser, same samples
