@@ -108,14 +108,15 @@ def gpp_pyramid(
 ) -> Figure:
     """The poster's picture of the layer for one class: signed maps (h, w), positive in red and negative in green.
 
-    levels: name -> pooled map P_r.  fused: name -> gated map.  detail: 4 |P^ - P_finest|, what the gates add.
+    levels: name -> pooled map P_r.  fused: name -> gated map, below the level that enters it.
+    detail: 4 |P^ - P_finest|, what the gates add, beside the object.
     """
     top = [image, *(signed_colours(m) for m in levels.values())]
-    bottom = [np.repeat(mask[..., None] * 1.0, 3, axis=2), *(signed_colours(m) for m in fused.values())]
-    bottom.append(plt.get_cmap(CAM_COLOURS)(np.clip(detail / max(detail.max(), 1e-6), 0, 1))[..., :3])
+    added = plt.get_cmap(CAM_COLOURS)(np.clip(detail / max(detail.max(), 1e-6), 0, 1))[..., :3]
+    bottom = [np.repeat(mask[..., None] * 1.0, 3, axis=2), added, *(signed_colours(m) for m in fused.values())]
     columns = max(len(top), len(bottom))
     figure, axes = plt.subplots(2, columns, figsize=(TEXT_WIDTH, 2 * TEXT_WIDTH / columns + 0.25))
-    names = (["image", *levels], ["object", *fused, "4·|P̂ − P|"])
+    names = (["image", *levels], ["object", "4·|P̂ − P|", *fused])
     for row, (pictures, titles) in enumerate(zip((top, bottom), names, strict=True)):
         for column in range(columns):
             axes[row, column].axis("off")

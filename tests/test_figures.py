@@ -128,7 +128,7 @@ def test_gpp_pyramid_shows_signed_levels_fused_maps_and_scaled_detail():
     mask, detail = np.eye(4, dtype=bool), rng.random((4, 4)) / 4
     figure = figures.gpp_pyramid(grey_image(), mask, levels, fused, detail)
     shown = dict(zip([axis.get_title() for axis in figure.axes], pictures(figure), strict=True))
-    assert list(shown) == ["image", "P1", "P2", "P4", "object", "G1", "G2", "4·|P̂ − P|"]
+    assert list(shown) == ["image", "P1", "P2", "P4", "object", "4·|P̂ − P|", "G1", "G2"]
     for name, signed in (levels | fused).items():
         np.testing.assert_allclose(shown[name], figures.signed_colours(signed))
     np.testing.assert_array_equal(shown["object"], np.stack([mask] * 3, axis=-1))
