@@ -28,7 +28,7 @@ HIT, SPILL, MISS = (np.array(colour) / 255 for colour in ((0, 158, 115), (213, 9
 def use_inline_jpeg() -> None:
     """In a notebook, store shown figures as JPEG: photographs as PNG would make the files four times as large."""
     if get_ipython() is not None:
-        set_matplotlib_formats("jpeg", pil_kwargs={"quality": 85})
+        set_matplotlib_formats("jpeg", pil_kwargs={"quality": 70})
 
 
 def save(figure: Figure, name: str, table: pd.DataFrame, folder: Path) -> None:
