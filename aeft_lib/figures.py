@@ -236,14 +236,16 @@ def over_expansion(course: pd.DataFrame) -> Figure:
 
     course: long, with ``label, seed, step, precision, recall, miou_best`` (percent).
     """
-    figure, axes = plt.subplots(1, 3, figsize=(TEXT_WIDTH, 2.0), sharex=True)
+    figure, axes = plt.subplots(1, 3, figsize=(TEXT_WIDTH, 2.2), sharex=True)
     titles = {"precision": "precision (%), one t", "recall": "recall (%), one t", "miou_best": "mIoU (%), best t"}
     for axis, (metric, title) in zip(axes, titles.items(), strict=True):
         last = axis is axes[-1]
         style = {"errorbar": "sd", "linewidth": 1, "err_kws": {"alpha": 0.12}}
         sns.lineplot(course, x="step", y=metric, hue="label", ax=axis, legend=last, **style)
         axis.set(xlabel="steps", ylabel="", title=title, xticks=sorted(set(course["step"])))
-    axes[-1].legend(title=None, fontsize=5)
+    handles, labels = axes[-1].get_legend_handles_labels()
+    axes[-1].get_legend().remove()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     return figure
 
 
@@ -293,7 +295,6 @@ def quirk_effects(effects: pd.DataFrame) -> Figure:
             legend=axis is axes[-1],
         )
         axis.axvline(0, color="0.3", linewidth=0.6)
-        axis.set_xscale("symlog", linthresh=2, linscale=2)  # a row that collapses would hide all other differences
         axis.set(xlabel="points", ylabel="", title={"miou": "mIoU"}.get(metric, metric))
     if legend := axes[-1].get_legend():
         legend.remove()

@@ -98,10 +98,10 @@ def test_over_expansion_draws_means_over_seeds_with_their_sd_at_the_steps():
     assert (last.min(), last.max()) == pytest.approx((42 - SD_2, 42 + SD_2))
 
 
-def test_over_expansion_names_its_lines_once_in_the_last_panel():
-    *others, last = figures.over_expansion(course()).axes
-    assert [axis.get_legend() for axis in others] == [None, None]
-    assert texts(last.get_legend()) == ["rigid", "soft"]
+def test_over_expansion_names_its_lines_once_below_the_panels():
+    figure = figures.over_expansion(course())
+    assert [axis.get_legend() for axis in figure.axes] == [None, None, None]
+    assert texts(figure.legends[0]) == ["rigid", "soft"]
 
 
 def test_over_expansion_of_one_seed_is_that_seed():
