@@ -63,21 +63,3 @@ class CamClassifier(nn.Module):
     def cam(self, features: Tensor) -> Tensor:
         """The signed CAM (B, K, h, w) alone: inference needs no pooling."""
         return self.head(self.backbone.tail(features.to(self.head.fc8.weight.dtype)))
-
-    def trained_state(self) -> dict[str, Tensor]:
-        """The tensors that training changes, by name: what a checkpoint has to hold."""
-        trained = {name for name, p in self.named_parameters() if p.requires_grad}
-        return {name: tensor for name, tensor in self.state_dict().items() if name in trained}
-
-    def load_trained_state(self, state: dict[str, Tensor]) -> None:
-        """Inverse of `trained_state`.  Raises ValueError naming what is missing, unknown or of another shape (K!)."""
-        own = self.trained_state()
-        if difference := sorted(own.keys() ^ state.keys()):
-            raise ValueError(f"checkpoint and network differ in {len(difference)} tensors, first {difference[0]!r}")
-        for name, tensor in state.items():
-            if tensor.shape != own[name].shape:
-                raise ValueError(
-                    f"checkpoint and network differ in {name}: {tuple(tensor.shape)} against {tuple(own[name].shape)}; "
-                    f"was the checkpoint trained on other classes than these K={self.num_classes}?"
-                )
-        self.load_state_dict(state, strict=False)

@@ -36,7 +36,8 @@ def run(arguments: argparse.Namespace) -> None:
     seeds = range(profiles.seeds(profile, arguments.seeds)) if arguments.seed is None else [arguments.seed]
     table = studies.run(study, profile, seeds, rows=rows, workers=arguments.workers)
     shown = ["label", "n", "miou", "miou_sd", "precision", "recall", "miou_maskless", "tag_map"]
-    print(studies.summarise(table)[shown].round(1).to_string(index=False))
+    summary = studies.summarise(table)
+    print(summary[[column for column in shown if column in summary]].round(1).to_string(index=False))
 
 
 def reproduce(arguments: argparse.Namespace) -> None:

@@ -17,7 +17,8 @@ import torch
 from sklearn.metrics import average_precision_score
 from torch import Tensor
 
-VOID = 255
+from aeft_lib.labels import VOID
+
 LABELS = 256  # every value a mask can hold; what is neither a class nor void is found at the end
 EPS = 1e-10
 
@@ -75,17 +76,35 @@ class Sweep(Counts):
 
     @property
     def maskless(self) -> int:
-        """Index of the threshold chosen without masks: Otsu's, on the histogram of top scores.
+        """Index of the threshold chosen without masks, see `otsu`."""
+        return otsu(self.top, self.thresholds)
 
-        It maximises the variance between the two groups of pixels it separates, so it reads nothing but the seeds.
-        """
-        weights = self.top.astype(float)
-        edges = np.concatenate([[0.0], self.thresholds, [1.0]])
-        scores = weights * (edges[:-1] + edges[1:]) / 2
-        below, score_below = weights.cumsum()[:-1], scores.cumsum()[:-1]
-        above, score_above = weights.sum() - below, scores.sum() - score_below
-        difference = score_below / np.maximum(below, 1) - score_above / np.maximum(above, 1)
-        return int((below * above * difference**2).argmax())
+
+def otsu(top: np.ndarray, thresholds: Sequence[float]) -> int:
+    """Index of Otsu's threshold: it maximises the variance between the two groups of pixels that it separates.
+
+    It reads nothing but the seeds.  top: (T + 1,) pixels per bin of their top score, see `Sweep`.  thresholds: T, increasing.
+    """
+    weights = top.astype(float)
+    edges = np.concatenate([[0.0], thresholds, [1.0]])
+    scores = weights * (edges[:-1] + edges[1:]) / 2
+    below, score_below = weights.cumsum()[:-1], scores.cumsum()[:-1]
+    above, score_above = weights.sum() - below, scores.sum() - score_below
+    difference = score_below / np.maximum(below, 1) - score_above / np.maximum(above, 1)
+    return int((below * above * difference**2).argmax())
+
+
+def top_histogram(cams: Iterable[Tensor], thresholds: Sequence[float]) -> np.ndarray:
+    """How many pixels have their top score in each bin of the thresholds, (T + 1,) int64; no mask is needed.
+
+    cams: per image (K', H, W) in 0..1; one without classes counts nothing.
+    """
+    grid = torch.as_tensor(np.asarray(thresholds, dtype=np.float32))
+    counts = torch.zeros(len(grid) + 1, dtype=torch.int64)
+    for cam in cams:
+        if len(cam):
+            counts += torch.bincount(torch.bucketize(cam.amax(dim=0).flatten(), grid), minlength=len(counts))
+    return counts.numpy()
 
 
 def sweep(

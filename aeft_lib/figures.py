@@ -16,6 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
+from aeft_lib.labels import voc_palette
+
 plt.style.use(Path(__file__).with_name("style.mplstyle"))
 
 TEXT_WIDTH = 4.8  # inches, LNCS
@@ -37,16 +39,6 @@ def save(figure: Figure, name: str, table: pd.DataFrame, folder: Path) -> None:
     figure.savefig(folder / f"{name}.png", metadata={"Software": None})
     figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None, "Producer": None, "Creator": None})
     table.to_csv(folder / f"{name}.csv", index=False, float_format="%.4f")
-
-
-def voc_palette(n: int = 256) -> np.ndarray:
-    """VOC's label colours (n, 3) in 0..1: the bits of a label, spread over the high bits of red, green and blue."""
-    labels = np.arange(n)
-    palette = np.zeros((n, 3), dtype=int)
-    for bit in range(8):
-        for channel in range(3):
-            palette[:, channel] |= ((labels >> (3 * bit + channel)) & 1) << (7 - bit)
-    return palette / 255
 
 
 def overlay(image: np.ndarray, cam: np.ndarray) -> np.ndarray:
@@ -303,7 +295,7 @@ def quirk_effects(effects: pd.DataFrame) -> Figure:
 
 
 def _show(axis: Axes, picture: np.ndarray) -> None:
-    axis.imshow(voc_palette()[picture] if picture.ndim == 2 else picture)
+    axis.imshow(voc_palette()[picture] / 255 if picture.ndim == 2 else picture)
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
 

@@ -68,12 +68,40 @@ class SecondPhase:
 
 
 @dataclass(frozen=True)
+class Refinement:
+    """From seeds to pseudo-labels; defaults are the reference's.
+
+    schedule: of AffinityNet.  powers: of the background (low, middle, high); None chooses them by the rule of
+        `refinement.background`, which looks at no mask.
+    beta, steps: of the random walk.  crf_iterations: of the CRF on seeds.  last_crf_iterations: of the one after the walk.
+    """
+
+    schedule: Schedule
+    powers: tuple[float, float, float] | None = None
+    beta: float = 8
+    steps: int = 64
+    crf_iterations: int = 10
+    last_crf_iterations: int = 1
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """The last network.  scales: of its test passes, each plain and mirrored.  hidden: channels of its head (512)."""
+
+    schedule: Schedule
+    scales: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5)
+    crf_iterations: int = 10
+    hidden: int = 512
+
+
+@dataclass(frozen=True)
 class Profile:
     """One scale of the same experiments.
 
     train, val: scene sets; classifiers see the tags of `train`, seeds are made for and scored on `val` (unseen cut-outs).
     trained_stages: of the backbone, from its end.  levels: the counterparts of the paper's 2, 4, 8, 16 on this map.
     erasing: the second phase, which a trained GPP classifier goes on with.
+    refinement, segmentation: the numbers of the second half, see there.
     seed_scales: passes of the seed inference, each plain and mirrored.  thresholds: background scores that are tried.
     seeds: how many a study runs unless told otherwise.
     long_from: from how many seeds on `aeft reproduce` runs the long studies too; below, notebooks read their committed tables.
@@ -85,6 +113,8 @@ class Profile:
     trained_stages: int
     schedule: Schedule
     erasing: SecondPhase
+    refinement: Refinement
+    segmentation: Segmentation
     levels: tuple[int, ...]
     seed_scales: tuple[float, ...]
     thresholds: tuple[float, ...]
@@ -103,7 +133,7 @@ class Profile:
             raise ValueError(f"profile {self.name}: seed_scales {self.seed_scales} must contain 1.0, where tags are scored")
         if any(a >= b for a, b in pairwise((0, *self.thresholds, 1))):
             raise ValueError(f"profile {self.name}: thresholds must increase between 0 and 1, got {self.thresholds}")
-        for phase in (self.schedule, self.erasing):
+        for phase in (self.schedule, self.erasing, self.refinement.schedule, self.segmentation.schedule):
             if phase.batch_size > self.train.count:
                 raise ValueError(f"profile {self.name}: {self.train.count} scenes cannot fill a batch of {phase.batch_size}")
         if self.erasing.steps_per_epoch > self.train.count // self.erasing.batch_size:
@@ -121,6 +151,10 @@ class Profile:
     def num_classes(self) -> int:
         return len(CLASSES)
 
+    def scenes(self, split: str) -> SceneSpec:
+        """The scene set of "train" or "val"."""
+        return {"train": self.train, "val": self.val}[split]
+
 
 def _collages(name: str, *, size: int, train: int, val: int, **rest: object) -> Profile:
     """A profile on the embedded collages; levels keep the paper's cells per bin (see `gpp.scaled_levels`)."""
@@ -134,6 +168,11 @@ def _collages(name: str, *, size: int, train: int, val: int, **rest: object) -> 
     )
 
 
+def _fresh_layers(*, epochs: int, lr: float) -> Schedule:
+    """A course for a network whose head is new: ten times the backbone's rate for it, as everywhere in the paper."""
+    return Schedule(epochs=epochs, batch_size=8, lr=lr, head_lr=10 * lr, weight_decay=1e-2, warmup_steps=20)
+
+
 SMOKE = _collages(
     "smoke",
     size=96,  # a 6x6 map, the smallest that holds four levels
@@ -142,6 +181,8 @@ SMOKE = _collages(
     trained_stages=0,  # head and gates only: seconds
     schedule=Schedule(epochs=2, batch_size=8, lr=3e-4, head_lr=1e-3, weight_decay=1e-2, warmup_steps=2),
     erasing=SecondPhase(epochs=2, steps_per_epoch=1, batch_size=16, rate=0.03, loss_scale=5.0),
+    refinement=Refinement(_fresh_layers(epochs=1, lr=1e-4)),
+    segmentation=Segmentation(_fresh_layers(epochs=2, lr=3e-4), scales=(1.0,), hidden=32),
     seed_scales=(1.0,),
     seeds=1,
 )
@@ -164,6 +205,8 @@ LAPTOP = _collages(
     # - rate: the largest of 0.01, 0.03, 0.1 at which plain classification does not collapse (tag mAP 79.7, 79.5, 30.9);
     # - loss_scale: the largest of 1, 2, 5 at which the reference's triplet does not (78.7, 77.0, 44.6; 80.9 before).
     erasing=SecondPhase(epochs=4, steps_per_epoch=5, batch_size=16, rate=0.03, loss_scale=2.0),
+    refinement=Refinement(_fresh_layers(epochs=3, lr=1e-4)),
+    segmentation=Segmentation(_fresh_layers(epochs=8, lr=3e-4), scales=(1.0, 1.5)),
     seed_scales=(0.5, 1.0),  # the paper adds 1.5 and 2.0: five times the pixels of these two
     seeds=1,
     long_from=COMMITTED_SEEDS,

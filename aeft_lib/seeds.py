@@ -50,21 +50,37 @@ def combine_scales(
     return total / (total.amax(dim=(2, 3), keepdim=True) + EPS)
 
 
-def write_seeds(file: Path, seeds: Iterable[tuple[str, Seed]]) -> int:
-    """Write named seeds, CAMs as uint8 steps of 1/255, one compressed member an image; returns how many.
+class SeedWriter:
+    """Writes named seeds one by one, CAMs as uint8 steps of 1/255, one compressed member an image; a context manager.
 
     Maps are smooth, so this takes a small part of float32's space; it is like a shift of the threshold by at most 1/510.
-    Raises ValueError for a CAM outside 0..1, NaN included.
     """
+
+    def __init__(self, file: Path) -> None:
+        self._archive = zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=4)
+
+    def add(self, name: str, seed: Seed) -> None:
+        """Raises ValueError for a CAM outside 0..1, NaN included."""
+        if len(seed.cam) and not (seed.cam.amin() >= 0 and seed.cam.amax() <= 1):
+            raise ValueError(f"seed {name}: a CAM must lie in 0..1, got {seed.cam.amin():.3g}..{seed.cam.amax():.3g}")
+        arrays = {"class_ids": seed.class_ids.numpy(), "cam": (seed.cam * 255).round().to(torch.uint8).numpy()}
+        for key, array in arrays.items():
+            with self._archive.open(f"{name}/{key}.npy", "w") as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
+
+    def __enter__(self) -> "SeedWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._archive.close()
+
+
+def write_seeds(file: Path, seeds: Iterable[tuple[str, Seed]]) -> int:
+    """Write named seeds as `SeedWriter` does; returns how many.  Raises ValueError for a CAM outside 0..1, NaN included."""
     count = 0
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=4) as archive:
+    with SeedWriter(file) as writer:
         for name, seed in seeds:
-            if not (seed.cam.amin() >= 0 and seed.cam.amax() <= 1):
-                raise ValueError(f"seed {name}: a CAM must lie in 0..1, got {seed.cam.amin():.3g}..{seed.cam.amax():.3g}")
-            arrays = {"class_ids": seed.class_ids.numpy(), "cam": (seed.cam * 255).round().to(torch.uint8).numpy()}
-            for key, array in arrays.items():
-                with archive.open(f"{name}/{key}.npy", "w") as member:
-                    np.lib.format.write_array(member, array, allow_pickle=False)
+            writer.add(name, seed)
             count += 1
     return count
 

@@ -15,6 +15,7 @@ from aeft_lib.backbones.weights import efficientnet_lite0_file, load_in_order
 from aeft_lib.classifier import CamClassifier, CamHead
 from aeft_lib.gpp import GlobalAveragePooling, PyramidPooling
 from aeft_lib.losses import classification
+from aeft_lib.trained import load_trained_state, trained_state
 
 IMAGES = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
@@ -104,7 +105,7 @@ def test_an_optimiser_step_changes_the_trained_tensors_and_no_other():
     classification(net(IMAGES).logits, torch.tensor([[1, 0, 1], [0, 1, 0]])).backward()
     optimiser.step()
     changed = {name for name, tensor in net.state_dict().items() if not torch.equal(tensor, before[name])}
-    assert changed == set(net.trained_state())
+    assert changed == set(trained_state(net))
     assert {name.split(".")[0] for name in changed} == {"backbone", "head", "pooling"}
 
 
@@ -144,12 +145,12 @@ def test_cached_features_give_what_the_images_give(shared):
 
 def test_trained_state_moves_the_training_to_another_network():
     ours, theirs = network(seed=1), network(seed=2)
-    frozen = {name: tensor for name, tensor in ours.state_dict().items() if name not in ours.trained_state()}
+    frozen = {name: tensor for name, tensor in ours.state_dict().items() if name not in trained_state(ours)}
     theirs.load_state_dict(frozen, strict=False)  # both share the published part
-    state = {name: tensor.clone() for name, tensor in ours.trained_state().items()}
+    state = {name: tensor.clone() for name, tensor in trained_state(ours).items()}
     with torch.no_grad():
         assert not torch.equal(theirs(IMAGES).logits, ours(IMAGES).logits)
-        theirs.load_trained_state(state)
+        load_trained_state(theirs, state)
         assert torch.equal(theirs(IMAGES).logits, ours(IMAGES).logits)
     assert "head.fc9.weight" in state
     assert "pooling.gates.0.positive.weight" in state
@@ -157,7 +158,7 @@ def test_trained_state_moves_the_training_to_another_network():
 
 
 def refused_state(change: str) -> dict[str, torch.Tensor]:
-    state = network(num_classes=4 if change == "other K" else 3, seed=5).trained_state()
+    state = trained_state(network(num_classes=4 if change == "other K" else 3, seed=5))
     if change == "missing":
         del state["head.fc8.weight"]
     if change == "unknown":
@@ -175,10 +176,10 @@ def refused_state(change: str) -> dict[str, torch.Tensor]:
 )
 def test_a_checkpoint_that_does_not_fit_is_refused_whole(change, message):
     net = network()
-    before = {name: tensor.clone() for name, tensor in net.trained_state().items()}
+    before = {name: tensor.clone() for name, tensor in trained_state(net).items()}
     with pytest.raises(ValueError, match=message):
-        net.load_trained_state(refused_state(change))
-    assert all(torch.equal(tensor, before[name]) for name, tensor in net.trained_state().items())
+        load_trained_state(net, refused_state(change))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trained_state(net).items())
 
 
 # --- published weights -----------------------------------------------------------------------------------------------

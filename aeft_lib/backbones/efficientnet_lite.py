@@ -23,6 +23,8 @@ class EfficientNetLite0(nn.Module):
 
     out_channels = 1280
     stride = 16
+    tap_stages = (3, 5, 8)  # after which of stem, seven stages and final convolution an affinity network looks
+    tap_channels = (40, 112, 1280)
 
     def __init__(self, *, trained_stages: int, pretrained: bool = True) -> None:
         """Raises ValueError where trained_stages is outside 0..7."""
@@ -64,6 +66,15 @@ class EfficientNetLite0(nn.Module):
     def tail(self, features: Tensor) -> Tensor:
         """What the trunk gave -> (B, 1280, H/16, W/16)."""
         return self._tail(features)
+
+    def taps(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Three maps of an image (B, 3, H, W), the finest at stride 8, the others at 16: (B, tap_channels[i], h, w)."""
+        found = []
+        for i, stage in enumerate((*self._trunk, *self._tail)):
+            images = stage(images)
+            if i in self.tap_stages:
+                found.append(images)
+        return tuple(found)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.tail(self.trunk(images))

@@ -20,8 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from aeft_lib.labels import VOID
+
 EPS = 1e-5
-VOID = 255
 RADIUS = 5
 
 

@@ -6,16 +6,17 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from aeft_lib import losses, training
+from aeft_lib import losses, trained, training
 from aeft_lib.backbones.efficientnet_lite import EfficientNetLite0
 from aeft_lib.classifier import CamClassifier
 from aeft_lib.devices import device
 from aeft_lib.gpp import GlobalAveragePooling, PyramidPooling
 from aeft_lib.runs import Artefact
 from aeft_lib.stages.features import load_features, scale_name
+
+WEIGHTS = "weights.safetensors"
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,15 @@ class ClassifierSpec:
 
 def build_network(spec: ClassifierSpec) -> CamClassifier:
     """The network before training: ImageNet trunk, head and gates drawn from the spec's seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(spec.seed)
-        network = CamClassifier(
+
+    def make() -> CamClassifier:
+        return CamClassifier(
             backbone=EfficientNetLite0(trained_stages=spec.trained_stages),
             pooling=build_pooling(spec.pooling, spec.num_classes),
             num_classes=spec.num_classes,
         )
-    return network.to(memory_format=torch.channels_last)
+
+    return trained.build(make, spec.seed)
 
 
 def build_pooling(spec: PoolingSpec, num_classes: int) -> nn.Module:
@@ -82,16 +84,16 @@ def train_classifier(spec: ClassifierSpec, inputs: Mapping[str, Artefact], folde
         seed=spec.seed,
         checkpoint=folder / "checkpoint.safetensors",
     )
-    save_file({name: t.cpu().contiguous() for name, t in network.trained_state().items()}, folder / "weights.safetensors")
+    trained.save_trained(network, folder / WEIGHTS)
     pd.DataFrame(rows).to_csv(folder / "log.csv", index=False)
     return {"loss": rows[-1]["classification"], "device": str(device())}
 
 
-def load_network(artefact: Artefact, weights: str = "weights.safetensors") -> CamClassifier:
+def load_network(artefact: Artefact, weights: str = WEIGHTS) -> CamClassifier:
     """The trained network of a `train_classifier` artefact, or of a stage that went on from one, in eval mode."""
     written = artefact.record["spec"].get("warm_start", artefact.record["spec"])
     pooling = written["pooling"] | {"levels": tuple(written["pooling"]["levels"])}
     spec = ClassifierSpec(**written | {"pooling": PoolingSpec(**pooling), "schedule": training.Schedule(**written["schedule"])})
     network = build_network(spec)
-    network.load_trained_state(load_file(artefact.folder / weights))
+    trained.load_trained(network, artefact.folder / weights)
     return network.eval()

@@ -1,6 +1,6 @@
-"""Stage `evaluate_seeds`: seeds against masks at every threshold, and the mAP of the tags.  The first reader of masks."""
+"""Stages that score: seeds, refined scores and label maps against masks.  The first readers of masks."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,9 +8,11 @@ import numpy as np
 import pandas as pd
 
 from aeft_lib import evaluation
-from aeft_lib.data.collages import Collages, SceneSpec, load_pack
+from aeft_lib.data.collages import CLASSES, Collages, SceneSpec, load_pack
+from aeft_lib.labels import read_label_map
 from aeft_lib.runs import Artefact
 from aeft_lib.seeds import read_seeds
+from aeft_lib.stages.labels import label_files
 from aeft_lib.stages.seeds import load_logits
 
 
@@ -30,8 +32,45 @@ def evaluate_seeds(spec: EvaluationSpec, inputs: Mapping[str, Artefact], folder:
     swept = evaluation.sweep(cams, masks, spec.thresholds, num_classes=len(scenes.classes))
     np.savez_compressed(folder / "sweep.npz", tp=swept.tp, predicted=swept.predicted, true=swept.true, top=swept.top)
     _curve(swept).to_csv(folder / "curve.csv", index=False)
-    _per_class(swept, scenes.classes).to_csv(folder / "classes.csv", index=False)
+    _per_class(swept.at(swept.best), scenes.classes).to_csv(folder / "classes.csv", index=False)
     return _headline(swept) | {"tag_map": evaluation.mean_average_precision(*load_logits(inputs["seeds"]))}
+
+
+def evaluate_scores(spec: EvaluationSpec, inputs: Mapping[str, Artefact], folder: Path) -> dict[str, float]:
+    """Score ``scores`` (seeds or posteriors, the one .npz of the artefact): at every threshold, and as ``labels`` has them.
+
+    Write ``curve.csv`` and ``classes.csv`` (of the labels).  ``*_maskless`` are the numbers of the labels, chosen without
+    masks; the others are at the best threshold on masks.
+    """
+    scenes = Collages(spec.scenes, load_pack())
+    (file,) = inputs["scores"].folder.glob("*.npz")
+    masks = [scenes[i].mask for i in range(len(scenes))]
+    swept = evaluation.sweep((tuple(seed) for _, seed in read_seeds(file)), masks, spec.thresholds, num_classes=len(CLASSES))
+    _curve(swept).to_csv(folder / "curve.csv", index=False)
+    best = {name: value for name, value in _headline(swept).items() if not name.endswith("maskless")}
+    return best | {f"{name}_maskless": value for name, value in _of_labels(inputs["labels"], masks, folder).items()}
+
+
+def evaluate_labels(spec: SceneSpec, inputs: Mapping[str, Artefact], folder: Path) -> dict[str, float]:
+    """Score the label maps ``labels``; write ``classes.csv``; return mIoU, precision and recall in percent.
+
+    Nothing was chosen on masks, so ``*_maskless`` are the same numbers.
+    """
+    scenes = Collages(spec, load_pack())
+    numbers = _of_labels(inputs["labels"], [scenes[i].mask for i in range(len(scenes))], folder)
+    return numbers | {f"{name}_maskless": value for name, value in numbers.items()}
+
+
+def _of_labels(labels: Artefact, masks: Sequence[np.ndarray], folder: Path) -> dict[str, float]:
+    """Headline numbers of label maps, and their ``classes.csv``."""
+    sizes = (mask.shape for mask in masks)
+    maps = (
+        read_label_map(file, num_classes=len(CLASSES), size=size)
+        for file, size in zip(label_files(labels), sizes, strict=True)
+    )
+    counts = evaluation.confusion(maps, masks, num_classes=len(CLASSES))
+    _per_class(counts, CLASSES).to_csv(folder / "classes.csv", index=False)
+    return {"miou": float(counts.miou), "precision": float(counts.precision), "recall": float(counts.recall)}
 
 
 def _headline(swept: evaluation.Sweep) -> dict[str, float]:
@@ -55,8 +94,7 @@ def _curve(swept: evaluation.Sweep) -> pd.DataFrame:
     )
 
 
-def _per_class(swept: evaluation.Sweep, classes: tuple[str, ...]) -> pd.DataFrame:
-    at = swept.at(swept.best)
+def _per_class(at: evaluation.Counts, classes: tuple[str, ...]) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "class": ("background", *classes),

@@ -7,19 +7,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from aeft_lib import training, triplet
 from aeft_lib.backbones.efficientnet_lite import normalise
-from aeft_lib.data.collages import Collages, SceneSpec, load_pack
+from aeft_lib.data.collages import SceneSpec
 from aeft_lib.devices import device
 from aeft_lib.runs import Artefact
-from aeft_lib.stages.classifier import ClassifierSpec, load_network
+from aeft_lib.stages.classifier import WEIGHTS, ClassifierSpec, load_network
 from aeft_lib.stages.features import load_features, scale_name
+from aeft_lib.stages.scenes import load_images
+from aeft_lib.trained import save_trained
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def train_triplet(spec: TripletSpec, inputs: Mapping[str, Artefact], folder: Pat
     """Go on from ``inputs["classifier"]``; write ``weights.safetensors``, ``log.csv``; on demand ``epoch_1.safetensors``..."""
     network = load_network(inputs["classifier"]).to(device())
     cache = load_features(inputs["features"])
-    features, tags, images = cache[scale_name(1.0)], cache["tags"], _images(spec.scenes)
+    features, tags, images = cache[scale_name(1.0)], cache["tags"], load_images(spec.scenes)
 
     def batch(indices: Tensor, generator: torch.Generator) -> triplet.Batch:
         mirrored = torch.randint(2, (len(indices),), generator=generator)
@@ -61,7 +61,7 @@ def train_triplet(spec: TripletSpec, inputs: Mapping[str, Artefact], folder: Pat
 
     def after_epoch(epoch: int) -> None:
         if spec.keep_epochs:
-            save_file(_trained(network), folder / f"epoch_{epoch}.safetensors")
+            save_trained(network, folder / f"epoch_{epoch}.safetensors")
 
     rows = training.fit(
         network,
@@ -73,17 +73,6 @@ def train_triplet(spec: TripletSpec, inputs: Mapping[str, Artefact], folder: Pat
         checkpoint=folder / "checkpoint.safetensors",
         after_epoch=after_epoch,
     )
-    save_file(_trained(network), folder / "weights.safetensors")
+    save_trained(network, folder / WEIGHTS)
     pd.DataFrame(rows).to_csv(folder / "log.csv", index=False)
     return {**{name: value for name, value in rows[-1].items() if name != "epoch"}, "device": str(device())}
-
-
-def _trained(network: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.cpu().contiguous() for name, tensor in network.trained_state().items()}
-
-
-def _images(spec: SceneSpec) -> Tensor:
-    """All scenes as (N, 3, H, W) uint8: 126 MB for 640 of 256 px."""
-    scenes = Collages(spec, load_pack())
-    images = np.stack([scenes[i].image for i in range(len(scenes))])
-    return torch.from_numpy(images).permute(0, 3, 1, 2)

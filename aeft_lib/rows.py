@@ -1,0 +1,193 @@
+"""Rows of studies: what stands in one line of a table, and the stages that lead to its numbers.
+
+Every row has ``name``, ``label``, ``published`` (the id of its number in published.toml, or None) and
+``artefacts(profile, seed, obtain)``, which goes from tags to numbers and returns its artefacts by name, ``evaluation`` among
+them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from aeft_lib import runs
+from aeft_lib.data.collages import load_pack
+from aeft_lib.profiles import PAPER_LEVELS, Profile
+from aeft_lib.stages.affinity import AffinitySpec, train_affinity
+from aeft_lib.stages.background import BackgroundSpec, choose_background
+from aeft_lib.stages.classifier import ClassifierSpec, PoolingSpec, train_classifier
+from aeft_lib.stages.crf import CrfSpec, refine_by_crf
+from aeft_lib.stages.epochs import EpochsSpec, evaluate_epochs
+from aeft_lib.stages.evaluation import EvaluationSpec, evaluate_labels, evaluate_scores, evaluate_seeds
+from aeft_lib.stages.features import FeatureSpec, cache_features
+from aeft_lib.stages.labels import LabelSpec, TruthSpec, true_labels, write_labels
+from aeft_lib.stages.predictions import PredictionSpec, predict_labels
+from aeft_lib.stages.seeds import SeedSpec, infer_seeds
+from aeft_lib.stages.segmenter import SegmenterSpec, train_segmenter
+from aeft_lib.stages.triplet import TripletSpec, train_triplet
+from aeft_lib.stages.walk import WalkSpec, walk_seeds
+from aeft_lib.triplet import Triplet
+
+Obtain = Callable[..., runs.Artefact]
+Found = dict[str, runs.Artefact]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A classifier, read as seeds of unseen scenes.
+
+    label: as the poster prints it.  fusion, prediction: of the pooling layer.
+    levels: which of the profile's four levels it pools, as positions.  published: the id of its number in published.toml.
+    scaled: False takes the paper's bins as printed, those that fit the map, instead of the profile's scaled ones.
+    triplet: what the second phase adds to classification, None where there is no second phase.
+    quirks: of the reference's optimiser, kept in the second phase.  keep_epochs: evaluate after every epoch of it.
+    phase: fields of the profile's second phase that are other for this row.
+    """
+
+    name: str
+    label: str
+    fusion: str
+    levels: tuple[int, ...] = (0, 1, 2, 3)
+    prediction: str = "sign_preserving"
+    published: str | None = None
+    scaled: bool = True
+    triplet: Triplet | None = None
+    quirks: tuple[str, ...] = ()
+    keep_epochs: bool = False
+    phase: tuple[tuple[str, float], ...] = ()
+
+    def pooling(self, profile: Profile) -> PoolingSpec:
+        """The row's pooling layer on the profile's feature map."""
+        printed = tuple(level for level in PAPER_LEVELS if level <= profile.map_side)
+        levels = tuple(profile.levels[i] for i in self.levels) if self.scaled else printed
+        return PoolingSpec(self.fusion, levels, self.prediction)
+
+    def artefacts(self, profile: Profile, seed: int, obtain: Obtain) -> Found:
+        """From tags to the numbers of its seeds: ``classifier, seeds, evaluation``, and ``epochs`` where they are kept."""
+        found = _classifiers(profile, self, seed, obtain)
+        seeds = found["seeds"] = _seeds(profile, found["classifier"], "val", obtain)
+        if self.keep_epochs:
+            inputs = found | {"features": features(profile, "val", obtain)}
+            inputs.pop("seeds")
+            found["epochs"] = obtain(evaluate_epochs, EpochsSpec(profile.val, profile.thresholds), inputs)
+        del found["warm_start"]
+        return found | {"evaluation": obtain(evaluate_seeds, EvaluationSpec(profile.val, profile.thresholds), {"seeds": seeds})}
+
+
+
+@dataclass(frozen=True)
+class RefinedRow:
+    """Seeds of scenes whose tags are known, refined, and the label maps that come out.
+
+    base: the classifier they come from.  crf, walk: which refinement; both: the walk, then the CRF on its result.
+    split: the "train" scenes, where pseudo-labels are made, or the unseen "val" (with their tags, which no other row has).
+    """
+
+    name: str
+    label: str
+    base: Row
+    crf: bool = False
+    walk: bool = False
+    split: str = "train"
+    published: str | None = None
+
+    def artefacts(self, profile: Profile, seed: int, obtain: Obtain) -> Found:
+        """``seeds, background, scores, labels, evaluation``, and ``affinity`` where there is a walk."""
+        numbers, scenes = profile.refinement, profile.scenes(self.split)
+        classifier = _classifiers(profile, self.base, seed, obtain)["classifier"]
+        seeds = _seeds(profile, classifier, self.split, obtain)
+        background = _background(profile, classifier, obtain)
+        found, inputs = {"seeds": seeds, "background": background}, {"seeds": seeds, "background": background}
+        file, scores = "middle.npz", None
+        if self.walk:
+            found["affinity"] = inputs["affinity"] = _affinity(profile, classifier, seed, obtain)
+            last = numbers.last_crf_iterations if self.crf else 0
+            scores = obtain(walk_seeds, WalkSpec(scenes, numbers.beta, numbers.steps, last), inputs)
+        elif self.crf:
+            scores = obtain(refine_by_crf, CrfSpec(scenes, ("middle",), numbers.crf_iterations), inputs)
+        else:
+            file, scores = "seeds.npz", seeds
+        refined = self.walk or self.crf
+        label_inputs = {"scores": scores} if refined else {"scores": scores, "background": background}
+        labels = obtain(write_labels, LabelSpec(file, by_threshold=not refined), label_inputs)
+        spec = EvaluationSpec(scenes, profile.thresholds)
+        evaluation = obtain(evaluate_scores, spec, {"scores": scores, "labels": labels})
+        return found | {"scores": scores, "labels": labels, "evaluation": evaluation}
+
+
+@dataclass(frozen=True)
+class SegmentationRow:
+    """A segmentation network on unseen scenes, without their tags.
+
+    teacher: the row whose label maps it learns from; None: the true masks, the fully supervised ceiling.
+    crf: a dense CRF on what it predicts.
+    """
+
+    name: str
+    label: str
+    teacher: RefinedRow | None
+    crf: bool = False
+    published: str | None = None
+
+    def artefacts(self, profile: Profile, seed: int, obtain: Obtain) -> Found:
+        """``teacher`` (label maps), ``segmenter``, ``labels`` (predicted), ``evaluation``."""
+        if self.teacher is None:
+            teacher = obtain(true_labels, TruthSpec(profile.train))
+        else:
+            teacher = self.teacher.artefacts(profile, seed, obtain)["labels"]
+        numbers = profile.segmentation
+        spec = SegmenterSpec(profile.train, profile.num_classes, profile.trained_stages, numbers.schedule, seed, numbers.hidden)
+        segmenter = obtain(train_segmenter, spec, {"labels": teacher})
+        prediction = PredictionSpec(profile.val, numbers.scales, numbers.crf_iterations if self.crf else 0)
+        labels = obtain(predict_labels, prediction, {"segmenter": segmenter})
+        evaluation = obtain(evaluate_labels, profile.val, {"labels": labels})
+        return {"teacher": teacher, "segmenter": segmenter, "labels": labels, "evaluation": evaluation}
+
+
+AnyRow = Row | RefinedRow | SegmentationRow
+
+
+def features(profile: Profile, split: str, obtain: Obtain = runs.obtain) -> runs.Artefact:
+    """The cached trunk features of a split, shared by every row and seed."""
+    spec = FeatureSpec(profile.scenes(split), profile.trained_stages, profile.seed_scales, load_pack().checksum)
+    return obtain(cache_features, spec)
+
+
+def _classifiers(profile: Profile, row: Row, seed: int, obtain: Obtain) -> Found:
+    """The row's ``classifier``, and the ``warm_start`` it went on from (itself, where there is no second phase).
+
+    Rows with a second phase share one warm start: the whole first phase, as the study of poster table 1 trains it.
+    """
+    spec = ClassifierSpec(
+        pooling=row.pooling(profile),
+        num_classes=profile.num_classes,
+        trained_stages=profile.trained_stages,
+        schedule=profile.schedule,
+        seed=seed,
+    )
+    train = features(profile, "train", obtain)
+    classifier = warm_start = obtain(train_classifier, spec, {"features": train})
+    if row.triplet:
+        phase = replace(profile.erasing, **dict(row.phase))
+        course, loss = phase.schedule(row.quirks), phase.scaled(row.triplet)
+        second = TripletSpec(spec, profile.train, loss, course, row.keep_epochs)
+        classifier = obtain(train_triplet, second, {"classifier": warm_start, "features": train})
+    return {"classifier": classifier, "warm_start": warm_start}
+
+
+def _seeds(profile: Profile, classifier: runs.Artefact, split: str, obtain: Obtain) -> runs.Artefact:
+    inputs = {"classifier": classifier, "features": features(profile, split, obtain)}
+    return obtain(infer_seeds, SeedSpec(profile.seed_scales, profile.scenes(split).size), inputs)
+
+
+def _background(profile: Profile, classifier: runs.Artefact, obtain: Obtain) -> runs.Artefact:
+    """Chosen on the training scenes, whatever is refined with it."""
+    spec = BackgroundSpec(profile.thresholds, profile.refinement.powers)
+    return obtain(choose_background, spec, {"seeds": _seeds(profile, classifier, "train", obtain)})
+
+
+def _affinity(profile: Profile, classifier: runs.Artefact, seed: int, obtain: Obtain) -> runs.Artefact:
+    """AffinityNet, trained on two CRFs of the training scenes' seeds."""
+    numbers, seeds = profile.refinement, _seeds(profile, classifier, "train", obtain)
+    inputs = {"seeds": seeds, "background": _background(profile, classifier, obtain)}
+    posteriors = obtain(refine_by_crf, CrfSpec(profile.train, ("low", "high"), numbers.crf_iterations), inputs)
+    spec = AffinitySpec(profile.train, profile.trained_stages, numbers.schedule, seed)
+    return obtain(train_affinity, spec, {"posteriors": posteriors})

@@ -1,0 +1,47 @@
+"""Stage `predict_labels`: the segmentation network on scenes it has never seen, over scales and mirror images; no tags."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from aeft_lib.backbones.efficientnet_lite import normalise
+from aeft_lib.data.collages import Collages, SceneSpec, load_pack
+from aeft_lib.devices import device
+from aeft_lib.parallel import over_images
+from aeft_lib.refinement.dense_crf import DenseCRF, unary_of
+from aeft_lib.runs import Artefact
+from aeft_lib.segmenter import multi_scale_probabilities
+from aeft_lib.stages.labels import write_all
+from aeft_lib.stages.segmenter import load_segmenter
+
+
+@dataclass(frozen=True)
+class PredictionSpec:
+    """scales: relative to the image, each plain and mirrored.  crf_iterations: of a CRF on the result; 0 leaves it out."""
+
+    scenes: SceneSpec
+    scales: tuple[float, ...]
+    crf_iterations: int = 0
+
+
+def predict_labels(spec: PredictionSpec, inputs: Mapping[str, Artefact], folder: Path) -> dict[str, float]:
+    """Read ``segmenter``; write ``labels/<name>.png`` and ``labels.csv``, as `write_labels` does."""
+    return write_all(folder, over_images(_predicted, spec.scenes.count, spec, inputs["segmenter"]))
+
+
+@torch.inference_mode()
+def _predicted(indices: range, spec: PredictionSpec, segmenter: Artefact) -> list[tuple[str, np.ndarray]]:
+    network = load_segmenter(segmenter).to(device())
+    scenes = Collages(spec.scenes, load_pack())
+    found = []
+    for index in indices:
+        image = scenes[index].image
+        picture = normalise(torch.from_numpy(image.copy()).permute(2, 0, 1)[None].to(device()))
+        scores = multi_scale_probabilities(network, picture, spec.scales)[0]
+        if spec.crf_iterations:
+            scores = DenseCRF(image, device=device()).infer(unary_of(scores), iterations=spec.crf_iterations)
+        found.append((f"{index:05d}", scores.argmax(dim=0).to(torch.uint8).cpu().numpy()))
+    return found
