@@ -99,14 +99,15 @@ AEFT_PSEUDO = RefinedRow("aeft_pseudo", "+ walk + CRF", AEFT, crf=True, walk=Tru
 OURS_PSEUDO = RefinedRow("ours_pseudo", "ours + walk + CRF", OURS_ROW, crf=True, walk=True)
 
 
-def _settings(tag: str, label: str, phase: tuple[tuple[str, float], ...] = (), **changes: float) -> tuple[Row, ...]:
-    """Soft and rigid erasing with other settings, and their baseline where it is another one."""
+def _settings(tag: str, label: str, course: dict[str, Any] | None = None, **changes: float) -> tuple[Row, ...]:
+    """Soft and rigid erasing with other settings of the loss, or on another course, then with a baseline of their own."""
+    course = course or {}
     rows = [
-        _second(f"rigid_{tag}", f"rigid, {label}", replace(RIGID, **changes), phase=phase),
-        _second(f"soft_{tag}", f"soft, {label}", replace(SOFT, **changes), phase=phase),
+        _second(f"rigid_{tag}", f"rigid, {label}", replace(RIGID, **changes), **course),
+        _second(f"soft_{tag}", f"soft, {label}", replace(SOFT, **changes), **course),
     ]
-    if phase:
-        rows.insert(0, _second(f"gpp_only_{tag}", f"GPP only, {label}", OFF, phase=phase))
+    if course:
+        rows.insert(0, _second(f"gpp_only_{tag}", f"GPP only, {label}", OFF, **course))
     return tuple(rows)
 
 
@@ -162,15 +163,16 @@ STUDIES = {
         ),
         Study(
             "erasing_settings",
-            "Do the claims about rigid and soft erasing depend on the erasing threshold, the rate or the number of steps?",
+            "Do the claims about rigid and soft erasing depend on the erasing threshold, the rate, the steps or the map?",
             (
                 GPP_ONLY,
                 RIGID_ROW,
                 SOFT_ROW,
                 *_settings("low", "t_H 0.4", erase_threshold=0.4),
                 *_settings("high", "t_H 0.8", erase_threshold=0.8),
-                *_settings("slow", "rate / 3", phase=(("rate", 0.01),)),
-                *_settings("long", "60 steps", phase=(("epochs", 12),)),
+                *_settings("slow", "rate / 3", {"phase": (("rate", 0.01),)}),
+                *_settings("long", "60 steps", {"phase": (("epochs", 12),)}),
+                *_settings("fine", "finer map", {"scale": 1.5}),
             ),
             common="gpp_only",
             long=True,
@@ -194,7 +196,7 @@ STUDIES = {
             "How good is a segmentation network on unseen scenes, trained on seeds, pseudo-labels or true masks?",
             (
                 SegmentationRow("segment_truth", "true masks", None),
-                SegmentationRow("segment_aeft", "pseudo-labels", AEFT_PSEUDO, published="results.voc_val"),
+                SegmentationRow("segment_aeft", "pseudo-labels", AEFT_PSEUDO),
                 SegmentationRow("segment_seed", "seeds", AEFT_SEED),
                 SegmentationRow("segment_ours", "ours' pseudo-labels", OURS_PSEUDO),
                 SegmentationRow("segment_aeft_crf", "pseudo-labels, CRF at the end", AEFT_PSEUDO, crf=True),

@@ -1,12 +1,14 @@
-"""The command line: ``aeft run``, ``reproduce``, ``report``, ``bench``, ``data check``; errors are one line."""
+"""The command line: ``aeft run``, ``reproduce``, ``report``, ``export``, ``bench``, ``data check``; errors are one line."""
 
 import argparse
 import json
 import runpy
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from aeft_lib import paths, profiles, runs, studies
+from aeft_lib.rows import SegmentationRow
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,6 +84,30 @@ def write_report(profile: profiles.Profile, n_seeds: int) -> None:
         reports.update_readme(built)
 
 
+def export(arguments: argparse.Namespace) -> None:
+    """``aeft export``: what a row's network predicts, as a submission to VOC's server, written and checked."""
+    from aeft_lib import submission
+    from aeft_lib.session import Session
+
+    profile, row = profiles.get(arguments.profile), studies.row(arguments.row)
+    if not isinstance(row, SegmentationRow):
+        names = [known.name for known in studies.get("segmentation").rows if isinstance(known, SegmentationRow)]
+        raise ValueError(f"row {row.name} has no segmentation network; there are {', '.join(names)}")
+    (seed,), file = studies.check_seeds([arguments.seed]), Path(arguments.out)
+    if file.suffix != ".zip" or not file.parent.is_dir():
+        raise ValueError(f"--out must name a .zip in a folder that is there, got {file}")
+    if studies.stored(profile, row, seed) is None:
+        command = f"aeft run segmentation --profile {profile.name} --row {row.name} --seed {seed}"
+        raise ValueError(f"row {row.name}, seed {seed} is not in the store, make it with: {command}")
+    maps = Session(profile, seed + 1).label_maps(row.name, seed)
+    named = [(f"{index:05d}", labels) for index, labels in enumerate(maps)]
+    count = submission.write(file, named, num_classes=profile.num_classes, split="val")
+    sizes = {name: (profile.val.size, profile.val.size) for name, _ in named}
+    if problems := submission.check(file, sizes, num_classes=profile.num_classes, split="val"):
+        raise RuntimeError(f"{file} would be refused: " + "; ".join(problems[:5]))
+    print(f"{file}: {count} label maps, checked")
+
+
 def bench(arguments: argparse.Namespace) -> None:
     """``aeft bench NAME``: print ``{"benchmarks": [...], "machine": ...}``."""
     files = {file.stem: file for file in sorted((paths.ROOT / "benchmarks").glob("[a-z]*.py"))}
@@ -121,6 +147,13 @@ def _parser() -> argparse.ArgumentParser:
     all_.add_argument("--from", dest="start", metavar="NOTEBOOK", help="go on from this notebook")
     all_.add_argument("--publish", action="store_true", help="copy the executed notebooks over the committed ones")
     all_.set_defaults(command=reproduce)
+
+    server = commands.add_parser("export", help="predictions of a segmentation network as a VOC server's zip, checked")
+    server.add_argument("row", help="a row of the study segmentation that has a network")
+    server.add_argument("--profile", default="", help=f"one of {', '.join(profiles.PROFILES)} (default laptop)")
+    server.add_argument("--seed", type=int, default=0, help="of the row, counted from 0")
+    server.add_argument("--out", default="submission.zip", metavar="FILE.zip")
+    server.set_defaults(command=export)
 
     commands.add_parser("report", parents=[common], help="claims and verdicts from the store").set_defaults(command=report)
     timing = commands.add_parser("bench", help="timings of two implementations, side by side, as JSON")

@@ -4,6 +4,7 @@ A label map is (H, W) uint8: 0 background, class + 1, 255 void.
 """
 
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -44,16 +45,16 @@ def label_map(class_ids: Tensor, scores: Tensor, threshold: float | None = None)
     return labels[rows.argmax(dim=0)].to(torch.uint8).numpy()
 
 
-def write_label_map(file: Path, labels: np.ndarray) -> None:
+def write_label_map(file: Path | BinaryIO, labels: np.ndarray) -> None:
     """Write a palette PNG in VOC's colours, without a date, so the same labels are the same bytes.
 
     Raises ValueError where labels are no (H, W) uint8.
     """
     if labels.ndim != 2 or labels.dtype != np.uint8 or not labels.size:
-        raise ValueError(f"{file}: a label map must be (H, W) uint8, got {labels.dtype} {labels.shape}")
-    picture = Image.fromarray(labels, mode="L")
+        raise ValueError(f"a label map must be (H, W) uint8, got {labels.dtype} {labels.shape}; it was to go to {file}")
+    picture = Image.fromarray(labels)
     picture.putpalette(voc_palette().tobytes())
-    picture.save(file, optimize=True)
+    picture.save(file, format="PNG", optimize=True)
 
 
 def read_label_map(file: Path, *, num_classes: int, size: tuple[int, int] | None = None) -> np.ndarray:

@@ -153,7 +153,7 @@ def _number(name: str, number: Mapping[str, Any], tables: Mapping[str, pd.DataFr
     both = table if baseline in set(table["row"]) else pd.concat([table, tables.get("pyramid_ablation")])
     differences = paired_differences(both, number["row"], baseline, "miou")
     above = verdict(differences) if len(differences) else "inconclusive"  # the baseline itself may be missing
-    text = f"{number['label']} gives better seeds than {'GAP' if baseline == 'gap' else 'GPP only'}"
+    text = number.get("text", f"{number['label']} gives better seeds than {'GAP' if baseline == 'gap' else 'GPP only'}")
     return _line(name, text, "mIoU", number["value"], values, above, number | {"study": study})
 
 

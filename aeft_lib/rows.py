@@ -40,6 +40,7 @@ class Row:
     triplet: what the second phase adds to classification, None where there is no second phase.
     quirks: of the reference's optimiser, kept in the second phase.  keep_epochs: evaluate after every epoch of it.
     phase: fields of the profile's second phase that are other for this row.
+    scale: of its scenes against the profile's, above 1: the same scenes on a finer map.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Row:
     quirks: tuple[str, ...] = ()
     keep_epochs: bool = False
     phase: tuple[tuple[str, float], ...] = ()
+    scale: float = 1.0
 
     def pooling(self, profile: Profile) -> PoolingSpec:
         """The row's pooling layer on the profile's feature map."""
@@ -62,6 +64,7 @@ class Row:
 
     def artefacts(self, profile: Profile, seed: int, obtain: Obtain) -> Found:
         """From tags to the numbers of its seeds: ``classifier, seeds, evaluation``, and ``epochs`` where they are kept."""
+        profile = profile.scaled(self.scale)
         found = _classifiers(profile, self, seed, obtain)
         seeds = found["seeds"] = _seeds(profile, found["classifier"], "val", obtain)
         if self.keep_epochs:
@@ -90,15 +93,16 @@ class RefinedRow:
     published: str | None = None
 
     def artefacts(self, profile: Profile, seed: int, obtain: Obtain) -> Found:
-        """``seeds, background, scores, labels, evaluation``, and ``affinity`` where there is a walk."""
+        """``seeds, background, scores, labels, evaluation``; where there is a walk, ``posteriors`` and ``affinity`` too."""
         numbers, scenes = profile.refinement, profile.scenes(self.split)
         classifier = _classifiers(profile, self.base, seed, obtain)["classifier"]
         seeds = _seeds(profile, classifier, self.split, obtain)
         background = _background(profile, classifier, obtain)
-        found, inputs = {"seeds": seeds, "background": background}, {"seeds": seeds, "background": background}
-        file, scores = "middle.npz", None
+        inputs = {"seeds": seeds, "background": background}
+        found, file = dict(inputs), "middle.npz"
         if self.walk:
-            found["affinity"] = inputs["affinity"] = _affinity(profile, classifier, seed, obtain)
+            found |= _affinity(profile, classifier, seed, obtain)
+            inputs["affinity"] = found["affinity"]
             last = numbers.last_crf_iterations if self.crf else 0
             scores = obtain(walk_seeds, WalkSpec(scenes, numbers.beta, numbers.steps, last), inputs)
         elif self.crf:
@@ -184,10 +188,10 @@ def _background(profile: Profile, classifier: runs.Artefact, obtain: Obtain) -> 
     return obtain(choose_background, spec, {"seeds": _seeds(profile, classifier, "train", obtain)})
 
 
-def _affinity(profile: Profile, classifier: runs.Artefact, seed: int, obtain: Obtain) -> runs.Artefact:
-    """AffinityNet, trained on two CRFs of the training scenes' seeds."""
+def _affinity(profile: Profile, classifier: runs.Artefact, seed: int, obtain: Obtain) -> Found:
+    """AffinityNet (``affinity``), trained on two CRFs (``posteriors``) of the training scenes' seeds."""
     numbers, seeds = profile.refinement, _seeds(profile, classifier, "train", obtain)
     inputs = {"seeds": seeds, "background": _background(profile, classifier, obtain)}
     posteriors = obtain(refine_by_crf, CrfSpec(profile.train, ("low", "high"), numbers.crf_iterations), inputs)
     spec = AffinitySpec(profile.train, profile.trained_stages, numbers.schedule, seed)
-    return obtain(train_affinity, spec, {"posteriors": posteriors})
+    return {"posteriors": posteriors, "affinity": obtain(train_affinity, spec, {"posteriors": posteriors})}

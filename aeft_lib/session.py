@@ -14,13 +14,16 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from aeft_lib import figures, gpp, paths, profiles, report, runs, studies, triplet_views
+from aeft_lib import figures, gpp, paths, profiles, refinement_views, report, runs, studies, triplet_views
 from aeft_lib.backbones.efficientnet_lite import normalise
 from aeft_lib.classifier import CamClassifier, CamOutput
 from aeft_lib.data.collages import Collages, Scene, load_pack
+from aeft_lib.labels import label_map, read_label_map
 from aeft_lib.profiles import Profile
 from aeft_lib.seeds import Seed, read_seeds
+from aeft_lib.stages.affinity import load_affinity_net
 from aeft_lib.stages.classifier import load_network
+from aeft_lib.stages.labels import label_files
 from aeft_lib.triplet import REFERENCE, Triplet
 
 ROWS = studies.get("pyramid_ablation")
@@ -37,6 +40,11 @@ class Session:
     def scenes(self) -> Collages:
         """The validation scenes that seeds are scored on."""
         return Collages(self.profile.val)
+
+    @property
+    def training_scenes(self) -> Collages:
+        """The scenes that classifiers are trained on and pseudo-labels are made for."""
+        return Collages(self.profile.train)
 
     @property
     def figures_folder(self) -> Path:
@@ -153,6 +161,49 @@ class Session:
         table = pd.DataFrame(lines, index=["e_A", "e_P"]).T
         return table.assign(ratio=table["e_P"] / table["e_A"])
 
+    def label_maps(self, row: str, seed: int = 0) -> list[np.ndarray]:
+        """The label maps (H, W) uint8 of a row that ends in some: pseudo-labels, or a segmentation network's predictions."""
+        files = label_files(self._artefacts(row, seed)["labels"])
+        return [read_label_map(file, num_classes=self.profile.num_classes) for file in files]
+
+    def label_scores(self, row: str, seed: int = 0) -> pd.DataFrame:
+        """Per scene of a row of label maps: mean IoU over its tagged classes, in percent."""
+        scenes = self._scenes_of(row)
+        lines = []
+        for index, labels in enumerate(self.label_maps(row, seed)):
+            mask, tags = scenes[index].mask, np.flatnonzero(scenes[index].tags)
+            ious = [_iou(labels == c + 1, mask == c + 1) for c in tags]
+            lines.append({"scene": index, "iou": 100 * float(np.mean(ious)), "classes": len(tags)})
+        return pd.DataFrame(lines)
+
+    def label_comparison(self, rows: Sequence[str], indices: Sequence[int], seed: int = 0) -> list[list[np.ndarray]]:
+        """Picture rows for `figures.picture_grid`: image, truth, then the label map of every row, scene by scene."""
+        maps, scenes = {row: self.label_maps(row, seed) for row in rows}, self._scenes_of(rows[0])
+        return [[scenes[i].image, scenes[i].mask, *(maps[row][i] for row in rows)] for i in indices]
+
+    def refinement(self, index: int, row: str = "aeft_pseudo", seed: int = 0) -> refinement_views.RefinementCase:
+        """One training scene on the way of a row from its seed to its pseudo-label."""
+        found = self._artefacts(row, seed)
+        item = next(s for _, s in read_seeds(found["seeds"].folder / "seeds.npz", [f"{index:05d}"]))
+        network = load_affinity_net(found["affinity"])
+        return refinement_views.refinement_case(self.training_scenes[index], item, found["background"].summary, network)
+
+    def background(self, row: str) -> pd.DataFrame:
+        """The threshold and the background powers that each seed's CAMs were given: ``seed, threshold, low, middle, high``."""
+        return pd.DataFrame([{"seed": n, **self._artefacts(row, n)["background"].summary} for n in range(self.n_seeds)])
+
+    def label_classes(self, rows: Sequence[str]) -> pd.DataFrame:
+        """IoU, precision and recall per class of label maps, for rows and seeds."""
+        return self._stacked(rows, "classes.csv")
+
+    def store_size(self, row: str, seed: int = 0) -> pd.Series:
+        """Kilobytes a scene that each artefact of a refined row keeps, and what two CRFs would take in float32."""
+        found, scenes = self._artefacts(row, seed), self._scenes_of(row)
+        kept = {name: found[name] for name in ("seeds", "posteriors", "scores", "labels")}
+        sizes = {name: _bytes_of(artefact) / len(scenes) / 1e3 for name, artefact in kept.items()}
+        rows_a_scene = np.mean([1 + scenes[i].tags.sum() for i in range(len(scenes))])
+        return pd.Series(sizes | {"two CRFs in float32": 2 * rows_a_scene * scenes.spec.size**2 * 4 / 1e3})
+
     def verdicts(self, study: str) -> str:
         """The claims that rest on a study as a Markdown table: the paper's difference, ours over the seeds, the verdict."""
         ids = {claim["id"] for claim in report.published()["claims"] if claim["study"] == study}
@@ -165,7 +216,7 @@ class Session:
         item = next(s for i, s in enumerate(self.seeds(row, seed)) if i == index)
         threshold = self._artefacts(row, seed)["evaluation"].summary["threshold"]
         label = int(item.class_ids[0]) + 1
-        predicted = label_map(item, threshold)
+        predicted = label_map(*item, threshold)
         cam = item.cam[0].numpy()
         return {"image": scene.image, "truth": scene.mask == label, "cam": cam, "predicted": predicted == label}
 
@@ -196,7 +247,7 @@ class Session:
             line = [scene.image, scene.mask]
             for row in rows:
                 item = stored[row][index]
-                line += [figures.overlay(scene.image, item.cam.amax(dim=0).numpy()), label_map(item, cut[row])]
+                line += [figures.overlay(scene.image, item.cam.amax(dim=0).numpy()), label_map(*item, cut[row])]
             pictures.append(line)
         return pictures
 
@@ -205,7 +256,7 @@ class Session:
         threshold = self._artefacts(row, seed)["evaluation"].summary["threshold"]
         lines = []
         for index, item in enumerate(self.seeds(row, seed)):
-            mask, predicted = self.scenes[index].mask, label_map(item, threshold)
+            mask, predicted = self.scenes[index].mask, label_map(*item, threshold)
             ious = [_iou(predicted == c + 1, mask == c + 1) for c in item.class_ids.tolist()]
             lines.append({"scene": index, "iou": 100 * float(np.mean(ious))})
         return pd.DataFrame(lines)
@@ -236,6 +287,10 @@ class Session:
         """Keep a table alone."""
         self.figures_folder.mkdir(parents=True, exist_ok=True)
         table.to_csv(self.figures_folder / f"{name}.csv", index=False, float_format="%.4f")
+
+    def _scenes_of(self, row: str) -> Collages:
+        """The scenes whose label maps a row makes."""
+        return self.training_scenes if getattr(studies.row(row), "split", "val") == "train" else self.scenes
 
     def _artefacts(self, row: str, seed: int) -> dict[str, runs.Artefact]:
         chosen = studies.row(row)
@@ -272,13 +327,6 @@ def run_network(network: CamClassifier, scene: Scene) -> CamOutput:
         return network(normalise(images))
 
 
-def label_map(seed: Seed, threshold: float) -> np.ndarray:
-    """(H, W) uint8 labels of a seed at a background score: 0, or class + 1; a tie goes to the background."""
-    scores = torch.cat([torch.full_like(seed.cam[:1], threshold), seed.cam])
-    labels = torch.cat([torch.zeros(1, dtype=torch.int64), seed.class_ids + 1])
-    return labels[scores.argmax(dim=0)].to(torch.uint8).numpy()
-
-
 def object_fits(seed: Seed, mask: np.ndarray) -> list[dict[str, float]]:
     """Per tagged class of one image, free of any threshold sweep:
 
@@ -311,6 +359,10 @@ def pyramid_pictures(pooling: gpp.PyramidPooling, cam: Tensor, class_id: int) ->
     fused = {f"P̂{level}": p[0, class_id].numpy() for level, p in zip(pooling.levels[1:], pooled.fused, strict=True)}
     detail = 4 * (pooled.fused[-1] - pooled.pyramid[-1])[0, class_id].abs().numpy()
     return {"levels": levels, "fused": fused, "detail": detail}
+
+
+def _bytes_of(artefact: runs.Artefact) -> int:
+    return sum((artefact.folder / name).stat().st_size for name in artefact.record["files"])
 
 
 def _iou(a: np.ndarray, b: np.ndarray) -> float:

@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from aeft_lib import erasing, figures, studies
+from aeft_lib import catalogue, erasing, figures, studies
 from aeft_lib.backbones.efficientnet_lite import normalise
 from aeft_lib.classifier import CamClassifier, CamOutput
 from aeft_lib.data.collages import Scene
@@ -96,20 +96,20 @@ def quirk_effects(table: pd.DataFrame) -> pd.DataFrame:
     start "reference": without the quirk minus with it.  start "corrected": the corrected method minus it with the quirk.
     """
     pairs = {("mask_gradient", "reference"): ("detached", "reference")}
-    for quirk in studies.MEASURED_QUIRKS:
+    for quirk in catalogue.MEASURED_QUIRKS:
         pairs.setdefault((quirk, "reference"), (f"without_{quirk}", "detached"))
         pairs[quirk, "corrected"] = ("corrected", f"with_{quirk}")
-    ordered = [(quirk, start) for quirk in studies.MEASURED_QUIRKS for start in ("reference", "corrected")]
+    ordered = [(quirk, start) for quirk in catalogue.MEASURED_QUIRKS for start in ("reference", "corrected")]
     parts = [_paired(table, *pairs[key]).reset_index().assign(quirk=key[0], start=key[1]) for key in ordered]
     return pd.concat(parts, ignore_index=True)
 
 
 def setting_effects(table: pd.DataFrame) -> pd.DataFrame:
-    """Rigid and soft erasing under every setting: mean paired difference to classification alone at the same rate and steps."""
+    """Rigid and soft erasing under every setting: mean paired difference to classification alone on the same course and map."""
     lines = {}
     for row in studies.get("erasing_settings").rows:
         if row.triplet.attract != "off":
-            baseline = f"gpp_only_{row.name.split('_')[-1]}" if row.phase else "gpp_only"
+            baseline = f"gpp_only_{row.name.split('_')[-1]}" if row.phase or row.scale != 1 else "gpp_only"
             lines[row.label] = _paired(table, row.name, baseline).mean()
     return pd.DataFrame(lines).T.dropna()
 

@@ -14,7 +14,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from aeft_lib import erasing, figures, gpp
+from aeft_lib import erasing, figures, gpp, refinement_views
 from aeft_lib.classifier import CamOutput
 from aeft_lib.triplet import Triplet
 
@@ -88,6 +88,32 @@ def triplet(
         ipywidgets.FloatSlider(start.erase_threshold, min=0.05, max=0.95, step=0.05, description="t_H"),
         ipywidgets.FloatSlider(start.residual_threshold, min=0.05, max=0.95, step=0.05, description="t_L"),
         ipywidgets.Dropdown(options=list(maps), value=list(maps)[-1], description="attention"),
+    )
+    return _with_picture(controls, draw)
+
+
+def affinity(case: refinement_views.RefinementCase, start: tuple[int, int]) -> ipywidgets.VBox:
+    """Pick a cell of the grid and see where its score flows: in one step, and after more.
+
+    start: row and column of the cell to begin with.
+    """
+    h, w = case.affinity.size
+
+    def draw(row: int, column: int, steps: int) -> tuple[Figure, str]:
+        maps = [refinement_views.spread(case, row, column, count) for count in (1, steps)]
+        pictures = [figures.overlay(case.scene.image, figures.stretched(m, case.scene.image)) for m in maps]
+        cell = np.zeros((h, w))
+        cell[row, column] = 1
+        marked = figures.overlay(case.scene.image, figures.stretched(cell, case.scene.image))
+        reached = int((maps[1] > 0.1).sum())
+        words = f"{reached} of {h * w} cells hold more than a tenth of the strongest"
+        titles = ("image", "cell", "1 step", f"{steps} steps")
+        return figures.picture_grid([[case.scene.image, marked, *pictures]], titles), words
+
+    controls = (
+        ipywidgets.IntSlider(start[0], min=0, max=h - 1, description="row"),
+        ipywidgets.IntSlider(start[1], min=0, max=w - 1, description="column"),
+        ipywidgets.SelectionSlider(options=(1, 2, 4, 8, 16, 32, 64), value=16, description="steps"),
     )
     return _with_picture(controls, draw)
 

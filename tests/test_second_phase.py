@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from aeft_lib import runs, studies, training, triplet
+from aeft_lib import catalogue, runs, training, triplet
 from aeft_lib.data.collages import Collages, SceneSpec, load_pack
 from aeft_lib.profiles import SMOKE, SecondPhase
 from aeft_lib.stages.classifier import ClassifierSpec, train_classifier
@@ -26,7 +26,7 @@ from aeft_lib.stages.triplet import TripletSpec, train_triplet
 TRAIN, VAL = SceneSpec("train", 12, 96), SceneSpec("val", 4, 96)
 THRESHOLDS = (0.2, 0.4, 0.6)
 WARM_START = ClassifierSpec(
-    pooling=studies.GATED.pooling(SMOKE),
+    pooling=catalogue.GATED.pooling(SMOKE),
     num_classes=SMOKE.num_classes,
     trained_stages=0,
     schedule=replace(SMOKE.schedule, epochs=1, batch_size=4),

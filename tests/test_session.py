@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from aeft_lib import paths, report, studies, triplet_views
+from aeft_lib import catalogue, paths, report, studies, triplet_views
 from aeft_lib.profiles import LAPTOP, SMOKE
 from aeft_lib.session import Session
 
@@ -61,7 +61,7 @@ def test_quirk_effects_are_paired_by_seed_and_drop_seeds_of_one_row():
 
 def test_every_row_of_the_quirks_has_its_effect():
     found = triplet_views.quirk_effects(quirk_table(**{row.name: {0: 1.0} for row in studies.get("quirks").rows}))
-    assert set(effects(found)) == {(q, start, 0) for q in studies.MEASURED_QUIRKS for start in ("reference", "corrected")}
+    assert set(effects(found)) == {(q, start, 0) for q in catalogue.MEASURED_QUIRKS for start in ("reference", "corrected")}
 
 
 def test_setting_effects_are_against_classification_of_the_same_rate_and_steps():

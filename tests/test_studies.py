@@ -24,7 +24,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from aeft_lib import paths, profiles, runs, studies
+from aeft_lib import catalogue, paths, profiles, runs, studies
 from aeft_lib.data.collages import CLASSES, Collages
 from aeft_lib.profiles import SMOKE
 from aeft_lib.stages import classifier as classifier_stage
@@ -52,7 +52,7 @@ pytestmark = pytest.mark.usefixtures("store")
 @pytest.fixture
 def row(store):
     """The gated row with seed 0, computed by whichever test comes first."""
-    return studies.artefacts(SMOKE, studies.GATED, 0)
+    return studies.artefacts(SMOKE, catalogue.GATED, 0)
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_same_seed_in_two_fresh_stores_gives_the_same_bits(row, tmp_path, monkey
     monkeypatch.setenv("AEFT_RUNS", str(tmp_path))
     torch.manual_seed(99)  # the global generators have no say
     np.random.seed(99)  # noqa: NPY002
-    again = studies.artefacts(SMOKE, studies.GATED, 0)
+    again = studies.artefacts(SMOKE, catalogue.GATED, 0)
     for name in row:
         assert again[name].key == row[name].key
         assert again[name].folder != row[name].folder
@@ -90,7 +90,7 @@ def test_same_seed_in_two_fresh_stores_gives_the_same_bits(row, tmp_path, monkey
 
 
 def test_other_seed_gives_other_numbers(row):
-    other = studies.artefacts(SMOKE, studies.GATED, 1)
+    other = studies.artefacts(SMOKE, catalogue.GATED, 1)
     assert other["classifier"].key != row["classifier"].key
     one, two = (load_file(a["classifier"].folder / "weights.safetensors") for a in (row, other))
     assert not any(torch.equal(one[name], two[name]) for name in one)
@@ -110,7 +110,7 @@ def test_artefacts_record_where_they_come_from(row):
 
 
 def test_table_of_stored_rows_computes_nothing(row, nothing_is_built):
-    table = studies.run(studies.get("gap_vs_gpp"), SMOKE, [0], rows=[studies.GATED])
+    table = studies.run(studies.get("gap_vs_gpp"), SMOKE, [0], rows=[catalogue.GATED])
     assert list(table.columns[:3]) == ["row", "label", "seed"]
     assert set(table.columns[3:]) == set(NUMBERS)
     assert len(table) == 1
@@ -121,10 +121,10 @@ def test_table_of_stored_rows_computes_nothing(row, nothing_is_built):
 
 
 def test_stored_computes_nothing(row, nothing_is_built, tmp_path, monkeypatch):
-    assert studies.stored(SMOKE, studies.GATED, 0) == row["evaluation"].summary
-    assert studies.stored(SMOKE, studies.GATED, 12345) is None
+    assert studies.stored(SMOKE, catalogue.GATED, 0) == row["evaluation"].summary
+    assert studies.stored(SMOKE, catalogue.GATED, 12345) is None
     monkeypatch.setenv("AEFT_RUNS", str(tmp_path / "not there"))
-    assert studies.stored(SMOKE, studies.GATED, 0) is None
+    assert studies.stored(SMOKE, catalogue.GATED, 0) is None
     assert list(tmp_path.iterdir()) == []
 
 
@@ -221,7 +221,7 @@ def test_features_and_training_never_see_a_mask(row, tmp_path, monkeypatch):
 def spec(**changes) -> ClassifierSpec:
     """The spec of the gated row, seed 0."""
     plain = ClassifierSpec(
-        pooling=studies.GATED.pooling(SMOKE),
+        pooling=catalogue.GATED.pooling(SMOKE),
         num_classes=SMOKE.num_classes,
         trained_stages=SMOKE.trained_stages,
         schedule=SMOKE.schedule,
@@ -265,7 +265,7 @@ def test_truncated_weights_are_trained_again_and_the_table_is_the_same(row, tmp_
     key = row["classifier"].key
     os.truncate(tmp_path / "copy" / "train_classifier" / key / "weights.safetensors", 1000)
     with pytest.warns(UserWarning, match=f"train_classifier {key}: weights.safetensors does not match"):
-        again = studies.artefacts(SMOKE, studies.GATED, 0)
+        again = studies.artefacts(SMOKE, catalogue.GATED, 0)
     assert again["classifier"].record["files"] == row["classifier"].record["files"]
     assert again["evaluation"].summary == row["evaluation"].summary
 
@@ -353,7 +353,7 @@ class FakePool:
 def test_worker_that_dies_is_told_with_the_remedy(store, monkeypatch):
     monkeypatch.setattr(studies, "ProcessPoolExecutor", type("Pool", (FakePool,), {"error": BrokenProcessPool("gone")}))
     with pytest.raises(RuntimeError, match=r"worker process died: out of memory.*finished rows are kept, run again"):
-        studies.run(studies.get("gap_vs_gpp"), SMOKE, [77], rows=[studies.GAP])
+        studies.run(studies.get("gap_vs_gpp"), SMOKE, [77], rows=[catalogue.GAP])
 
 
 def test_error_of_a_row_names_row_and_seed(store, monkeypatch):
@@ -364,7 +364,7 @@ def test_error_of_a_row_names_row_and_seed(store, monkeypatch):
 
     monkeypatch.setattr(classifier_stage.training, "fit", diverge)
     with pytest.raises(classifier_stage.training.TrainingDiverged, match="step 3") as caught:
-        studies.run(studies.get("gap_vs_gpp"), SMOKE, [77], rows=[studies.GAP])
+        studies.run(studies.get("gap_vs_gpp"), SMOKE, [77], rows=[catalogue.GAP])
     if sys.version_info >= (3, 11):
         assert caught.value.__notes__ == ["in row gap, seed 77, profile smoke"]
 

@@ -55,7 +55,7 @@ def test_triplet_diagram_shows_four_pictures_a_row_and_the_pair_of_each():
     assert list(shown) == list(drawn)
     for title in list(drawn)[:7]:
         np.testing.assert_array_equal(shown[title], drawn[title])
-    np.testing.assert_array_equal(shown["labels"], figures.voc_palette()[drawn["labels"]])
+    np.testing.assert_array_equal(shown["labels"], figures.voc_palette()[drawn["labels"]] / 255)
     for axis, (pair, embeddings) in zip(rows[:, 4], values.items(), strict=True):
         assert axis.get_title() == pair
         assert texts(axis.get_legend()) == list(embeddings)

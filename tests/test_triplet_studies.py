@@ -7,13 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from aeft_lib import runs, studies
+from aeft_lib import catalogue, runs, studies
+from aeft_lib.catalogue import GAP, GATED, STUDIES, Study
 from aeft_lib.profiles import LAPTOP, OPTIMISER_QUIRKS, SMOKE
-from aeft_lib.studies import GAP, GATED, STUDIES, Study
 from aeft_lib.triplet import CORRECTED, LOSS_QUIRKS, REFERENCE
 
 TRIPLET, QUIRKS = (STUDIES[name] for name in ("triplet_ablation", "quirks"))
-SECOND_PHASES = tuple(dict.fromkeys(row for study in STUDIES.values() for row in study.rows if row.triplet))
+SECOND_PHASES = tuple(dict.fromkeys(row for study in STUDIES.values() for row in study.rows if getattr(row, "triplet", None)))
 
 
 def named(stage, spec, inputs=None) -> SimpleNamespace:
@@ -59,16 +59,18 @@ def test_a_name_is_one_row_and_a_label_one_name_in_a_study():
 
 @pytest.mark.parametrize("profile", [SMOKE, LAPTOP], ids=lambda profile: profile.name)
 def test_second_phases_go_on_from_the_gated_row_of_the_same_seed(profile):
-    gated = [artefacts(GATED, profile, seed)["classifier"].key for seed in (0, 1)]
-    assert gated[0] != gated[1]
+    gated = {
+        (scale, seed): artefacts(GATED, profile.scaled(scale), seed)["classifier"].key for scale in (1, 1.5) for seed in (0, 1)
+    }
+    assert len(set(gated.values())) == 4
     for row in SECOND_PHASES:
         for seed in (0, 1):
-            found = artefacts(row, profile, seed)
+            found, warm_start = artefacts(row, profile, seed), gated[row.scale, seed]
             classifier = found["classifier"]
-            assert (classifier.stage, classifier.inputs["classifier"].key) == ("train_triplet", gated[seed]), row.name
+            assert (classifier.stage, classifier.inputs["classifier"].key) == ("train_triplet", warm_start), row.name
             assert found["seeds"].inputs["classifier"] is classifier
             if row.keep_epochs:
-                assert found["epochs"].inputs["warm_start"].key == gated[seed]
+                assert found["epochs"].inputs["warm_start"].key == warm_start
                 assert found["epochs"].inputs["classifier"] is classifier
 
 
@@ -84,7 +86,7 @@ def test_epochs_are_kept_for_the_rows_of_the_curves_over_steps():
 
 def test_the_detached_row_is_soft_repel_and_the_reference_without_mask_gradient():
     detached, soft_repel = QUIRKS.row("detached"), TRIPLET.row("attract_soft_repel")
-    as_quirks = studies._with_quirks("detached", "", set(studies.QUIRKS) - {"mask_gradient"})
+    as_quirks = catalogue._with_quirks("detached", "", set(catalogue.QUIRKS) - {"mask_gradient"})
     for field in ("fusion", "levels", "prediction", "triplet", "quirks"):
         assert getattr(detached, field) == getattr(as_quirks, field), field
     ours, theirs = artefacts(detached), artefacts(soft_repel)
@@ -108,9 +110,9 @@ def differences(one, two) -> set[str]:
 
 def pairs() -> list[tuple[str, str, str]]:
     """Quirk, the row that has it, the row that has not."""
-    taken_away = [(q, "detached", f"without_{q}") for q in studies.TAKEN_AWAY]
+    taken_away = [(q, "detached", f"without_{q}") for q in catalogue.TAKEN_AWAY]
     return [("mask_gradient", "reference", "detached"), *taken_away] + [
-        (q, f"with_{q}", "corrected") for q in studies.MEASURED_QUIRKS
+        (q, f"with_{q}", "corrected") for q in catalogue.MEASURED_QUIRKS
     ]
 
 
@@ -143,7 +145,7 @@ def test_reference_and_corrected_are_the_ends():
     reference, corrected = QUIRKS.row("reference"), QUIRKS.row("corrected")
     assert (reference.triplet, reference.quirks) == (REFERENCE, OPTIMISER_QUIRKS)
     assert (corrected.triplet, corrected.quirks) == (CORRECTED, ())
-    assert len(QUIRKS.rows) == 2 * len(studies.MEASURED_QUIRKS) + 2
+    assert len(QUIRKS.rows) == 2 * len(catalogue.MEASURED_QUIRKS) + 2
 
 
 # --- erasing settings ------------------------------------------------------------------------------------------------
@@ -156,12 +158,14 @@ def test_rigid_and_soft_erasing_differ_from_the_plain_rows_in_one_setting():
         "high": {"erase_threshold"},
         "slow": {"lr", "head_lr"},
         "long": {"epochs", "decay_steps"},
+        "fine": set(),  # the scenes alone
     }
     for row in STUDIES["erasing_settings"].rows[3:]:
         kind, tag = row.name.rsplit("_", 1)
         specs = [artefacts(r, LAPTOP)["classifier"].spec for r in (row, plain[kind])]
         changed = differences(specs[0].triplet, specs[1].triplet) | differences(specs[0].schedule, specs[1].schedule)
         assert changed == others[tag], row.name
+        assert specs[0].scenes.size == (384 if tag == "fine" else LAPTOP.train.size), row.name
 
 
 def test_settings_are_what_their_labels_say():

@@ -38,6 +38,23 @@ def power_at(threshold: float) -> float:
     return math.log(threshold) / math.log1p(-threshold)
 
 
+def crossing(alpha: float) -> float:
+    """The score at which the background of power `alpha` is as strong, 0..1: the inverse of `power_at`, by bisection.
+
+    Raises ValueError for a power that is not positive and finite.
+
+    >>> [round(crossing(alpha), 3) for alpha in (1, 2, 19, 21)]
+    [0.5, 0.382, 0.109, 0.102]
+    """
+    if not 0 < alpha < math.inf:
+        raise ValueError(f"alpha must be positive and finite, got {alpha}")
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if middle < (1 - middle) ** alpha else (low, middle)
+    return low
+
+
 def powers_around(threshold: float, spread: float = REFERENCE_SPREAD) -> Powers:
     """Powers that cross at `threshold` and at `spread` in logits above and below it.
 
