@@ -200,6 +200,7 @@ STUDIES = {
                 SegmentationRow("segment_seed", "seeds", AEFT_SEED),
                 SegmentationRow("segment_ours", "ours' pseudo-labels", OURS_PSEUDO),
                 SegmentationRow("segment_aeft_crf", "pseudo-labels, CRF at the end", AEFT_PSEUDO, crf=True),
+                SegmentationRow("segment_aeft_tags", "pseudo-labels, tags known", AEFT_PSEUDO, tags_known=True),
                 replace(AEFT_PSEUDO, name="aeft_unseen", label="no network: tags known", split="val", published=None),
             ),
         ),

@@ -226,8 +226,8 @@ LAPTOP = _collages(
     # - rate: the largest of 0.01, 0.03, 0.1 at which plain classification does not collapse (tag mAP 79.7, 79.5, 30.9);
     # - loss_scale: the largest of 1, 2, 5 at which the reference's triplet does not (78.7, 77.0, 44.6; 80.9 before).
     erasing=SecondPhase(epochs=4, steps_per_epoch=5, batch_size=16, rate=0.03, loss_scale=2.0),
-    refinement=Refinement(_fresh_layers(epochs=2, lr=1e-4)),  # the loss of a third epoch is hardly lower: train/log.csv
-    segmentation=Segmentation(_fresh_layers(epochs=4, lr=3e-4), scales=(1.0, 1.5)),
+    refinement=Refinement(_fresh_layers(epochs=2, lr=1e-4)),  # the loss of a third epoch is hardly lower
+    segmentation=Segmentation(_fresh_layers(epochs=4, lr=3e-4), scales=(1.0, 1.5), hidden=256),
     seed_scales=(0.5, 1.0),  # the paper adds 1.5 and 2.0: five times the pixels of these two
     seeds=1,
     long_from=COMMITTED_SEEDS,

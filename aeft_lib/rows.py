@@ -122,13 +122,14 @@ class SegmentationRow:
     """A segmentation network on unseen scenes, without their tags.
 
     teacher: the row whose label maps it learns from; None: the true masks, the fully supervised ceiling.
-    crf: a dense CRF on what it predicts.
+    crf: a dense CRF on what it predicts.  tags_known: an oracle takes the classes away that are not there.
     """
 
     name: str
     label: str
     teacher: RefinedRow | None
     crf: bool = False
+    tags_known: bool = False
     published: str | None = None
 
     def artefacts(self, profile: Profile, seed: int, obtain: Obtain) -> Found:
@@ -140,7 +141,8 @@ class SegmentationRow:
         numbers = profile.segmentation
         spec = SegmenterSpec(profile.train, profile.num_classes, profile.trained_stages, numbers.schedule, seed, numbers.hidden)
         segmenter = obtain(train_segmenter, spec, {"labels": teacher})
-        prediction = PredictionSpec(profile.val, numbers.scales, numbers.crf_iterations if self.crf else 0)
+        last_crf = numbers.crf_iterations if self.crf else 0
+        prediction = PredictionSpec(profile.val, numbers.scales, last_crf, self.tags_known)
         labels = obtain(predict_labels, prediction, {"segmenter": segmenter})
         evaluation = obtain(evaluate_labels, profile.val, {"labels": labels})
         return {"teacher": teacher, "segmenter": segmenter, "labels": labels, "evaluation": evaluation}

@@ -1,4 +1,4 @@
-"""Stage `predict_labels`: the segmentation network on scenes it has never seen, over scales and mirror images; no tags."""
+"""Stage `predict_labels`: the segmentation network on scenes it has never seen, over scales and mirror images."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,11 +20,15 @@ from aeft_lib.stages.segmenter import load_segmenter
 
 @dataclass(frozen=True)
 class PredictionSpec:
-    """scales: relative to the image, each plain and mirrored.  crf_iterations: of a CRF on the result; 0 leaves it out."""
+    """scales: relative to the image, each plain and mirrored.  crf_iterations: of a CRF on the result; 0 leaves it out.
+
+    tags_known: classes that are not tagged are left out, as if somebody had told: an oracle, not what a network has to do.
+    """
 
     scenes: SceneSpec
     scales: tuple[float, ...]
     crf_iterations: int = 0
+    tags_known: bool = False
 
 
 def predict_labels(spec: PredictionSpec, inputs: Mapping[str, Artefact], folder: Path) -> dict[str, float]:
@@ -38,9 +42,11 @@ def _predicted(indices: range, spec: PredictionSpec, segmenter: Artefact) -> lis
     scenes = Collages(spec.scenes, load_pack())
     found = []
     for index in indices:
-        image = scenes[index].image
+        image, tags = scenes[index].image, torch.from_numpy(scenes[index].tags.copy())
         picture = normalise(torch.from_numpy(image.copy()).permute(2, 0, 1)[None].to(device()))
         scores = multi_scale_probabilities(network, picture, spec.scales)[0]
+        if spec.tags_known:
+            scores[1:] *= tags.to(scores)[:, None, None]
         if spec.crf_iterations:
             scores = DenseCRF(image, device=device()).infer(unary_of(scores), iterations=spec.crf_iterations)
         found.append((f"{index:05d}", scores.argmax(dim=0).to(torch.uint8).cpu().numpy()))

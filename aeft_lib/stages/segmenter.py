@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from aeft_lib import trained, training
 from aeft_lib.backbones.efficientnet_lite import EfficientNetLite0, normalise
+from aeft_lib.data.augment import random_views
 from aeft_lib.data.collages import SceneSpec
 from aeft_lib.devices import device
 from aeft_lib.labels import read_label_map
@@ -24,7 +25,10 @@ WEIGHTS = "weights.safetensors"
 
 @dataclass(frozen=True)
 class SegmenterSpec:
-    """All that decides the weights, next to the labels.  hidden: channels between the head's two convolutions."""
+    """All that decides the weights, next to the labels.
+
+    hidden: channels between the head's two convolutions.  view_scales: least and largest scale of a training view.
+    """
 
     scenes: SceneSpec
     num_classes: int
@@ -32,6 +36,7 @@ class SegmenterSpec:
     schedule: training.Schedule
     seed: int
     hidden: int = 512
+    view_scales: tuple[float, float] = (0.5, 1.5)
 
 
 def build_segmenter(spec: SegmenterSpec) -> Segmenter:
@@ -55,11 +60,9 @@ def train_segmenter(spec: SegmenterSpec, inputs: Mapping[str, Artefact], folder:
     labels = torch.from_numpy(np.stack(maps))
 
     def batch(indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        mirrored = torch.randint(2, (len(indices), 1, 1), generator=generator).bool()
-        pictures, targets = images[indices], labels[indices]
-        pictures = torch.where(mirrored[..., None], pictures.flip(-1), pictures)
-        targets = torch.where(mirrored, targets.flip(-1), targets)
-        return normalise(pictures.to(device())).contiguous(memory_format=torch.channels_last), targets.to(device())
+        pictures, targets = normalise(images[indices].to(device())), labels[indices].to(device())
+        views, targets = random_views(pictures, targets, generator, scales=spec.view_scales)
+        return views.contiguous(memory_format=torch.channels_last), targets
 
     def terms(net: nn.Module, picked: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         return {"segmentation": segmentation_loss(net(picked[0]), picked[1])}
@@ -82,6 +85,7 @@ def load_segmenter(artefact: Artefact) -> Segmenter:
     """The trained network of a `train_segmenter` artefact, in eval mode."""
     written = artefact.record["spec"]
     schedule, scenes = training.Schedule(**written["schedule"]), SceneSpec(**written["scenes"])
-    network = build_segmenter(SegmenterSpec(**written | {"schedule": schedule, "scenes": scenes}))
+    rest = {"schedule": schedule, "scenes": scenes, "view_scales": tuple(written["view_scales"])}
+    network = build_segmenter(SegmenterSpec(**written | rest))
     trained.load_trained(network, artefact.folder / WEIGHTS)
     return network.eval()
