@@ -37,9 +37,10 @@ report: $(STAMP)  ## published against reproduced, from what is in the store
 lab: $(STAMP)  ## open the notebooks
 	$(BIN)/jupyter lab notebooks
 
-bench: $(STAMP)  ## time the one-pass sweep against the loop over thresholds, and the triplet against classification
+bench: $(STAMP)  ## time the one-pass sweep, a step of the triplet, CRF and random walk, each against its rival
 	$(BIN)/aeft bench evaluation
 	$(BIN)/aeft bench training
+	$(BIN)/aeft bench refinement
 
 publish: $(STAMP)  ## reproduce on laptop with three seeds, and make its notebooks, figures and report the committed ones
 	$(BIN)/aeft reproduce --profile laptop --seeds 3 --publish

@@ -17,6 +17,7 @@ class Study:
         compared without a threshold that follows the row.
     long: too many rows for a first reproduction on two cores (see `Profile.long_from`).
     most_seeds: how many seeds a reproduction gives it, whatever it was asked for; 0 is no bound.
+    first: rows that are begun first, because they have nothing in common and need not wait for each other's parts.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Study:
     common: str | None = None
     long: bool = False
     most_seeds: int = 0
+    first: tuple[str, ...] = ()
 
     def seeds(self, asked: int) -> range:
         """The seeds of a reproduction that was asked for so many."""
@@ -96,7 +98,7 @@ TRIPLET_ROWS = (
 
 AEFT_SEED = RefinedRow("aeft_seed", "seed", AEFT, published="table2.attract_soft_repel")
 AEFT_PSEUDO = RefinedRow("aeft_pseudo", "+ walk + CRF", AEFT, crf=True, walk=True, published="known.pseudo_label")
-OURS_PSEUDO = RefinedRow("ours_pseudo", "ours + walk + CRF", OURS_ROW, crf=True, walk=True)
+OURS_PSEUDO = RefinedRow("ours_pseudo", "ours: + walk + CRF", OURS_ROW, crf=True, walk=True)
 
 
 def _settings(tag: str, label: str, course: dict[str, Any] | None = None, **changes: float) -> tuple[Row, ...]:
@@ -181,15 +183,15 @@ STUDIES = {
         Study(
             "refinement",
             "What do the CRF and the random walk make of seeds, on the training scenes where pseudo-labels are needed?",
-            # The two long rows first: they have nothing in common and run side by side.
             (
-                AEFT_PSEUDO,
-                OURS_PSEUDO,
                 AEFT_SEED,
                 RefinedRow("aeft_crf", "+ CRF", AEFT, crf=True),
                 RefinedRow("aeft_walk", "+ walk", AEFT, walk=True),
-                RefinedRow("ours_seed", "ours", OURS_ROW),
+                AEFT_PSEUDO,
+                RefinedRow("ours_seed", "ours: seed", OURS_ROW),
+                OURS_PSEUDO,
             ),
+            first=("aeft_pseudo", "ours_pseudo"),
         ),
         Study(
             "segmentation",
@@ -203,6 +205,7 @@ STUDIES = {
                 SegmentationRow("segment_aeft_tags", "pseudo-labels, tags known", AEFT_PSEUDO, tags_known=True),
                 replace(AEFT_PSEUDO, name="aeft_unseen", label="no network: tags known", split="val", published=None),
             ),
+            first=("segment_truth", "segment_aeft", "segment_seed", "segment_ours"),
         ),
     )
 }

@@ -331,6 +331,7 @@ def class_heatmap(classes: pd.DataFrame) -> Figure:
     sns.heatmap(wide, annot=True, fmt=".0f", cmap="viridis", vmin=0, vmax=100, ax=axis, cbar=False, annot_kws={"size": 6})
     axis.set(xlabel="", ylabel="")
     axis.tick_params(length=0)
+    axis.tick_params(axis="x", labelrotation=30)
     return figure
 
 
@@ -338,7 +339,11 @@ def results_scatter(results: pd.DataFrame, ours: str) -> Figure:
     """The poster's figure: VOC test mIoU against the venue's date, with a straight trend through all but `ours`.
 
     results: ``method, backbone, voc_test`` (percent) and ``date`` (decimal year), one line a method.
+    Raises ValueError naming a method without a date.
     """
+    if results["date"].isna().any():
+        undated = ", ".join(results.loc[results["date"].isna(), "method"])
+        raise ValueError(f"no date for {undated}: add their venue to published.toml")
     figure, axis = plt.subplots(figsize=(TEXT_WIDTH, 2.8))
     others, paper = results[results["method"] != ours], results[results["method"] == ours]
     slope, offset = np.polyfit(others["date"], others["voc_test"], 1)
@@ -346,8 +351,9 @@ def results_scatter(results: pd.DataFrame, ours: str) -> Figure:
     axis.plot(dates, offset + slope * dates, color="0.6", linestyle="--", linewidth=0.8, zorder=0)
     sns.scatterplot(others, x="date", y="voc_test", hue="backbone", style="backbone", ax=axis, s=18)
     axis.plot(paper["date"], paper["voc_test"], "*", color="C3", markersize=9)
-    for i, line in enumerate(results.sort_values(["date", "voc_test"]).itertuples()):
-        right = i % 2 == 0 and line.method != ours
+    later = {date: min((d - date for d in results["date"] if d > date), default=0) for date in results["date"]}
+    for line in results.itertuples():
+        right = later[line.date] > 0.35  # years: room for a name before the next venue's
         place = {"xytext": (4 if right else -4, 0), "textcoords": "offset points", "va": "center", "fontsize": 5.5}
         axis.annotate(line.method, (line.date, line.voc_test), ha="left" if right else "right", **place)
     axis.set(xlabel="date of the venue", ylabel="mIoU on VOC 2012 test (%)")

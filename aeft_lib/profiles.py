@@ -189,9 +189,10 @@ def _collages(name: str, *, size: int, train: int, val: int, **rest: object) -> 
     )
 
 
-def _fresh_layers(*, epochs: int, lr: float) -> Schedule:
+def _fresh_layers(*, epochs: int, lr: float, steps_per_epoch: int = 0) -> Schedule:
     """A course for a network whose head is new: ten times the backbone's rate for it, as everywhere in the paper."""
-    return Schedule(epochs=epochs, batch_size=8, lr=lr, head_lr=10 * lr, weight_decay=1e-2, warmup_steps=20)
+    course = Schedule(epochs=epochs, batch_size=8, lr=lr, head_lr=10 * lr, weight_decay=1e-2, warmup_steps=20)
+    return replace(course, steps_per_epoch=steps_per_epoch)
 
 
 SMOKE = _collages(
@@ -227,7 +228,7 @@ LAPTOP = _collages(
     # - loss_scale: the largest of 1, 2, 5 at which the reference's triplet does not (78.7, 77.0, 44.6; 80.9 before).
     erasing=SecondPhase(epochs=4, steps_per_epoch=5, batch_size=16, rate=0.03, loss_scale=2.0),
     refinement=Refinement(_fresh_layers(epochs=2, lr=1e-4)),  # the loss of a third epoch is hardly lower
-    segmentation=Segmentation(_fresh_layers(epochs=4, lr=3e-4), scales=(1.0, 1.5), hidden=256),
+    segmentation=Segmentation(_fresh_layers(epochs=4, lr=3e-4, steps_per_epoch=50), scales=(1.0, 1.5), hidden=256),
     seed_scales=(0.5, 1.0),  # the paper adds 1.5 and 2.0: five times the pixels of these two
     seeds=1,
     long_from=COMMITTED_SEEDS,

@@ -115,6 +115,7 @@ def _compute(study: Study, profile: Profile, jobs: list[tuple[AnyRow, int]], wor
     """Run jobs in processes of one thread each; shared features first.  Nothing is begun after an error or Ctrl-C."""
     runs.check_writable()
     found: dict[tuple[AnyRow, int], dict] = {}
+    jobs = sorted(jobs, key=lambda job: job[0].name not in study.first)  # stable: otherwise in the study's order
     context = multiprocessing.get_context("spawn")
     workers = min(workers, len(jobs))
     share = (max(1, cores() // workers),)  # of the cores, for work image by image within a job

@@ -61,7 +61,7 @@ def powers_around(threshold: float, spread: float = REFERENCE_SPREAD) -> Powers:
     Raises ValueError for a threshold outside 0..1 or a spread that is negative.
 
     >>> [round(alpha, 2) for alpha in powers_around(0.35)]
-    [0.72, 2.44, 8.11]
+    [0.72, 2.44, 8.09]
     """
     if not (spread >= 0 and math.isfinite(spread)):
         raise ValueError(f"spread must be finite and not negative, got {spread}")
