@@ -52,13 +52,14 @@ def reproduce(arguments: argparse.Namespace) -> None:
     choice = {"only": arguments.only, "start": arguments.start, "publish": arguments.publish}
     plan({"profile": profile.name, "seeds": n_seeds}, **choice)  # refuse before the studies what would fail after them
     runs.check_writable()
+    chosen = []
     for study in [] if arguments.only else studies.STUDIES.values():
         if studies.left_out(study, profile, n_seeds):
             print(f"study {study.name}: left out below {profile.long_from} seeds, its committed table is shown", flush=True)
             continue
-        seeds = study.seeds(n_seeds)
-        print(f"study {study.name}: {len(study.rows)} rows x {len(seeds)} seed(s) on {profile.name}", flush=True)
-        studies.run(study, profile, seeds, workers=arguments.workers)
+        chosen.append((study, study.seeds(n_seeds)))
+        print(f"study {study.name}: {len(study.rows)} rows x {len(chosen[-1][1])} seed(s) on {profile.name}", flush=True)
+    studies.prepare(chosen, profile, workers=arguments.workers)
     folder = run_notebooks(profile=profile.name, seeds=n_seeds, **choice)
     print(f"notebooks with outputs: {folder}")
     write_report(profile, n_seeds)

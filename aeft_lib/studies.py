@@ -38,10 +38,27 @@ def run(study: Study, profile: Profile, seeds: Sequence[int], *, rows: Sequence[
     """
     jobs = [(row, seed) for seed in check_seeds(seeds) for row in (rows or study.rows)]
     found = {job: stored(profile, *job) for job in jobs}
-    if missing := [job for job in jobs if found[job] is None]:
-        found |= _compute(study, profile, missing, workers or cores())
+    if missing := [job for job in _in_order(study, jobs) if found[job] is None]:
+        found |= _compute(f"{study.name} on {profile.name}", profile, missing, workers or cores())
     lines = [{"row": row.name, "label": row.label, "seed": seed, **found[row, seed]} for row, seed in jobs]
     return at_common_threshold(study, profile, pd.DataFrame(lines))
+
+
+def prepare(chosen: Sequence[tuple[Study, Sequence[int]]], profile: Profile, *, workers: int = 0) -> None:
+    """Compute what the store lacks of several studies, each with its seeds, in one go: no core waits between two of them.
+
+    Rows that stand in more than one study are computed once.  Errors and their rows as in `run`.
+    """
+    jobs: list[tuple[AnyRow, int]] = []
+    for study, seeds in chosen:
+        jobs += _in_order(study, [(row, seed) for seed in check_seeds(seeds) for row in study.rows])
+    if missing := [job for job in dict.fromkeys(jobs) if stored(profile, *job) is None]:
+        _compute(f"{len(chosen)} studies on {profile.name}", profile, missing, workers or cores())
+
+
+def _in_order(study: Study, jobs: Sequence[tuple[AnyRow, int]]) -> list[tuple[AnyRow, int]]:
+    """Jobs as they should begin: the study's first rows, then the others as they stand."""
+    return sorted(jobs, key=lambda job: job[0].name not in study.first)
 
 
 def at_common_threshold(study: Study, profile: Profile, table: pd.DataFrame) -> pd.DataFrame:
@@ -111,11 +128,10 @@ def _lookup(stage: runs.Stage, spec: Any, inputs: dict[str, runs.Artefact] | Non
     return artefact
 
 
-def _compute(study: Study, profile: Profile, jobs: list[tuple[AnyRow, int]], workers: int) -> dict[tuple[AnyRow, int], dict]:
+def _compute(title: str, profile: Profile, jobs: list[tuple[AnyRow, int]], workers: int) -> dict[tuple[AnyRow, int], dict]:
     """Run jobs in processes of one thread each; shared features first.  Nothing is begun after an error or Ctrl-C."""
     runs.check_writable()
     found: dict[tuple[AnyRow, int], dict] = {}
-    jobs = sorted(jobs, key=lambda job: job[0].name not in study.first)  # stable: otherwise in the study's order
     context = multiprocessing.get_context("spawn")
     workers = min(workers, len(jobs))
     share = (max(1, cores() // workers),)  # of the cores, for work image by image within a job
@@ -123,7 +139,7 @@ def _compute(study: Study, profile: Profile, jobs: list[tuple[AnyRow, int]], wor
         try:
             for future in [pool.submit(features, profile, split) for split in ("train", "val")]:
                 future.result()
-            for job, future in track(_in_turn(pool, profile, jobs, workers), len(jobs), f"{study.name} on {profile.name}"):
+            for job, future in track(_in_turn(pool, profile, jobs, workers), len(jobs), title):
                 found[job] = future.result()
         except BrokenProcessPool as error:
             raise RuntimeError(

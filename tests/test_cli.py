@@ -226,7 +226,11 @@ def reproduced(monkeypatch):
     monkeypatch.setattr(reproduce, "plan", lambda *_, **__: None)
     monkeypatch.setattr(reproduce, "reproduce", lambda **_: "there")
     monkeypatch.setattr(cli, "write_report", lambda *_: None)
-    monkeypatch.setattr(studies, "run", lambda study, profile, seeds, **_: asked.append((study.name, list(seeds))))
+
+    def prepare(chosen, profile, **_):
+        asked.extend((study.name, list(seeds)) for study, seeds in chosen)
+
+    monkeypatch.setattr(studies, "prepare", prepare)
     return asked
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 
-from aeft_lib import catalogue, cli, figures, refinement_views, report, studies, widgets
+from aeft_lib import catalogue, cli, label_figures, refinement_views, report, studies, widgets
 from aeft_lib.data.augment import random_views
 from aeft_lib.labels import VOID
 from aeft_lib.profiles import SMOKE
@@ -74,6 +74,9 @@ def test_long_rows_are_begun_first_and_the_table_keeps_the_study_order(monkeypat
     table = studies.run(study, SMOKE, [0], workers=1)
     assert begun[: len(study.first)] == list(study.first)
     assert table["row"].tolist() == [row.name for row in study.rows]
+    begun.clear()
+    studies.prepare([(study, [0]), (study, [0, 1])], SMOKE, workers=1)
+    assert len(begun) == 2 * len(study.rows)  # what two studies share is computed once
 
 
 def test_a_finer_map_keeps_the_cells_per_bin():
@@ -174,19 +177,19 @@ def bars_table() -> pd.DataFrame:
 
 
 def test_label_bars_have_a_line_at_the_baseline_and_the_papers_difference_as_a_diamond():
-    figure = figures.label_bars(bars_table(), {"seed": 56.0, "+ CRF": 71.0}, baseline="seed")
+    figure = label_figures.label_bars(bars_table(), {"seed": 56.0, "+ CRF": 71.0}, baseline="seed")
     first = figure.axes[0]
     assert [axis.get_title() for axis in figure.axes] == ["mIoU", "precision", "recall"]
     assert [bar.get_width() for bar in first.patches] == [51, 59]
     lines = {line.get_marker(): line for line in first.lines}
     assert lines["D"].get_xdata() == [51 + 15]
     assert len(figure.legends[0].get_texts()) == 2
-    assert len(figures.label_bars(bars_table(), {}, baseline="seed").legends[0].get_texts()) == 1
+    assert len(label_figures.label_bars(bars_table(), {}, baseline="seed").legends[0].get_texts()) == 1
 
 
 def test_class_heatmap_is_the_mean_over_seeds():
     classes = pd.DataFrame({"label": ["a", "a", "b", "b"], "class": "bird", "seed": [0, 1, 0, 1], "iou": [10, 30, 50, 70]})
-    axis = figures.class_heatmap(classes).axes[0]
+    axis = label_figures.class_heatmap(classes).axes[0]
     assert [text.get_text() for text in axis.texts] == ["20", "60"]
     assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b"]
 
@@ -203,7 +206,7 @@ def test_every_venue_of_the_results_has_a_date_in_its_year():
 
 def test_results_scatter_has_every_method_and_a_trend_without_ours():
     table = results()
-    axis = figures.results_scatter(table, ours="AEFT (the paper)").axes[0]
+    axis = label_figures.results_scatter(table, ours="AEFT (the paper)").axes[0]
     assert sorted(text.get_text() for text in axis.texts) == sorted(table["method"])
     trend = axis.lines[0]
     slope = np.diff(trend.get_ydata()) / np.diff(trend.get_xdata())
@@ -212,7 +215,7 @@ def test_results_scatter_has_every_method_and_a_trend_without_ours():
     star = next(line for line in axis.lines if line.get_marker() == "*")
     assert (star.get_xdata()[0], star.get_ydata()[0]) == (2022.81, 71.7)
     with pytest.raises(ValueError, match="no date for RIB"):
-        figures.results_scatter(table.assign(date=table["date"].where(table["method"] != "RIB")), ours="AEFT (the paper)")
+        label_figures.results_scatter(table.assign(date=table["date"].where(table["method"] != "RIB")), ours="AEFT (the paper)")
 
 
 def test_affinity_widget_redraws_and_counts_the_cells_it_reaches(case):
