@@ -14,12 +14,13 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from aeft_lib import figures, gpp, paths, profiles, refinement_views, report, runs, studies, triplet_views
+from aeft_lib import evaluation, figures, gpp, paths, profiles, refinement_views, report, runs, studies, triplet_views
 from aeft_lib.backbones.efficientnet_lite import normalise
 from aeft_lib.classifier import CamClassifier, CamOutput
 from aeft_lib.data.collages import Collages, Scene, load_pack
 from aeft_lib.labels import label_map, read_label_map
 from aeft_lib.profiles import Profile
+from aeft_lib.refinement import dense_crf
 from aeft_lib.seeds import Seed, read_seeds
 from aeft_lib.stages.affinity import load_affinity_net
 from aeft_lib.stages.classifier import load_network
@@ -203,6 +204,26 @@ class Session:
         sizes = {name: _bytes_of(artefact) / len(scenes) / 1e3 for name, artefact in kept.items()}
         rows_a_scene = np.mean([1 + scenes[i].tags.sum() for i in range(len(scenes))])
         return pd.Series(sizes | {"two CRFs in float32": 2 * rows_a_scene * scenes.spec.size**2 * 4 / 1e3})
+
+    def quantisation(self, row: str, scenes: int = 40, seed: int = 0) -> pd.Series:
+        """mIoU (percent) of the first training scenes' label maps from two CRFs, as stored and as they were computed.
+
+        Index: ``low stored, low float, high stored, high float``, the background powers that AffinityNet's labels come from.
+        """
+        found, numbers = self._artefacts(row, seed), {}
+        names = [f"{i:05d}" for i in range(min(scenes, len(self.training_scenes)))]
+        seeds = [item for _, item in read_seeds(found["seeds"].folder / "seeds.npz", names)]
+        masks = [self.training_scenes[i].mask for i in range(len(names))]
+        for power in ("low", "high"):
+            alpha = found["background"].summary[power]
+            stored = [item for _, item in read_seeds(found["posteriors"].folder / f"{power}.npz", names)]
+            exact = [dense_crf.refine(self.training_scenes[i].image, item.cam, [alpha])[0] for i, item in enumerate(seeds)]
+            maps = {"stored": [label_map(*item) for item in stored]}
+            maps["float"] = [label_map(item.class_ids, q[1:]) for item, q in zip(seeds, exact, strict=True)]
+            for kind, labels in maps.items():
+                counts = evaluation.confusion(labels, masks, num_classes=self.profile.num_classes)
+                numbers[f"{power} {kind}"] = float(counts.miou)
+        return pd.Series(numbers)
 
     def verdicts(self, study: str) -> str:
         """The claims that rest on a study as a Markdown table: the paper's difference, ours over the seeds, the verdict."""

@@ -162,6 +162,14 @@ def test_the_store_keeps_a_small_part_of_float_posteriors(lab):
     assert sizes["seeds"] + sizes["posteriors"] + sizes["scores"] + sizes["labels"] < sizes["two CRFs in float32"] / 10
 
 
+def test_steps_of_one_in_255_do_not_change_what_is_scored(lab):
+    kept = lab.quantisation("aeft_pseudo", scenes=6)
+    assert list(kept.index) == ["low stored", "low float", "high stored", "high float"]
+    assert (kept > 0).all()
+    assert abs(kept["low stored"] - kept["low float"]) < 0.05
+    assert abs(kept["high stored"] - kept["high float"]) < 0.05
+
+
 def test_background_has_a_line_a_seed(lab):
     table = lab.background("aeft_pseudo")
     assert list(table.columns) == ["seed", "threshold", "low", "middle", "high"]
