@@ -75,7 +75,6 @@ class Row:
         return found | {"evaluation": obtain(evaluate_seeds, EvaluationSpec(profile.val, profile.thresholds), {"seeds": seeds})}
 
 
-
 @dataclass(frozen=True)
 class RefinedRow:
     """Seeds of scenes whose tags are known, refined, and the label maps that come out.

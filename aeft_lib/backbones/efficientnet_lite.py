@@ -8,12 +8,13 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from aeft_lib.backbones.frozen import FrozenNorms, check_images
 from aeft_lib.backbones.weights import efficientnet_lite0_file, load_in_order
 
 N_STAGES = 7
 
 
-class EfficientNetLite0(nn.Module):
+class EfficientNetLite0(FrozenNorms):
     """Images in -1..1 (B, 3, H, W) -> features (B, 1280, H/16, W/16); H and W in pixels, best multiples of 16.
 
     trained_stages: how many of the seven stages (counted from the last) and the final 1x1 convolution are trained; 0 freezes
@@ -43,24 +44,11 @@ class EfficientNetLite0(nn.Module):
         first_trained = len(stages) - (trained_stages + 1 if trained_stages else 0)
         self._trunk = nn.Sequential(*stages[:first_trained]).requires_grad_(False)
         self._tail = nn.Sequential(*stages[first_trained:])
-        for norm in self._batch_norms():
-            norm.requires_grad_(False)
-        self.train(self.training)
-
-    def _batch_norms(self) -> list[nn.Module]:
-        return [m for m in self.modules() if isinstance(m, nn.BatchNorm2d)]
-
-    def train(self, mode: bool = True) -> "EfficientNetLite0":
-        """As nn.Module.train, but every batch norm keeps its ImageNet statistics."""
-        super().train(mode)
-        for norm in self._batch_norms():
-            norm.eval()
-        return self
+        self.freeze_norms()
 
     def trunk(self, images: Tensor) -> Tensor:
         """Features of the frozen stages; a gradient goes just to images that ask for one (a mask not detached)."""
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"images must be (B, 3, H, W), got shape {tuple(images.shape)}")
+        check_images(images)
         return self._trunk(images)
 
     def tail(self, features: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ Cost of a 320 x 320 image (computed, SPEC of the reference): 411 GFLOP forward; 
 import torch
 from torch import Tensor, nn
 
+from aeft_lib.backbones.frozen import FrozenNorms, check_images
+
 # name, input channels, middle channels, output channels, stride, dilation of the first and of the second convolution
 BASIC = (
     ("b2", 64, 128, 128, 2, 1, 1),
@@ -82,7 +84,7 @@ class Bottleneck(_PreActivated):
         return self.conv_branch2b2(y) + self.conv_branch1(activated)
 
 
-class ResNet38d(nn.Module):
+class ResNet38d(FrozenNorms):
     """Normalised images (B, 3, H, W) -> features (B, 4096, H/8, W/8), not negative.
 
     dropout: of b6 and b7; the reference has 0.2 in both for classification, 0.3 and 0.5 in the affinity network.
@@ -102,24 +104,11 @@ class ResNet38d(nn.Module):
         self.bn7 = nn.BatchNorm2d(4096)
         for module in (self.conv1a, *(self.get_submodule(name) for name in TRUNK)):
             module.requires_grad_(False)
-        for norm in self._batch_norms():
-            norm.requires_grad_(False)
-        self.train(self.training)
-
-    def _batch_norms(self) -> list[nn.Module]:
-        return [m for m in self.modules() if isinstance(m, nn.BatchNorm2d)]
-
-    def train(self, mode: bool = True) -> "ResNet38d":
-        """As nn.Module.train, but every batch norm keeps its statistics."""
-        super().train(mode)
-        for norm in self._batch_norms():
-            norm.eval()
-        return self
+        self.freeze_norms()
 
     def trunk(self, images: Tensor) -> Tensor:
         """Features of the frozen layers, (B, 128, H/2, W/2).  Raises ValueError for images of another shape."""
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"images must be (B, 3, H, W), got shape {tuple(images.shape)}")
+        check_images(images)
         x = self.conv1a(images)
         for name in TRUNK:
             x = self.get_submodule(name)(x)

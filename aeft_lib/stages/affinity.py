@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -18,9 +17,8 @@ from aeft_lib.refinement.affinity_net import AffinityNet
 from aeft_lib.refinement.propagation import CELL
 from aeft_lib.runs import Artefact
 from aeft_lib.seeds import read_seeds
+from aeft_lib.stages import fitting
 from aeft_lib.stages.scenes import load_images
-
-WEIGHTS = "weights.safetensors"
 
 
 @dataclass(frozen=True)
@@ -57,19 +55,8 @@ def train_affinity(spec: AffinitySpec, inputs: Mapping[str, Artefact], folder: P
         found = affinity.affinity_loss(affinity.pair_affinity(features, radius), affinity.pair_labels(picked[1], radius))
         return {"background": found.background / 4, "foreground": found.foreground / 4, "negative": found.negative / 2}
 
-    rows = training.fit(
-        network,
-        n_samples=len(images),
-        batch=batch,
-        losses=terms,
-        schedule=spec.schedule,
-        seed=spec.seed,
-        checkpoint=folder / "checkpoint.safetensors",
-    )
-    trained.save_trained(network, folder / WEIGHTS)
-    pd.DataFrame(rows).to_csv(folder / "log.csv", index=False)
-    known = float((labels != affinity.VOID).float().mean())
-    return {**{name: value for name, value in rows[-1].items() if name != "epoch"}, "known": known, "device": str(device())}
+    course = {"n_samples": len(images), "batch": batch, "losses": terms, "schedule": spec.schedule, "seed": spec.seed}
+    return fitting.fit(network, folder, **course) | {"known": float((labels != affinity.VOID).float().mean())}
 
 
 def label_maps(folder: Path) -> Tensor:
@@ -84,5 +71,5 @@ def load_affinity_net(artefact: Artefact) -> AffinityNet:
     written = artefact.record["spec"]
     schedule, scenes = training.Schedule(**written["schedule"]), SceneSpec(**written["scenes"])
     network = build_affinity_net(AffinitySpec(**written | {"schedule": schedule, "scenes": scenes}))
-    trained.load_trained(network, artefact.folder / WEIGHTS)
+    trained.load_trained(network, artefact.folder / fitting.WEIGHTS)
     return network.eval()

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -14,9 +13,8 @@ from aeft_lib.classifier import CamClassifier
 from aeft_lib.devices import device
 from aeft_lib.gpp import GlobalAveragePooling, PyramidPooling
 from aeft_lib.runs import Artefact
+from aeft_lib.stages import fitting
 from aeft_lib.stages.features import load_features, scale_name
-
-WEIGHTS = "weights.safetensors"
 
 
 @dataclass(frozen=True)
@@ -75,21 +73,12 @@ def train_classifier(spec: ClassifierSpec, inputs: Mapping[str, Artefact], folde
     def terms(net: nn.Module, picked: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         return {"classification": losses.classification(net.from_trunk(picked[0]).logits, picked[1])}
 
-    rows = training.fit(
-        network,
-        n_samples=len(tags),
-        batch=batch,
-        losses=terms,
-        schedule=spec.schedule,
-        seed=spec.seed,
-        checkpoint=folder / "checkpoint.safetensors",
-    )
-    trained.save_trained(network, folder / WEIGHTS)
-    pd.DataFrame(rows).to_csv(folder / "log.csv", index=False)
-    return {"loss": rows[-1]["classification"], "device": str(device())}
+    course = {"n_samples": len(tags), "batch": batch, "losses": terms, "schedule": spec.schedule, "seed": spec.seed}
+    last = fitting.fit(network, folder, **course)
+    return {"loss": last["classification"], "device": last["device"]}
 
 
-def load_network(artefact: Artefact, weights: str = WEIGHTS) -> CamClassifier:
+def load_network(artefact: Artefact, weights: str = fitting.WEIGHTS) -> CamClassifier:
     """The trained network of a `train_classifier` artefact, or of a stage that went on from one, in eval mode."""
     written = artefact.record["spec"].get("warm_start", artefact.record["spec"])
     pooling = written["pooling"] | {"levels": tuple(written["pooling"]["levels"])}

@@ -65,8 +65,7 @@ def _of_labels(labels: Artefact, masks: Sequence[np.ndarray], folder: Path) -> d
     """Headline numbers of label maps, and their ``classes.csv``."""
     sizes = (mask.shape for mask in masks)
     maps = (
-        read_label_map(file, num_classes=len(CLASSES), size=size)
-        for file, size in zip(label_files(labels), sizes, strict=True)
+        read_label_map(file, num_classes=len(CLASSES), size=size) for file, size in zip(label_files(labels), sizes, strict=True)
     )
     counts = evaluation.confusion(maps, masks, num_classes=len(CLASSES))
     _per_class(counts, CLASSES).to_csv(folder / "classes.csv", index=False)

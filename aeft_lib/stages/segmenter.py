@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -17,10 +16,9 @@ from aeft_lib.devices import device
 from aeft_lib.labels import read_label_map
 from aeft_lib.runs import Artefact
 from aeft_lib.segmenter import Segmenter, segmentation_loss
+from aeft_lib.stages import fitting
 from aeft_lib.stages.labels import label_files
 from aeft_lib.stages.scenes import load_images
-
-WEIGHTS = "weights.safetensors"
 
 
 @dataclass(frozen=True)
@@ -67,18 +65,8 @@ def train_segmenter(spec: SegmenterSpec, inputs: Mapping[str, Artefact], folder:
     def terms(net: nn.Module, picked: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         return {"segmentation": segmentation_loss(net(picked[0]), picked[1])}
 
-    rows = training.fit(
-        network,
-        n_samples=len(images),
-        batch=batch,
-        losses=terms,
-        schedule=spec.schedule,
-        seed=spec.seed,
-        checkpoint=folder / "checkpoint.safetensors",
-    )
-    trained.save_trained(network, folder / WEIGHTS)
-    pd.DataFrame(rows).to_csv(folder / "log.csv", index=False)
-    return {"loss": rows[-1]["segmentation"], "device": str(device())}
+    course = {"n_samples": len(images), "batch": batch, "losses": terms, "schedule": spec.schedule, "seed": spec.seed}
+    return fitting.fit(network, folder, **course)
 
 
 def load_segmenter(artefact: Artefact) -> Segmenter:
@@ -87,5 +75,5 @@ def load_segmenter(artefact: Artefact) -> Segmenter:
     schedule, scenes = training.Schedule(**written["schedule"]), SceneSpec(**written["scenes"])
     rest = {"schedule": schedule, "scenes": scenes, "view_scales": tuple(written["view_scales"])}
     network = build_segmenter(SegmenterSpec(**written | rest))
-    trained.load_trained(network, artefact.folder / WEIGHTS)
+    trained.load_trained(network, artefact.folder / fitting.WEIGHTS)
     return network.eval()

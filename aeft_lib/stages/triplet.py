@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +15,8 @@ from aeft_lib.backbones.efficientnet_lite import normalise
 from aeft_lib.data.collages import SceneSpec
 from aeft_lib.devices import device
 from aeft_lib.runs import Artefact
-from aeft_lib.stages.classifier import WEIGHTS, ClassifierSpec, load_network
+from aeft_lib.stages import fitting
+from aeft_lib.stages.classifier import ClassifierSpec, load_network
 from aeft_lib.stages.features import load_features, scale_name
 from aeft_lib.stages.scenes import load_images
 from aeft_lib.trained import save_trained
@@ -63,16 +63,13 @@ def train_triplet(spec: TripletSpec, inputs: Mapping[str, Artefact], folder: Pat
         if spec.keep_epochs:
             save_trained(network, folder / f"epoch_{epoch}.safetensors")
 
-    rows = training.fit(
+    return fitting.fit(
         network,
+        folder,
         n_samples=len(tags),
         batch=batch,
         losses=terms,
         schedule=spec.schedule,
         seed=spec.warm_start.seed,
-        checkpoint=folder / "checkpoint.safetensors",
         after_epoch=after_epoch,
     )
-    save_trained(network, folder / WEIGHTS)
-    pd.DataFrame(rows).to_csv(folder / "log.csv", index=False)
-    return {**{name: value for name, value in rows[-1].items() if name != "epoch"}, "device": str(device())}
