@@ -98,7 +98,6 @@ TRIPLET_ROWS = (
 
 AEFT_SEED = RefinedRow("aeft_seed", "seed", AEFT, published="table2.attract_soft_repel")
 AEFT_PSEUDO = RefinedRow("aeft_pseudo", "+ walk + CRF", AEFT, crf=True, walk=True, published="known.pseudo_label")
-OURS_PSEUDO = RefinedRow("ours_pseudo", "ours: + walk + CRF", OURS_ROW, crf=True, walk=True)
 
 
 def _settings(tag: str, label: str, course: dict[str, Any] | None = None, **changes: float) -> tuple[Row, ...]:
@@ -188,10 +187,8 @@ STUDIES = {
                 RefinedRow("aeft_crf", "+ CRF", AEFT, crf=True),
                 RefinedRow("aeft_walk", "+ walk", AEFT, walk=True),
                 AEFT_PSEUDO,
-                RefinedRow("ours_seed", "ours: seed", OURS_ROW),
-                OURS_PSEUDO,
             ),
-            first=("aeft_pseudo", "ours_pseudo"),
+            first=("aeft_pseudo",),
         ),
         Study(
             "segmentation",
@@ -200,12 +197,11 @@ STUDIES = {
                 SegmentationRow("segment_truth", "true masks", None),
                 SegmentationRow("segment_aeft", "pseudo-labels", AEFT_PSEUDO),
                 SegmentationRow("segment_seed", "seeds", AEFT_SEED),
-                SegmentationRow("segment_ours", "ours' pseudo-labels", OURS_PSEUDO),
                 SegmentationRow("segment_aeft_crf", "pseudo-labels, CRF at the end", AEFT_PSEUDO, crf=True),
                 SegmentationRow("segment_aeft_tags", "pseudo-labels, tags known", AEFT_PSEUDO, tags_known=True),
                 replace(AEFT_PSEUDO, name="aeft_unseen", label="no network: tags known", split="val", published=None),
             ),
-            first=("segment_truth", "segment_aeft", "segment_seed", "segment_ours"),
+            first=("segment_truth", "segment_aeft", "segment_seed"),
         ),
     )
 }
