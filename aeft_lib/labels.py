@@ -12,6 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 VOID = 255
+UNREADABLE = (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError)
 
 
 def voc_palette(n: int = 256) -> np.ndarray:
@@ -66,10 +67,12 @@ def read_label_map(file: Path, *, num_classes: int, size: tuple[int, int] | None
     """
     try:
         with Image.open(file) as picture:
-            mode = picture.mode
+            kind, mode = picture.format, picture.mode
             labels = np.array(picture)
-    except (OSError, SyntaxError, UnidentifiedImageError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{file}: not a readable label map ({error}); write or fetch it again") from error
+    if kind != "PNG":  # others lose labels or number them anew
+        raise ValueError(f"{file}: a label map must be a PNG, this is {kind}")
     if mode not in ("P", "L"):
         raise ValueError(f"{file}: a label map must have one 8-bit channel (palette or grey), this one has mode {mode}")
     if size is not None and labels.shape != tuple(size):
@@ -87,10 +90,11 @@ def read_image(file: Path) -> np.ndarray:
     """
     try:
         with Image.open(file) as picture:
-            if picture.mode.startswith(("I", "F")):
+            coding = str(picture.tile[0][3]) if picture.tile else ""  # of RGB with 16 bits the mode says nothing
+            if picture.mode.startswith(("I", "F")) or ";16" in coding:
                 raise ValueError(f"{file}: a picture of mode {picture.mode}, 16 bits or more; save it with 8 bits a channel")
-            return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
-    except (OSError, SyntaxError, UnidentifiedImageError) as error:
+            return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
+    except UNREADABLE as error:
         raise ValueError(f"{file}: not a readable image ({error}); fetch it again") from error
 
 

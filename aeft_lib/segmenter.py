@@ -54,7 +54,8 @@ def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy, the mean over all pixels that are not void; 0 where all are.
 
     logits: (B, K + 1, H, W).  labels: (B, H, W) integer, 0 background, class + 1, 255 void.
-    Raises ValueError for another shape or a label beyond K.
+    Raises ValueError for another shape; on a CPU for a label beyond K too (files are checked as they are read, and a look at
+    the labels in every step would make a GPU wait).
     """
     if logits.ndim != 4 or labels.shape != (len(logits), *logits.shape[2:]) or labels.is_floating_point():
         raise ValueError(
@@ -62,7 +63,10 @@ def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
             f"{labels.dtype} {tuple(labels.shape)}"
         )
     known = labels != VOID
-    summed = F.cross_entropy(logits, labels.long(), ignore_index=VOID, reduction="sum")
+    try:
+        summed = F.cross_entropy(logits, labels.long(), ignore_index=VOID, reduction="sum")
+    except IndexError as error:
+        raise ValueError(f"labels must lie in 0..{logits.shape[1] - 1} or be void ({VOID}): {error}") from error
     return summed / known.sum().clamp(min=1)
 
 

@@ -4,16 +4,19 @@ The server has no masks of the test split to give away and few submissions a wee
 here: a missing or surplus image, a label beyond the classes, a void label, another size, a PNG without a palette.
 """
 
+import re
 import zipfile
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from io import BytesIO
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from aeft_lib.labels import VOID, write_label_map
 
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]+")
 FOLDER = "results/VOC2012/Segmentation/comp6_{split}_cls"  # comp6: trained with data beyond VOC's, as ImageNet's are
 
 
@@ -28,7 +31,7 @@ def write(file: Path, named: Iterable[tuple[str, np.ndarray]], *, num_classes: i
     try:
         with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:  # PNGs are compressed already
             for name, labels in named:
-                if name in written or not name or PurePosixPath(name).name != name:
+                if name in written or not PLAIN_NAME.fullmatch(name):
                     raise ValueError(f"{name!r} must be a plain name of an image, and stand once")
                 if foreign := _foreign_labels(labels, num_classes):
                     raise ValueError(f"{name}: label {foreign[0]} is outside 0..{num_classes}; a submission has no void")
@@ -58,22 +61,34 @@ def check(file: Path, sizes: Mapping[str, tuple[int, int]], *, num_classes: int,
     except (OSError, zipfile.BadZipFile) as error:
         raise ValueError(f"{file} is not a readable zip archive ({error}): export it again") from error
     with archive:
-        members = [info.filename for info in archive.infolist() if not info.is_dir()]
-        problems += [f"{name}: outside {prefix}" for name in members if not name.startswith(prefix)]
-        there = {PurePosixPath(name).stem: name for name in members if name.startswith(prefix)}
-        problems += [f"{name}: missing" for name in sizes if name not in there]
-        problems += [f"{name}: not asked for" for name in there if name not in sizes]
-        for name in sizes:
-            if name in there:
-                problems += [f"{name}: {wrong}" for wrong in _problems_of(archive.read(there[name]), sizes[name], num_classes)]
+        counts = Counter(info.filename for info in archive.infolist() if not info.is_dir())
+        wanted = {f"{prefix}{name}.png": name for name in sizes}
+        problems += [f"{member}: outside {prefix}" for member in counts if not member.startswith(prefix)]
+        problems += [f"{name}: missing" for member, name in wanted.items() if member not in counts]
+        for member, count in counts.items():
+            if not member.startswith(prefix):
+                continue
+            if member not in wanted:
+                problems.append(f"{_short(member, prefix)}: not asked for")
+            elif count > 1:
+                problems.append(f"{wanted[member]}: stands {count} times")
+            else:
+                name = wanted[member]
+                problems += [f"{name}: {wrong}" for wrong in _problems_of(archive, member, sizes[name], num_classes)]
     return problems
 
 
-def _problems_of(content: bytes, size: tuple[int, int], num_classes: int) -> list[str]:
+def _short(member: str, prefix: str) -> str:
+    """The name of an image, where a member is one in its place."""
+    name = member.removeprefix(prefix)
+    return name.removesuffix(".png") if PLAIN_NAME.fullmatch(name.removesuffix(".png")) else name
+
+
+def _problems_of(archive: zipfile.ZipFile, member: str, size: tuple[int, int], num_classes: int) -> list[str]:
     try:
-        with Image.open(BytesIO(content)) as picture:
+        with Image.open(BytesIO(archive.read(member))) as picture:
             kind, mode, labels = picture.format, picture.mode, np.array(picture)
-    except (OSError, SyntaxError, UnidentifiedImageError) as error:
+    except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError, zipfile.BadZipFile) as error:
         return [f"not a readable PNG ({error})"]
     if (kind, mode) != ("PNG", "P"):
         return [f"a palette PNG is asked for, this is {kind} of mode {mode}"]

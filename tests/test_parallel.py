@@ -76,6 +76,7 @@ def test_two_processes_give_what_one_gives(monkeypatch, small_shards):
 
 def test_shards_go_to_other_processes_of_one_thread_each(monkeypatch, small_shards):
     with_processes(monkeypatch, 2)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")  # what they would start with
     found = list(over_images(shards_and_processes, 5))
     assert [shard for shard, *_ in found] == [range(0, 2)] * 2 + [range(2, 4)] * 2 + [range(4, 5)]
     assert os.getpid() not in {pid for _, pid, _ in found}

@@ -57,6 +57,7 @@ class EfficientNetLite0(FrozenNorms):
 
     def taps(self, images: Tensor) -> tuple[Tensor, ...]:
         """Three maps of an image (B, 3, H, W), the finest at stride 8, the others at 16: (B, tap_channels[i], h, w)."""
+        check_images(images)
         found = []
         for i, stage in enumerate((*self._trunk, *self._tail)):
             images = stage(images)

@@ -41,6 +41,8 @@ def train_affinity(spec: AffinitySpec, inputs: Mapping[str, Artefact], folder: P
     """Train on ``inputs["posteriors"]`` (``low.npz``, ``high.npz``); write ``weights.safetensors`` and ``log.csv``."""
     network = build_affinity_net(spec).to(device())
     images, labels = load_images(spec.scenes), label_maps(inputs["posteriors"].folder)
+    if len(labels) != len(images):
+        raise ValueError(f"there are {len(images)} images and posteriors of {len(labels)}")
 
     def batch(indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         mirrored = torch.randint(2, (len(indices), 1, 1), generator=generator).bool()
