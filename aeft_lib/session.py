@@ -125,7 +125,7 @@ class Session:
             for seed in range(self.n_seeds):
                 found = self._artefacts(row.name, seed)
                 if "epochs" not in found:
-                    raise ValueError(f"row {row.name} keeps no epochs: give it keep_epochs=True in studies.py")
+                    raise ValueError(f"row {row.name} keeps no epochs: give it keep_epochs=True in catalogue.py")
                 curves = pd.read_csv(found["epochs"].folder / "epochs.csv")
                 start = curves[curves["epoch"] == 0]
                 at = start.loc[start["miou"].idxmax(), "threshold"]
