@@ -35,8 +35,10 @@ def label_map(class_ids: Tensor, scores: Tensor, threshold: float | None = None)
 
     class_ids: (K',) int64.  scores: (K', H, W) in 0..1, of these classes; without any the image is background.
     threshold: the background's score; None where the scores are posteriors: what is left of 1 is the background's.
-    Raises ValueError where ids and scores differ in number.
+    Raises ValueError where ids and scores differ in number, or scores hold NaN or infinity.
     """
+    if not bool(scores.isfinite().all()):
+        raise ValueError("scores hold NaN or infinity")
     if scores.ndim != 3 or len(class_ids) != len(scores):
         raise ValueError(f"scores must be (K', H, W) with K' = {len(class_ids)} classes, got {tuple(scores.shape)}")
     rows = with_rest(scores)

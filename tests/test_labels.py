@@ -284,3 +284,11 @@ def test_statistics_by_hand():
     assert found == {"classes": "1 2 9", "foreground": pytest.approx(3 / 6), "void": pytest.approx(1 / 6)}
     assert statistics(np.zeros((2, 2), np.uint8)) == {"classes": "", "foreground": 0.0, "void": 0.0}
     assert statistics(np.full((2, 2), VOID, np.uint8)) == {"classes": "", "foreground": 0.0, "void": 1.0}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("threshold", [None, 0.3])
+def test_scores_that_are_no_numbers_have_no_labels(value, threshold):
+    scores = torch.tensor([[[0.5, value]]])
+    with pytest.raises(ValueError, match="scores hold NaN or infinity"):
+        label_map(torch.tensor([0]), scores, threshold)

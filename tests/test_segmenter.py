@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from aeft_lib.backbones.resnet38d import ResNet38d
 from aeft_lib.labels import VOID
 from aeft_lib.segmenter import REACH, LargeFOV, Segmenter, multi_scale_probabilities, segmentation_loss
 
@@ -254,3 +255,13 @@ def test_scales_must_be_positive_and_at_least_one(scales):
     with pytest.raises(ValueError, match="scales must be positive, and at least one, got") as caught:
         multi_scale_probabilities(PixelWise(), torch.zeros(1, 3, 4, 4), scales)
     assert str(caught.value).endswith(str(scales))
+
+
+def test_on_resnet38d_the_head_has_the_papers_dilation_and_answers_at_image_size():
+    network = Segmenter(backbone=ResNet38d(), num_classes=20).eval()
+    assert [layer.dilation for layer in (network.head.conv6, network.head.conv7)] == [(12, 12), (12, 12)]
+    assert network.head.conv6.weight.shape == (512, 4096, 3, 3)
+    with torch.no_grad():
+        logits = network(torch.zeros(1, 3, 40, 56))
+    assert logits.shape == (1, 21, 40, 56)
+    assert bool(logits.isfinite().all())
