@@ -1,4 +1,4 @@
-"""Where things stand: the checkout, the embedded data, the stage store, the committed figures."""
+"""Where things stand: the checkout, the embedded data, real data sets, the stage store, the committed figures."""
 
 import os
 from pathlib import Path
@@ -12,3 +12,22 @@ FIGURES = ROOT / "figures"
 def runs() -> Path:
     """The stage store: ``AEFT_RUNS`` where it is set, else ``runs/`` in the checkout."""
     return Path(os.environ.get("AEFT_RUNS") or ROOT / "runs").expanduser()
+
+
+def voc_root() -> Path:
+    """The folder that holds ``VOCdevkit/VOC2012``: ``AEFT_VOC_ROOT`` where it is set, else ``data/voc`` in the checkout."""
+    return _root("AEFT_VOC_ROOT", "voc")
+
+
+def coco_root() -> Path:
+    """The folder that holds COCO's ``annotations``: ``AEFT_COCO_ROOT`` where it is set, else ``data/coco`` in the checkout."""
+    return _root("AEFT_COCO_ROOT", "coco")
+
+
+def photos_root() -> Path:
+    """The folder of your own photos: ``AEFT_PHOTOS_ROOT`` where it is set, else ``data/photos`` in the checkout."""
+    return _root("AEFT_PHOTOS_ROOT", "photos")
+
+
+def _root(variable: str, name: str) -> Path:
+    return Path(os.environ.get(variable) or ROOT / "data" / name).expanduser()

@@ -86,3 +86,21 @@ def store(shared, monkeypatch):
     torch.set_num_threads(1)
     yield shared
     torch.set_num_threads(threads)
+
+
+def real_folder(variable: str, marker: str) -> Path:
+    """The folder of real photos that a variable names; skips where it is not there."""
+    root = os.environ.get(variable)
+    if not root or not (Path(root) / marker).exists():
+        pytest.skip(f"{variable} names no folder with {marker}: real photos are not part of the checkout")
+    return Path(root)
+
+
+@pytest.fixture
+def real_voc() -> Path:
+    return real_folder("AEFT_VOC_ROOT", "VOCdevkit/VOC2012")
+
+
+@pytest.fixture
+def real_coco() -> Path:
+    return real_folder("AEFT_COCO_ROOT", "annotations")

@@ -1,10 +1,119 @@
-"""Random views of training images and their labels, as batches of tensors."""
+"""Random views of training images and their labels.
 
+`random_views` works on batches of one size, on the device.  The others take one photo of any size at a time, as the reference
+does: `training_view` for the classifier, `paired_crop` for networks that learn from maps.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
+from torchvision.transforms.v2 import functional as T
 
 from aeft_lib.labels import VOID
+
+
+@dataclass(frozen=True)
+class ViewSpec:
+    """A random view of a photo.
+
+    crop: side of the square that is cut out, in pixels; what the photo does not fill is zero.
+    long_side: the photo is first resized so that its longer side is drawn from this range, ends included; None leaves it.
+    jitter: brightness, contrast, saturation, hue.  jitter_probability: how often.
+    """
+
+    crop: int = 320
+    long_side: tuple[int, int] | None = (256, 512)
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
+    jitter_probability: float = 0.8
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.crop, int) or self.crop < 16:
+            raise ValueError(f"crop must be a whole number of pixels, at least 16, got {self.crop!r}")
+        if self.long_side is not None and not 16 <= self.long_side[0] <= self.long_side[1]:
+            raise ValueError(f"long_side must be two whole numbers in order, at least 16, got {self.long_side}")
+        if min(self.jitter) < 0 or self.jitter[3] > 0.5 or not 0 <= self.jitter_probability <= 1:
+            raise ValueError(
+                f"jitter must not be negative, its hue at most 0.5, its probability in 0..1, got {self.jitter}, "
+                f"{self.jitter_probability}"
+            )
+
+
+def training_view(
+    image: np.ndarray, generator: torch.Generator, view: ViewSpec, normalise: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """The reference's view for classification, (3, crop, crop) normalised: resize, mirror, jitter, normalise, crop.
+
+    The padding comes after the normalisation, so it is the mean colour.  image: (H, W, 3) uint8.
+    """
+    if view.long_side:
+        image = _with_long_side(image, int(torch.randint(view.long_side[0], view.long_side[1] + 1, (), generator=generator)))
+    picture = torch.from_numpy(image.copy()).permute(2, 0, 1)
+    if torch.rand((), generator=generator) < 0.5:
+        picture = picture.flip(-1)
+    if torch.rand((), generator=generator) < view.jitter_probability:
+        picture = color_jitter(picture, generator, view.jitter)
+    return random_crop([normalise(picture[None])[0]], [0], view.crop, generator)[0]
+
+
+def paired_crop(
+    image: np.ndarray, maps: Sequence[Tensor], fills: Sequence[float], generator: torch.Generator, view: ViewSpec
+) -> tuple[Tensor, list[Tensor]]:
+    """A random crop of a photo, (3, crop, crop) uint8 with black padding, and the same crop of its maps, mirrored together.
+
+    maps: (..., H, W) each.  fills: what stands in each where the photo does not reach.  The photo is not resized.
+    """
+    picture = torch.from_numpy(image.copy()).permute(2, 0, 1)
+    if torch.rand((), generator=generator) < view.jitter_probability:
+        picture = color_jitter(picture, generator, view.jitter)
+    cut = random_crop([picture, *maps], [0, *fills], view.crop, generator)
+    if torch.rand((), generator=generator) < 0.5:
+        cut = [one.flip(-1) for one in cut]
+    return cut[0], cut[1:]
+
+
+def random_crop(maps: Sequence[Tensor], fills: Sequence[float], side: int, generator: torch.Generator) -> list[Tensor]:
+    """The same random square of every map (..., H, W); along a side that is too short, the map at a random place in it.
+
+    fills: what stands where a map does not reach.
+    """
+    places = []
+    for length in maps[0].shape[-2:]:
+        start = int(torch.randint(abs(length - side) + 1, (), generator=generator))
+        kept = min(length, side)
+        places.append((slice(start, start + kept), slice(kept)) if length > side else (slice(kept), slice(start, start + kept)))
+    (from_y, to_y), (from_x, to_x) = places
+    cut = []
+    for one, fill in zip(maps, fills, strict=True):
+        square = one.new_full((*one.shape[:-2], side, side), fill)
+        square[..., to_y, to_x] = one[..., from_y, from_x]
+        cut.append(square)
+    return cut
+
+
+def color_jitter(picture: Tensor, generator: torch.Generator, strength: Sequence[float]) -> Tensor:
+    """Brightness, contrast, saturation and hue of a picture (3, H, W) uint8, each changed at random, in a random order."""
+    low_high = [(max(0.0, 1 - s), 1 + s) for s in strength[:3]] + [(-strength[3], strength[3])]
+    change = [T.adjust_brightness, T.adjust_contrast, T.adjust_saturation, T.adjust_hue]
+    factors = [low + (high - low) * float(torch.rand((), generator=generator)) for low, high in low_high]
+    for i in torch.randperm(4, generator=generator).tolist():
+        picture = change[i](picture, factors[i])
+    return picture
+
+
+def resized(image: np.ndarray, size: tuple[int, int], *, labels: bool = False) -> np.ndarray:
+    """A photo (H, W, 3), bicubic, or its labels (H, W), nearest, at another (height, width)."""
+    how = Image.Resampling.NEAREST if labels else Image.Resampling.BICUBIC
+    return np.array(Image.fromarray(image).resize((size[1], size[0]), how))
+
+
+def _with_long_side(image: np.ndarray, length: int) -> np.ndarray:
+    ratio = length / max(image.shape[:2])
+    return resized(image, tuple(max(1, round(side * ratio)) for side in image.shape[:2]))
 
 
 def random_views(

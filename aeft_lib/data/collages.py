@@ -14,12 +14,12 @@ from collections import defaultdict
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageEnhance
 
 from aeft_lib import paths
+from aeft_lib.data.scene import Scene
 
 CLASSES = ("bird", "hoofed", "rodent", "insect", "fish", "flower", "fruit", "vehicle", "instrument")
 SPLITS = ("train", "val")
@@ -31,15 +31,6 @@ CLASSES_PER_SCENE = (0.71, 0.23, 0.06)
 MIN_VISIBLE_PIXELS = 0.002  # of the scene: below this a tag would claim what nobody can see
 MIN_VISIBLE_PART = 0.3  # of the object: a later object may not hide more
 PLACEMENTS = 20  # tries before an object is left out, with its tag
-
-
-class Scene(NamedTuple):
-    """image: (H, W, 3) uint8 RGB.  mask: (H, W) uint8, 0 background, class + 1.  tags: (K,) bool.  name: stable id."""
-
-    image: np.ndarray
-    mask: np.ndarray
-    tags: np.ndarray
-    name: str
 
 
 @dataclass(frozen=True)
@@ -123,9 +114,23 @@ class Collages:
     def __init__(self, spec: SceneSpec, pack: Pack | None = None) -> None:
         self.spec = spec
         self.pack = pack or load_pack()
+        self.names = [f"{spec.split}_{spec.seed}_{index:05d}" for index in range(spec.count)]
+        self.fingerprint = self.pack.checksum
 
     def __len__(self) -> int:
         return self.spec.count
+
+    def image(self, index: int) -> np.ndarray:
+        """(H, W, 3) uint8 RGB."""
+        return self[index].image
+
+    def tags(self, index: int) -> np.ndarray:
+        """(K,) bool: the classes that can be seen."""
+        return self[index].tags
+
+    def mask(self, index: int) -> np.ndarray:
+        """(H, W) uint8: 0 background, class + 1."""
+        return self[index].mask
 
     def __getitem__(self, index: int) -> Scene:
         """Scene `index`; raises IndexError outside 0..count-1."""
@@ -139,7 +144,7 @@ class Collages:
         for class_index in chosen:
             self._add_object(rng, canvas, owner, int(class_index))
         tags = np.isin(np.arange(1, len(CLASSES) + 1), owner)
-        return Scene(np.asarray(canvas), owner, tags, f"{self.spec.split}_{self.spec.seed}_{index:05d}")
+        return Scene(np.asarray(canvas), owner, tags, self.names[index])
 
     def _background(self, rng: np.random.Generator, first_class: int) -> Image.Image:
         """A random square crop of a background, flipped half the time; tied to the first class where context asks for it."""

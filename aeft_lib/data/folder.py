@@ -1,0 +1,162 @@
+"""Your own photos: a folder with images and one table of tags.
+
+::
+
+    folder/classes.txt        one class a line, their order is the order of the scores
+    folder/tags.csv           columns image, split, tags; tags apart by ";", none is allowed
+    folder/images/<image>     photos
+    folder/masks/<image>      label maps, as .png (0 background, class + 1, 255 void); only evaluation reads them
+
+The folder is `paths.photos_root`, ``AEFT_PHOTOS_ROOT``.
+"""
+
+import csv
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from aeft_lib import paths
+from aeft_lib.data.scene import Photos, check_selection, selected
+from aeft_lib.labels import read_image, read_label_map
+
+COLUMNS = ("image", "split", "tags")
+MAX_CLASSES = 254  # labels 1..254, 255 is void
+
+
+@dataclass(frozen=True)
+class FolderSpec:
+    """split: a name in the table.  count: so many of its images; 0 is all.  size: side they are squared to; 0 leaves them."""
+
+    split: str
+    count: int = 0
+    size: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.split:
+            raise ValueError("split must name one in tags.csv, got an empty one")
+        check_selection(self.count, self.size)
+
+
+class Folder(Photos):
+    """The scenes of a `FolderSpec`."""
+
+    def __init__(self, spec: FolderSpec, root: Path | None = None) -> None:
+        """Raises ValueError where class list or table are missing or wrong, or the split has no image."""
+        self.spec, self.root = spec, root or paths.photos_root()
+        self.classes = read_classes(self.root / "classes.txt")
+        table = read_tags(self.root / "tags.csv", self.classes)
+        images = [line["image"] for line in table if line["split"] == spec.split]
+        if not images:
+            splits = sorted({line["split"] for line in table})
+            raise ValueError(f"{self.root / 'tags.csv'} has no split {spec.split!r}; there are {', '.join(splits) or 'none'}")
+        self._tags = {line["image"]: line["tags"] for line in table}
+        self.names = selected(images, spec.count)
+
+    def read_image(self, name: str) -> np.ndarray:
+        """The photo of this name."""
+        return read_image(self.root / "images" / name)
+
+    def read_tags(self, name: str) -> np.ndarray:
+        """Its tags."""
+        return np.array([known in self._tags[name] for known in self.classes])
+
+    def read_mask(self, name: str) -> np.ndarray:
+        """Its mask, where there is one."""
+        file = mask_file(self.root, name)
+        if not file.is_file():
+            raise ValueError(f"{name} has no mask {file}: without masks there are seeds and pseudo-labels, but no mIoU")
+        return read_label_map(file, num_classes=len(self.classes))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of names, tags, and the sizes of the photos."""
+        digest = hashlib.sha256(";".join(self.classes).encode())
+        for name in self.names:
+            file = self.root / "images" / name
+            size = file.stat().st_size if file.is_file() else -1
+            digest.update(f"{name} {size} {sorted(self._tags[name])}".encode())
+        return digest.hexdigest()
+
+
+def mask_file(root: Path, image: str) -> Path:
+    """Where the mask of an image stands: under its name, in its subfolder if it has one, as a PNG."""
+    return (root / "masks" / image).with_suffix(".png")
+
+
+def read_classes(file: Path) -> tuple[str, ...]:
+    """The class names.  Raises ValueError where there are none, one stands twice, holds a ";", or there are too many."""
+    if not file.is_file():
+        raise ValueError(f"no {file}: write one class a line")
+    try:
+        names = tuple(line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: not a readable list ({error}); save it as UTF-8") from error
+    wrong = [name for i, name in enumerate(names) if ";" in name or name in names[:i]]
+    if wrong or not 1 <= len(names) <= MAX_CLASSES:
+        found = f"{wrong[0]!r} twice, or with a ';'" if wrong else f"{len(names)} names"
+        raise ValueError(f"{file}: 1 to {MAX_CLASSES} different classes without ';' are needed, found {found}")
+    return names
+
+
+def read_tags(file: Path, classes: tuple[str, ...]) -> list[dict]:
+    """The table's lines: ``image``, ``split`` and the set ``tags``.
+
+    Raises ValueError naming file and line for a missing column, a line of another length, an image that stands twice or leaves
+    its folder, an unknown class.
+    """
+    lines, wrong = table_lines(file, classes)
+    if wrong:
+        raise ValueError(wrong[0])
+    return lines
+
+
+def table_lines(file: Path, classes: tuple[str, ...]) -> tuple[list[dict], list[str]]:
+    """The table's lines that are right, as `read_tags` has them, and what is wrong with each of the others.
+
+    classes: those that a tag may name; without any, every tag is taken.
+    Raises ValueError where there is no table, or one without the columns.
+    """
+    lines, wrong, seen = [], [], {}
+    for number, row in _rows(file):
+        try:
+            line = _line(row, classes)
+            name = Path(line["image"]).with_suffix("")  # what its mask is found by
+            if name in seen:
+                same = seen[name] == line["image"]
+                raise ValueError(f"image {line['image']!r} {'stands twice' if same else f'has the name of {seen[name]!r}'}")
+        except ValueError as error:
+            wrong.append(f"{file}, line {number}: {error}")
+            continue
+        seen[name] = line["image"]
+        lines.append(line)
+    return lines, wrong
+
+
+def _rows(file: Path) -> list[tuple[int, dict]]:
+    """The rows of the table, each with the number of its line."""
+    if not file.is_file():
+        raise ValueError(f"no {file}: write the columns {', '.join(COLUMNS)}")
+    try:
+        table = csv.DictReader(file.read_text(encoding="utf-8-sig").splitlines())
+        rows = [(table.line_num, row) for row in table]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{file}: not a readable table ({error}); save it as UTF-8") from error
+    if missing := [column for column in COLUMNS if column not in (table.fieldnames or ())]:
+        found = ", ".join(table.fieldnames or ()) or "none"
+        raise ValueError(f"{file}: the columns {', '.join(COLUMNS)} are needed, {missing[0]} is missing; found {found}")
+    return rows
+
+
+def _line(row: dict, classes: tuple[str, ...]) -> dict:
+    """One row as `read_tags` has it.  Raises ValueError saying what is wrong with it."""
+    if None in row or None in row.values():
+        raise ValueError("more or fewer fields than columns; tags stand apart by ';'")
+    image, tags = row["image"].strip(), {tag.strip() for tag in row["tags"].split(";") if tag.strip()}
+    if classes and (unknown := sorted(tags - set(classes))):
+        raise ValueError(f"class {unknown[0]!r} is none of {', '.join(classes)}")
+    if not Path(image).name or Path(image).is_absolute() or ".." in Path(image).parts:
+        raise ValueError(f"image {image!r} is no path below images/")
+    return {"image": image, "split": row["split"].strip(), "tags": tags}

@@ -1,0 +1,113 @@
+"""What every data set of the companion looks like to a stage: scenes by number, image, tags and mask apart.
+
+A mask is read when it is asked for and not before, so that nothing that trains on tags can touch one by accident.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from PIL import Image
+
+from aeft_lib.labels import VOID
+
+
+class Scene(NamedTuple):
+    """image: (H, W, 3) uint8 RGB.  mask: (H, W) uint8, 0 background, class + 1.  tags: (K,) bool.  name: stable id."""
+
+    image: np.ndarray
+    mask: np.ndarray
+    tags: np.ndarray
+    name: str
+
+
+class Scenes(Protocol):
+    """A set of scenes.
+
+    names: one stable id a scene.  classes: K names, background not among them.  fingerprint: of what the files hold, without
+    masks; it changes when a result that was trained on them is out of date.
+    """
+
+    classes: tuple[str, ...]
+    names: Sequence[str]
+    fingerprint: str
+
+    def __len__(self) -> int: ...
+
+    def image(self, index: int) -> np.ndarray:
+        """(H, W, 3) uint8 RGB."""
+
+    def tags(self, index: int) -> np.ndarray:
+        """(K,) bool."""
+
+    def mask(self, index: int) -> np.ndarray:
+        """(H, W) uint8: 0 background, class + 1, 255 void."""
+
+    def __getitem__(self, index: int) -> Scene:
+        """All of one scene, its mask too."""
+
+
+class Photos:
+    """What data sets of photos share: which of them count, and their size.
+
+    A subclass has ``classes``, ``names``, ``spec.size``, and ``read_image``, ``read_tags``, ``read_mask`` by name.
+    """
+
+    classes: tuple[str, ...]
+    names: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def image(self, index: int) -> np.ndarray:
+        """(H, W, 3) uint8 RGB, squared to `size` where there is one.  Raises ValueError naming a file that is not readable."""
+        return squared(self.read_image(self.names[index]), self.spec.size)
+
+    def tags(self, index: int) -> np.ndarray:
+        """(K,) bool."""
+        return self.read_tags(self.names[index])
+
+    def mask(self, index: int) -> np.ndarray:
+        """(H, W) uint8: 0 background, class + 1, 255 void.  Raises ValueError naming a mask that is missing or odd."""
+        return squared(self.read_mask(self.names[index]), self.spec.size)
+
+    def __getitem__(self, index: int) -> Scene:
+        """Scene `index`; raises IndexError outside 0..len-1, ValueError where image and mask differ in size."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"scene {index} of {len(self)}")
+        name, size = self.names[index], self.spec.size
+        image, mask = self.read_image(name), self.read_mask(name)
+        if image.shape[:2] != mask.shape:
+            raise ValueError(f"{name}: the mask is {mask.shape}, its image {image.shape[:2]}; fetch it again")
+        return Scene(squared(image, size), squared(mask, size), self.tags(index), name)
+
+
+def squared(picture: np.ndarray, size: int) -> np.ndarray:
+    """A photo (H, W, 3), bicubic, or a mask (H, W), nearest, as a square of `size`; 0 leaves it as it is."""
+    if not size:
+        return picture
+    how = Image.Resampling.BICUBIC if picture.ndim == 3 else Image.Resampling.NEAREST
+    return np.array(Image.fromarray(picture).resize((size, size), how))
+
+
+def check_selection(count: int, size: int) -> None:
+    """Raises ValueError where a count of scenes or a side in pixels is none; 0 is "all" and "as it is"."""
+    for name, value, least in (("count", count, 1), ("size", size, 32)):
+        if not isinstance(value, int) or isinstance(value, bool) or (value != 0 and value < least):
+            raise ValueError(f"{name} must be a whole number, at least {least}, or 0 for all there is, got {value!r}")
+
+
+def selected(names: Sequence[str], count: int) -> list[str]:
+    """All names, or `count` of them by a draw that is the same everywhere.  Raises ValueError where there are fewer."""
+    if count > len(names):
+        raise ValueError(f"{count} scenes are asked for, the list has {len(names)}")
+    if not count:
+        return list(names)
+    return [names[i] for i in np.random.default_rng(0).permutation(len(names))[:count]]
+
+
+def relabelled(mask: np.ndarray, table: Sequence[int]) -> np.ndarray:
+    """A mask under other numbers: label i becomes ``table[i]``; labels beyond the table are void."""
+    numbers = np.full(256, VOID, np.uint8)
+    numbers[: len(table)] = table
+    return numbers[mask]
