@@ -1,4 +1,7 @@
-"""The command line: ``aeft run``, ``reproduce``, ``report``, ``export``, ``bench``, ``data check``; errors are one line."""
+"""The command line: ``aeft run``, ``explain``, ``reproduce``, ``report``, ``export``, ``data``, ``weights``, ``bench``.
+
+Errors are one line.  Under torchrun all processes run one command together.
+"""
 
 import argparse
 import json
@@ -7,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from aeft_lib import paths, profiles, runs, studies
+from aeft_lib import distributed, paths, profiles, runs, studies
 from aeft_lib.rows import SegmentationRow
 
 
@@ -18,6 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")  # a terminal without "×" shows "?" and not a traceback
     arguments = _parser().parse_args(argv)
     try:
+        distributed.start()
         arguments.command(arguments)
     except (ValueError, OSError, RuntimeError) as error:
         notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", []))
@@ -26,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("aeft: stopped; what was finished is in the store, run the command again to go on", file=sys.stderr)
         return 130
+    finally:
+        distributed.stop()
     return 0
 
 
@@ -37,6 +43,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError("--seed picks one seed and --seeds says how many: give one of them")
     seeds = range(profiles.seeds(profile, arguments.seeds)) if arguments.seed is None else [arguments.seed]
     table = studies.run(study, profile, seeds, rows=rows, workers=arguments.workers)
+    if not distributed.is_main():
+        return
     shown = ["label", "n", "miou", "miou_sd", "precision", "recall", "miou_maskless", "tag_map"]
     summary = studies.summarise(table)
     print(summary[[column for column in shown if column in summary]].round(1).to_string(index=False))
@@ -118,8 +126,57 @@ def bench(arguments: argparse.Namespace) -> None:
     print(json.dumps({"benchmarks": rows, "machine": runs.environment()["machine"]}, indent=1))
 
 
+def explain(arguments: argparse.Namespace) -> None:
+    """``aeft explain STUDY``: what would run, what of it is there, and the work that is left."""
+    from aeft_lib import explain as explaining
+
+    study, profile = studies.get(arguments.study), profiles.get(arguments.profile)
+    rows = [study.row(arguments.row)] if arguments.row else study.rows
+    seeds = range(profiles.seeds(profile, arguments.seeds))
+    planned = explaining.plan(profile, rows, seeds)
+    print(f"{study.name} on {profile.name}: {len(rows)} rows x {len(seeds)} seed(s), store {paths.runs()}")
+    print(explaining.table(planned).to_string(index=False, float_format="{:,.1f}".format, na_rep="-"))
+    print(f"GPU hours: the PFLOP at {explaining.TFLOPS:.0f} TFLOP/s; '-': work that is not a network's (CRF, walk, scores)")
+
+
+def weights(arguments: argparse.Namespace) -> None:
+    """``aeft weights FILE``: the doctor of published weights."""
+    from aeft_lib.backbones.checkpoints import load_checkpoint
+    from aeft_lib.backbones.registry import BackboneSpec
+    from aeft_lib.stages.classifier import NetworkSpec, PoolingSpec, build_network
+
+    backbone = BackboneSpec(arguments.backbone, weights="none")
+    pooling = PoolingSpec("gated", profiles.PAPER_LEVELS)
+    network = build_network(NetworkSpec(pooling, arguments.classes, backbone), seed=0)
+    print(f"{arguments.file} into {arguments.backbone} with GPP, K={arguments.classes}:")
+    print(load_checkpoint(network, Path(arguments.file)).text())
+
+
+def data_fetch(arguments: argparse.Namespace) -> None:
+    """``aeft data fetch voc|coco``: download, verify, unpack."""
+    from aeft_lib.data.fetch import fetch
+
+    root = {"voc": paths.voc_root, "coco": paths.coco_root}[arguments.what]()
+    root.mkdir(parents=True, exist_ok=True)
+    for line in fetch(arguments.what, root, local=[Path(file) for file in arguments.local]):
+        print(line)
+    data_check(argparse.Namespace(what=arguments.what, deep=False))
+
+
 def data_check(arguments: argparse.Namespace) -> None:
-    """``aeft data check collages``: verify the embedded pack file by file."""
+    """``aeft data check WHAT``: the data doctor; an error where something is wrong."""
+    if arguments.what == "collages":
+        return _check_collages()
+    from aeft_lib.data.check import check
+
+    found = check(arguments.what, deep=arguments.deep)
+    print(found.text())
+    if not found.ok:
+        raise ValueError(f"{len(found.problems)} problem(s) in {arguments.what}, see above")
+
+
+def _check_collages() -> None:
+    """Verify the embedded pack file by file."""
     from aeft_lib.data.collages import load_pack
 
     pack = load_pack()
@@ -156,14 +213,30 @@ def _parser() -> argparse.ArgumentParser:
     server.add_argument("--out", default="submission.zip", metavar="FILE.zip")
     server.set_defaults(command=export)
 
+    will = commands.add_parser("explain", parents=[common], help="what a study would run, and what that costs")
+    will.add_argument("study", help=f"one of {', '.join(studies.STUDIES)}")
+    will.add_argument("--row", default="", help="only this row")
+    will.set_defaults(command=explain)
+
+    doctor = commands.add_parser("weights", help="which tensors of a published file find their place in a network")
+    doctor.add_argument("file", help="a .params of MXNet, a PyTorch checkpoint, or safetensors")
+    doctor.add_argument("--backbone", default="resnet38d", help="its name (default resnet38d)")
+    doctor.add_argument("--classes", type=int, default=20, help="K, without background (default 20)")
+    doctor.set_defaults(command=weights)
+
     commands.add_parser("report", parents=[common], help="claims and verdicts from the store").set_defaults(command=report)
     timing = commands.add_parser("bench", help="timings of two implementations, side by side, as JSON")
     timing.add_argument("name")
     timing.set_defaults(command=bench)
     data = commands.add_parser("data", help="the data at hand").add_subparsers(required=True, metavar="WHAT")
     check = data.add_parser("check", help="verify it")
-    check.add_argument("what", choices=["collages"])
+    check.add_argument("what", metavar="WHAT", help="collages, voc, coco, or a folder of your own photos")
+    check.add_argument("--deep", action="store_true", help="decode every photo and mask instead of their headers")
     check.set_defaults(command=data_check)
+    bring = data.add_parser("fetch", help="download, verify and unpack it; called again it goes on")
+    bring.add_argument("what", choices=["voc", "coco"])
+    bring.add_argument("--from", dest="local", nargs="*", default=[], metavar="ARCHIVE", help="archives that are at hand")
+    bring.set_defaults(command=data_fetch)
     return parser
 
 

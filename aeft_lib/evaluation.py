@@ -119,6 +119,7 @@ def sweep(
     cams: per image (class_ids (K',), cam (K', H, W) in 0..1); or a plain (K, H, W) with all classes.
     masks: per image (H, W), 0 background, class + 1, 255 void.  thresholds: increasing.
     num_classes: K, without background; may be left out where the first cam is a plain (K, H, W).
+    An image without classes is background, and its pixels are not in `Sweep.top`.
     Raises ValueError where shapes, classes or lengths do not fit.
     """
     grid = torch.as_tensor(np.asarray(thresholds, dtype=np.float32))
@@ -126,10 +127,14 @@ def sweep(
         raise ValueError(f"thresholds must be increasing, and at least one, got {list(thresholds)}")
     n_bins = len(grid) + 1
     histogram: Tensor | None = None
+    untagged = 0  # pixels
     for item, mask in zip(cams, masks, strict=True):
         class_ids, cam = _classes_and_cam(item)
         num_classes = len(cam) if num_classes is None else num_classes
         mask = torch.as_tensor(mask)
+        if num_classes and len(class_ids) == len(cam) == 0:
+            untagged += mask.numel()
+            class_ids, cam = torch.zeros(1, dtype=torch.int64), torch.zeros(1, *mask.shape)
         _check_image(class_ids, cam, mask, num_classes)
         if histogram is None:
             histogram = torch.zeros(LABELS * num_classes * n_bins, dtype=torch.int64)
@@ -144,7 +149,9 @@ def sweep(
     if len(foreign):
         raise ValueError(f"mask label {foreign[0] + num_classes + 1} is outside 0..{num_classes} and is not void ({VOID})")
     counts = _counts_by_threshold(shaped[: num_classes + 1])
-    return Sweep(*counts, np.asarray(thresholds, dtype=float), top=shaped.sum(axis=(0, 1)))
+    top = shaped.sum(axis=(0, 1))
+    top[0] -= untagged
+    return Sweep(*counts, np.asarray(thresholds, dtype=float), top=top)
 
 
 def confusion(predictions: Iterable[Tensor], masks: Iterable[Tensor], *, num_classes: int) -> Counts:

@@ -1,4 +1,4 @@
-"""Work on many images, spread over processes; the results do not depend on how many."""
+"""Work on many images, spread over processes, or over the ranks of a job; the results do not depend on how many."""
 
 import multiprocessing
 import os
@@ -7,6 +7,8 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import torch
+
+from aeft_lib import distributed
 
 SHARD = 32  # images a process takes at a time: each shard loads its network anew
 VARIABLE = "AEFT_PROCESSES"
@@ -27,9 +29,13 @@ def over_images(function: Callable[..., list], count: int, *arguments: Any) -> I
     """Results of ``function(range, *arguments)`` for shards of 0..count-1, image by image in order.
 
     function: of a module, since other processes import it; returns one result an image.  arguments: what can be pickled.
+    Under torchrun every rank calls it and takes its share of the shards; rank 0 gets all results, the others none.
     Raises what the function raises; shards that are under way end first.
     """
     shards = [range(start, min(start + SHARD, count)) for start in range(0, count, SHARD)]
+    if distributed.world() > 1:
+        yield from _over_ranks(function, shards, *arguments)
+        return
     workers = min(processes(), len(shards))
     if workers <= 1:
         for shard in shards:
@@ -44,3 +50,12 @@ def over_images(function: Callable[..., list], count: int, *arguments: Any) -> I
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _over_ranks(function: Callable[..., list], shards: list[range], *arguments: Any) -> Iterator[Any]:
+    """In rounds of a shard a rank, each gathered before the next begins: rank 0 holds no more than one round."""
+    world = distributed.world()
+    for start in range(0, len(shards), world):
+        mine = shards[start + distributed.rank()] if start + distributed.rank() < len(shards) else range(0)
+        for results in distributed.together(function(mine, *arguments) if mine else []):
+            yield from results

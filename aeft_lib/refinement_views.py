@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aeft_lib import figures
-from aeft_lib.backbones.efficientnet_lite import normalise
 from aeft_lib.data.collages import Scene
 from aeft_lib.labels import VOID, label_map
 from aeft_lib.refinement import affinity, dense_crf, random_walk
@@ -49,7 +48,7 @@ def refinement_case(scene: Scene, seed: Seed, background: dict[str, float], netw
         powers,
         posteriors,
         affinity.affinity_labels(posteriors["low"], posteriors["high"], cell=CELL),
-        network.affinity(normalise(picture))[0],
+        network.affinity(network.backbone.normalise(picture))[0],
     )
 
 

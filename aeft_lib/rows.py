@@ -9,18 +9,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from aeft_lib import runs
-from aeft_lib.data.collages import load_pack
+from aeft_lib.data.scenes import open_scenes
 from aeft_lib.profiles import PAPER_LEVELS, Profile
 from aeft_lib.stages.affinity import AffinitySpec, train_affinity
 from aeft_lib.stages.background import BackgroundSpec, choose_background
-from aeft_lib.stages.classifier import ClassifierSpec, PoolingSpec, train_classifier
+from aeft_lib.stages.classifier import ClassifierSpec, NetworkSpec, PoolingSpec, train_classifier
 from aeft_lib.stages.crf import CrfSpec, refine_by_crf
 from aeft_lib.stages.epochs import EpochsSpec, evaluate_epochs
 from aeft_lib.stages.evaluation import EvaluationSpec, evaluate_labels, evaluate_scores, evaluate_seeds
 from aeft_lib.stages.features import FeatureSpec, cache_features
 from aeft_lib.stages.labels import LabelSpec, TruthSpec, true_labels, write_labels
 from aeft_lib.stages.predictions import PredictionSpec, predict_labels
-from aeft_lib.stages.seeds import SeedSpec, infer_seeds
+from aeft_lib.stages.seeds import PhotoSeedSpec, SeedSpec, infer_photo_seeds, infer_seeds
 from aeft_lib.stages.segmenter import SegmenterSpec, train_segmenter
 from aeft_lib.stages.triplet import TripletSpec, train_triplet
 from aeft_lib.stages.walk import WalkSpec, walk_seeds
@@ -65,14 +65,15 @@ class Row:
     def artefacts(self, profile: Profile, seed: int, obtain: Obtain) -> Found:
         """From tags to the numbers of its seeds: ``classifier, seeds, evaluation``, and ``epochs`` where they are kept."""
         profile = profile.scaled(self.scale)
+        scored = profile.scenes("scored")
         found = _classifiers(profile, self, seed, obtain)
-        seeds = found["seeds"] = _seeds(profile, found["classifier"], "val", obtain)
-        if self.keep_epochs:
-            inputs = found | {"features": features(profile, "val", obtain)}
+        seeds = found["seeds"] = _seeds(profile, found["classifier"], "scored", obtain)
+        if self.keep_epochs and profile.cached:
+            inputs = found | {"features": features(profile, "scored", obtain)}
             inputs.pop("seeds")
-            found["epochs"] = obtain(evaluate_epochs, EpochsSpec(profile.val, profile.thresholds), inputs)
+            found["epochs"] = obtain(evaluate_epochs, EpochsSpec(scored, profile.thresholds), inputs)
         del found["warm_start"]
-        return found | {"evaluation": obtain(evaluate_seeds, EvaluationSpec(profile.val, profile.thresholds), {"seeds": seeds})}
+        return found | {"evaluation": obtain(evaluate_seeds, EvaluationSpec(scored, profile.thresholds), {"seeds": seeds})}
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,8 @@ class SegmentationRow:
         else:
             teacher = self.teacher.artefacts(profile, seed, obtain)["labels"]
         numbers = profile.segmentation
-        spec = SegmenterSpec(profile.train, profile.num_classes, profile.trained_stages, numbers.schedule, seed, numbers.hidden)
+        course = (numbers.schedule, seed, numbers.crop, profile.compute, numbers.hidden)
+        spec = SegmenterSpec(profile.train, profile.num_classes, profile.backbone, *course)
         segmenter = obtain(train_segmenter, spec, {"labels": teacher})
         last_crf = numbers.crf_iterations if self.crf else 0
         prediction = PredictionSpec(profile.val, numbers.scales, last_crf, self.tags_known)
@@ -152,8 +154,8 @@ AnyRow = Row | RefinedRow | SegmentationRow
 
 def features(profile: Profile, split: str, obtain: Obtain = runs.obtain) -> runs.Artefact:
     """The cached trunk features of a split, shared by every row and seed."""
-    spec = FeatureSpec(profile.scenes(split), profile.trained_stages, profile.seed_scales, load_pack().checksum)
-    return obtain(cache_features, spec)
+    scenes = profile.scenes(split)
+    return obtain(cache_features, FeatureSpec(scenes, profile.backbone, profile.seed_scales, open_scenes(scenes).fingerprint))
 
 
 def _classifiers(profile: Profile, row: Row, seed: int, obtain: Obtain) -> Found:
@@ -162,25 +164,32 @@ def _classifiers(profile: Profile, row: Row, seed: int, obtain: Obtain) -> Found
     Rows with a second phase share one warm start: the whole first phase, as the study of poster table 1 trains it.
     """
     spec = ClassifierSpec(
-        pooling=row.pooling(profile),
-        num_classes=profile.num_classes,
-        trained_stages=profile.trained_stages,
+        network=NetworkSpec(row.pooling(profile), profile.num_classes, profile.backbone),
+        scenes=profile.train,
         schedule=profile.schedule,
         seed=seed,
+        data=open_scenes(profile.train).fingerprint,
+        view=profile.view,
+        compute=profile.compute,
     )
-    train = features(profile, "train", obtain)
-    classifier = warm_start = obtain(train_classifier, spec, {"features": train})
+    inputs = {"features": features(profile, "train", obtain)} if profile.cached else {}
+    classifier = warm_start = obtain(train_classifier, spec, inputs)
     if row.triplet:
         phase = replace(profile.erasing, **dict(row.phase))
         course, loss = phase.schedule(row.quirks), phase.scaled(row.triplet)
-        second = TripletSpec(spec, profile.train, loss, course, row.keep_epochs)
-        classifier = obtain(train_triplet, second, {"classifier": warm_start, "features": train})
+        compute = profile.erasing_compute or profile.compute
+        second = TripletSpec(spec, loss, course, compute, row.keep_epochs and profile.cached)
+        classifier = obtain(train_triplet, second, inputs | {"classifier": warm_start})
     return {"classifier": classifier, "warm_start": warm_start}
 
 
 def _seeds(profile: Profile, classifier: runs.Artefact, split: str, obtain: Obtain) -> runs.Artefact:
-    inputs = {"classifier": classifier, "features": features(profile, split, obtain)}
-    return obtain(infer_seeds, SeedSpec(profile.seed_scales, profile.scenes(split).size), inputs)
+    scenes = profile.scenes(split)
+    if profile.cached:
+        inputs = {"classifier": classifier, "features": features(profile, split, obtain)}
+        return obtain(infer_seeds, SeedSpec(profile.seed_scales, scenes.size), inputs)
+    spec = PhotoSeedSpec(scenes, profile.seed_scales, open_scenes(scenes).fingerprint)
+    return obtain(infer_photo_seeds, spec, {"classifier": classifier})
 
 
 def _background(profile: Profile, classifier: runs.Artefact, obtain: Obtain) -> runs.Artefact:
@@ -194,5 +203,5 @@ def _affinity(profile: Profile, classifier: runs.Artefact, seed: int, obtain: Ob
     numbers, seeds = profile.refinement, _seeds(profile, classifier, "train", obtain)
     inputs = {"seeds": seeds, "background": _background(profile, classifier, obtain)}
     posteriors = obtain(refine_by_crf, CrfSpec(profile.train, ("low", "high"), numbers.crf_iterations), inputs)
-    spec = AffinitySpec(profile.train, profile.trained_stages, numbers.schedule, seed)
+    spec = AffinitySpec(profile.train, profile.backbone, numbers.schedule, seed, numbers.view, profile.compute)
     return {"posteriors": posteriors, "affinity": obtain(train_affinity, spec, {"posteriors": posteriors})}

@@ -21,6 +21,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -32,7 +33,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from aeft_lib import paths
+from aeft_lib import distributed, paths
 
 RECORD = "record.json"
 PACKAGE = Path(__file__).resolve().parent
@@ -84,6 +85,8 @@ def obtain(stage: Stage, spec: Any, inputs: Mapping[str, Artefact] | None = None
     inputs = inputs or {}
     key = key_of(stage, spec, {name: artefact.key for name, artefact in inputs.items()})
     home = paths.runs() / stage.__name__
+    if distributed.world() > 1:
+        return _obtain_together(stage, spec, inputs, home / key)
     if found := find(stage.__name__, key):
         return found
     check_writable()
@@ -95,6 +98,31 @@ def obtain(stage: Stage, spec: Any, inputs: Mapping[str, Artefact] | None = None
         if trouble := _store_trouble(error):
             raise trouble from error
         raise
+
+
+def _obtain_together(stage: Stage, spec: Any, inputs: Mapping[str, Artefact], folder: Path) -> Artefact:
+    """`obtain` for the ranks of one job, which share the store: rank 0 looks, builds and writes.
+
+    A stage that is marked `distributed.collective` runs on all of them; what the others write is thrown away.
+    """
+    there = distributed.same(distributed.is_main() and find(stage.__name__, folder.name) is not None)
+    if not there and not hasattr(stage, distributed.COLLECTIVE):
+        if distributed.is_main():
+            with distributed.alone():
+                obtain(stage, spec, inputs)
+    elif not there and distributed.is_main():
+        check_writable()
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(folder):
+            _build(stage, spec, inputs, folder)
+    elif not there:
+        with tempfile.TemporaryDirectory() as scratch:
+            stage(spec, inputs, Path(scratch))
+    distributed.barrier()
+    made = find(stage.__name__, folder.name)
+    if made is None:
+        raise StoreError(f"rank {distributed.rank()} does not see {folder}: all processes must share the store, AEFT_RUNS")
+    return made
 
 
 def find(stage: str, key: str) -> Artefact | None:

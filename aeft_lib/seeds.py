@@ -40,6 +40,8 @@ def combine_scales(
     mirrored = [bool(i % 2) for i in range(len(scores))] if mirrored is None else list(mirrored)
     if not scores or len(mirrored) != len(scores):
         raise ValueError(f"combine_scales needs passes and one flag each, got {len(scores)} and {len(mirrored)}")
+    if 0 in scores[0].shape[:2]:  # an image without tags
+        return scores[0].new_zeros(*scores[0].shape[:2], *size)
     total: Tensor | None = None
     for score, is_mirrored in zip(scores, mirrored, strict=True):
         full = F.interpolate(score, size=size, mode="bilinear", align_corners=False).relu()
@@ -85,9 +87,27 @@ def write_seeds(file: Path, seeds: Iterable[tuple[str, Seed]]) -> int:
     return count
 
 
+class SeedReader:
+    """Stored seeds by name, from a file that stays open; threads may share it.  A context manager."""
+
+    def __init__(self, file: Path) -> None:
+        self._archive = np.load(file, allow_pickle=False)
+        self.names = [key.split("/")[0] for key in self._archive.files if key.endswith("/cam")]
+
+    def __getitem__(self, name: str) -> Seed:
+        """Raises KeyError for a name that is not there."""
+        cam = torch.from_numpy(self._archive[f"{name}/cam"])
+        return Seed(torch.from_numpy(self._archive[f"{name}/class_ids"]), cam.float() / 255)
+
+    def __enter__(self) -> "SeedReader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._archive.close()
+
+
 def read_seeds(file: Path, names: Iterable[str] | None = None) -> Iterator[tuple[str, Seed]]:
     """Read all seeds, or the named ones, in the order written.  Raises KeyError for a name that is not there."""
-    with np.load(file, allow_pickle=False) as archive:
-        for name in names if names is not None else [key.split("/")[0] for key in archive.files if key.endswith("/cam")]:
-            cam = torch.from_numpy(archive[f"{name}/cam"])
-            yield name, Seed(torch.from_numpy(archive[f"{name}/class_ids"]), cam.float() / 255)
+    with SeedReader(file) as reader:
+        for name in reader.names if names is None else names:
+            yield name, reader[name]

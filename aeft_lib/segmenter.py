@@ -51,7 +51,13 @@ class Segmenter(nn.Module):
 
 
 def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy, the mean over all pixels that are not void; 0 where all are.
+    """Cross-entropy, the mean over all pixels that are not void; 0 where all are.  Errors as `segmentation_sum`."""
+    summed, known = segmentation_sum(logits, labels)
+    return summed / known.clamp(min=1)
+
+
+def segmentation_sum(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy summed over all pixels that are not void, and how many there are: parts of a batch add up.
 
     logits: (B, K + 1, H, W).  labels: (B, H, W) integer, 0 background, class + 1, 255 void.
     Raises ValueError for another shape; on a CPU for a label beyond K too (files are checked as they are read, and a look at
@@ -62,12 +68,11 @@ def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
             f"logits (B, K + 1, H, W) and integer labels (B, H, W) are needed, got {tuple(logits.shape)} and "
             f"{labels.dtype} {tuple(labels.shape)}"
         )
-    known = labels != VOID
     try:
         summed = F.cross_entropy(logits, labels.long(), ignore_index=VOID, reduction="sum")
     except IndexError as error:
         raise ValueError(f"labels must lie in 0..{logits.shape[1] - 1} or be void ({VOID}): {error}") from error
-    return summed / known.sum().clamp(min=1)
+    return summed, (labels != VOID).sum()
 
 
 @torch.inference_mode()

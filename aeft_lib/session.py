@@ -15,9 +15,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from aeft_lib import evaluation, figures, gpp, paths, profiles, refinement_views, report, runs, studies, triplet_views
-from aeft_lib.backbones.efficientnet_lite import normalise
 from aeft_lib.classifier import CamClassifier, CamOutput
-from aeft_lib.data.collages import Collages, Scene, load_pack
+from aeft_lib.data.collages import SceneSpec
+from aeft_lib.data.scene import Scene, Scenes
+from aeft_lib.data.scenes import open_scenes
 from aeft_lib.labels import label_map, read_label_map
 from aeft_lib.profiles import Profile
 from aeft_lib.refinement import dense_crf
@@ -38,14 +39,14 @@ class Session:
     n_seeds: int
 
     @property
-    def scenes(self) -> Collages:
-        """The validation scenes that seeds are scored on."""
-        return Collages(self.profile.val)
+    def scenes(self) -> Scenes:
+        """The scenes that seeds are scored on."""
+        return open_scenes(self.profile.scenes("scored"))
 
     @property
-    def training_scenes(self) -> Collages:
+    def training_scenes(self) -> Scenes:
         """The scenes that classifiers are trained on and pseudo-labels are made for."""
-        return Collages(self.profile.train)
+        return open_scenes(self.profile.train)
 
     @property
     def figures_folder(self) -> Path:
@@ -56,10 +57,12 @@ class Session:
 
     def provenance(self) -> str:
         """One line: what the numbers of this session depend on."""
-        p, pack = self.profile, load_pack().checksum[:8]
+        p, data = self.profile, self.training_scenes.fingerprint[:8]
+        kind, source = ("collages", "photo pack") if isinstance(p.train, SceneSpec) else ("photos", "data")
+        size = f"{p.train.size} px" if p.train.size else "their own size"
         return (
-            f"profile {p.name}: {p.train.count} + {p.val.count} collages of {p.train.size} px, "
-            f"{p.map_side}x{p.map_side} map, levels {p.levels}, {self.n_seeds} seed(s), photo pack {pack}"
+            f"profile {p.name}: {len(self.training_scenes)} + {len(self.scenes)} {kind} of {size}, "
+            f"{p.map_side}x{p.map_side} map, levels {p.levels}, {self.n_seeds} seed(s), {source} {data}"
         )
 
     def table(self, study: str) -> pd.DataFrame:
@@ -203,7 +206,7 @@ class Session:
         kept = {name: found[name] for name in ("seeds", "posteriors", "scores", "labels")}
         sizes = {name: _bytes_of(artefact) / len(scenes) / 1e3 for name, artefact in kept.items()}
         rows_a_scene = np.mean([1 + scenes[i].tags.sum() for i in range(len(scenes))])
-        return pd.Series(sizes | {"two CRFs in float32": 2 * rows_a_scene * scenes.spec.size**2 * 4 / 1e3})
+        return pd.Series(sizes | {"two CRFs in float32": 2 * rows_a_scene * scenes.image(0)[..., 0].size * 4 / 1e3})
 
     def quantisation(self, row: str, scenes: int = 40, seed: int = 0) -> pd.Series:
         """mIoU (percent) of the first training scenes' label maps from two CRFs, as stored and as they were computed.
@@ -309,9 +312,9 @@ class Session:
         self.figures_folder.mkdir(parents=True, exist_ok=True)
         table.to_csv(self.figures_folder / f"{name}.csv", index=False, float_format="%.4f")
 
-    def _scenes_of(self, row: str) -> Collages:
+    def _scenes_of(self, row: str) -> Scenes:
         """The scenes whose label maps a row makes."""
-        return self.training_scenes if getattr(studies.row(row), "split", "val") == "train" else self.scenes
+        return open_scenes(self.profile.scenes(getattr(studies.row(row), "split", "val")))
 
     def _artefacts(self, row: str, seed: int) -> dict[str, runs.Artefact]:
         chosen = studies.row(row)
@@ -336,7 +339,7 @@ def open_session(profile: str = "", seeds: int = 0) -> Session:
     chosen = profiles.get(profile)
     session = Session(chosen, profiles.seeds(chosen, seeds))
     figures.use_inline_jpeg()
-    load_pack()
+    session.scenes  # noqa: B018  (missing data is said before long work starts)
     runs.check_writable()
     return session
 
@@ -345,7 +348,7 @@ def run_network(network: CamClassifier, scene: Scene) -> CamOutput:
     """A classifier on one scene, batch of one."""
     images = torch.from_numpy(scene.image.copy()).permute(2, 0, 1)[None]
     with torch.inference_mode():
-        return network(normalise(images))
+        return network(network.backbone.normalise(images))
 
 
 def object_fits(seed: Seed, mask: np.ndarray) -> list[dict[str, float]]:

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from aeft_lib import parallel, paths, runs
+from aeft_lib import distributed, parallel, paths, runs
 from aeft_lib.catalogue import STUDIES, Study, get, row, study_of
 from aeft_lib.profiles import Profile
 from aeft_lib.rows import AnyRow, Found, Obtain, features
@@ -130,6 +130,8 @@ def _lookup(stage: runs.Stage, spec: Any, inputs: dict[str, runs.Artefact] | Non
 
 def _compute(title: str, profile: Profile, jobs: list[tuple[AnyRow, int]], workers: int) -> dict[tuple[AnyRow, int], dict]:
     """Run jobs in processes of one thread each; shared features first.  Nothing is begun after an error or Ctrl-C."""
+    if distributed.world() > 1:  # the ranks work together on one job after the other
+        return {job: _job(profile, *job) for job in jobs}
     runs.check_writable()
     found: dict[tuple[AnyRow, int], dict] = {}
     context = multiprocessing.get_context("spawn")
@@ -137,7 +139,7 @@ def _compute(title: str, profile: Profile, jobs: list[tuple[AnyRow, int]], worke
     share = (max(1, cores() // workers),)  # of the cores, for work image by image within a job
     with ProcessPoolExecutor(max_workers=workers, mp_context=context, initializer=_start_worker, initargs=share) as pool:
         try:
-            for future in [pool.submit(features, profile, split) for split in ("train", "val")]:
+            for future in [pool.submit(features, profile, split) for split in ("train", "val") if profile.cached]:
                 future.result()
             for job, future in track(_in_turn(pool, profile, jobs, workers), len(jobs), title):
                 found[job] = future.result()

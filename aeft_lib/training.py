@@ -1,7 +1,7 @@
 """One training loop for every network of the companion.
 
-The loop knows neither data nor losses: it asks `batch` for samples by index and `losses` for a dict of scalar terms, sums the
-terms, steps, and writes a checkpoint per epoch.  Order and augmentation are pure functions of (seed, epoch), so a run that is
+The loop knows neither data nor losses: it asks `batch` for samples by index, `stepping` takes a step on them, and a checkpoint
+is written per epoch, or more often.  Order, augmentation and dropout are pure functions of (seed, step), so a run that is
 killed and started again ends with the same weights, bit for bit on a CPU with the same number of threads.
 """
 
@@ -10,17 +10,23 @@ import json
 import math
 import os
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from aeft_lib import distributed
+from aeft_lib.stepping import PLAIN, Compute, Objective, Stepper
 
 CHECK_EVERY = 20  # steps between looks at the loss: each look waits for the device
 OPTIMISERS = ("adamw", "sgd")
@@ -36,6 +42,7 @@ class Schedule:
 
     lr: of backbone parameters.  head_lr: of everything else.  warmup_steps: linear from 0; then poly, (1 - step/steps)^power.
     decay_steps: length of the poly course where it is not the number of steps (0); beyond its end the rate stays as it was.
+    decay_from: steps of that course that an earlier phase has taken.
     steps_per_epoch: after how many steps an epoch is over; 0 is one pass over the samples.
     """
 
@@ -50,9 +57,10 @@ class Schedule:
     momentum: float = 0.9
     decay_steps: int = 0
     steps_per_epoch: int = 0
+    decay_from: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "warmup_steps", "decay_steps", "steps_per_epoch"):
+        for name in ("epochs", "batch_size", "warmup_steps", "decay_steps", "steps_per_epoch", "decay_from"):
             least, value = int(name in ("epochs", "batch_size")), getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{name} must be a whole number, at least {least}, got {value!r}")
@@ -74,60 +82,88 @@ class Schedule:
         """What the learning rates are multiplied by in `step` (0-based) of `steps`."""
         warm = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
         length = self.decay_steps or steps
-        return warm * (1 - min(step, length - 1) / length) ** self.poly_power
+        return warm * (1 - min(step + self.decay_from, length - 1) / length) ** self.poly_power
 
 
 def fit(
     network: nn.Module,
     *,
     n_samples: int,
-    batch: Callable[[Tensor, torch.Generator], Any],
-    losses: Callable[[nn.Module, Any], dict[str, Tensor]],
+    batch: Callable[[Tensor, torch.Generator, slice], NamedTuple],
+    objective: Objective,
     schedule: Schedule,
     seed: int,
+    compute: Compute = PLAIN,
     checkpoint: Path | None = None,
     after_epoch: Callable[[int], None] | None = None,
+    progress: Callable[[dict[str, float]], None] | None = None,
 ) -> list[dict[str, float]]:
     """Train `network` in place; returns one row per epoch: epoch, lr, and the mean of every term.
 
-    batch: (sample indices (b,) int64, generator for augmentation) -> what `losses` takes.
-    losses: (network, batch) -> named scalar terms; their sum is minimised.  A count without gradient is just logged.
+    batch: (sample indices (b,) int64 of the whole batch, generator for augmentation, which of them are wanted) -> those
+        samples, on the CPU, as a tuple of tensors or None that `objective` takes.  A pure function, so threads may call it.
+    objective: see `stepping.Objective`.  compute: how steps are computed.
     after_epoch: called with the number of every finished epoch, 1 the first, before its checkpoint is written.
-    checkpoint: file that is written after every epoch, resumed from where it exists, and removed at the end.
+    checkpoint: file that is written after every epoch, and within one where `compute` asks for it; resumed from where it
+        exists, and removed at the end.  progress: called with step, steps, lr and terms at every look at the loss.
+    Under torchrun every rank calls it; files are written by rank 0.
     Raises TrainingDiverged where the loss is not finite, ValueError where there are fewer samples than one batch.
     """
     if n_samples < schedule.batch_size:
         raise ValueError(f"{n_samples} samples cannot fill a batch of {schedule.batch_size}")
-    steps_per_epoch = schedule.epoch_steps(n_samples)
-    steps = schedule.epochs * steps_per_epoch
+    per_epoch = schedule.epoch_steps(n_samples)
+    steps = schedule.epochs * per_epoch
+    wanted = distributed.part(schedule.batch_size)
     optimiser = make_optimiser(network, schedule)
+    stepper = Stepper(network, optimiser, objective, compute)
     base_rates = [group["lr"] for group in optimiser.param_groups]
-    rows = resume(checkpoint, network, optimiser) if checkpoint else []
+    rows, terms = resume(checkpoint, network, stepper) if checkpoint else ([], [])
     network.train()
-    for epoch in range(len(rows), schedule.epochs):
-        terms: list[dict[str, Tensor]] = []
-        batches = islice(epoch_order(n_samples, schedule.batch_size, seed, epoch), steps_per_epoch)
-        for i, indices in enumerate(batches):
-            factor = schedule.factor(epoch * steps_per_epoch + i, steps)
-            for group, rate in zip(optimiser.param_groups, base_rates, strict=True):
-                group["lr"] = rate * factor
-            step_terms = losses(network, batch(indices, stream(seed, 1, epoch, i)))
-            optimiser.zero_grad(set_to_none=True)
-            sum(step_terms.values()).backward()
-            optimiser.step()
-            terms.append({name: value.detach() for name, value in step_terms.items()})
-            if (i + 1) % CHECK_EVERY == 0 or i + 1 == steps_per_epoch:
-                _check_finite(terms, epoch, steps_per_epoch, n_samples, schedule, seed, checkpoint)
-        _check_weights(network, epoch, schedule, checkpoint)
-        means = {name: torch.stack([t[name] for t in terms]).mean().item() for name in terms[0]}
-        rows.append({"epoch": epoch + 1, "lr": optimiser.param_groups[-1]["lr"], **means})
-        if after_epoch:
-            after_epoch(epoch + 1)
-        if checkpoint:
-            save_checkpoint(checkpoint, network, optimiser, rows)
-    if checkpoint:
+    with torch.random.fork_rng(devices=[]):  # dropout draws from the global stream, which is seeded step by step
+        for epoch in range(len(rows), schedule.epochs):
+            first = len(terms)
+            batches = list(islice(epoch_order(n_samples, schedule.batch_size, seed, epoch), per_epoch))[first:]
+            loads = (
+                partial(batch, indices, stream(seed, 1, epoch, i), wanted) for i, indices in enumerate(batches, start=first)
+            )
+            for i, samples in enumerate(_prepared(loads, compute.lookahead), start=first):
+                step = epoch * per_epoch + i
+                for group, rate in zip(optimiser.param_groups, base_rates, strict=True):
+                    group["lr"] = rate * schedule.factor(step, steps)
+                torch.manual_seed(int(stream(seed, 2, step, distributed.rank()).initial_seed()))
+                terms.append(stepper.step(samples))
+                if (i + 1) % CHECK_EVERY == 0 or i + 1 == per_epoch:
+                    _check_finite(terms, epoch, per_epoch, n_samples, schedule, seed, checkpoint)
+                    if progress and distributed.is_main():
+                        latest = {name: value.item() for name, value in terms[-1].items()}
+                        progress({"step": step + 1, "steps": steps, "lr": optimiser.param_groups[-1]["lr"], **latest})
+                if checkpoint and compute.checkpoint_every and (i + 1) % compute.checkpoint_every == 0 and i + 1 < per_epoch:
+                    save_checkpoint(checkpoint, network, stepper, rows, terms)
+            _check_weights(network, epoch, schedule, checkpoint)
+            means = {name: torch.stack([t[name] for t in terms]).mean().item() for name in terms[0]}
+            rows.append({"epoch": epoch + 1, "lr": optimiser.param_groups[-1]["lr"], **means})
+            terms = []
+            if after_epoch:
+                after_epoch(epoch + 1)
+            if checkpoint:
+                save_checkpoint(checkpoint, network, stepper, rows)
+    distributed.barrier()
+    if checkpoint and distributed.is_main():
         checkpoint.unlink(missing_ok=True)
     return rows
+
+
+def _prepared(loads: Iterator[Callable[[], NamedTuple]], lookahead: int) -> Iterator[NamedTuple]:
+    """What the loads give, in order; so many of them are under way in threads before they are asked for."""
+    if not lookahead:
+        yield from (load() for load in loads)
+        return
+    with ThreadPoolExecutor(lookahead) as pool:
+        waiting = deque(pool.submit(load) for load in islice(loads, lookahead))
+        while waiting:
+            samples = waiting.popleft().result()
+            waiting.extend(pool.submit(load) for load in islice(loads, 1))
+            yield samples
 
 
 def make_optimiser(network: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
@@ -155,46 +191,65 @@ def epoch_order(n_samples: int, batch_size: int, seed: int, epoch: int) -> Itera
     yield from order[: n_samples - n_samples % batch_size].split(batch_size)
 
 
-def save_checkpoint(file: Path, network: nn.Module, optimiser: torch.optim.Optimizer, rows: Sequence[dict[str, float]]) -> None:
-    """Write trained parameters, optimiser state and the log so far, atomically, without pickle."""
+def save_checkpoint(
+    file: Path,
+    network: nn.Module,
+    stepper: Stepper,
+    rows: Sequence[dict[str, float]],
+    terms: Sequence[dict[str, Tensor]] = (),
+) -> None:
+    """Write trained parameters, the optimiser's state and the log so far, atomically, without pickle; on rank 0 alone.
+
+    terms: of the steps of an epoch that is not over.
+    """
+    if not distributed.is_main():
+        return
     tensors = {f"network/{name}": p.detach() for name, p in network.named_parameters() if p.requires_grad}
-    for index, state in optimiser.state_dict()["state"].items():
+    for index, state in stepper.optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser/{index}/{name}": torch.as_tensor(value) for name, value in state.items() if value is not None}
+    if terms:
+        tensors |= {f"terms/{name}": torch.stack([step[name] for step in terms]) for name in terms[0]}
     tensors = {name: t.cpu().contiguous() for name, t in tensors.items()}
+    metadata = {"rows": json.dumps(list(rows)), "scaler": json.dumps(stepper.scaler.state_dict()), "digest": _digest(tensors)}
     aside = file.with_name(f".{file.name}.{os.getpid()}")
-    save_file(tensors, aside, metadata={"rows": json.dumps(list(rows)), "digest": _digest(tensors)})
+    save_file(tensors, aside, metadata=metadata)
     aside.replace(file)
 
 
-def resume(file: Path, network: nn.Module, optimiser: torch.optim.Optimizer) -> list[dict[str, float]]:
-    """Load a checkpoint into network and optimiser; returns its log, or [] where there is none.
+def resume(file: Path, network: nn.Module, stepper: Stepper) -> tuple[list[dict[str, float]], list[dict[str, Tensor]]]:
+    """Load a checkpoint into network and optimiser; returns its log, and the terms of an epoch that was not over.
 
-    One that is damaged, or of another network, is said and left: nothing of it is loaded.
+    Two empty lists where there is none.  One that is damaged, or of another network, is said and left: nothing of it is loaded.
+    Every rank reads rank 0's file.
     """
-    if not file.is_file():
-        return []
+    file = Path(distributed.same(str(file)))
+    if not distributed.same(file.is_file()):
+        return [], []
     trained = {f"network/{name}": p for name, p in network.named_parameters() if p.requires_grad}
     try:
         with safe_open(file, framework="pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (no mapping)
-            rows, digest = json.loads(opened.metadata()["rows"]), opened.metadata()["digest"]
+            rows, scaler, digest = (opened.metadata()[name] for name in ("rows", "scaler", "digest"))
         if digest != _digest(tensors):
             raise ValueError("its contents do not match their digest")
         if any(tensors[name].shape != p.shape for name, p in trained.items()):
             raise ValueError("it belongs to another network")
+        rows, scaler = json.loads(rows), json.loads(scaler)
     except (OSError, KeyError, ValueError, TypeError, SafetensorError) as error:
         warnings.warn(f"checkpoint {file.name} is damaged ({error}): training starts again", stacklevel=2)
-        return []
+        return [], []
     with torch.no_grad():
         for name, parameter in trained.items():
             parameter.copy_(tensors[name])
-    state = optimiser.state_dict()
+    state = stepper.optimiser.state_dict()
     for name, tensor in tensors.items():
         kind, index, *field = name.split("/")
         if kind == "optimiser":
             state["state"].setdefault(int(index), {})[field[0]] = tensor
-    optimiser.load_state_dict(state)
-    return rows
+    stepper.optimiser.load_state_dict(state)
+    stepper.scaler.load_state_dict(scaler)
+    terms = {name.removeprefix("terms/"): t.unbind() for name, t in tensors.items() if name.startswith("terms/")}
+    return rows, [dict(zip(terms, values, strict=True)) for values in zip(*terms.values(), strict=True)]
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:
@@ -228,8 +283,8 @@ def _check_finite(
     seed: int,
     checkpoint: Path | None,
 ) -> None:
-    """Look at the losses of this epoch so far; raise TrainingDiverged at the first that is not finite."""
-    totals = torch.stack([sum(t.values()) for t in terms])
+    """Look at the losses of this epoch so far; raise TrainingDiverged, on every rank, at the first that is not finite."""
+    totals = distributed.mean(torch.stack([sum(t.values()) for t in terms]))
     if totals.isfinite().all():
         return
     first = int((~totals.isfinite()).nonzero()[0])

@@ -7,12 +7,14 @@ values of `training.Schedule`.
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 from torch import Tensor
 
 from aeft_lib import erasing, losses
 from aeft_lib.classifier import CamClassifier, CamOutput
+from aeft_lib.stepping import Objective
 
 ATTRACTS = ("off", "soft", "rigid")
 SPACES = ("gpp", "cam")
@@ -86,19 +88,26 @@ LOSS_QUIRKS = {
     "missing_negative": "borrow",
 }
 REFERENCE = replace(CORRECTED, **LOSS_QUIRKS)
+CLASSIFICATION = replace(CORRECTED, attract="off", repel_weight=0.0)
 
 
 class Batch(NamedTuple):
-    """What a step needs, all on one device.
+    """Samples as a network takes them.
 
-    images: (B, 3, H, W), normalised.  features: of the frozen trunk for these images.  tags: (B, K).
-    noise: (B, B) in 0..1, decides who becomes whose negative.
+    images: (B, 3, H, W), in the backbone's range.  features: of the frozen trunk for these images, where they are cached.
+    tags: (B, K).  noise: (B, B') in 0..1, of each sample against those of the whole batch, decides who becomes whose negative.
+    A step needs tags and one of images and features; erasing needs images, repel needs noise.
     """
 
-    images: Tensor
-    features: Tensor
+    images: Tensor | None
+    features: Tensor | None
     tags: Tensor
-    noise: Tensor
+    noise: Tensor | None
+
+
+def objective(triplet: Triplet) -> Objective:
+    """The loss of a step as `stepping` takes it; `CLASSIFICATION` is that of the first phase."""
+    return Objective(partial(measure, triplet=triplet), partial(combine, triplet=triplet))
 
 
 def terms(network: CamClassifier, batch: Batch, triplet: Triplet) -> dict[str, Tensor]:
@@ -106,13 +115,35 @@ def terms(network: CamClassifier, batch: Batch, triplet: Triplet) -> dict[str, T
 
     Raises ValueError where the embeddings are to live in the GPP layer's space and the network has none.
     """
-    anchor = network.from_trunk(batch.features)
-    counted = triplet.classification_samples or len(batch.tags)
-    found = {"classification": losses.classification(anchor.logits[:counted], batch.tags[:counted])}
+    return combine(measure(network, batch, triplet), triplet)
+
+
+def measure(network: CamClassifier, batch: Batch, triplet: Triplet) -> dict[str, Tensor]:
+    """What the loss needs of every sample: logits, and of what the triplet compares embeddings (B, K) each."""
+    anchor = _forward(network, batch)
+    found = {"logits": anchor.logits, "tags": batch.tags}
     if triplet.attract != "off":
-        found["attract"] = triplet.attract_weight * _attract(network, anchor, batch, triplet)
+        found |= _positive(network, anchor, batch, triplet)
     if triplet.repel_weight:
-        repulsion, pairs = _repel(anchor, batch, triplet)
+        maps = metric_space(anchor, triplet.space)
+        region = erasing.residual_region(anchor.cam, batch.tags, threshold=triplet.residual_threshold)
+        found |= {"residual": erasing.region_embeddings(maps, region), "whole": erasing.region_embeddings(maps)}
+        found["noise"] = batch.noise
+    return found
+
+
+def combine(measures: dict[str, Tensor], triplet: Triplet) -> dict[str, Tensor]:
+    """The terms of the loss from what was measured of the whole batch, see `terms`."""
+    logits, tags = measures["logits"], measures["tags"]
+    counted = triplet.classification_samples or len(tags)
+    found = {"classification": losses.classification(logits[:counted], tags[:counted])}
+    if triplet.attract == "rigid":
+        found["attract"] = triplet.attract_weight * losses.attract_rigid(measures["positive_logits"], tags)
+    elif triplet.attract == "soft":
+        e_p, e_a = measures["positive"], measures["anchor"]
+        found["attract"] = triplet.attract_weight * losses.attract_soft(e_p, e_a if triplet.anchor_gradient else e_a.detach())
+    if triplet.repel_weight:
+        repulsion, pairs = _repel(measures, triplet)
         found["repel"] = triplet.repel_weight * repulsion.loss
         found |= {"hard": repulsion.hard.sum().float(), "without_negative": (~pairs.valid).sum().float()}
     return found
@@ -127,8 +158,12 @@ def metric_space(output: CamOutput, space: str) -> Tensor:
     return output.attention
 
 
-def _attract(network: CamClassifier, anchor: CamOutput, batch: Batch, triplet: Triplet) -> Tensor:
-    """The second pass: the masked image against the anchor (soft) or against the tags (rigid)."""
+def _forward(network: CamClassifier, batch: Batch) -> CamOutput:
+    return network(batch.images) if batch.features is None else network.from_trunk(batch.features)
+
+
+def _positive(network: CamClassifier, anchor: CamOutput, batch: Batch, triplet: Triplet) -> dict[str, Tensor]:
+    """The second pass: logits of the masked image (rigid), or its embedding and the anchor's (soft)."""
     erased = erasing.erase(
         batch.images,
         anchor.cam,
@@ -139,23 +174,23 @@ def _attract(network: CamClassifier, anchor: CamOutput, batch: Batch, triplet: T
     )
     positive = network(erased.images)
     if triplet.attract == "rigid":
-        return losses.attract_rigid(positive.logits, batch.tags)
+        return {"positive_logits": positive.logits}
     e_p, e_a = (erasing.embeddings(metric_space(output, triplet.space), batch.tags) for output in (positive, anchor))
-    return losses.attract_soft(e_p, e_a if triplet.anchor_gradient else e_a.detach())
+    return {"positive": e_p, "anchor": e_a}
 
 
-def _repel(anchor: CamOutput, batch: Batch, triplet: Triplet) -> tuple[losses.Repulsion, erasing.Partners]:
+def _repel(measures: dict[str, Tensor], triplet: Triplet) -> tuple[losses.Repulsion, erasing.Partners]:
     """The anchor's residual region against the whole of an image that shares no class with it."""
-    maps = metric_space(anchor, triplet.space)
-    tags = batch.tags.to(maps.dtype)
-    region = erasing.residual_region(anchor.cam, batch.tags, threshold=triplet.residual_threshold)
-    pairs = erasing.partners(batch.tags, batch.noise, lonely=triplet.missing_negative)
+    present = measures["tags"]
+    tags = present.to(measures["residual"].dtype)
+    noise = measures["noise"][:, : len(present)]  # wider where negatives are sought within a rank of several
+    pairs = erasing.partners(present, noise, lonely=triplet.missing_negative)
     classes = tags if triplet.repel_target == "anchor_tags" else tags[pairs.index]
     repulsion = losses.repel(
-        erasing.region_embeddings(maps, region) * tags,
-        erasing.region_embeddings(maps)[pairs.index] * classes,
+        measures["residual"] * tags,
+        measures["whole"][pairs.index] * classes,
         margin=triplet.margin,
         min_hard=triplet.min_hard,
-        valid=pairs.valid & batch.tags.bool().any(dim=1),  # an anchor without tags has nothing to compare
+        valid=pairs.valid & present.bool().any(dim=1),  # an anchor without tags has nothing to compare
     )
     return repulsion, pairs

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from aeft_lib import catalogue, erasing, figures, studies
-from aeft_lib.backbones.efficientnet_lite import normalise
 from aeft_lib.classifier import CamClassifier, CamOutput
 from aeft_lib.data.collages import Scene
 from aeft_lib.triplet import Triplet, metric_space
@@ -38,7 +37,7 @@ def triplet_case(network: CamClassifier, anchor: Scene, negative: Scene, setting
         raise ValueError(f"{anchor.name} and {negative.name} share a class: not an anchor and its negative")
     tags = both[:1]
     with torch.inference_mode():
-        images = normalise(torch.from_numpy(np.stack([anchor.image, negative.image])).permute(0, 3, 1, 2))
+        images = network.backbone.normalise(torch.from_numpy(np.stack([anchor.image, negative.image])).permute(0, 3, 1, 2))
         outputs = network(images)
         first = CamOutput(*(None if part is None else part[:1] for part in outputs))
         erased = erasing.erase(images[:1], first.cam, tags, threshold=settings.erase_threshold, keep=settings.keep)
@@ -82,7 +81,7 @@ def embedding_sizes(network: CamClassifier, scene: Scene, settings: Triplet) -> 
     """The sum over the tagged classes of e_A, and of e_P of the masked image."""
     tags = torch.from_numpy(scene.tags)[None]
     with torch.inference_mode():
-        images = normalise(torch.from_numpy(scene.image.copy()).permute(2, 0, 1)[None])
+        images = network.backbone.normalise(torch.from_numpy(scene.image.copy()).permute(2, 0, 1)[None])
         whole = network(images)
         erased = erasing.erase(images, whole.cam, tags, threshold=settings.erase_threshold, keep=settings.keep)
         maps = (metric_space(output, settings.space) for output in (whole, network(erased.images)))

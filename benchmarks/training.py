@@ -13,7 +13,7 @@ from torch import Tensor
 
 from aeft_lib import losses, profiles, training, triplet
 from aeft_lib.classifier import CamClassifier
-from aeft_lib.stages.classifier import ClassifierSpec, PoolingSpec, build_network
+from aeft_lib.stages.classifier import NetworkSpec, PoolingSpec, build_network
 
 ROUNDS = 5
 PROFILE = profiles.LAPTOP
@@ -23,8 +23,7 @@ def benchmarks() -> list[dict]:
     """One row a form of the triplet: seconds a step (median), ratio to classification, megabytes saved for backward, losses."""
     torch.set_num_threads(1)
     pooling = PoolingSpec("gated", PROFILE.levels)
-    spec = ClassifierSpec(pooling, PROFILE.num_classes, PROFILE.trained_stages, PROFILE.schedule, seed=0)
-    network = build_network(spec).train()
+    network = build_network(NetworkSpec(pooling, PROFILE.num_classes, PROFILE.backbone), seed=0).train()
     optimiser = training.make_optimiser(network, PROFILE.erasing.schedule())
     images, tags, noise = _batch()
     steps = {

@@ -16,6 +16,8 @@ from aeft_lib.refinement.affinity import (
     affinity_labels,
     affinity_loss,
     effective_radius,
+    loss_sums,
+    mean_loss,
     offsets,
     pair_affinity,
     pair_labels,
@@ -297,6 +299,22 @@ def test_loss_without_a_pair_is_zero_and_finite_at_both_ends():
     assert loss.item() == pytest.approx(-math.log(EPS), rel=1e-3)
     assert values.grad.isfinite().all()
     assert (values.grad[:, 3:] == 0).all()
+
+
+def test_parts_of_a_batch_add_up_to_the_whole():
+    labels = pair_labels(torch.stack([torch.zeros(5, 6, dtype=torch.uint8), *random_labels(2, 5, 6)]), 3)
+    values = 0.1 + 0.8 * torch.rand(labels.negative.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    parts = [(values[i : i + 1], PairLabels(*(kind[i : i + 1] for kind in labels))) for i in range(3)]
+    sums, counts = zip(*(loss_sums(*part) for part in parts), strict=True)
+    for whole, added in zip(loss_sums(values, labels), (sum(sums), sum(counts)), strict=True):
+        assert whole.shape == (3,)
+        torch.testing.assert_close(added, whole)
+    assert sum(counts).tolist() == [kind.sum().item() for kind in labels]
+    expected = affinity_loss(values, labels)
+    for ours, theirs in zip(mean_loss(sum(sums), sum(counts)), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    means = torch.stack([affinity_loss(*part).loss for part in parts])
+    assert abs(means.mean() - expected.loss) > 0.01  # the first part has no foreground: a mean of means is another number
 
 
 def test_loss_gradients_are_right():

@@ -166,7 +166,7 @@ def test_affinity_learns_from_what_both_crfs_say():
 
 
 def spec_of_affinity(scenes=SMOKE.train) -> AffinitySpec:
-    return AffinitySpec(scenes, SMOKE.trained_stages, SMOKE.refinement.schedule, seed=0)
+    return AffinitySpec(scenes, SMOKE.backbone, SMOKE.refinement.schedule, seed=0)
 
 
 def test_affinity_has_the_same_weights_again(tmp_path):
@@ -174,7 +174,7 @@ def test_affinity_has_the_same_weights_again(tmp_path):
     torch.manual_seed(7)
     summary = train_affinity(spec_of_affinity(), found, tmp_path)
     assert summary == found["affinity"].summary
-    for name in ("weights.safetensors", "log.csv"):
+    for name in ("weights.safetensors", "log.csv", "steps.jsonl"):
         assert (tmp_path / name).read_bytes() == (found["affinity"].folder / name).read_bytes()
     assert set(load_file(tmp_path / "weights.safetensors")) == {"f8_3.weight", "f8_4.weight", "f8_5.weight", "f9.weight"}
 

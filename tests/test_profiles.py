@@ -1,10 +1,11 @@
-"""The second phase of a profile: its schedule with every quirk of the reference, with all, and with none."""
+"""The second phase of a profile: its schedule with every quirk of the reference, with all, and with none; shared courses."""
 
 import re
 from dataclasses import replace
 
 import pytest
 
+from aeft_lib.data import coco, voc
 from aeft_lib.profiles import OPTIMISER_QUIRKS, PROFILES, SMOKE, SecondPhase
 from aeft_lib.training import Schedule
 
@@ -62,7 +63,25 @@ def test_second_phase_needs_a_full_batch_of_scenes():
         replace(SMOKE, erasing=replace(SMOKE.erasing, batch_size=33))
 
 
+def training_scenes(profile) -> int:
+    """How many scenes a profile trains on; what is not on this disk is counted by its published list."""
+    return profile.train.count or (voc.SPLITS | coco.SPLITS)[profile.train.split]
+
+
 @pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
 def test_an_epoch_of_the_second_phase_fits_the_scenes(profile):
     """Else it would end earlier, and the course be another than the profile says."""
-    assert profile.erasing.schedule().epoch_steps(profile.train.count) == profile.erasing.steps_per_epoch
+    assert profile.erasing.schedule().epoch_steps(training_scenes(profile)) == profile.erasing.steps_per_epoch
+
+
+@pytest.mark.parametrize("profile", [p for p in PROFILES.values() if p.erasing.decay_from], ids=lambda profile: profile.name)
+def test_a_second_phase_that_shares_its_course_begins_where_the_first_ends(profile):
+    n, first = training_scenes(profile), profile.schedule
+    before = first.epochs * first.epoch_steps(n)
+    for quirks in ((), OPTIMISER_QUIRKS):
+        second = profile.erasing.schedule(quirks)
+        after = second.epochs * second.epoch_steps(n)
+        assert (second.decay_from, second.warmup_steps) == (before, 0)
+        length = 40 * first.epoch_steps(n) if quirks else before + after
+        assert second.factor(0, after) == pytest.approx((1 - before / length) ** 0.9)
+        assert second.factor(after - 1, after) == pytest.approx((1 - (before + after - 1) / length) ** 0.9)

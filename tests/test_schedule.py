@@ -46,6 +46,20 @@ def test_a_course_longer_than_the_run_is_cut_off():
     assert [long.factor(step, 4) for step in range(4)] == [1, 15 / 16, 14 / 16, 13 / 16]
 
 
+def test_two_phases_that_share_a_course_are_one_course():
+    whole = schedule(warmup_steps=0)
+    first, second = (replace(whole, decay_steps=12, decay_from=taken) for taken in (0, 5))
+    factors = [first.factor(step, 5) for step in range(5)] + [second.factor(step, 7) for step in range(7)]
+    assert factors == [whole.factor(step, 12) for step in range(12)]
+    assert second.factor(7, 7) == second.factor(8, 7) == whole.factor(11, 12)  # beyond the end of both
+    assert replace(whole, decay_from=3).factor(2, 10) == whole.factor(5, 10)  # a course as long as the run
+
+
+def test_warm_up_is_of_the_phase_whatever_was_taken_of_the_course():
+    second = schedule(warmup_steps=4, poly_power=1.0, decay_steps=20, decay_from=10)
+    assert [second.factor(step, 6) for step in range(6)] == pytest.approx([0.5 / 4, 0.45 / 2, 0.4 * 3 / 4, 0.35, 0.3, 0.25])
+
+
 @pytest.mark.parametrize(("asked", "steps"), [(0, 3), (1, 1), (2, 2), (3, 3), (4, 3)])
 def test_steps_of_an_epoch(asked, steps):
     assert schedule(batch_size=6, steps_per_epoch=asked).epoch_steps(20) == steps
@@ -72,6 +86,9 @@ def test_schedule_refuses(name, value):
         ("warmup_steps", -1),
         ("decay_steps", -1),
         ("decay_steps", 2.0),
+        ("decay_from", -1),
+        ("decay_from", 2.0),
+        ("decay_from", True),
         ("steps_per_epoch", -1),
         ("steps_per_epoch", True),
         ("weight_decay", -0.1),

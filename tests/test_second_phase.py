@@ -3,6 +3,7 @@
 One store for the whole file holds features and the warm start; everything runs in this process with one thread.
 """
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -14,9 +15,10 @@ import torch
 from safetensors.torch import load_file
 
 from aeft_lib import catalogue, runs, training, triplet
-from aeft_lib.data.collages import Collages, SceneSpec, load_pack
+from aeft_lib.data.collages import Collages, SceneSpec
+from aeft_lib.data.scenes import open_scenes
 from aeft_lib.profiles import SMOKE, SecondPhase
-from aeft_lib.stages.classifier import ClassifierSpec, train_classifier
+from aeft_lib.stages.classifier import ClassifierSpec, NetworkSpec, train_classifier
 from aeft_lib.stages.epochs import EpochsSpec, evaluate_epochs
 from aeft_lib.stages.evaluation import EvaluationSpec, evaluate_seeds
 from aeft_lib.stages.features import FeatureSpec, cache_features
@@ -26,15 +28,13 @@ from aeft_lib.stages.triplet import TripletSpec, train_triplet
 TRAIN, VAL = SceneSpec("train", 12, 96), SceneSpec("val", 4, 96)
 THRESHOLDS = (0.2, 0.4, 0.6)
 WARM_START = ClassifierSpec(
-    pooling=catalogue.GATED.pooling(SMOKE),
-    num_classes=SMOKE.num_classes,
-    trained_stages=0,
+    network=NetworkSpec(catalogue.GATED.pooling(SMOKE), SMOKE.num_classes, SMOKE.backbone),
+    scenes=TRAIN,
     schedule=replace(SMOKE.schedule, epochs=1, batch_size=4),
     seed=3,
 )
 PHASE = TripletSpec(
     warm_start=WARM_START,
-    scenes=TRAIN,
     triplet=triplet.CORRECTED,
     schedule=SecondPhase(epochs=2, steps_per_epoch=2, batch_size=6, rate=0.3).schedule(),
 )
@@ -44,7 +44,7 @@ pytestmark = pytest.mark.usefixtures("store")
 
 
 def features(scenes: SceneSpec) -> runs.Artefact:
-    return runs.obtain(cache_features, FeatureSpec(scenes, 0, (1.0,), load_pack().checksum))
+    return runs.obtain(cache_features, FeatureSpec(scenes, SMOKE.backbone, (1.0,), open_scenes(scenes).fingerprint))
 
 
 @pytest.fixture
@@ -111,17 +111,18 @@ def test_killed_after_an_epoch_it_resumes_to_the_same_weights_log_and_epoch_file
         with pytest.raises(Killed):
             trained(inputs, tmp_path / "resumed", keep_epochs=True)
     assert len(saved) == 1
-    assert {file.name for file in (tmp_path / "resumed").iterdir()} == {"checkpoint.safetensors", "epoch_1.safetensors"}
+    left = {"checkpoint.safetensors", "steps.jsonl", "epoch_1.safetensors"}
+    assert {file.name for file in (tmp_path / "resumed").iterdir()} == left
     assert same(whole, trained(inputs, tmp_path / "resumed", keep_epochs=True))
     files = {file.name for file in (tmp_path / "whole").iterdir()}
-    assert files == {"weights.safetensors", "log.csv", "epoch_1.safetensors", "epoch_2.safetensors"}
+    assert files == {"weights.safetensors", "log.csv", "steps.jsonl", "epoch_1.safetensors", "epoch_2.safetensors"}
     for name in files:
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "resumed" / name).read_bytes()
 
 
 def test_epoch_files_are_written_on_demand_alone_and_the_last_is_the_result(inputs, tmp_path):
     plain, kept = trained(inputs, tmp_path / "plain"), trained(inputs, tmp_path / "kept", keep_epochs=True)
-    assert {file.name for file in (tmp_path / "plain").iterdir()} == {"weights.safetensors", "log.csv"}
+    assert {file.name for file in (tmp_path / "plain").iterdir()} == {"weights.safetensors", "log.csv", "steps.jsonl"}
     assert same(plain, kept)
     first, last = (load_file(tmp_path / "kept" / f"epoch_{epoch}.safetensors") for epoch in (1, 2))
     assert same(last, kept)
@@ -137,19 +138,28 @@ def test_log_and_summary_tell_the_terms(inputs, tmp_path):
     assert summary["attract"] == pytest.approx(log["attract"].iloc[-1])
 
 
+def test_steps_are_those_of_both_epochs_and_the_last_says_what_the_log_says(inputs, tmp_path):
+    trained(inputs, tmp_path, schedule=replace(PHASE.schedule, steps_per_epoch=1))
+    log = pd.read_csv(tmp_path / "log.csv")
+    steps = [json.loads(line) for line in (tmp_path / "steps.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["steps"]) for line in steps] == [(1, 2), (2, 2)]
+    for line, (_, row) in zip(steps, log.iterrows(), strict=True):  # an epoch of one step is its own mean
+        assert line | {"epoch": row["epoch"]} == pytest.approx(row.to_dict() | {"step": line["step"], "steps": 2})
+
+
 def test_images_and_features_of_a_batch_show_the_same_picture(inputs, tmp_path, monkeypatch):
     """Mirrored or not: what the trunk makes of the batch's images is what the cache holds, but for half precision."""
-    seen, terms = [], triplet.terms
+    seen, measure = [], triplet.measure
 
-    def look(network, batch, settings):
+    def look(network, batch, **settings):
         seen.append((network.backbone.trunk(batch.images), batch))
-        return terms(network, batch, settings)
+        return measure(network, batch, **settings)
 
-    monkeypatch.setattr(triplet, "terms", look)
+    monkeypatch.setattr(triplet, "measure", look)
     trained(inputs, tmp_path)
     assert len(seen) == 4
     for ours, batch in seen:
-        torch.testing.assert_close(ours, batch.features, rtol=0, atol=5e-3 * ours.abs().max().item())
+        torch.testing.assert_close(ours, batch.features.float(), rtol=0, atol=5e-3 * ours.abs().max().item())
         assert (ours - batch.features.flip(-1)).abs().max() > 0.1 * ours.abs().max()
         assert batch.noise.shape == (6, 6)
 

@@ -1,6 +1,7 @@
 """Seeds: golden parity of the merge over scales and mirror images, its limit cases, and the uint8 store."""
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from aeft_lib.evaluation import sweep
-from aeft_lib.seeds import EPS, Seed, combine_scales, read_seeds, write_seeds
+from aeft_lib.seeds import EPS, Seed, SeedReader, combine_scales, read_seeds, write_seeds
 
 
 def random_scores(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -136,6 +137,29 @@ def test_a_name_that_is_not_there_is_a_key_error(tmp_path):
     write_seeds(tmp_path / "seeds.npz", named_seeds())
     with pytest.raises(KeyError, match="12345"):
         list(read_seeds(tmp_path / "seeds.npz", ["00008", "12345"]))
+
+
+def test_a_reader_gives_any_seed_at_any_time(tmp_path):
+    write_seeds(tmp_path / "seeds.npz", named_seeds())
+    stored = dict(read_seeds(tmp_path / "seeds.npz"))
+    with SeedReader(tmp_path / "seeds.npz") as reader:
+        assert reader.names == ["00009", "00008", "00007"]
+        for name in ("00007", "00009", "00007"):
+            assert torch.equal(reader[name].class_ids, stored[name].class_ids)
+            assert torch.equal(reader[name].cam, stored[name].cam)
+        with pytest.raises(KeyError, match="12345"):
+            reader["12345"]
+
+
+def test_threads_share_a_reader(tmp_path):
+    write_seeds(tmp_path / "seeds.npz", named_seeds(10))
+    stored = dict(read_seeds(tmp_path / "seeds.npz"))
+    asked = [f"{i:05d}" for i in (9, 3, 0, 7, 5)] * 40
+    with SeedReader(tmp_path / "seeds.npz") as reader, ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(reader.__getitem__, asked))
+    for name, seed in zip(asked, found, strict=True):
+        assert torch.equal(seed.class_ids, stored[name].class_ids)
+        assert torch.equal(seed.cam, stored[name].cam)
 
 
 def test_no_seeds_make_an_empty_store(tmp_path):

@@ -9,7 +9,7 @@ from torch import nn
 
 from aeft_lib.backbones.resnet38d import ResNet38d
 from aeft_lib.labels import VOID
-from aeft_lib.segmenter import REACH, LargeFOV, Segmenter, multi_scale_probabilities, segmentation_loss
+from aeft_lib.segmenter import REACH, LargeFOV, Segmenter, multi_scale_probabilities, segmentation_loss, segmentation_sum
 
 SCALES = (0.5, 1.0, 1.5)
 
@@ -82,6 +82,26 @@ def test_all_pixels_count_alike_in_whatever_image_they_are():
     known = labels != VOID
     single = F.cross_entropy(logits, labels, ignore_index=VOID, reduction="none")
     torch.testing.assert_close(segmentation_loss(logits, labels), single[known].sum() / known.sum())
+
+
+def test_parts_of_a_batch_add_up_to_the_whole():
+    logits, labels = random_problem(dtype=torch.float64)
+    labels[1] = VOID
+    labels[1, 0, 0] = 0  # images weigh differently, so a mean of means is another number
+    summed, known = segmentation_sum(logits, labels)
+    sums, counts = zip(*(segmentation_sum(logits[i : i + 1], labels[i : i + 1]) for i in range(len(labels))), strict=True)
+    assert len(set(map(int, counts))) > 1
+    assert known == sum(counts) == (labels != VOID).sum()
+    torch.testing.assert_close(summed, sum(sums))
+    torch.testing.assert_close(sum(sums) / sum(counts), segmentation_loss(logits, labels))
+    means = torch.stack([segmentation_loss(logits[i : i + 1], labels[i : i + 1]) for i in range(len(labels))])
+    assert abs(means.mean() - segmentation_loss(logits, labels)) > 0.01
+
+
+def test_a_part_of_void_adds_nothing():
+    logits, labels = random_problem()
+    summed, known = segmentation_sum(logits, torch.full_like(labels, VOID))
+    assert (summed.item(), known.item()) == (0, 0)
 
 
 def test_a_batch_of_void_has_no_loss_and_no_gradient():

@@ -28,7 +28,7 @@ from aeft_lib.stages.segmenter import SegmenterSpec, build_segmenter, load_segme
 from aeft_lib.stages.walk import WalkSpec, walk_seeds
 from aeft_lib.trained import save_trained
 
-SPEC = SegmenterSpec(SMOKE.train, SMOKE.num_classes, 0, SMOKE.segmentation.schedule, seed=0, hidden=32)
+SPEC = SegmenterSpec(SMOKE.train, SMOKE.num_classes, SMOKE.backbone, SMOKE.segmentation.schedule, seed=0, hidden=32)
 
 pytestmark = pytest.mark.usefixtures("store")
 
@@ -39,7 +39,7 @@ def segmenter(store) -> runs.Artefact:
     folder = store / "segmenter"
     if not folder.exists():
         folder.mkdir()
-        network = build_segmenter(SPEC)
+        network = build_segmenter(SPEC.num_classes, SPEC.backbone, SPEC.hidden, SPEC.seed)
         with torch.no_grad():
             for layer in (network.head.conv6, network.head.conv7):
                 layer.weight *= 20
@@ -60,10 +60,10 @@ def test_segmenter_has_the_same_weights_again(tmp_path):
     found = studies.artefacts(SMOKE, studies.get("segmentation").row("segment_aeft"), 0)
     assert found["teacher"].key == artefacts(PSEUDO)["labels"].key
     numbers = SMOKE.segmentation
-    spec = SegmenterSpec(SMOKE.train, SMOKE.num_classes, SMOKE.trained_stages, numbers.schedule, 0, numbers.hidden)
+    spec = SegmenterSpec(SMOKE.train, SMOKE.num_classes, SMOKE.backbone, numbers.schedule, 0, hidden=numbers.hidden)
     torch.manual_seed(7)
     assert train_segmenter(spec, {"labels": found["teacher"]}, tmp_path) == found["segmenter"].summary
-    for name in ("weights.safetensors", "log.csv"):
+    for name in ("weights.safetensors", "log.csv", "steps.jsonl"):
         assert (tmp_path / name).read_bytes() == (found["segmenter"].folder / name).read_bytes()
 
 

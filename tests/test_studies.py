@@ -25,11 +25,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from aeft_lib import catalogue, paths, profiles, runs, studies
-from aeft_lib.data.collages import CLASSES, Collages
+from aeft_lib.data.collages import CLASSES, Collages, SceneSpec
+from aeft_lib.data.scenes import open_scenes
 from aeft_lib.profiles import SMOKE
 from aeft_lib.stages import classifier as classifier_stage
 from aeft_lib.stages import features as features_stage
-from aeft_lib.stages.classifier import ClassifierSpec, PoolingSpec, train_classifier
+from aeft_lib.stages.classifier import ClassifierSpec, NetworkSpec, PoolingSpec, train_classifier
 from aeft_lib.stages.features import FeatureSpec, load_features
 from aeft_lib.stages.seeds import SeedSpec, infer_seeds
 
@@ -98,12 +99,13 @@ def test_other_seed_gives_other_numbers(row):
 
 def test_artefacts_record_where_they_come_from(row):
     record = row["classifier"].record
-    assert record["spec"]["pooling"] == {"fusion": "gated", "levels": list(SMOKE.levels), "prediction": "sign_preserving"}
+    pooling = {"fusion": "gated", "levels": list(SMOKE.levels), "prediction": "sign_preserving"}
+    assert record["spec"]["network"]["pooling"] == pooling
     assert record["spec"]["seed"] == 0
     assert record["spec"]["schedule"]["epochs"] == SMOKE.schedule.epochs
     assert set(row["seeds"].record["inputs"]) == {"classifier", "features"}
     assert row["seeds"].record["inputs"]["classifier"] == row["classifier"].key
-    assert set(record["files"]) == {"weights.safetensors", "log.csv"}  # no checkpoint is left
+    assert set(record["files"]) == {"weights.safetensors", "log.csv", "steps.jsonl"}  # no checkpoint is left
 
 
 # --- tables ------------------------------------------------------------------------------------------------------------
@@ -193,26 +195,28 @@ class Maskless:
 
 def test_features_and_training_never_see_a_mask(row, tmp_path, monkeypatch):
     """With scenes whose mask cannot be read the same bits come out."""
-
-    class Masked(Collages):
-        def __getitem__(self, index):
-            return Maskless(super().__getitem__(index))
-
-    with pytest.raises(AssertionError, match="mask was read"):
-        _ = Masked(SMOKE.train)[0].mask
-    cached = studies.features(SMOKE, "train")
+    cached, render, shown = studies.features(SMOKE, "train"), Collages.__getitem__, []
     assert set(load_features(cached)) == {"scale_1.0", "tags"}
+
+    def maskless(self, index):
+        shown.append(index)
+        return Maskless(render(self, index))
+
+    monkeypatch.setattr(Collages, "__getitem__", maskless)  # all that is read of a scene goes through it
+    for read in (lambda scenes: scenes[0].mask, lambda scenes: scenes.mask(0), lambda scenes: tuple(scenes[0])):
+        with pytest.raises(AssertionError, match="mask was read|mask and all"):
+            read(open_scenes(SMOKE.train))
     monkeypatch.setenv("AEFT_RUNS", str(tmp_path))
-    monkeypatch.setattr(features_stage, "Collages", Masked)
+    shown.clear()
     again = studies.features(SMOKE, "train")
     assert again.folder.is_relative_to(tmp_path)
     assert again.record["files"] == cached.record["files"]
+    assert set(shown) == set(range(SMOKE.train.count))
     # Training reads this artefact and no scene at all.
-    monkeypatch.setattr(features_stage, "Collages", None)
-    monkeypatch.setattr(features_stage, "load_pack", None)
+    shown.clear()
     trained = runs.obtain(train_classifier, spec(), {"features": again})
     assert trained.record["files"]["weights.safetensors"] == row["classifier"].record["files"]["weights.safetensors"]
-    assert not hasattr(classifier_stage, "Collages")
+    assert shown == []
 
 
 # --- K -----------------------------------------------------------------------------------------------------------------
@@ -221,9 +225,8 @@ def test_features_and_training_never_see_a_mask(row, tmp_path, monkeypatch):
 def spec(**changes) -> ClassifierSpec:
     """The spec of the gated row, seed 0."""
     plain = ClassifierSpec(
-        pooling=catalogue.GATED.pooling(SMOKE),
-        num_classes=SMOKE.num_classes,
-        trained_stages=SMOKE.trained_stages,
+        network=NetworkSpec(catalogue.GATED.pooling(SMOKE), SMOKE.num_classes, SMOKE.backbone),
+        scenes=SMOKE.train,
         schedule=SMOKE.schedule,
         seed=0,
     )
@@ -240,10 +243,11 @@ def five_classes(spec, inputs, folder):
 
 
 def test_classifier_and_data_of_different_k(store):
-    other = runs.obtain(five_classes, FeatureSpec(SMOKE.train, 0, (1.0,), "none"))
+    other = runs.obtain(five_classes, FeatureSpec(SMOKE.train, SMOKE.backbone, (1.0,), "none"))
     with pytest.raises(ValueError, match="the data has K=5 classes, the network K=9"):
         runs.obtain(train_classifier, spec(), {"features": other})
-    of_five = runs.obtain(train_classifier, spec(num_classes=5, pooling=PoolingSpec("gap")), {"features": other})
+    network = NetworkSpec(PoolingSpec("gap"), 5, SMOKE.backbone)
+    of_five = runs.obtain(train_classifier, spec(network=network), {"features": other})
     inputs = {"classifier": of_five, "features": studies.features(SMOKE, "val")}
     with pytest.raises(ValueError, match="the data has K=9 classes, the classifier K=5"):
         runs.obtain(infer_seeds, SeedSpec(SMOKE.seed_scales, SMOKE.val.size), inputs)
@@ -251,7 +255,8 @@ def test_classifier_and_data_of_different_k(store):
 
 def test_weights_of_another_k_than_the_record_says(row):
     trained = row["classifier"]
-    told = replace(trained, record=trained.record | {"spec": trained.record["spec"] | {"num_classes": 5}})
+    spec = trained.record["spec"]
+    told = replace(trained, record=trained.record | {"spec": spec | {"network": spec["network"] | {"num_classes": 5}}})
     with pytest.raises(ValueError, match="K=5"):
         classifier_stage.load_network(told)
 
@@ -447,11 +452,13 @@ def test_profile_without_scale_one():
 
 @pytest.mark.parametrize("profile", profiles.PROFILES.values(), ids=profiles.PROFILES)
 def test_profiles_are_sound(profile):
-    assert profile.num_classes == len(CLASSES)
+    if isinstance(profile.train, SceneSpec):  # the others' data is not there
+        assert profile.num_classes == len(CLASSES)
     assert len(profile.levels) == 4
     assert profile.levels[-1] <= profile.map_side
-    assert (profile.train.split, profile.val.split) == ("train", "val")
-    assert profile.train.count >= profile.schedule.batch_size
+    assert (profile.train.split[:5], profile.val.split[:3]) == ("train", "val")
+    assert (profile.train.count or math.inf) >= profile.schedule.batch_size  # 0 is all there is
+    assert profile.cached == (profile.train.size > 0)
     assert all(a < b for a, b in zip(profile.thresholds, profile.thresholds[1:], strict=False))
     with pytest.raises(dataclasses.FrozenInstanceError):
         profile.seeds = 9

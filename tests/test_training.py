@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from aeft_lib import training
+from aeft_lib.stepping import PLAIN, Objective, Stepper
 from aeft_lib.training import Schedule, TrainingDiverged, epoch_order, fit, make_optimiser, stream
 
 N = 20
@@ -43,23 +45,41 @@ def samples():
     return torch.randn(N, 2, 5, 5, generator=generator), (torch.rand(N, 3, generator=generator) > 0.5).float()
 
 
-def train(network=None, *, seed=0, checkpoint=None, poison=None, after_epoch=None, **changes):
-    """Train on `samples` with noise from the generator; `poison` maps the batch's indices to what the loss is multiplied by."""
+class Picked(NamedTuple):
+    """indices: (b,) which samples.  inputs: (b, 2, 5, 5)."""
+
+    indices: torch.Tensor
+    inputs: torch.Tensor
+
+
+def train(network=None, *, seed=0, checkpoint=None, poison=None, **changes):
+    """Train on `samples` with noise from the generator; `poison` maps the batch's indices to what the loss is multiplied by.
+
+    changes: of the schedule, and what else `fit` takes.
+    """
     network = Tiny() if network is None else network
     x, y = samples()
+    rest = {name: changes.pop(name) for name in ("after_epoch", "compute", "progress") if name in changes}
 
-    def batch(indices, generator):
-        return indices, x[indices] + 0.1 * torch.randn(x[indices].shape, generator=generator)
+    def batch(indices, generator, wanted):
+        noise = torch.randn(x[indices].shape, generator=generator)
+        return Picked(indices[wanted], (x[indices] + 0.1 * noise)[wanted])
 
-    def losses(net, picked):
-        indices, inputs = picked
-        factor = poison(indices) if poison else 1.0
-        fitted = nn.functional.binary_cross_entropy_with_logits(net(inputs), y[indices])
-        return {"fit": factor * fitted, "size": 0.01 * net.head.weight.square().sum()}
+    def measure(net, picked):
+        return {"indices": picked.indices, "logits": net(picked.inputs), "size": net.head.weight.square().sum()[None]}
 
-    kept = {"checkpoint": checkpoint, "after_epoch": after_epoch}
-    rows = fit(network, n_samples=N, batch=batch, losses=losses, schedule=schedule(**changes), seed=seed, **kept)
-    return network, rows
+    def combine(measures):
+        factor = poison(measures["indices"]) if poison else 1.0
+        fitted = nn.functional.binary_cross_entropy_with_logits(measures["logits"], y[measures["indices"]])
+        return {"fit": factor * fitted, "size": 0.01 * measures["size"].mean()}
+
+    course = {"batch": batch, "objective": Objective(measure, combine), "schedule": schedule(**changes), "seed": seed}
+    return network, fit(network, n_samples=N, checkpoint=checkpoint, **course, **rest)
+
+
+def stepper_of(network: nn.Module) -> Stepper:
+    """What a checkpoint is loaded into, besides the network."""
+    return Stepper(network, make_optimiser(network, schedule()), Objective(None, None), PLAIN)
 
 
 def same(a: nn.Module, b: nn.Module) -> bool:
@@ -109,9 +129,9 @@ def kill_after(monkeypatch, epochs):
     """Let training end right after the checkpoint of that epoch was written; returns what undoes it."""
     save = training.save_checkpoint
 
-    def save_and_die(file, network, optimiser, rows):
-        save(file, network, optimiser, rows)
-        if len(rows) == epochs:
+    def save_and_die(file, network, stepper, rows, terms=()):
+        save(file, network, stepper, rows, terms)
+        if not terms and len(rows) == epochs:
             raise Killed
 
     monkeypatch.setattr(training, "save_checkpoint", save_and_die)
@@ -158,7 +178,9 @@ def test_killed_within_an_epoch_goes_on_from_the_epoch_before(tmp_path):
 
     with pytest.raises(Killed):
         train(checkpoint=checkpoint, poison=die)
-    assert len(training.resume(checkpoint, Tiny(), make_optimiser(Tiny(), schedule()))) == 2
+    network = Tiny()
+    rows, terms = training.resume(checkpoint, network, stepper_of(network))
+    assert (len(rows), terms) == (2, [])
     resumed, rows = train(checkpoint=checkpoint)
     assert rows == whole_rows
     assert same(resumed, whole)
@@ -223,8 +245,9 @@ def test_damaged_checkpoint_is_said_and_training_starts_over(tmp_path, monkeypat
 @pytest.mark.parametrize("tensors", [{"a": torch.zeros(1)}, {"network/head.bias": torch.zeros(7)}], ids=["missing", "shape"])
 def test_checkpoint_of_another_network_is_said_and_training_starts_over(tmp_path, tensors):
     whole, whole_rows = train()
-    save_file(tensors, tmp_path / "checkpoint", metadata={"rows": json.dumps(whole_rows[:2])})
-    with pytest.warns(UserWarning, match="starts again"):
+    told = {"rows": json.dumps(whole_rows[:2]), "scaler": "{}", "digest": training._digest(tensors)}
+    save_file(tensors, tmp_path / "checkpoint", metadata=told)
+    with pytest.warns(UserWarning, match=r"network.*starts again"):
         again, _ = train(checkpoint=tmp_path / "checkpoint")
     assert same(again, whole)
 
@@ -276,7 +299,8 @@ def test_divergence_names_step_samples_and_checkpoint(tmp_path, value):
     assert f"last good checkpoint is {tmp_path / 'checkpoint'}" in message
     assert "learning rate (now 0.05 and 0.1)" in message
     network = Tiny()
-    rows = training.resume(tmp_path / "checkpoint", network, make_optimiser(network, schedule()))
+    rows, terms = training.resume(tmp_path / "checkpoint", network, stepper_of(network))
+    assert terms == []
     assert [row["epoch"] for row in rows] == [1, 2]
     assert all(p.isfinite().all() for p in network.parameters())
     assert same(train(checkpoint=tmp_path / "checkpoint")[0], train()[0])  # the samples mended, the run goes on
@@ -295,9 +319,9 @@ def test_weights_that_are_not_finite_are_never_called_good(tmp_path, bad_step, e
     """The square root has an infinite slope at 0: the loss is finite, its gradient is not."""
     network, steps, (x, _) = Tiny(), [], samples()
 
-    def losses(net, inputs):
+    def combine(measures):
         steps.append(0)
-        out = net(inputs)
+        out = measures["out"]
         fitted = nn.functional.mse_loss(out, torch.zeros_like(out))
         return {"fit": fitted + ((out * 0).square().sum().sqrt() if len(steps) - 1 == bad_step else 0)}
 
@@ -305,8 +329,8 @@ def test_weights_that_are_not_finite_are_never_called_good(tmp_path, bad_step, e
         fit(
             network,
             n_samples=N,
-            batch=lambda indices, _: x[indices],
-            losses=losses,
+            batch=lambda indices, _, wanted: Picked(indices[wanted], x[indices[wanted]]),
+            objective=Objective(lambda net, picked: {"out": net(picked.inputs)}, combine),
             schedule=schedule(),
             seed=0,
             checkpoint=tmp_path / "checkpoint",

@@ -69,7 +69,7 @@ def gradients(network: CamClassifier, batch: Batch, settings: Triplet) -> dict[s
 
 
 class Recorded:
-    """Stands for a network: gives what the reference's gave, for the anchors and for the masked images."""
+    """Stands for a network: gives what the reference's gave, for the anchors (their features) and for the masked images."""
 
     def __init__(self, case):
         self.case = case
@@ -88,7 +88,8 @@ def test_golden_step_of_the_reference(golden_losses, assert_near):
     for name, case in whole.items():
         leaves = {key: case[key].clone().requires_grad_() for key in ("cam", "logits", "gpp", "gpp_masked")}
         noise = torch.eye(len(case["label"]))[case["n_idx"]]  # makes the recorded pairs
-        found = terms(Recorded(case | leaves), Batch(case["images"], None, case["label"], noise), weights_1)
+        features = torch.empty(len(noise), 0)  # Recorded has seen them
+        found = terms(Recorded(case | leaves), Batch(case["images"], features, case["label"], noise), weights_1)
         for term, theirs in (("classification", "L_cls"), ("attract", "L_attract"), ("repel", "L_repel")):
             assert_near(found[term], case[theirs], 1e-5, f"{name}/{theirs}")
         assert found["hard"] == len(case["hard"])
@@ -117,6 +118,16 @@ def test_settings_decide_which_terms_there_are_and_whether_a_second_pass_is_need
     cams = look_at_cams(network)
     assert terms(network, batch, settings).keys() == names
     assert len(cams) == passes
+
+
+@pytest.mark.parametrize("settings", [OFF, CORRECTED, REFERENCE, RIGID], ids=["off", "corrected", "reference", "rigid"])
+def test_images_without_cached_features_have_the_same_terms_and_gradients(network, batch, settings):
+    plain = batch._replace(features=None)
+    for name, term in terms(network, batch, settings).items():
+        assert torch.equal(term, terms(network, plain, settings)[name]), name
+    ours, theirs = gradients(network, plain, settings), gradients(network, batch, settings)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_weights_multiply_their_own_term(network, batch):
@@ -182,7 +193,7 @@ def test_repel_targets_by_hand(target, distance):
     peak, tagged, other = torch.tensor([[4.0, 0, 0, 0], [1.0, 0.5, 0.5, 0.5], [1.0, 0.5, 0.5, 1.0]]).view(3, 2, 2)
     gpp = torch.stack([torch.stack([tagged, other]), torch.stack([other, tagged])])
     recorded = Recorded({"cam": peak.expand(2, 2, 2, 2), "logits": torch.zeros(2, 2), "gpp": gpp})
-    pair = Batch(None, None, torch.eye(2), torch.rand(2, 2))
+    pair = Batch(None, torch.empty(2, 0), torch.eye(2), torch.rand(2, 2))
     found = terms(recorded, pair, replace(REPEL, repel_target=target, margin=1, repel_weight=1))
     assert found["repel"].item() == pytest.approx(1 - distance, abs=1e-4)
 

@@ -165,7 +165,7 @@ def test_rigid_and_soft_erasing_differ_from_the_plain_rows_in_one_setting():
         specs = [artefacts(r, LAPTOP)["classifier"].spec for r in (row, plain[kind])]
         changed = differences(specs[0].triplet, specs[1].triplet) | differences(specs[0].schedule, specs[1].schedule)
         assert changed == others[tag], row.name
-        assert specs[0].scenes.size == (384 if tag == "fine" else LAPTOP.train.size), row.name
+        assert specs[0].warm_start.scenes.size == (384 if tag == "fine" else LAPTOP.train.size), row.name
 
 
 def test_settings_are_what_their_labels_say():

@@ -49,24 +49,34 @@ class EfficientNetLite0(FrozenNorms):
     def trunk(self, images: Tensor) -> Tensor:
         """Features of the frozen stages; a gradient goes just to images that ask for one (a mask not detached)."""
         check_images(images)
-        return self._trunk(images)
+        return self._through(self._trunk, images)
 
     def tail(self, features: Tensor) -> Tensor:
         """What the trunk gave -> (B, 1280, H/16, W/16)."""
-        return self._tail(features)
+        return self._through(self._tail, features)
 
     def taps(self, images: Tensor) -> tuple[Tensor, ...]:
         """Three maps of an image (B, 3, H, W), the finest at stride 8, the others at 16: (B, tap_channels[i], h, w)."""
         check_images(images)
         found = []
         for i, stage in enumerate((*self._trunk, *self._tail)):
-            images = stage(images)
+            images = self.run(stage, images)
             if i in self.tap_stages:
                 found.append(images)
         return tuple(found)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.tail(self.trunk(images))
+
+    def _through(self, stages: nn.Sequential, x: Tensor) -> Tensor:
+        for stage in stages:
+            x = self.run(stage, x)
+        return x
+
+    @staticmethod
+    def normalise(images: Tensor) -> Tensor:
+        """uint8 0..255 (B, 3, H, W) -> the range the ImageNet weights were trained in, see `normalise`."""
+        return normalise(images)
 
 
 def normalise(images: Tensor) -> Tensor:

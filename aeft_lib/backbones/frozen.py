@@ -1,10 +1,24 @@
-"""What all backbones have in common: batch norms that never move, and the shape they want images in."""
+"""What all backbones have in common: batch norms that never move, blocks that may forget, and the shape images must have."""
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 class FrozenNorms(nn.Module):
-    """A network whose batch norms keep their statistics and affine parameters, in training too, as in the paper."""
+    """A network whose batch norms keep their statistics and affine parameters, in training too, as in the paper.
+
+    checkpointing: keep the input of each block for the backward pass and compute the rest again: a third more time, a fifth
+        of the memory.
+    """
+
+    checkpointing = False
+
+    def run(self, block: nn.Module, x: Tensor) -> Tensor:
+        """One block on x, its activations forgotten where `checkpointing` says so."""
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, x, use_reentrant=False)
+        return block(x)
 
     def freeze_norms(self) -> None:
         """No gradient for the affine parameters; to be called at the end of a constructor."""

@@ -111,7 +111,7 @@ class ResNet38d(FrozenNorms):
         check_images(images)
         x = self.conv1a(images)
         for name in TRUNK:
-            x = self.get_submodule(name)(x)
+            x = self.run(self.get_submodule(name), x)
         return x
 
     def tail(self, features: Tensor) -> Tensor:
@@ -126,14 +126,18 @@ class ResNet38d(FrozenNorms):
         found = []
         for name in TAIL:
             block = self.get_submodule(name)
-            activated = block.activate(x)
             if name in ("b5", "b6"):
-                found.append(activated)
-            x = block.from_activated(x, activated)
+                found.append(block.activate(x))
+            x = self.run(block, x)
         return (*found, self.bn7(x).relu())
 
     def forward(self, images: Tensor) -> Tensor:
         return self.tail(self.trunk(images))
+
+    @staticmethod
+    def normalise(images: Tensor) -> Tensor:
+        """uint8 0..255 (B, 3, H, W) -> ImageNet's normalisation, see `normalise`."""
+        return normalise(images)
 
 
 def normalise(images: Tensor) -> Tensor:

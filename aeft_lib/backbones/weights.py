@@ -80,7 +80,7 @@ def load_mxnet_resnet38d(network: nn.Module, file: Path) -> list[str]:
     own = {name: tensor for name, tensor in network.state_dict().items() if not name.endswith("num_batches_tracked")}
     found, unused = {}, []
     for published, tensor in read_mxnet_params(file).items():
-        name = _resnet38d_name(published.removeprefix("arg:").removeprefix("aux:"))
+        name = resnet38d_name(published.removeprefix("arg:").removeprefix("aux:"))
         if name in own:
             found[name] = tensor
         else:
@@ -94,7 +94,7 @@ def load_mxnet_resnet38d(network: nn.Module, file: Path) -> list[str]:
     return unused
 
 
-def _resnet38d_name(published: str) -> str | None:
+def resnet38d_name(published: str) -> str | None:
     """``res3b1_branch2a_weight`` -> ``b3_1.conv_branch2a.weight``; None for what is no part of the backbone."""
     if published == "conv1a_weight":
         return "conv1a.weight"

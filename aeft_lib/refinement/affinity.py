@@ -199,12 +199,26 @@ def affinity_loss(affinity: Tensor, labels: PairLabels) -> AffinityLoss:
     >>> round(affinity_loss(torch.full((4, 1), 0.5), labels).loss.item(), 3)   # log 2 / 4 + log 2 / 2
     0.52
     """
+    return mean_loss(*loss_sums(affinity, labels))
+
+
+def loss_sums(affinity: Tensor, labels: PairLabels) -> tuple[Tensor, Tensor]:
+    """Sums of the three kinds' losses and numbers of their pairs, (3,) each; errors as `affinity_loss`.
+
+    Parts of a batch add up, which means do not.
+    """
     for name, kind in labels._asdict().items():
         if kind.shape != affinity.shape:
             raise ValueError(f"affinity {tuple(affinity.shape)} and {name} labels {tuple(kind.shape)} must have the same shape")
     together, apart = -(affinity + EPS).log(), -(1 + EPS - affinity).log()
     background, foreground, negative = (kind.to(affinity.dtype) for kind in labels)
-    counts = torch.stack([kind.sum() for kind in (background, foreground, negative)]) + EPS
+    counts = torch.stack([kind.sum() for kind in (background, foreground, negative)])
     sums = torch.stack([(background * together).sum(), (foreground * together).sum(), (negative * apart).sum()])
+    return sums, counts
+
+
+def mean_loss(sums: Tensor, counts: Tensor) -> AffinityLoss:
+    """The loss from sums and counts of all parts of a batch, (3,) each."""
+    counts = counts + EPS
     means = sums / counts
     return AffinityLoss(means[0] / 4 + means[1] / 4 + means[2] / 2, *means, counts)

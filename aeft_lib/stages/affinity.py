@@ -3,62 +3,126 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from aeft_lib import trained, training
-from aeft_lib.backbones.efficientnet_lite import EfficientNetLite0, normalise
-from aeft_lib.data.collages import SceneSpec
+from aeft_lib import distributed, trained, training
+from aeft_lib.backbones.registry import BackboneSpec, build_backbone
+from aeft_lib.data.augment import ViewSpec, paired_crop
+from aeft_lib.data.scenes import AnySpec, open_scenes
 from aeft_lib.devices import device
 from aeft_lib.labels import with_rest
 from aeft_lib.refinement import affinity
 from aeft_lib.refinement.affinity_net import AffinityNet
 from aeft_lib.refinement.propagation import CELL
 from aeft_lib.runs import Artefact
-from aeft_lib.seeds import read_seeds
+from aeft_lib.seeds import SeedReader, read_seeds
 from aeft_lib.stages import fitting
 from aeft_lib.stages.scenes import load_images
+from aeft_lib.stepping import PLAIN, Compute, Objective
+
+DROPOUT = (0.3, 0.5)  # of ResNet38d here
 
 
 @dataclass(frozen=True)
 class AffinitySpec:
-    """All that decides the weights, next to the two CRFs.  radius: of the pairs, in grid cells."""
+    """All that decides the weights, next to the two CRFs.
 
-    scenes: SceneSpec
-    trained_stages: int
+    view: random crops of the scenes; None: whole scenes, mirrored.  radius: of the pairs, in grid cells.
+    """
+
+    scenes: AnySpec
+    backbone: BackboneSpec
     schedule: training.Schedule
     seed: int
+    view: ViewSpec | None = None
+    compute: Compute = PLAIN
     radius: int = affinity.RADIUS
 
 
-def build_affinity_net(spec: AffinitySpec) -> AffinityNet:
-    """The network before training: ImageNet backbone, new layers drawn from the spec's seed."""
-    return trained.build(lambda: AffinityNet(backbone=EfficientNetLite0(trained_stages=spec.trained_stages)), spec.seed)
+class Samples(NamedTuple):
+    """images: (B, 3, H, W) in the backbone's range.  labels: (B, h, w) uint8 on the grid: 0 background, 255 void."""
+
+    images: Tensor
+    labels: Tensor
 
 
+def build_affinity_net(backbone: BackboneSpec, seed: int, *, checkpointing: bool = False) -> AffinityNet:
+    """The network before training: ImageNet backbone, new layers drawn from the seed."""
+
+    def make() -> AffinityNet:
+        return AffinityNet(backbone=build_backbone(backbone, dropout=DROPOUT, checkpointing=checkpointing))
+
+    return trained.build(make, seed)
+
+
+@distributed.collective
 def train_affinity(spec: AffinitySpec, inputs: Mapping[str, Artefact], folder: Path) -> dict[str, float | str]:
-    """Train on ``inputs["posteriors"]`` (``low.npz``, ``high.npz``); write ``weights.safetensors`` and ``log.csv``."""
-    network = build_affinity_net(spec).to(device())
-    images, labels = load_images(spec.scenes), label_maps(inputs["posteriors"].folder)
-    if len(labels) != len(images):
-        raise ValueError(f"there are {len(images)} images and posteriors of {len(labels)}")
+    """Train on ``inputs["posteriors"]`` (``low.npz``, ``high.npz``); write what `fitting.fit` writes.
 
-    def batch(indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        mirrored = torch.randint(2, (len(indices), 1, 1), generator=generator).bool()
-        pictures, maps = images[indices], labels[indices]
-        pictures = torch.where(mirrored[..., None], pictures.flip(-1), pictures)
-        maps = torch.where(mirrored, maps.flip(-1), maps)
-        return normalise(pictures.to(device())).contiguous(memory_format=torch.channels_last), maps.to(device())
+    The summary's ``known``: the part of the grid that the two CRFs are sure of (0 where it was cut from crops, unknown).
+    """
+    network = build_affinity_net(spec.backbone, spec.seed, checkpointing=spec.compute.checkpointing).to(device())
+    source = (RandomCrops if spec.view else WholeScenes)(spec, inputs["posteriors"].folder, network.backbone.normalise)
 
-    def terms(net: nn.Module, picked: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        features = net(picked[0])
+    def measure(net: nn.Module, samples: Samples) -> dict[str, Tensor]:
+        features = net(samples.images)
         radius = affinity.effective_radius(tuple(features.shape[-2:]), spec.radius)
-        found = affinity.affinity_loss(affinity.pair_affinity(features, radius), affinity.pair_labels(picked[1], radius))
+        pairs = affinity.pair_affinity(features.float(), radius)
+        sums, counts = affinity.loss_sums(pairs, affinity.pair_labels(samples.labels, radius))
+        return {"sums": sums[None], "counts": counts[None]}
+
+    def combine(measures: dict[str, Tensor]) -> dict[str, Tensor]:
+        found = affinity.mean_loss(measures["sums"].sum(dim=0), measures["counts"].sum(dim=0))
         return {"background": found.background / 4, "foreground": found.foreground / 4, "negative": found.negative / 2}
 
-    course = {"n_samples": len(images), "batch": batch, "losses": terms, "schedule": spec.schedule, "seed": spec.seed}
-    return fitting.fit(network, folder, **course) | {"known": float((labels != affinity.VOID).float().mean())}
+    course = {"schedule": spec.schedule, "seed": spec.seed, "compute": spec.compute, "objective": Objective(measure, combine)}
+    return fitting.fit(network, folder, n_samples=source.count, batch=source, **course) | {"known": source.known}
+
+
+class WholeScenes:
+    """Scenes of one size, with the label map that their two CRFs give, mirrored together half the time."""
+
+    def __init__(self, spec: AffinitySpec, posteriors: Path, normalise: object) -> None:
+        self.images, self.labels, self.normalise = load_images(spec.scenes), label_maps(posteriors), normalise
+        self.count, self.known = len(self.images), float((self.labels != affinity.VOID).float().mean())
+        if len(self.labels) != self.count:
+            raise ValueError(f"there are {self.count} images and posteriors of {len(self.labels)}")
+
+    def __call__(self, indices: Tensor, generator: torch.Generator, wanted: slice) -> Samples:
+        mirrored = torch.randint(2, (len(indices), 1, 1), generator=generator).bool()[wanted]
+        indices = indices[wanted]
+        pictures, maps = self.images[indices], self.labels[indices]
+        pictures = torch.where(mirrored[..., None], pictures.flip(-1), pictures)
+        return Samples(self.normalise(pictures), torch.where(mirrored, maps.flip(-1), maps))
+
+
+class RandomCrops:
+    """Random crops of photos together with their two CRFs, as the reference trains; padding is black, its labels void."""
+
+    def __init__(self, spec: AffinitySpec, posteriors: Path, normalise: object) -> None:
+        self.scenes, self.view, self.normalise = open_scenes(spec.scenes), spec.view, normalise
+        self.low, self.high = (SeedReader(posteriors / f"{name}.npz") for name in ("low", "high"))
+        self.count, self.known = len(self.scenes), 0.0
+        if len(self.low.names) != self.count:
+            raise ValueError(f"there are {self.count} images and posteriors of {len(self.low.names)}")
+        if spec.view.crop % CELL:
+            raise ValueError(f"a crop for AffinityNet must be a multiple of {CELL}, got {spec.view.crop}")
+
+    def __call__(self, indices: Tensor, generator: torch.Generator, wanted: slice) -> Samples:
+        seeds = torch.randint(2**62, (len(indices),), generator=generator)[wanted].tolist()
+        drawn = [
+            self._one(i, torch.Generator().manual_seed(seed)) for i, seed in zip(indices[wanted].tolist(), seeds, strict=True)
+        ]
+        pictures, labels = (torch.stack(items) for items in zip(*drawn, strict=True))
+        return Samples(self.normalise(pictures), labels)
+
+    def _one(self, index: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        rows = [with_rest(reader[f"{index:05d}"].cam) for reader in (self.low, self.high)]
+        picture, (low, high) = paired_crop(self.scenes.image(index), rows, [0.0, 0.0], generator, self.view)
+        return picture, affinity.affinity_labels(low, high, cell=CELL)
 
 
 def label_maps(folder: Path) -> Tensor:
@@ -70,8 +134,7 @@ def label_maps(folder: Path) -> Tensor:
 
 def load_affinity_net(artefact: Artefact) -> AffinityNet:
     """The trained network of a `train_affinity` artefact, in eval mode."""
-    written = artefact.record["spec"]
-    schedule, scenes = training.Schedule(**written["schedule"]), SceneSpec(**written["scenes"])
-    network = build_affinity_net(AffinitySpec(**written | {"schedule": schedule, "scenes": scenes}))
+    spec = artefact.record["spec"]
+    network = build_affinity_net(BackboneSpec(**spec["backbone"]), spec["seed"])
     trained.load_trained(network, artefact.folder / fitting.WEIGHTS)
     return network.eval()

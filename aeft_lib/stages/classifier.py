@@ -3,18 +3,21 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from aeft_lib import losses, trained, training
-from aeft_lib.backbones.efficientnet_lite import EfficientNetLite0
+from aeft_lib import distributed, trained, training, triplet
+from aeft_lib.backbones.registry import BackboneSpec, build_backbone
 from aeft_lib.classifier import CamClassifier
+from aeft_lib.data.augment import ViewSpec
+from aeft_lib.data.scenes import AnySpec
 from aeft_lib.devices import device
 from aeft_lib.gpp import GlobalAveragePooling, PyramidPooling
 from aeft_lib.runs import Artefact
 from aeft_lib.stages import fitting
-from aeft_lib.stages.features import load_features, scale_name
+from aeft_lib.stages.sources import open_source
+from aeft_lib.stepping import PLAIN, Compute
 
 
 @dataclass(frozen=True)
@@ -27,27 +30,41 @@ class PoolingSpec:
 
 
 @dataclass(frozen=True)
-class ClassifierSpec:
-    """All that decides the weights, next to the features and tags it is trained on."""
+class NetworkSpec:
+    """What a classifier is made of; its random weights come from a seed."""
 
     pooling: PoolingSpec
     num_classes: int
-    trained_stages: int
+    backbone: BackboneSpec
+
+
+@dataclass(frozen=True)
+class ClassifierSpec:
+    """All that decides the weights.
+
+    view: random views of the scenes; None: whole scenes, from ``inputs["features"]``.  data: fingerprint of the scenes.
+    """
+
+    network: NetworkSpec
+    scenes: AnySpec
     schedule: training.Schedule
     seed: int
+    data: str = ""
+    view: ViewSpec | None = None
+    compute: Compute = PLAIN
 
 
-def build_network(spec: ClassifierSpec) -> CamClassifier:
-    """The network before training: ImageNet trunk, head and gates drawn from the spec's seed."""
+def build_network(spec: NetworkSpec, seed: int, *, checkpointing: bool = False) -> CamClassifier:
+    """The network before training: ImageNet backbone, head and gates drawn from the seed."""
 
     def make() -> CamClassifier:
         return CamClassifier(
-            backbone=EfficientNetLite0(trained_stages=spec.trained_stages),
+            backbone=build_backbone(spec.backbone, checkpointing=checkpointing),
             pooling=build_pooling(spec.pooling, spec.num_classes),
             num_classes=spec.num_classes,
         )
 
-    return trained.build(make, spec.seed)
+    return trained.build(make, seed)
 
 
 def build_pooling(spec: PoolingSpec, num_classes: int) -> nn.Module:
@@ -57,32 +74,38 @@ def build_pooling(spec: PoolingSpec, num_classes: int) -> nn.Module:
     return PyramidPooling(num_classes=num_classes, levels=spec.levels, fusion=spec.fusion, prediction=spec.prediction)
 
 
+@distributed.collective
 def train_classifier(spec: ClassifierSpec, inputs: Mapping[str, Artefact], folder: Path) -> dict[str, float | str]:
-    """Train on ``inputs["features"]`` (scale 1); write ``weights.safetensors`` (trained tensors) and ``log.csv``."""
-    cache = load_features(inputs["features"])
-    features, tags = cache[scale_name(1.0)], cache["tags"]
-    if tags.shape[1] != spec.num_classes:
-        raise ValueError(f"the data has K={tags.shape[1]} classes, the network K={spec.num_classes}")
-    network = build_network(spec).to(device())
-
-    def batch(indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        mirrored = torch.randint(2, (len(indices),), generator=generator)
-        picked = features[indices, mirrored].to(device(), non_blocking=True).float()
-        return picked.contiguous(memory_format=torch.channels_last), tags[indices].to(device(), non_blocking=True)
-
-    def terms(net: nn.Module, picked: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        return {"classification": losses.classification(net.from_trunk(picked[0]).logits, picked[1])}
-
-    course = {"n_samples": len(tags), "batch": batch, "losses": terms, "schedule": spec.schedule, "seed": spec.seed}
-    last = fitting.fit(network, folder, **course)
+    """Train on tags alone; write ``weights.safetensors`` (trained tensors) and ``log.csv``."""
+    network = build_network(spec.network, spec.seed, checkpointing=spec.compute.checkpointing).to(device())
+    last = train_on(network, spec, inputs, folder, triplet.CLASSIFICATION, spec.schedule, spec.compute)
     return {"loss": last["classification"], "device": last["device"]}
+
+
+def train_on(
+    network: CamClassifier,
+    spec: ClassifierSpec,
+    inputs: Mapping[str, Artefact],
+    folder: Path,
+    loss: triplet.Triplet,
+    schedule: training.Schedule,
+    compute: Compute,
+    **rest: Any,
+) -> dict[str, float | str]:
+    """Train a classifier on the scenes of its spec, in either phase; what is written and returned: `fitting.fit`."""
+    pairs = loss.attract != "off" or loss.repel_weight > 0
+    source = open_source(spec.scenes, spec.view, inputs, network.backbone.normalise, pairs=pairs)
+    if source.tags.shape[1] != spec.network.num_classes:
+        raise ValueError(f"the data has K={source.tags.shape[1]} classes, the network K={spec.network.num_classes}")
+    course = {"schedule": schedule, "compute": compute, "seed": spec.seed, "objective": triplet.objective(loss)}
+    return fitting.fit(network, folder, n_samples=len(source.tags), batch=source, **course, **rest)
 
 
 def load_network(artefact: Artefact, weights: str = fitting.WEIGHTS) -> CamClassifier:
     """The trained network of a `train_classifier` artefact, or of a stage that went on from one, in eval mode."""
-    written = artefact.record["spec"].get("warm_start", artefact.record["spec"])
-    pooling = written["pooling"] | {"levels": tuple(written["pooling"]["levels"])}
-    spec = ClassifierSpec(**written | {"pooling": PoolingSpec(**pooling), "schedule": training.Schedule(**written["schedule"])})
-    network = build_network(spec)
+    spec = artefact.record["spec"].get("warm_start", artefact.record["spec"])
+    written = spec["network"]
+    pooling = PoolingSpec(**written["pooling"] | {"levels": tuple(written["pooling"]["levels"])})
+    network = build_network(NetworkSpec(pooling, written["num_classes"], BackboneSpec(**written["backbone"])), spec["seed"])
     trained.load_trained(network, artefact.folder / weights)
     return network.eval()

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from aeft_lib.data.collages import Collages, SceneSpec, load_pack
+from aeft_lib import distributed
+from aeft_lib.data.scenes import AnySpec, open_scenes
 from aeft_lib.devices import device
 from aeft_lib.parallel import over_images
 from aeft_lib.refinement import dense_crf
@@ -19,11 +20,12 @@ from aeft_lib.seeds import Seed, SeedWriter, read_seeds
 class CrfSpec:
     """scenes: of the seeds.  powers: names of background powers, of ``low, middle, high``.  iterations: of mean field."""
 
-    scenes: SceneSpec
+    scenes: AnySpec
     powers: tuple[str, ...]
     iterations: int = 10
 
 
+@distributed.collective
 def refine_by_crf(spec: CrfSpec, inputs: Mapping[str, Artefact], folder: Path) -> dict[str, float]:
     """Read ``seeds`` and ``background``; write ``<power>.npz`` per power: posteriors of the tagged classes, as seeds are.
 
@@ -31,20 +33,24 @@ def refine_by_crf(spec: CrfSpec, inputs: Mapping[str, Artefact], folder: Path) -
     """
     alphas = tuple(inputs["background"].summary[name] for name in spec.powers)
     file = inputs["seeds"].folder / "seeds.npz"
+    count = len(open_scenes(spec.scenes))
     with ExitStack() as stack:
         writers = [stack.enter_context(SeedWriter(folder / f"{name}.npz")) for name in spec.powers]
-        for name, seeds in over_images(_refined, spec.scenes.count, spec, file, alphas):
+        for name, seeds in over_images(_refined, count, spec, file, alphas):
             for writer, seed in zip(writers, seeds, strict=True):
                 writer.add(name, seed)
-    return {"images": spec.scenes.count}
+    return {"images": count}
 
 
 @torch.inference_mode()
 def _refined(indices: range, spec: CrfSpec, file: Path, alphas: tuple[float, ...]) -> list[tuple[str, list[Seed]]]:
     """Name and one posterior a power of these scenes."""
-    scenes = Collages(spec.scenes, load_pack())
+    scenes = open_scenes(spec.scenes)
     found = []
     for index, (name, seed) in zip(indices, read_seeds(file, [f"{i:05d}" for i in indices]), strict=True):
-        posteriors = dense_crf.refine(scenes[index].image, seed.cam.to(device()), alphas, iterations=spec.iterations)
+        if not len(seed.cam):  # no tags, nothing to refine
+            found.append((name, [seed] * len(alphas)))
+            continue
+        posteriors = dense_crf.refine(scenes.image(index), seed.cam.to(device()), alphas, iterations=spec.iterations)
         found.append((name, [Seed(seed.class_ids, q[1:].clamp(0, 1).cpu()) for q in posteriors]))
     return found

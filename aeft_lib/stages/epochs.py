@@ -8,7 +8,7 @@ import pandas as pd
 
 from aeft_lib import evaluation
 from aeft_lib.classifier import CamClassifier
-from aeft_lib.data.collages import Collages, SceneSpec, load_pack
+from aeft_lib.data.scenes import AnySpec, open_scenes
 from aeft_lib.devices import device
 from aeft_lib.runs import Artefact
 from aeft_lib.stages.classifier import load_network
@@ -20,7 +20,7 @@ from aeft_lib.stages.seeds import SeedSpec, seed_stream
 class EpochsSpec:
     """thresholds: increasing, in 0..1.  One scale only, since every epoch is scored."""
 
-    scenes: SceneSpec
+    scenes: AnySpec
     thresholds: tuple[float, ...]
 
 
@@ -30,8 +30,8 @@ def evaluate_epochs(spec: EpochsSpec, inputs: Mapping[str, Artefact], folder: Pa
     CAMs as they are, not in the steps of 1/255 of a stored seed: mIoU differs from `evaluate_seeds` in the second decimal.
     inputs: ``warm_start`` and ``classifier`` (trained with keep_epochs), ``features`` of the scenes.
     """
-    cache, scenes = load_features(inputs["features"]), Collages(spec.scenes, load_pack())
-    masks = [scenes[i].mask for i in range(len(scenes))]
+    cache, scenes = load_features(inputs["features"]), open_scenes(spec.scenes)
+    masks = [scenes.mask(i) for i in range(len(scenes))]
     tables = []
     for epoch, network in enumerate(_networks(inputs)):
         seeds = seed_stream(network.to(device()), cache, SeedSpec((1.0,), spec.scenes.size))

@@ -1,6 +1,6 @@
 """Stages that score: seeds, refined scores and label maps against masks.  The first readers of masks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from aeft_lib import evaluation
-from aeft_lib.data.collages import CLASSES, Collages, SceneSpec, load_pack
+from aeft_lib.data.scene import Scenes
+from aeft_lib.data.scenes import AnySpec, open_scenes
 from aeft_lib.labels import read_label_map
 from aeft_lib.runs import Artefact
 from aeft_lib.seeds import read_seeds
@@ -20,15 +21,15 @@ from aeft_lib.stages.seeds import load_logits
 class EvaluationSpec:
     """thresholds: increasing, in 0..1."""
 
-    scenes: SceneSpec
+    scenes: AnySpec
     thresholds: tuple[float, ...]
 
 
 def evaluate_seeds(spec: EvaluationSpec, inputs: Mapping[str, Artefact], folder: Path) -> dict[str, float]:
     """Write ``sweep.npz`` (the counts at every threshold), ``curve.csv`` and ``classes.csv``; return the headline numbers."""
-    scenes = Collages(spec.scenes, load_pack())
+    scenes = open_scenes(spec.scenes)
     cams = (tuple(seed) for _, seed in read_seeds(inputs["seeds"].folder / "seeds.npz"))
-    masks = (scenes[i].mask for i in range(len(scenes)))
+    masks = (scenes.mask(i) for i in range(len(scenes)))
     swept = evaluation.sweep(cams, masks, spec.thresholds, num_classes=len(scenes.classes))
     np.savez_compressed(folder / "sweep.npz", tp=swept.tp, predicted=swept.predicted, true=swept.true, top=swept.top)
     _curve(swept).to_csv(folder / "curve.csv", index=False)
@@ -42,33 +43,31 @@ def evaluate_scores(spec: EvaluationSpec, inputs: Mapping[str, Artefact], folder
     Write ``curve.csv`` and ``classes.csv`` (of the labels).  ``*_maskless`` are the numbers of the labels, chosen without
     masks; the others are at the best threshold on masks.
     """
-    scenes = Collages(spec.scenes, load_pack())
+    scenes = open_scenes(spec.scenes)
     (file,) = inputs["scores"].folder.glob("*.npz")
-    masks = [scenes[i].mask for i in range(len(scenes))]
-    swept = evaluation.sweep((tuple(seed) for _, seed in read_seeds(file)), masks, spec.thresholds, num_classes=len(CLASSES))
+    cams = (tuple(seed) for _, seed in read_seeds(file))
+    masks = (scenes.mask(i) for i in range(len(scenes)))
+    swept = evaluation.sweep(cams, masks, spec.thresholds, num_classes=len(scenes.classes))
     _curve(swept).to_csv(folder / "curve.csv", index=False)
     best = {name: value for name, value in _headline(swept).items() if not name.endswith("maskless")}
-    return best | {f"{name}_maskless": value for name, value in _of_labels(inputs["labels"], masks, folder).items()}
+    return best | {f"{name}_maskless": value for name, value in _of_labels(inputs["labels"], scenes, folder).items()}
 
 
-def evaluate_labels(spec: SceneSpec, inputs: Mapping[str, Artefact], folder: Path) -> dict[str, float]:
+def evaluate_labels(spec: AnySpec, inputs: Mapping[str, Artefact], folder: Path) -> dict[str, float]:
     """Score the label maps ``labels``; write ``classes.csv``; return mIoU, precision and recall in percent.
 
     Nothing was chosen on masks, so ``*_maskless`` are the same numbers.
     """
-    scenes = Collages(spec, load_pack())
-    numbers = _of_labels(inputs["labels"], [scenes[i].mask for i in range(len(scenes))], folder)
+    numbers = _of_labels(inputs["labels"], open_scenes(spec), folder)
     return numbers | {f"{name}_maskless": value for name, value in numbers.items()}
 
 
-def _of_labels(labels: Artefact, masks: Sequence[np.ndarray], folder: Path) -> dict[str, float]:
-    """Headline numbers of label maps, and their ``classes.csv``."""
-    sizes = (mask.shape for mask in masks)
-    maps = (
-        read_label_map(file, num_classes=len(CLASSES), size=size) for file, size in zip(label_files(labels), sizes, strict=True)
-    )
-    counts = evaluation.confusion(maps, masks, num_classes=len(CLASSES))
-    _per_class(counts, CLASSES).to_csv(folder / "classes.csv", index=False)
+def _of_labels(labels: Artefact, scenes: Scenes, folder: Path) -> dict[str, float]:
+    """Headline numbers of label maps, and their ``classes.csv``.  Raises ValueError where a map does not fit its scene."""
+    num_classes = len(scenes.classes)
+    maps = (read_label_map(file, num_classes=num_classes) for file in label_files(labels))
+    counts = evaluation.confusion(maps, (scenes.mask(i) for i in range(len(scenes))), num_classes=num_classes)
+    _per_class(counts, scenes.classes).to_csv(folder / "classes.csv", index=False)
     return {"miou": float(counts.miou), "precision": float(counts.precision), "recall": float(counts.recall)}
 
 

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from aeft_lib.backbones.efficientnet_lite import EfficientNetLite0, normalise
-from aeft_lib.data.collages import Collages, SceneSpec, load_pack
+from aeft_lib.backbones.registry import BackboneSpec, build_backbone
+from aeft_lib.data.scenes import AnySpec, open_scenes
 from aeft_lib.devices import device
 from aeft_lib.runs import Artefact
 
@@ -24,28 +24,27 @@ BATCH = 8
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """scales: relative to the scene's size.  trained_stages: those left out of the trunk.  pack: the photo pack's checksum."""
+    """scenes: all of one size.  scales: relative to it.  data: fingerprint of the scenes."""
 
-    scenes: SceneSpec
-    trained_stages: int
+    scenes: AnySpec
+    backbone: BackboneSpec
     scales: tuple[float, ...]
-    pack: str
+    data: str
 
 
 def cache_features(spec: FeatureSpec, inputs: Mapping[str, Artefact], folder: Path) -> dict[str, float]:
     """Write ``features.safetensors``: per scale a (N, 2, C, h, w) float16 tensor (plain, mirrored), and ``tags`` (N, K)."""
-    scenes = Collages(spec.scenes, load_pack())
-    backbone = EfficientNetLite0(trained_stages=spec.trained_stages).eval()
-    trunk = backbone.to(device(), memory_format=torch.channels_last).trunk
+    scenes = open_scenes(spec.scenes)
+    backbone = build_backbone(spec.backbone).eval().to(device(), memory_format=torch.channels_last)
     parts: dict[str, list[Tensor]] = {scale_name(scale): [] for scale in spec.scales} | {"tags": []}
     for start in range(0, len(scenes), BATCH):
-        batch = [scenes[i] for i in range(start, min(start + BATCH, len(scenes)))]
-        images = torch.from_numpy(np.stack([scene.image for scene in batch])).permute(0, 3, 1, 2)
-        parts["tags"].append(torch.from_numpy(np.stack([scene.tags for scene in batch])))
+        indices = range(start, min(start + BATCH, len(scenes)))
+        images = torch.from_numpy(np.stack([scenes.image(i) for i in indices])).permute(0, 3, 1, 2)
+        parts["tags"].append(torch.from_numpy(np.stack([scenes.tags(i) for i in indices])))
         images = images.to(device())
         for scale in spec.scales:
-            scaled = rescale(normalise(images), scale)
-            both = [trunk(x.contiguous(memory_format=torch.channels_last)) for x in (scaled, scaled.flip(-1))]
+            scaled = rescale(backbone.normalise(images), scale)
+            both = [backbone.trunk(x.contiguous(memory_format=torch.channels_last)) for x in (scaled, scaled.flip(-1))]
             parts[scale_name(scale)].append(torch.stack(both, dim=1).half().contiguous().cpu())
     save_file({name: torch.cat(items) for name, items in parts.items()}, folder / "features.safetensors")
     return {"scenes": len(scenes)}

@@ -1,23 +1,57 @@
-"""What every stage that trains has in common: its checkpoint while it runs, its weights and log when it has run."""
+"""What every stage that trains has in common: its checkpoint while it runs, its weights and logs when it has run."""
 
+import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from torch import nn
 
-from aeft_lib import trained, training
+from aeft_lib import distributed, trained, training
 from aeft_lib.devices import device
 
-WEIGHTS, LOG = "weights.safetensors", "log.csv"
+WEIGHTS, LOG, STEPS, CHECKPOINT = "weights.safetensors", "log.csv", "steps.jsonl", "checkpoint.safetensors"
+TENSORBOARD = "AEFT_TENSORBOARD"
 
 
 def fit(network: nn.Module, folder: Path, **course: Any) -> dict[str, float | str]:
-    """`training.fit` in a stage's folder: write ``weights.safetensors`` (trained tensors) and ``log.csv``.
+    """`training.fit` in a stage's folder: write ``weights.safetensors`` (trained tensors), ``log.csv`` and ``steps.jsonl``.
 
-    course: what `training.fit` takes besides network and checkpoint.  Returns the last epoch's row, and the device.
+    course: what `training.fit` takes besides network, checkpoint and progress.  Returns the last epoch's row, and the device.
+    ``steps.jsonl`` has a line per look at the loss: step, steps, lr, terms.  They go to TensorBoard as well where
+    ``AEFT_TENSORBOARD`` names a folder.
     """
-    rows = training.fit(network, checkpoint=folder / "checkpoint.safetensors", **course)
-    trained.save_trained(network, folder / WEIGHTS)
-    pd.DataFrame(rows).to_csv(folder / LOG, index=False)
+    rows = training.fit(network, checkpoint=folder / CHECKPOINT, progress=_progress(folder), **course)
+    if distributed.is_main():
+        trained.save_trained(network, folder / WEIGHTS)
+        pd.DataFrame(rows).to_csv(folder / LOG, index=False)
     return {**{name: value for name, value in rows[-1].items() if name != "epoch"}, "device": str(device())}
+
+
+def _progress(folder: Path) -> Callable[[dict[str, float]], None]:
+    """What is done at every look at the loss: a line to the log, a point to TensorBoard."""
+    board = _board(folder) if os.environ.get(TENSORBOARD) and distributed.is_main() else None
+    log = folder / STEPS
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.is_file() else []
+
+    def report(seen: dict[str, float]) -> None:
+        while lines and lines[-1]["step"] >= seen["step"]:  # of a run that was killed after its last checkpoint
+            lines.pop()
+        lines.append(seen)
+        aside = log.with_name(f".{log.name}")
+        aside.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        aside.replace(log)
+        for name, value in seen.items() if board else ():
+            board.add_scalar(name, value, seen["step"])
+
+    return report
+
+
+def _board(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise RuntimeError(f"{TENSORBOARD} is set, but TensorBoard is not installed: pip install tensorboard") from error
+    return SummaryWriter(str(Path(os.environ[TENSORBOARD]) / folder.parent.name / folder.stem))

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from aeft_lib.data.collages import Collages, SceneSpec, load_pack
+from aeft_lib.data.scenes import AnySpec, open_scenes
 from aeft_lib.labels import label_map, statistics, write_label_map
 from aeft_lib.runs import Artefact
 from aeft_lib.seeds import read_seeds
@@ -31,7 +31,7 @@ class LabelSpec:
 class TruthSpec:
     """scenes: whose masks are copied."""
 
-    scenes: SceneSpec
+    scenes: AnySpec
 
 
 def write_labels(spec: LabelSpec, inputs: Mapping[str, Artefact], folder: Path) -> dict[str, float]:
@@ -43,8 +43,8 @@ def write_labels(spec: LabelSpec, inputs: Mapping[str, Artefact], folder: Path) 
 
 def true_labels(spec: TruthSpec, inputs: Mapping[str, Artefact], folder: Path) -> dict[str, float]:
     """Write the true masks in the same form."""
-    scenes = Collages(spec.scenes, load_pack())
-    return write_all(folder, ((f"{i:05d}", scenes[i].mask) for i in range(len(scenes))))
+    scenes = open_scenes(spec.scenes)
+    return write_all(folder, ((f"{i:05d}", scenes.mask(i)) for i in range(len(scenes))))
 
 
 def write_all(folder: Path, named: Iterator[tuple[str, np.ndarray]]) -> dict[str, float]:
@@ -54,7 +54,7 @@ def write_all(folder: Path, named: Iterator[tuple[str, np.ndarray]]) -> dict[str
     for name, labels in named:
         write_label_map(folder / FOLDER / f"{name}.png", labels)
         lines.append({"name": name, **statistics(labels)})
-    table = pd.DataFrame(lines)
+    table = pd.DataFrame(lines, columns=["name", "classes", "foreground", "void"])
     table.to_csv(folder / TABLE, index=False, float_format="%.4f")
     return {"images": len(table), "foreground": float(table["foreground"].mean())}
 

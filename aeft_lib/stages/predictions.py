@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from aeft_lib.backbones.efficientnet_lite import normalise
-from aeft_lib.data.collages import Collages, SceneSpec, load_pack
+from aeft_lib import distributed
+from aeft_lib.data.scenes import AnySpec, open_scenes
 from aeft_lib.devices import device
 from aeft_lib.parallel import over_images
 from aeft_lib.refinement.dense_crf import DenseCRF, unary_of
@@ -25,28 +25,29 @@ class PredictionSpec:
     tags_known: classes that are not tagged are left out, as if somebody had told: an oracle, not what a network has to do.
     """
 
-    scenes: SceneSpec
+    scenes: AnySpec
     scales: tuple[float, ...]
     crf_iterations: int = 0
     tags_known: bool = False
 
 
+@distributed.collective
 def predict_labels(spec: PredictionSpec, inputs: Mapping[str, Artefact], folder: Path) -> dict[str, float]:
     """Read ``segmenter``; write ``labels/<name>.png`` and ``labels.csv``, as `write_labels` does."""
-    return write_all(folder, over_images(_predicted, spec.scenes.count, spec, inputs["segmenter"]))
+    return write_all(folder, over_images(_predicted, len(open_scenes(spec.scenes)), spec, inputs["segmenter"]))
 
 
 @torch.inference_mode()
 def _predicted(indices: range, spec: PredictionSpec, segmenter: Artefact) -> list[tuple[str, np.ndarray]]:
     network = load_segmenter(segmenter).to(device())
-    scenes = Collages(spec.scenes, load_pack())
+    scenes = open_scenes(spec.scenes)
     found = []
     for index in indices:
-        image, tags = scenes[index].image, torch.from_numpy(scenes[index].tags.copy())
-        picture = normalise(torch.from_numpy(image.copy()).permute(2, 0, 1)[None].to(device()))
+        image = scenes.image(index)
+        picture = network.backbone.normalise(torch.from_numpy(image.copy()).permute(2, 0, 1)[None].to(device()))
         scores = multi_scale_probabilities(network, picture, spec.scales)[0]
         if spec.tags_known:
-            scores[1:] *= tags.to(scores)[:, None, None]
+            scores[1:] *= torch.from_numpy(scenes.tags(index)).to(scores)[:, None, None]
         if spec.crf_iterations:
             scores = DenseCRF(image, device=device()).infer(unary_of(scores), iterations=spec.crf_iterations)
         found.append((f"{index:05d}", scores.argmax(dim=0).to(torch.uint8).cpu().numpy()))

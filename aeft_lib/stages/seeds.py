@@ -8,10 +8,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from aeft_lib import distributed
 from aeft_lib.classifier import CamClassifier
+from aeft_lib.data.augment import resized
+from aeft_lib.data.scenes import AnySpec, open_scenes
 from aeft_lib.devices import device
+from aeft_lib.parallel import over_images
 from aeft_lib.runs import Artefact
-from aeft_lib.seeds import Seed, combine_scales, write_seeds
+from aeft_lib.seeds import Seed, SeedWriter, combine_scales, write_seeds
 from aeft_lib.stages.classifier import load_network
 from aeft_lib.stages.features import load_features, scale_name
 
@@ -24,16 +28,39 @@ class SeedSpec:
     size: int
 
 
+@dataclass(frozen=True)
+class PhotoSeedSpec:
+    """scenes: photos of any size, which seeds are made at.  scales: as above.  data: fingerprint of the scenes."""
+
+    scenes: AnySpec
+    scales: tuple[float, ...]
+    data: str
+
+
 def infer_seeds(spec: SeedSpec, inputs: Mapping[str, Artefact], folder: Path) -> dict[str, float]:
     """Read ``classifier`` and ``features``; write ``seeds.npz`` (see `aeft_lib.seeds`) and ``logits.safetensors``."""
     network = load_network(inputs["classifier"]).to(device())
     cache = load_features(inputs["features"])
-    if cache["tags"].shape[1] != network.num_classes:
-        raise ValueError(f"the data has K={cache['tags'].shape[1]} classes, the classifier K={network.num_classes}")
+    _check_classes(cache["tags"].shape[1], network)
     names = (f"{i:05d}" for i in range(len(cache["tags"])))
     count = write_seeds(folder / "seeds.npz", zip(names, seed_stream(network, cache, spec), strict=True))
     save_file({"logits": tag_logits(network, cache), "tags": cache["tags"]}, folder / "logits.safetensors")
     return {"images": count}
+
+
+@distributed.collective
+def infer_photo_seeds(spec: PhotoSeedSpec, inputs: Mapping[str, Artefact], folder: Path) -> dict[str, float]:
+    """Read ``classifier``; write what `infer_seeds` writes, for photos, each at its own size."""
+    scenes = open_scenes(spec.scenes)
+    logits, tags = [], []
+    with SeedWriter(folder / "seeds.npz") as writer:
+        for name, seed, found, tagged in over_images(_photo_seeds, len(scenes), spec, inputs["classifier"]):
+            writer.add(name, seed)
+            logits.append(found)
+            tags.append(tagged)
+    if logits:
+        save_file({"logits": torch.stack(logits), "tags": torch.stack(tags)}, folder / "logits.safetensors")
+    return {"images": len(logits)}
 
 
 def load_logits(artefact: Artefact) -> tuple[Tensor, Tensor]:
@@ -59,3 +86,30 @@ def seed_stream(network: CamClassifier, cache: dict[str, Tensor], spec: SeedSpec
             features = cache[scale_name(scale)][i].to(device()).contiguous(memory_format=torch.channels_last)
             scores += network.cam(features)[:, class_ids.to(device())].split(1)
         yield Seed(class_ids, combine_scales(scores, size=(spec.size, spec.size))[0].cpu())
+
+
+@torch.inference_mode()
+def _photo_seeds(indices: range, spec: PhotoSeedSpec, classifier: Artefact) -> list[tuple[str, Seed, Tensor, Tensor]]:
+    """Name, seed, logits and tags of these photos; photos are resized before they are normalised, as in the reference."""
+    network, scenes = load_network(classifier).to(device()), open_scenes(spec.scenes)
+    _check_classes(len(scenes.classes), network)
+    found = []
+    for index in indices:
+        image, tags = scenes.image(index), torch.from_numpy(scenes.tags(index))
+        class_ids, scores, logits = tags.nonzero()[:, 0], [], None
+        for scale in spec.scales:
+            sides = tuple(max(1, round(side * scale)) for side in image.shape[:2])
+            picture = torch.from_numpy(resized(image, sides).copy()).permute(2, 0, 1)[None].to(device())
+            plain = network.backbone.normalise(picture).contiguous(memory_format=torch.channels_last)
+            output = network(plain)
+            logits = output.logits[0].cpu() if scale == 1 else logits
+            mirrored = network.cam(network.backbone.trunk(plain.flip(-1)))
+            scores += [maps[:, class_ids.to(device())] for maps in (output.cam, mirrored)]
+        seed = Seed(class_ids, combine_scales(scores, size=image.shape[:2])[0].cpu())
+        found.append((f"{index:05d}", seed, logits, tags))
+    return found
+
+
+def _check_classes(num_classes: int, network: CamClassifier) -> None:
+    if num_classes != network.num_classes:
+        raise ValueError(f"the data has K={num_classes} classes, the classifier K={network.num_classes}")

@@ -3,77 +3,135 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from aeft_lib import trained, training
-from aeft_lib.backbones.efficientnet_lite import EfficientNetLite0, normalise
-from aeft_lib.data.augment import random_views
-from aeft_lib.data.collages import SceneSpec
+from aeft_lib import distributed, trained, training
+from aeft_lib.backbones.registry import BackboneSpec, build_backbone
+from aeft_lib.data.augment import random_crop, random_views, resized
+from aeft_lib.data.scenes import AnySpec, open_scenes
 from aeft_lib.devices import device
-from aeft_lib.labels import read_label_map
+from aeft_lib.labels import VOID, read_label_map
 from aeft_lib.runs import Artefact
-from aeft_lib.segmenter import Segmenter, segmentation_loss
+from aeft_lib.segmenter import Segmenter, segmentation_sum
 from aeft_lib.stages import fitting
 from aeft_lib.stages.labels import label_files
 from aeft_lib.stages.scenes import load_images
+from aeft_lib.stepping import PLAIN, Compute, Objective
 
 
 @dataclass(frozen=True)
 class SegmenterSpec:
     """All that decides the weights, next to the labels.
 
+    crop: side of a training view of a photo; 0: views of scenes that are of one size, at that size.
     hidden: channels between the head's two convolutions.  view_scales: least and largest scale of a training view.
     """
 
-    scenes: SceneSpec
+    scenes: AnySpec
     num_classes: int
-    trained_stages: int
+    backbone: BackboneSpec
     schedule: training.Schedule
     seed: int
+    crop: int = 0
+    compute: Compute = PLAIN
     hidden: int = 512
     view_scales: tuple[float, float] = (0.5, 1.5)
 
 
-def build_segmenter(spec: SegmenterSpec) -> Segmenter:
-    """The network before training: ImageNet backbone, head drawn from the spec's seed."""
+class Samples(NamedTuple):
+    """images: (B, 3, H, W) in the backbone's range.  labels: (B, H, W) uint8: 0 background, class + 1, 255 void."""
+
+    images: Tensor
+    labels: Tensor
+
+
+def build_segmenter(
+    num_classes: int, backbone: BackboneSpec, hidden: int, seed: int, *, checkpointing: bool = False
+) -> Segmenter:
+    """The network before training: ImageNet backbone, head drawn from the seed."""
 
     def make() -> Segmenter:
-        backbone = EfficientNetLite0(trained_stages=spec.trained_stages)
-        return Segmenter(backbone=backbone, num_classes=spec.num_classes, hidden=spec.hidden)
+        built = build_backbone(backbone, checkpointing=checkpointing)
+        return Segmenter(backbone=built, num_classes=num_classes, hidden=hidden)
 
-    return trained.build(make, spec.seed)
+    return trained.build(make, seed)
 
 
+@distributed.collective
 def train_segmenter(spec: SegmenterSpec, inputs: Mapping[str, Artefact], folder: Path) -> dict[str, float | str]:
-    """Train on the scenes' images and ``inputs["labels"]``; write ``weights.safetensors`` and ``log.csv``."""
-    network = build_segmenter(spec).to(device())
-    images = load_images(spec.scenes)
-    size = tuple(images.shape[-2:])
-    maps = [read_label_map(file, num_classes=spec.num_classes, size=size) for file in label_files(inputs["labels"])]
-    if len(maps) != len(images):
-        raise ValueError(f"there are {len(images)} images and {len(maps)} label maps")
-    labels = torch.from_numpy(np.stack(maps))
+    """Train on the scenes' images and ``inputs["labels"]``; write what `fitting.fit` writes."""
+    built = (spec.num_classes, spec.backbone, spec.hidden, spec.seed)
+    network = build_segmenter(*built, checkpointing=spec.compute.checkpointing).to(device())
+    source = (RandomCrops if spec.crop else WholeScenes)(spec, label_files(inputs["labels"]), network.backbone.normalise)
 
-    def batch(indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        pictures, targets = normalise(images[indices].to(device())), labels[indices].to(device())
-        views, targets = random_views(pictures, targets, generator, scales=spec.view_scales)
-        return views.contiguous(memory_format=torch.channels_last), targets
+    def measure(net: nn.Module, samples: Samples) -> dict[str, Tensor]:
+        summed, known = segmentation_sum(net(samples.images).float(), samples.labels)
+        return {"summed": summed[None], "known": known[None]}
 
-    def terms(net: nn.Module, picked: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        return {"segmentation": segmentation_loss(net(picked[0]), picked[1])}
+    def combine(measures: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"segmentation": measures["summed"].sum() / measures["known"].sum().clamp(min=1)}
 
-    course = {"n_samples": len(images), "batch": batch, "losses": terms, "schedule": spec.schedule, "seed": spec.seed}
-    return fitting.fit(network, folder, **course)
+    course = {"schedule": spec.schedule, "seed": spec.seed, "compute": spec.compute, "objective": Objective(measure, combine)}
+    return fitting.fit(network, folder, n_samples=source.count, batch=source, **course)
+
+
+class WholeScenes:
+    """Scenes of one size and their labels, as random views of that size."""
+
+    def __init__(self, spec: SegmenterSpec, files: list[Path], normalise: object) -> None:
+        self.images, self.normalise, self.scales = load_images(spec.scenes), normalise, spec.view_scales
+        size = tuple(self.images.shape[-2:])
+        maps = [read_label_map(file, num_classes=spec.num_classes, size=size) for file in files]
+        self.count = _counted(len(self.images), maps)
+        self.labels = torch.from_numpy(np.stack(maps))
+
+    def __call__(self, indices: Tensor, generator: torch.Generator, wanted: slice) -> Samples:
+        pictures, targets = self.normalise(self.images[indices]), self.labels[indices]
+        views, targets = random_views(pictures, targets, generator, scales=self.scales)
+        return Samples(views[wanted], targets[wanted])
+
+
+class RandomCrops:
+    """Photos of any size and their labels: scaled, mirrored and cropped at random; padding is the mean colour, and void."""
+
+    def __init__(self, spec: SegmenterSpec, files: list[Path], normalise: object) -> None:
+        self.spec, self.scenes, self.files, self.normalise = spec, open_scenes(spec.scenes), files, normalise
+        self.count = _counted(len(self.scenes), files)
+
+    def __call__(self, indices: Tensor, generator: torch.Generator, wanted: slice) -> Samples:
+        seeds = torch.randint(2**62, (len(indices),), generator=generator)[wanted].tolist()
+        drawn = [
+            self._one(i, torch.Generator().manual_seed(seed)) for i, seed in zip(indices[wanted].tolist(), seeds, strict=True)
+        ]
+        return Samples(*(torch.stack(items) for items in zip(*drawn, strict=True)))
+
+    def _one(self, index: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        image = self.scenes.image(index)
+        labels = read_label_map(self.files[index], num_classes=self.spec.num_classes, size=image.shape[:2])
+        low, high = self.spec.view_scales
+        scale = low + (high - low) * float(torch.rand((), generator=generator))
+        size = tuple(max(1, round(side * scale)) for side in labels.shape)
+        picture = torch.from_numpy(resized(image, size).copy()).permute(2, 0, 1)
+        targets = torch.from_numpy(resized(labels, size, labels=True).copy())
+        if torch.rand((), generator=generator) < 0.5:
+            picture, targets = picture.flip(-1), targets.flip(-1)
+        view, target = random_crop([self.normalise(picture[None])[0], targets], [0, VOID], self.spec.crop, generator)
+        return view, target
 
 
 def load_segmenter(artefact: Artefact) -> Segmenter:
     """The trained network of a `train_segmenter` artefact, in eval mode."""
     written = artefact.record["spec"]
-    schedule, scenes = training.Schedule(**written["schedule"]), SceneSpec(**written["scenes"])
-    rest = {"schedule": schedule, "scenes": scenes, "view_scales": tuple(written["view_scales"])}
-    network = build_segmenter(SegmenterSpec(**written | rest))
+    network = build_segmenter(written["num_classes"], BackboneSpec(**written["backbone"]), written["hidden"], written["seed"])
     trained.load_trained(network, artefact.folder / fitting.WEIGHTS)
     return network.eval()
+
+
+def _counted(images: int, maps: list) -> int:
+    if len(maps) != images:
+        raise ValueError(f"there are {images} images and {len(maps)} label maps")
+    return images

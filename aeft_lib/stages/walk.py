@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from aeft_lib.backbones.efficientnet_lite import normalise
-from aeft_lib.data.collages import Collages, SceneSpec, load_pack
+from aeft_lib import distributed
+from aeft_lib.data.scenes import AnySpec, open_scenes
 from aeft_lib.devices import device
 from aeft_lib.parallel import over_images
 from aeft_lib.refinement.propagation import padded, refine_by_walk
@@ -20,31 +20,37 @@ from aeft_lib.stages.affinity import load_affinity_net
 class WalkSpec:
     """beta, steps: of the walk (8 and 64 in the reference).  crf_iterations: after it; 0 leaves the CRF out."""
 
-    scenes: SceneSpec
+    scenes: AnySpec
     beta: float = 8
     steps: int = 64
     crf_iterations: int = 1
 
 
+@distributed.collective
 def walk_seeds(spec: WalkSpec, inputs: Mapping[str, Artefact], folder: Path) -> dict[str, float]:
     """Read ``seeds``, ``background`` and ``affinity``; write ``middle.npz``: posteriors as `refine_by_crf` writes them."""
     alpha = inputs["background"].summary["middle"]
-    walked = over_images(_walked, spec.scenes.count, spec, inputs["seeds"].folder / "seeds.npz", inputs["affinity"], alpha)
+    walked = over_images(
+        _walked, len(open_scenes(spec.scenes)), spec, inputs["seeds"].folder / "seeds.npz", inputs["affinity"], alpha
+    )
     return {"images": write_seeds(folder / "middle.npz", walked)}
 
 
 @torch.inference_mode()
 def _walked(indices: range, spec: WalkSpec, file: Path, affinity: Artefact, alpha: float) -> list[tuple[str, Seed]]:
     network = load_affinity_net(affinity).to(device())
-    scenes = Collages(spec.scenes, load_pack())
+    scenes = open_scenes(spec.scenes)
     found = []
     for index, (name, seed) in zip(indices, read_seeds(file, [f"{i:05d}" for i in indices]), strict=True):
-        image = scenes[index].image
+        if not len(seed.cam):  # no tags, nothing to refine
+            found.append((name, seed))
+            continue
+        image = scenes.image(index)
         picture = padded(torch.from_numpy(image.copy()).permute(2, 0, 1))[None].to(device())
         posterior = refine_by_walk(
             image,
             seed.cam.to(device()),
-            network.affinity(normalise(picture).contiguous(memory_format=torch.channels_last))[0],
+            network.affinity(network.backbone.normalise(picture).contiguous(memory_format=torch.channels_last))[0],
             alpha=alpha,
             beta=spec.beta,
             steps=spec.steps,
