@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from aeft_lib import distributed, paths, profiles, runs, studies
+from aeft_lib.data.scenes import open_scenes
 from aeft_lib.rows import SegmentationRow
 
 
@@ -109,9 +110,9 @@ def export(arguments: argparse.Namespace) -> None:
         command = f"aeft run segmentation --profile {profile.name} --row {row.name} --seed {seed}"
         raise ValueError(f"row {row.name}, seed {seed} is not in the store, make it with: {command}")
     maps = Session(profile, seed + 1).label_maps(row.name, seed)
-    named = [(f"{index:05d}", labels) for index, labels in enumerate(maps)]
-    count = submission.write(file, named, num_classes=profile.num_classes, split="val")
-    sizes = {name: (profile.val.size, profile.val.size) for name, _ in named}
+    scenes = open_scenes(profile.val)
+    count = submission.write(file, list(zip(scenes.names, maps, strict=True)), num_classes=profile.num_classes, split="val")
+    sizes = {name: scenes.image(index).shape[:2] for index, name in enumerate(scenes.names)}
     if problems := submission.check(file, sizes, num_classes=profile.num_classes, split="val"):
         raise RuntimeError(f"{file} would be refused: " + "; ".join(problems[:5]))
     print(f"{file}: {count} label maps, checked")
@@ -192,7 +193,7 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--profile", default="", help=f"one of {', '.join(profiles.PROFILES)} (default laptop)")
     common.add_argument("--seeds", type=int, default=0, help="how many seeds (default: the profile's own number)")
     working = argparse.ArgumentParser(add_help=False)
-    working.add_argument("--workers", type=int, default=0, help="processes side by side (default: one per core)")
+    working.add_argument("--workers", type=int, default=0, help="processes side by side (default: one per core; one on a GPU)")
 
     one = commands.add_parser("run", parents=[common, working], help="compute a study, or one row of it, and print its table")
     one.add_argument("study", help=f"one of {', '.join(studies.STUDIES)}")

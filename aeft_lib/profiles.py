@@ -15,6 +15,7 @@ from aeft_lib.backbones.registry import BackboneSpec
 from aeft_lib.data.augment import ViewSpec
 from aeft_lib.data.coco import CocoSpec
 from aeft_lib.data.collages import SceneSpec
+from aeft_lib.data.folder import FolderSpec
 from aeft_lib.data.scenes import AnySpec, open_scenes
 from aeft_lib.data.voc import VocSpec
 from aeft_lib.gpp import scaled_levels
@@ -292,6 +293,8 @@ Place: poster tables 1 and 2, at a small scale; mIoU is that of squared masks, n
 the numbers too.
 Command: ``aeft run gap_vs_gpp --profile voc-lite``.
 """
+PHOTOS = replace(VOC_LITE, name="photos", train=FolderSpec("train", size=256), val=FolderSpec("val", size=256))
+"""Your own photos and tags (data/folder.py), as ``voc-lite``.  Command: ``aeft run gap_vs_gpp --profile photos``."""
 
 
 def _paper(name: str, train: AnySpec, val: AnySpec, scored: AnySpec, n_train: int, *, corrected: bool = False) -> Profile:
@@ -353,7 +356,7 @@ COCO = _paper("coco", CocoSpec("train2014"), CocoSpec("val2014"), CocoSpec("val2
 """The paper on COCO 2014.  The reference has no code for it; the settings are VOC's.  Expected (poster): segmentation val 44.8.
 Not run here."""
 
-PROFILES = {profile.name: profile for profile in (SMOKE, LAPTOP, VOC_LITE, VOC, VOC_CORRECTED, COCO)}
+PROFILES = {profile.name: profile for profile in (SMOKE, LAPTOP, VOC_LITE, PHOTOS, VOC, VOC_CORRECTED, COCO)}
 VOC_CLASSES = "AEFT_VOC_CLASSES"
 
 

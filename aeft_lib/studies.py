@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from aeft_lib import distributed, parallel, paths, runs
 from aeft_lib.catalogue import STUDIES, Study, get, row, study_of
+from aeft_lib.devices import device
 from aeft_lib.profiles import Profile
 from aeft_lib.rows import AnyRow, Found, Obtain, features
 
@@ -32,14 +33,14 @@ def artefacts(profile: Profile, row: AnyRow, seed: int, obtain: Obtain = runs.ob
 def run(study: Study, profile: Profile, seeds: Sequence[int], *, rows: Sequence[AnyRow] = (), workers: int = 0) -> pd.DataFrame:
     """The study's table: one line per row and seed, ``row, label, seed`` and the numbers of `evaluate_seeds` (percent).
 
-    rows: only these.  workers: processes; 0 is one per core.
+    rows: only these.  workers: processes; 0 is one per core, and a single one on a GPU.
     What is finished stays in the store whatever happens to the rest; errors of a row carry its name and seed.
     Raises ValueError for seeds that are none, before anything runs.
     """
     jobs = [(row, seed) for seed in check_seeds(seeds) for row in (rows or study.rows)]
     found = {job: stored(profile, *job) for job in jobs}
     if missing := [job for job in _in_order(study, jobs) if found[job] is None]:
-        found |= _compute(f"{study.name} on {profile.name}", profile, missing, workers or cores())
+        found |= _compute(f"{study.name} on {profile.name}", profile, missing, workers or default_workers())
     lines = [{"row": row.name, "label": row.label, "seed": seed, **found[row, seed]} for row, seed in jobs]
     return at_common_threshold(study, profile, pd.DataFrame(lines))
 
@@ -53,7 +54,7 @@ def prepare(chosen: Sequence[tuple[Study, Sequence[int]]], profile: Profile, *, 
     for study, seeds in chosen:
         jobs += _in_order(study, [(row, seed) for seed in check_seeds(seeds) for row in study.rows])
     if missing := [job for job in dict.fromkeys(jobs) if stored(profile, *job) is None]:
-        _compute(f"{len(chosen)} studies on {profile.name}", profile, missing, workers or cores())
+        _compute(f"{len(chosen)} studies on {profile.name}", profile, missing, workers or default_workers())
 
 
 def _in_order(study: Study, jobs: Sequence[tuple[AnyRow, int]]) -> list[tuple[AnyRow, int]]:
@@ -92,6 +93,11 @@ def check_seeds(seeds: Iterable[int]) -> list[int]:
     if len(set(checked)) < len(checked):
         raise ValueError(f"every seed counts once, got {checked}")
     return checked
+
+
+def default_workers() -> int:
+    """How many processes work side by side unless told otherwise: one per core; on a GPU, whose memory it needs, one."""
+    return 1 if device().type == "cuda" else cores()
 
 
 def cores() -> int:

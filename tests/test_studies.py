@@ -204,7 +204,7 @@ def test_features_and_training_never_see_a_mask(row, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Collages, "__getitem__", maskless)  # all that is read of a scene goes through it
     for read in (lambda scenes: scenes[0].mask, lambda scenes: scenes.mask(0), lambda scenes: tuple(scenes[0])):
-        with pytest.raises(AssertionError, match="mask was read|mask and all"):
+        with pytest.raises(AssertionError, match=r"mask was read|mask and all"):
             read(open_scenes(SMOKE.train))
     monkeypatch.setenv("AEFT_RUNS", str(tmp_path))
     shown.clear()

@@ -8,12 +8,14 @@ from typing import Any
 
 import pandas as pd
 from torch import nn
+from tqdm.auto import tqdm
 
 from aeft_lib import distributed, trained, training
 from aeft_lib.devices import device
 
 WEIGHTS, LOG, STEPS, CHECKPOINT = "weights.safetensors", "log.csv", "steps.jsonl", "checkpoint.safetensors"
 TENSORBOARD = "AEFT_TENSORBOARD"
+LONG = 1000  # steps from which on a training has a bar of its own
 
 
 def fit(network: nn.Module, folder: Path, **course: Any) -> dict[str, float | str]:
@@ -31,12 +33,18 @@ def fit(network: nn.Module, folder: Path, **course: Any) -> dict[str, float | st
 
 
 def _progress(folder: Path) -> Callable[[dict[str, float]], None]:
-    """What is done at every look at the loss: a line to the log, a point to TensorBoard."""
+    """What is done at every look at the loss: a line to the log, a point to TensorBoard, for a long training a bar."""
     board = _board(folder) if os.environ.get(TENSORBOARD) and distributed.is_main() else None
     log = folder / STEPS
     lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.is_file() else []
 
+    bar = tqdm(disable=True)
+
     def report(seen: dict[str, float]) -> None:
+        nonlocal bar
+        if bar.disable and seen["steps"] >= LONG and not os.environ.get("AEFT_QUIET"):
+            bar = tqdm(total=int(seen["steps"]), desc=folder.parent.name, unit="step", leave=False)
+        bar.update(seen["step"] - bar.n)
         while lines and lines[-1]["step"] >= seen["step"]:  # of a run that was killed after its last checkpoint
             lines.pop()
         lines.append(seen)
