@@ -134,7 +134,7 @@ def sweep(
         mask = torch.as_tensor(mask)
         if num_classes and len(class_ids) == len(cam) == 0:
             untagged += mask.numel()
-            class_ids, cam = torch.zeros(1, dtype=torch.int64), torch.zeros(1, *mask.shape)
+            class_ids, cam = torch.zeros(1, dtype=torch.int64), cam.new_zeros(1, *cam.shape[1:])
         _check_image(class_ids, cam, mask, num_classes)
         if histogram is None:
             histogram = torch.zeros(LABELS * num_classes * n_bins, dtype=torch.int64)

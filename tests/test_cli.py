@@ -72,6 +72,7 @@ def refusal(capsys, *words: str) -> str:
         (["reproduce", "--profile", "huge"], "unknown profile 'huge'"),
         (["reproduce", "--profile", "smoke", "--seeds", "-3"], "seeds must be a whole number"),
         (["report", "--profile", "huge"], "unknown profile 'huge'"),
+        (["data", "check", "voc13"], "a check of voc, of coco, and of an existing folder with photos of your own, got 'voc13'"),
         (["bench", "speed"], "unknown benchmark 'speed'; there are evaluation"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -91,7 +92,7 @@ def test_wrong_names_and_numbers_are_one_line(capsys, nothing_is_built, store, w
         (["run", "gap_vs_gpp", "--seeds", "2.0"], "argument --seeds: invalid int value: '2.0'"),
         (["run", "gap_vs_gpp", "--seed", "a"], "argument --seed: invalid int value: 'a'"),
         (["run", "gap_vs_gpp", "--workers", "all"], "argument --workers: invalid int value: 'all'"),
-        (["data", "check", "voc13"], "invalid choice: 'voc13'"),
+        (["data", "chek", "voc"], "invalid choice: 'chek'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -276,7 +276,7 @@ CAM, MASK = torch.full((2, 3, 4), 0.5), torch.zeros(3, 4, dtype=torch.uint8)
         (CAM, MASK[:, :3], r"an image needs .*cam \(2, 3, 4\), mask \(3, 3\)"),
         (CAM, MASK.T, r"an image needs .*cam \(2, 3, 4\), mask \(4, 3\)"),
         (CAM[0], MASK, r"an image needs .*cam \(3, 4\)"),
-        (CAM[:0], MASK, r"an image needs .*cam \(0, 3, 4\)"),
+        (CAM[:0, :2], MASK, r"an image needs .*cam \(1, 2, 4\)"),
         ((torch.tensor([0]), CAM), MASK, r"class_ids \(1,\), cam \(2, 3, 4\)"),
         ((torch.tensor([0, 2]), CAM), MASK, r"class ids must be different and lie in 0\.\.1"),
         ((torch.tensor([-1, 0]), CAM), MASK, r"class ids must be different and lie in 0\.\.1"),
@@ -326,3 +326,14 @@ def test_confusion_refuses_other_labels_and_sizes(prediction, mask, message):
 def test_confusion_refuses_other_numbers_of_predictions_and_masks():
     with pytest.raises(ValueError, match="argument 2 is"):
         confusion([MASK], [MASK, MASK], num_classes=2)
+
+
+def test_an_image_without_classes_is_background_at_every_threshold_and_has_no_say_in_the_blind_one():
+    empty, mask = (torch.zeros(0, dtype=torch.int64), CAM[:0]), MASK.clone()
+    mask[0, 0] = 1
+    both = sweep([(torch.tensor([0, 1]), CAM), empty], [MASK, mask], (0.3, 0.6), num_classes=2)
+    alone = sweep([(torch.tensor([0, 1]), CAM)], [MASK], (0.3, 0.6), num_classes=2)
+    assert (both.predicted - alone.predicted == [mask.numel(), 0, 0]).all()
+    assert (both.true - alone.true == [mask.numel() - 1, 1, 0]).all()
+    assert (both.tp - alone.tp == [mask.numel() - 1, 0, 0]).all()
+    assert both.top.tolist() == alone.top.tolist()

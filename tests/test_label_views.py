@@ -304,7 +304,7 @@ def test_export_writes_a_checked_archive_of_a_networks_predictions(lab, tmp_path
     code, said = exported(capsys, "segment_truth", "--out", str(file))
     assert (code, said) == (0, f"{file}: 8 label maps, checked\n")
     with zipfile.ZipFile(file) as archive:
-        assert archive.namelist() == [f"results/VOC2012/Segmentation/comp6_val_cls/{i:05d}.png" for i in range(8)]
+        assert archive.namelist() == [f"results/VOC2012/Segmentation/comp6_val_cls/val_0_{i:05d}.png" for i in range(8)]
 
 
 @pytest.mark.parametrize(
