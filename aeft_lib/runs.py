@@ -4,7 +4,8 @@ A stage is a plain function ``stage(spec, inputs, folder) -> summary``: it reads
 `folder` and returns a flat dict of numbers.  This module knows nothing of networks.
 
 - The key hashes the stage's name, its spec, the keys of its inputs and the source code it can reach inside ``aeft_lib``
-  (comments and docstrings do not count).  Change one and the artefact is built anew; the old one stays.
+  (comments and docstrings do not count; nor do fields of a spec that are marked `NO_RESULT`).  Change one and the artefact is
+  built anew; the old one stays.
 - An artefact is built in ``<key>.partial``, described by ``record.json`` with a checksum per file, and renamed when whole.
   A killed build leaves its partial folder, and a stage may pick up its own checkpoint there.
 - A damaged artefact is found by its checksum when it is opened, said, set aside and built again.
@@ -37,6 +38,7 @@ from aeft_lib import distributed, paths
 
 RECORD = "record.json"
 PACKAGE = Path(__file__).resolve().parent
+NO_RESULT = {"changes": "no result"}  # metadata of a dataclass field: of how something is computed, not of what
 MIN_FREE_BYTES = 200 * 2**20
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 
@@ -69,11 +71,21 @@ def key_of(stage: Stage, spec: Any, inputs: Mapping[str, str]) -> str:
     """16 hex digits that name the result of `stage` for this spec and these input keys, under today's source code."""
     parts = {
         "stage": stage.__name__,
-        "spec": dataclasses.asdict(spec),
+        "spec": _decisive(spec),
         "inputs": dict(inputs),
         "source": source_hash(stage.__module__),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _decisive(spec: Any) -> Any:
+    """A spec as plain data, without the fields that change no result."""
+    if dataclasses.is_dataclass(spec):
+        kept = (field for field in dataclasses.fields(spec) if field.metadata != NO_RESULT)
+        return {field.name: _decisive(getattr(spec, field.name)) for field in kept}
+    if isinstance(spec, tuple | list):
+        return [_decisive(item) for item in spec]
+    return spec
 
 
 def obtain(stage: Stage, spec: Any, inputs: Mapping[str, Artefact] | None = None) -> Artefact:

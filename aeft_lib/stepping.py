@@ -10,13 +10,14 @@ the network again and hands on the gradient that the measures got: one more forw
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from aeft_lib import distributed
+from aeft_lib.runs import NO_RESULT
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 NEGATIVES = ("gathered", "rank")
@@ -50,9 +51,9 @@ class Compute:
     parts: int = 1
     checkpointing: bool = False
     compile: str = ""
-    checkpoint_every: int = 0
+    checkpoint_every: int = field(default=0, metadata=NO_RESULT)
     negatives: str = "gathered"
-    lookahead: int = 0
+    lookahead: int = field(default=0, metadata=NO_RESULT)
 
     def __post_init__(self) -> None:
         for name, allowed in (("precision", tuple(PRECISIONS)), ("negatives", NEGATIVES)):

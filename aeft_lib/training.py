@@ -248,7 +248,8 @@ def resume(file: Path, network: nn.Module, stepper: Stepper) -> tuple[list[dict[
             state["state"].setdefault(int(index), {})[field[0]] = tensor
     stepper.optimiser.load_state_dict(state)
     stepper.scaler.load_state_dict(scaler)
-    terms = {name.removeprefix("terms/"): t.unbind() for name, t in tensors.items() if name.startswith("terms/")}
+    kept = {name.removeprefix("terms/"): t for name, t in tensors.items() if name.startswith("terms/")}
+    terms = {name: t.to(stepper.device).unbind() for name, t in kept.items()}
     return rows, [dict(zip(terms, values, strict=True)) for values in zip(*terms.values(), strict=True)]
 
 

@@ -54,7 +54,7 @@ def test_stem_and_first_stage_of_a_resnet_are_frozen():
     assert not backbone.trunk(IMAGES).requires_grad
 
 
-@pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet50"])
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet50", "timm:resnet18"])
 def test_checkpointing_gives_the_same_gradients(name):
     found = []
     for checkpointing in (False, True):
@@ -81,6 +81,16 @@ def test_checkpointing_gives_the_same_gradients(name):
 def test_wrong_specs_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         BackboneSpec(**wrong)
+
+
+def test_a_network_of_timm_that_cannot_be_checkpointed_says_so():
+    backbone = build("timm:resnet18")
+    assert not backbone.checkpointing
+    backbone.checkpointing = True
+    assert backbone.checkpointing
+    backbone.net = torch.nn.Identity()
+    with pytest.raises(ValueError, match="cannot be checkpointed"):
+        backbone.checkpointing = True
 
 
 def test_names_that_timm_does_not_know_and_networks_without_such_features():

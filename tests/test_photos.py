@@ -131,6 +131,15 @@ def test_a_profile_of_another_data_set_is_another_key(root):
     assert len(keys) == 3
 
 
+def test_how_batches_are_prepared_is_no_part_of_the_key(root, monkeypatch):
+    """Another lookahead or checkpoint interval finds the same artefact; another precision does not."""
+    first = studies.artefacts(photo_profile(), catalogue.GAP, 0)["classifier"]
+    other = replace(photo_profile().compute, lookahead=0, checkpoint_every=7)
+    assert studies.artefacts(photo_profile(compute=other), catalogue.GAP, 0)["classifier"].key == first.key
+    half = replace(photo_profile().compute, precision="bf16")
+    assert studies.artefacts(photo_profile(compute=half), catalogue.GAP, 0)["classifier"].key != first.key
+
+
 # --- views -----------------------------------------------------------------------------------------------------------
 
 

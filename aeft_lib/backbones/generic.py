@@ -83,7 +83,10 @@ def timm_backbone(name: str, *, stride: int, pretrained: bool) -> nn.Module:
 
 
 class TimmBackbone(FrozenNorms):
-    """As `GenericBackbone`, without a frozen trunk: timm's networks are not alike inside."""
+    """As `GenericBackbone`, without a frozen trunk: timm's networks are not alike inside.
+
+    checkpointing: timm's own; setting it raises ValueError where the network has none.
+    """
 
     def __init__(self, net: nn.Module, *, stride: int) -> None:
         super().__init__()
@@ -91,6 +94,18 @@ class TimmBackbone(FrozenNorms):
         self.tap_channels = tuple(net.feature_info.channels()[-3:])
         self.out_channels = self.tap_channels[-1]
         self.freeze_norms()
+
+    @property
+    def checkpointing(self) -> bool:
+        """Whether block inputs alone are kept for the backward pass."""
+        return bool(getattr(self.net, "grad_checkpointing", False))
+
+    @checkpointing.setter
+    def checkpointing(self, wanted: bool) -> None:
+        if wanted and not hasattr(self.net, "set_grad_checkpointing"):
+            raise ValueError("this network of timm's cannot be checkpointed: set checkpointing=False in the profile's Compute")
+        if wanted or self.checkpointing:
+            self.net.set_grad_checkpointing(wanted)
 
     def trunk(self, images: Tensor) -> Tensor:
         """The images: nothing is frozen.  Raises ValueError for images of another shape."""

@@ -62,7 +62,7 @@ def build_affinity_net(backbone: BackboneSpec, seed: int, *, checkpointing: bool
 def train_affinity(spec: AffinitySpec, inputs: Mapping[str, Artefact], folder: Path) -> dict[str, float | str]:
     """Train on ``inputs["posteriors"]`` (``low.npz``, ``high.npz``); write what `fitting.fit` writes.
 
-    The summary's ``known``: the part of the grid that the two CRFs are sure of (0 where it was cut from crops, unknown).
+    Of whole scenes the summary has ``known``: the part of the grid that the two CRFs are sure of.
     """
     network = build_affinity_net(spec.backbone, spec.seed, checkpointing=spec.compute.checkpointing).to(device())
     source = (RandomCrops if spec.view else WholeScenes)(spec, inputs["posteriors"].folder, network.backbone.normalise)
@@ -79,7 +79,7 @@ def train_affinity(spec: AffinitySpec, inputs: Mapping[str, Artefact], folder: P
         return {"background": found.background / 4, "foreground": found.foreground / 4, "negative": found.negative / 2}
 
     course = {"schedule": spec.schedule, "seed": spec.seed, "compute": spec.compute, "objective": Objective(measure, combine)}
-    return fitting.fit(network, folder, n_samples=source.count, batch=source, **course) | {"known": source.known}
+    return fitting.fit(network, folder, n_samples=source.count, batch=source, **course) | source.summary
 
 
 class WholeScenes:
@@ -87,7 +87,8 @@ class WholeScenes:
 
     def __init__(self, spec: AffinitySpec, posteriors: Path, normalise: object) -> None:
         self.images, self.labels, self.normalise = load_images(spec.scenes), label_maps(posteriors), normalise
-        self.count, self.known = len(self.images), float((self.labels != affinity.VOID).float().mean())
+        self.count, known = len(self.images), float((self.labels != affinity.VOID).float().mean())
+        self.summary = {"known": known}
         if len(self.labels) != self.count:
             raise ValueError(f"there are {self.count} images and posteriors of {len(self.labels)}")
 
@@ -105,7 +106,7 @@ class RandomCrops:
     def __init__(self, spec: AffinitySpec, posteriors: Path, normalise: object) -> None:
         self.scenes, self.view, self.normalise = open_scenes(spec.scenes), spec.view, normalise
         self.low, self.high = (SeedReader(posteriors / f"{name}.npz") for name in ("low", "high"))
-        self.count, self.known = len(self.scenes), 0.0
+        self.count, self.summary = len(self.scenes), {}
         if len(self.low.names) != self.count:
             raise ValueError(f"there are {self.count} images and posteriors of {len(self.low.names)}")
         if spec.view.crop % CELL:
