@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from aeft_lib.profiles import OPTIMISER_QUIRKS
 from aeft_lib.rows import AnyRow, RefinedRow, Row, SegmentationRow
+from aeft_lib.settings import OPTIMISER_QUIRKS
 from aeft_lib.triplet import CORRECTED, LOSS_QUIRKS, REFERENCE, Triplet
 
 

@@ -20,8 +20,8 @@ from aeft_lib.backbones.registry import BackboneSpec, build_backbone
 from aeft_lib.classifier import CamClassifier
 from aeft_lib.data.scenes import open_scenes
 from aeft_lib.gpp import GlobalAveragePooling
-from aeft_lib.profiles import Profile
 from aeft_lib.rows import AnyRow
+from aeft_lib.settings import Profile
 from aeft_lib.stages.affinity import AffinitySpec
 from aeft_lib.stages.classifier import ClassifierSpec
 from aeft_lib.stages.features import FeatureSpec

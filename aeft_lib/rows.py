@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from aeft_lib import runs
 from aeft_lib.data.scenes import open_scenes
-from aeft_lib.profiles import PAPER_LEVELS, Profile
+from aeft_lib.settings import PAPER_LEVELS, Profile
 from aeft_lib.stages.affinity import AffinitySpec, train_affinity
 from aeft_lib.stages.background import BackgroundSpec, choose_background
 from aeft_lib.stages.classifier import ClassifierSpec, NetworkSpec, PoolingSpec, train_classifier

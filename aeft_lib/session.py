@@ -20,9 +20,9 @@ from aeft_lib.data.collages import SceneSpec
 from aeft_lib.data.scene import Scene, Scenes
 from aeft_lib.data.scenes import open_scenes
 from aeft_lib.labels import label_map, read_label_map
-from aeft_lib.profiles import Profile
 from aeft_lib.refinement import dense_crf
 from aeft_lib.seeds import Seed, read_seeds
+from aeft_lib.settings import Profile
 from aeft_lib.stages.affinity import load_affinity_net
 from aeft_lib.stages.classifier import load_network
 from aeft_lib.stages.labels import label_files

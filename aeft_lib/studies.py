@@ -19,8 +19,8 @@ from tqdm.auto import tqdm
 from aeft_lib import distributed, parallel, paths, runs
 from aeft_lib.catalogue import STUDIES, Study, get, row, study_of
 from aeft_lib.devices import device
-from aeft_lib.profiles import Profile
 from aeft_lib.rows import AnyRow, Found, Obtain, features
+from aeft_lib.settings import Profile
 
 __all__ = ["STUDIES", "Study", "artefacts", "features", "get", "row", "run", "stored", "study_of", "summarise"]
 

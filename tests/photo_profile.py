@@ -5,7 +5,8 @@ from dataclasses import replace
 from aeft_lib.backbones.registry import BackboneSpec
 from aeft_lib.data.augment import ViewSpec
 from aeft_lib.data.voc import VocSpec
-from aeft_lib.profiles import VOC, Profile
+from aeft_lib.profiles import VOC
+from aeft_lib.settings import Profile
 from aeft_lib.stepping import Compute
 
 CLASSES = ("cat", "cow", "dog")

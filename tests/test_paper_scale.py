@@ -8,7 +8,8 @@ import torch
 from aeft_lib import profiles, triplet
 from aeft_lib.backbones.registry import BackboneSpec
 from aeft_lib.explain import forward, saved_bytes
-from aeft_lib.profiles import OPTIMISER_QUIRKS, VOC, VOC_CORRECTED
+from aeft_lib.profiles import VOC, VOC_CORRECTED
+from aeft_lib.settings import OPTIMISER_QUIRKS
 from aeft_lib.stages.classifier import NetworkSpec, PoolingSpec, build_network
 from aeft_lib.stepping import PLAIN, Compute, Stepper
 from aeft_lib.training import make_optimiser

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from aeft_lib.data import coco, voc
-from aeft_lib.profiles import OPTIMISER_QUIRKS, PROFILES, SMOKE, SecondPhase
+from aeft_lib.profiles import PROFILES, SMOKE
+from aeft_lib.settings import OPTIMISER_QUIRKS, SecondPhase
 from aeft_lib.training import Schedule
 
 PHASE = SecondPhase(epochs=3, steps_per_epoch=5, batch_size=8, rate=0.1)

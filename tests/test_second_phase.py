@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from aeft_lib import catalogue, runs, training, triplet
 from aeft_lib.data.collages import Collages, SceneSpec
 from aeft_lib.data.scenes import open_scenes
-from aeft_lib.profiles import SMOKE, SecondPhase
+from aeft_lib.profiles import SMOKE
+from aeft_lib.settings import SecondPhase
 from aeft_lib.stages.classifier import ClassifierSpec, NetworkSpec, train_classifier
 from aeft_lib.stages.epochs import EpochsSpec, evaluate_epochs
 from aeft_lib.stages.evaluation import EvaluationSpec, evaluate_seeds

@@ -9,7 +9,8 @@ import pytest
 
 from aeft_lib import catalogue, runs, studies
 from aeft_lib.catalogue import GAP, GATED, STUDIES, Study
-from aeft_lib.profiles import LAPTOP, OPTIMISER_QUIRKS, SMOKE
+from aeft_lib.profiles import LAPTOP, SMOKE
+from aeft_lib.settings import OPTIMISER_QUIRKS
 from aeft_lib.triplet import CORRECTED, LOSS_QUIRKS, REFERENCE
 
 TRIPLET, QUIRKS = (STUDIES[name] for name in ("triplet_ablation", "quirks"))
