@@ -1,4 +1,4 @@
-"""The command line: ``aeft run``, ``explain``, ``reproduce``, ``report``, ``export``, ``data``, ``weights``, ``bench``.
+"""The command line: ``aeft run``, ``explain``, ``reproduce``, ``report``, ``predict``, ``export``, ``data``, ``weights``, ...
 
 Errors are one line.  Under torchrun all processes run one command together.
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from aeft_lib import distributed, paths, profiles, runs, studies
 from aeft_lib.data.scenes import open_scenes
+from aeft_lib.devices import device
 from aeft_lib.rows import SegmentationRow
 
 
@@ -99,23 +100,51 @@ def export(arguments: argparse.Namespace) -> None:
     from aeft_lib import submission
     from aeft_lib.session import Session
 
-    profile, row = profiles.get(arguments.profile), studies.row(arguments.row)
-    if not isinstance(row, SegmentationRow):
-        names = [known.name for known in studies.get("segmentation").rows if isinstance(known, SegmentationRow)]
-        raise ValueError(f"row {row.name} has no segmentation network; there are {', '.join(names)}")
-    (seed,), file = studies.check_seeds([arguments.seed]), Path(arguments.out)
+    profile, file = profiles.get(arguments.profile), Path(arguments.out)
     if file.suffix != ".zip" or not file.parent.is_dir():
         raise ValueError(f"--out must name a .zip in a folder that is there, got {file}")
-    if studies.stored(profile, row, seed) is None:
-        command = f"aeft run segmentation --profile {profile.name} --row {row.name} --seed {seed}"
-        raise ValueError(f"row {row.name}, seed {seed} is not in the store, make it with: {command}")
-    maps = Session(profile, seed + 1).label_maps(row.name, seed)
+    _network_row(profile, arguments.row, arguments.seed)
+    maps = Session(profile, arguments.seed + 1).label_maps(arguments.row, arguments.seed)
     scenes = open_scenes(profile.val)
     count = submission.write(file, list(zip(scenes.names, maps, strict=True)), num_classes=profile.num_classes, split="val")
     sizes = {name: scenes.image(index).shape[:2] for index, name in enumerate(scenes.names)}
     if problems := submission.check(file, sizes, num_classes=profile.num_classes, split="val"):
         raise RuntimeError(f"{file} would be refused: " + "; ".join(problems[:5]))
     print(f"{file}: {count} label maps, checked")
+
+
+def predict(arguments: argparse.Namespace) -> None:
+    """``aeft predict IMAGE...``: label maps of any photos, by the segmentation network of a row, as palette PNGs."""
+    from aeft_lib.labels import read_image, write_label_map
+    from aeft_lib.stages.predictions import predict as label_map_of
+    from aeft_lib.stages.segmenter import load_segmenter
+
+    profile, folder = profiles.get(arguments.profile), Path(arguments.out)
+    images = {Path(file).stem: read_image(Path(file)) for file in arguments.images}
+    if len(images) < len(arguments.images):
+        raise ValueError("two images have the same name without suffix, and would be written to one file")
+    found = _network_row(profile, arguments.row, arguments.seed)
+    network = load_segmenter(found["segmenter"]).to(device())
+    folder.mkdir(parents=True, exist_ok=True)
+    classes = open_scenes(profile.train).classes
+    for name, image in images.items():
+        labels = label_map_of(network, image, profile.segmentation.scales)
+        write_label_map(folder / f"{name}.png", labels)
+        seen = [classes[i - 1] for i in sorted(set(labels.ravel().tolist()) - {0})]
+        print(f"{folder / name}.png: {', '.join(seen) or 'background alone'}")
+
+
+def _network_row(profile: profiles.Profile, name: str, seed: int) -> dict[str, runs.Artefact]:
+    """The artefacts of a row that has a segmentation network; ValueError where it has none, or is not in the store."""
+    row = studies.row(name)
+    if not isinstance(row, SegmentationRow):
+        names = [known.name for known in studies.get("segmentation").rows if isinstance(known, SegmentationRow)]
+        raise ValueError(f"row {row.name} has no segmentation network; there are {', '.join(names)}")
+    studies.check_seeds([seed])
+    if studies.stored(profile, row, seed) is None:
+        command = f"aeft run segmentation --profile {profile.name} --row {row.name} --seed {seed}"
+        raise ValueError(f"row {row.name}, seed {seed} is not in the store, make it with: {command}")
+    return studies.artefacts(profile, row, seed)
 
 
 def bench(arguments: argparse.Namespace) -> None:
@@ -224,6 +253,14 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--backbone", default="resnet38d", help="its name (default resnet38d)")
     doctor.add_argument("--classes", type=int, default=20, help="K, without background (default 20)")
     doctor.set_defaults(command=weights)
+
+    maps = commands.add_parser("predict", help="label maps of any photos by a row's segmentation network, as palette PNGs")
+    maps.add_argument("images", nargs="+", metavar="IMAGE")
+    maps.add_argument("--row", default="segment_aeft", help="of the study segmentation (default segment_aeft)")
+    maps.add_argument("--profile", default="", help=f"one of {', '.join(profiles.PROFILES)} (default laptop)")
+    maps.add_argument("--seed", type=int, default=0, help="of the row, counted from 0")
+    maps.add_argument("--out", default="predictions", metavar="FOLDER")
+    maps.set_defaults(command=predict)
 
     commands.add_parser("report", parents=[common], help="claims and verdicts from the store").set_defaults(command=report)
     timing = commands.add_parser("bench", help="timings of two implementations, side by side, as JSON")

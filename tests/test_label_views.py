@@ -13,10 +13,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from aeft_lib import catalogue, cli, label_figures, refinement_views, report, studies, widgets
 from aeft_lib.data.augment import random_views
-from aeft_lib.labels import VOID
+from aeft_lib.labels import VOID, read_label_map
 from aeft_lib.profiles import SMOKE
 from aeft_lib.session import Session
 
@@ -321,3 +322,39 @@ def test_export_refusals(capsys, words, message):
     code, said = exported(capsys, *words)
     assert code == 1
     assert message in said
+
+
+# --- predict ---------------------------------------------------------------------------------------------------------
+
+
+def test_predict_writes_a_palette_png_of_each_photos_own_size(lab, tmp_path, capsys):
+    studies.artefacts(SMOKE, catalogue.row("segment_truth"), 0)
+    sizes = {"wide": (70, 110), "tall": (90, 50)}
+    for name, size in sizes.items():
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (*size, 3)).astype(np.uint8)).save(tmp_path / f"{name}.jpg")
+    files = [str(tmp_path / f"{name}.jpg") for name in sizes]
+    words = ["--row", "segment_truth", "--profile", "smoke", "--out", str(tmp_path / "maps")]
+    assert cli.main(["predict", *files, *words]) == 0
+    said = capsys.readouterr().out
+    for name, size in sizes.items():
+        assert read_label_map(tmp_path / "maps" / f"{name}.png", num_classes=SMOKE.num_classes, size=size).shape == size
+        assert f"{name}.png: " in said
+
+
+@pytest.mark.parametrize(
+    ("images", "words", "message"),
+    [
+        (["none.jpg"], [], "none.jpg: not a readable image"),
+        (["a/x.jpg", "b/x.png"], [], "two images have the same name without suffix"),
+        (["a/x.jpg"], ["--row", "gap"], "row gap has no segmentation network"),
+        (["a/x.jpg"], ["--seed", "7"], "row segment_aeft, seed 7 is not in the store, make it with"),
+    ],
+)
+def test_predict_refusals(tmp_path, monkeypatch, capsys, images, words, message):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a/x.jpg", "b/x.png"):
+        (tmp_path / name).parent.mkdir()
+        Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(tmp_path / name)
+    assert cli.main(["predict", *images, *words, "--profile", "smoke"]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "predictions").exists()

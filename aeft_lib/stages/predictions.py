@@ -1,6 +1,6 @@
 """Stage `predict_labels`: the segmentation network on scenes it has never seen, over scales and mirror images."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from aeft_lib.devices import device
 from aeft_lib.parallel import over_images
 from aeft_lib.refinement.dense_crf import DenseCRF, unary_of
 from aeft_lib.runs import Artefact
-from aeft_lib.segmenter import multi_scale_probabilities
+from aeft_lib.segmenter import Segmenter, multi_scale_probabilities
 from aeft_lib.stages.labels import write_all
 from aeft_lib.stages.segmenter import load_segmenter
 
@@ -43,12 +43,21 @@ def _predicted(indices: range, spec: PredictionSpec, segmenter: Artefact) -> lis
     scenes = open_scenes(spec.scenes)
     found = []
     for index in indices:
-        image = scenes.image(index)
-        picture = network.backbone.normalise(torch.from_numpy(image.copy()).permute(2, 0, 1)[None].to(device()))
-        scores = multi_scale_probabilities(network, picture, spec.scales)[0]
-        if spec.tags_known:
-            scores[1:] *= torch.from_numpy(scenes.tags(index)).to(scores)[:, None, None]
-        if spec.crf_iterations:
-            scores = DenseCRF(image, device=device()).infer(unary_of(scores), iterations=spec.crf_iterations)
-        found.append((f"{index:05d}", scores.argmax(dim=0).to(torch.uint8).cpu().numpy()))
+        tags = scenes.tags(index) if spec.tags_known else None
+        found.append((f"{index:05d}", predict(network, scenes.image(index), spec.scales, spec.crf_iterations, tags)))
     return found
+
+
+@torch.inference_mode()
+def predict(
+    network: Segmenter, image: np.ndarray, scales: Sequence[float], crf_iterations: int = 0, tags: np.ndarray | None = None
+) -> np.ndarray:
+    """The label map (H, W) uint8 of one photo (H, W, 3) uint8; tags: (K,) bool, which classes are there, if that is known."""
+    where = next(network.parameters()).device
+    picture = network.backbone.normalise(torch.from_numpy(image.copy()).permute(2, 0, 1)[None].to(where))
+    scores = multi_scale_probabilities(network, picture, scales)[0]
+    if tags is not None:
+        scores[1:] *= torch.from_numpy(tags).to(scores)[:, None, None]
+    if crf_iterations:
+        scores = DenseCRF(image, device=where).infer(unary_of(scores), iterations=crf_iterations)
+    return scores.argmax(dim=0).to(torch.uint8).cpu().numpy()
