@@ -26,6 +26,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib import metadata
@@ -117,20 +118,19 @@ def _obtain_together(stage: Stage, spec: Any, inputs: Mapping[str, Artefact], fo
 
     A stage that is marked `distributed.collective` runs on all of them; what the others write is thrown away.
     """
-    there = distributed.same(distributed.is_main() and find(stage.__name__, folder.name) is not None)
-    if not there and not hasattr(stage, distributed.COLLECTIVE):
-        if distributed.is_main():
-            with distributed.alone():
-                obtain(stage, spec, inputs)
-    elif not there and distributed.is_main():
+    main, collective = distributed.is_main(), hasattr(stage, distributed.COLLECTIVE)
+    if main:
         check_writable()
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(folder):
-            _build(stage, spec, inputs, folder)
-    elif not there:
-        with tempfile.TemporaryDirectory() as scratch:
-            stage(spec, inputs, Path(scratch))
-    distributed.barrier()
+    with _lock(folder) if main else nullcontext():  # of two jobs that want it, the second waits
+        there = distributed.same(main and find(stage.__name__, folder.name) is not None)
+        if main and not there:
+            with nullcontext() if collective else distributed.alone():
+                _build(stage, spec, inputs, folder)
+        elif collective and not there:
+            with tempfile.TemporaryDirectory() as scratch:
+                stage(spec, inputs, Path(scratch))
+        distributed.barrier()
     made = find(stage.__name__, folder.name)
     if made is None:
         raise StoreError(f"rank {distributed.rank()} does not see {folder}: all processes must share the store, AEFT_RUNS")
