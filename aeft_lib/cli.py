@@ -9,6 +9,7 @@ import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from aeft_lib import distributed, paths, profiles, runs, studies
 from aeft_lib.data.scenes import open_scenes
@@ -59,6 +60,9 @@ def reproduce(arguments: argparse.Namespace) -> None:
 
     profile = profiles.get(arguments.profile)
     n_seeds = profiles.seeds(profile, arguments.seeds)
+    if arguments.publish and (profile.name != "laptop" or n_seeds < profiles.COMMITTED_SEEDS):
+        wanted = f"--profile laptop --seeds {profiles.COMMITTED_SEEDS}"
+        raise ValueError(f"--publish writes over the committed notebooks, which are of {wanted}; got {profile.name}, {n_seeds}")
     choice = {"only": arguments.only, "start": arguments.start, "publish": arguments.publish}
     plan({"profile": profile.name, "seeds": n_seeds}, **choice)  # refuse before the studies what would fail after them
     runs.check_writable()
@@ -164,7 +168,7 @@ def explain(arguments: argparse.Namespace) -> None:
     rows = [study.row(arguments.row)] if arguments.row else study.rows
     seeds = range(profiles.seeds(profile, arguments.seeds))
     planned = explaining.plan(profile, rows, seeds)
-    print(f"{study.name} on {profile.name}: {len(rows)} rows x {len(seeds)} seed(s), store {paths.runs()}")
+    print(f"{study.name} on {profile.name}: {len(rows)} rows x {len(seeds)} seed(s), on {device()}, store {paths.runs()}")
     print(explaining.table(planned).to_string(index=False, float_format="{:,.1f}".format, na_rep="-"))
     print(f"GPU hours: the PFLOP at {explaining.TFLOPS:.0f} TFLOP/s; '-': work that is not a network's (CRF, walk, scores)")
 
@@ -173,8 +177,11 @@ def weights(arguments: argparse.Namespace) -> None:
     """``aeft weights FILE``: the doctor of published weights."""
     from aeft_lib.backbones.checkpoints import load_checkpoint
     from aeft_lib.backbones.registry import BackboneSpec
+    from aeft_lib.data.folder import MAX_CLASSES
     from aeft_lib.stages.classifier import NetworkSpec, PoolingSpec, build_network
 
+    if not 1 <= arguments.classes <= MAX_CLASSES:
+        raise ValueError(f"--classes must be 1 to {MAX_CLASSES}, got {arguments.classes}")
     backbone = BackboneSpec(arguments.backbone, weights="none")
     pooling = PoolingSpec("gated", profiles.PAPER_LEVELS)
     network = build_network(NetworkSpec(pooling, arguments.classes, backbone), seed=0)
@@ -187,7 +194,13 @@ def data_fetch(arguments: argparse.Namespace) -> None:
     from aeft_lib.data.fetch import fetch
 
     root = {"voc": paths.voc_root, "coco": paths.coco_root}[arguments.what]()
-    root.mkdir(parents=True, exist_ok=True)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        (root / ".probe").touch()
+        (root / ".probe").unlink()
+    except OSError as error:
+        variable = f"AEFT_{arguments.what.upper()}_ROOT"
+        raise ValueError(f"cannot write to {root} ({error}): point {variable} at a folder that can be written") from error
     for line in fetch(arguments.what, root, local=[Path(file) for file in arguments.local]):
         print(line)
     data_check(argparse.Namespace(what=arguments.what, deep=False))
@@ -215,9 +228,16 @@ def _check_collages() -> None:
         print(f"{split}: {sum(counts.values())} cut-outs {counts}, {len(backgrounds)} backgrounds")
 
 
+class _Whole(argparse.ArgumentParser):
+    """A parser that takes no abbreviated option: ``--seed`` is not ``--seeds``."""
+
+    def __init__(self, *words: Any, **options: Any) -> None:
+        super().__init__(*words, **options, allow_abbrev=False)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="aeft", description="Reproducible companion to AEFT (ECCV 2022).")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser = _Whole(prog="aeft", description="Reproducible companion to AEFT (ECCV 2022).")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Whole)
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--profile", default="", help=f"one of {', '.join(profiles.PROFILES)} (default laptop)")
     common.add_argument("--seeds", type=int, default=0, help="how many seeds (default: the profile's own number)")
@@ -266,7 +286,9 @@ def _parser() -> argparse.ArgumentParser:
     timing = commands.add_parser("bench", help="timings of two implementations, side by side, as JSON")
     timing.add_argument("name")
     timing.set_defaults(command=bench)
-    data = commands.add_parser("data", help="the data at hand").add_subparsers(required=True, metavar="WHAT")
+    data = commands.add_parser("data", help="the data at hand").add_subparsers(
+        required=True, metavar="WHAT", parser_class=_Whole
+    )
     check = data.add_parser("check", help="verify it")
     check.add_argument("what", metavar="WHAT", help="collages, voc, coco, or a folder of your own photos")
     check.add_argument("--deep", action="store_true", help="decode every photo and mask instead of their headers")

@@ -100,6 +100,17 @@ def read_image(file: Path) -> np.ndarray:
         raise ValueError(f"{file}: not a readable image ({error}); fetch it again") from error
 
 
+def image_size(file: Path) -> tuple[int, int]:
+    """(H, W) of a photo as `read_image` gives it, from its header alone.  Raises ValueError naming a file that has none."""
+    try:
+        with Image.open(file) as picture:
+            width, height = picture.size
+            turned = picture.getexif().get(0x0112, 1) >= 5  # EXIF orientation: lying on its side
+    except UNREADABLE as error:
+        raise ValueError(f"{file}: not a readable image ({error}); fetch it again") from error
+    return (width, height) if turned else (height, width)
+
+
 def statistics(labels: np.ndarray) -> dict[str, float | str]:
     """What one label map holds: ``classes`` (labels, apart by spaces), and the parts 0..1 that are foreground and void."""
     found = [int(label) for label in np.unique(labels) if label not in (0, VOID)]

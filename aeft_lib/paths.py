@@ -11,7 +11,7 @@ FIGURES = ROOT / "figures"
 
 def runs() -> Path:
     """The stage store: ``AEFT_RUNS`` where it is set, else ``runs/`` in the checkout."""
-    return Path(os.environ.get("AEFT_RUNS") or ROOT / "runs").expanduser()
+    return _expanded("AEFT_RUNS", os.environ.get("AEFT_RUNS") or ROOT / "runs")
 
 
 def voc_root() -> Path:
@@ -30,4 +30,12 @@ def photos_root() -> Path:
 
 
 def _root(variable: str, name: str) -> Path:
-    return Path(os.environ.get(variable) or ROOT / "data" / name).expanduser()
+    return _expanded(variable, os.environ.get(variable) or ROOT / "data" / name)
+
+
+def _expanded(variable: str, where: str | Path) -> Path:
+    """A path with ~ and ~user spelled out.  Raises ValueError for a user that is not known."""
+    try:
+        return Path(where).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{variable}={where}: {error}") from error

@@ -71,9 +71,10 @@ class Row:
         if self.keep_epochs and profile.cached:
             inputs = found | {"features": features(profile, "scored", obtain)}
             inputs.pop("seeds")
-            found["epochs"] = obtain(evaluate_epochs, EpochsSpec(scored, profile.thresholds), inputs)
+            found["epochs"] = obtain(evaluate_epochs, EpochsSpec(scored, profile.thresholds, open_scenes(scored).truth), inputs)
         del found["warm_start"]
-        return found | {"evaluation": obtain(evaluate_seeds, EvaluationSpec(scored, profile.thresholds), {"seeds": seeds})}
+        spec = EvaluationSpec(scored, profile.thresholds, open_scenes(scored).truth)
+        return found | {"evaluation": obtain(evaluate_seeds, spec, {"seeds": seeds})}
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ class RefinedRow:
         refined = self.walk or self.crf
         label_inputs = {"scores": scores} if refined else {"scores": scores, "background": background}
         labels = obtain(write_labels, LabelSpec(file, by_threshold=not refined), label_inputs)
-        spec = EvaluationSpec(scenes, profile.thresholds)
+        spec = EvaluationSpec(scenes, profile.thresholds, open_scenes(scenes).truth)
         evaluation = obtain(evaluate_scores, spec, {"scores": scores, "labels": labels})
         return found | {"scores": scores, "labels": labels, "evaluation": evaluation}
 
@@ -135,17 +136,18 @@ class SegmentationRow:
     def artefacts(self, profile: Profile, seed: int, obtain: Obtain) -> Found:
         """``teacher`` (label maps), ``segmenter``, ``labels`` (predicted), ``evaluation``."""
         if self.teacher is None:
-            teacher = obtain(true_labels, TruthSpec(profile.train))
+            teacher = obtain(true_labels, TruthSpec(profile.train, open_scenes(profile.train).truth))
         else:
             teacher = self.teacher.artefacts(profile, seed, obtain)["labels"]
         numbers = profile.segmentation
         course = (numbers.schedule, seed, numbers.crop, profile.compute, numbers.hidden)
-        spec = SegmenterSpec(profile.train, profile.num_classes, profile.backbone, *course)
+        train, val = open_scenes(profile.train), open_scenes(profile.val)
+        spec = SegmenterSpec(profile.train, profile.num_classes, profile.backbone, *course, data=train.fingerprint)
         segmenter = obtain(train_segmenter, spec, {"labels": teacher})
         last_crf = numbers.crf_iterations if self.crf else 0
-        prediction = PredictionSpec(profile.val, numbers.scales, last_crf, self.tags_known)
+        prediction = PredictionSpec(profile.val, numbers.scales, last_crf, self.tags_known, val.fingerprint)
         labels = obtain(predict_labels, prediction, {"segmenter": segmenter})
-        evaluation = obtain(evaluate_labels, profile.val, {"labels": labels})
+        evaluation = obtain(evaluate_labels, EvaluationSpec(profile.val, truth=val.truth), {"labels": labels})
         return {"teacher": teacher, "segmenter": segmenter, "labels": labels, "evaluation": evaluation}
 
 

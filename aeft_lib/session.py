@@ -73,7 +73,8 @@ class Session:
         chosen, committed = studies.get(study), paths.FIGURES / f"{study}.csv"
         if studies.left_out(chosen, self.profile, self.n_seeds):
             table = pd.read_csv(committed)
-            print(f"committed table {committed.name}, {table['seed'].nunique()} seeds (aeft run {study} computes it)")
+            whose = "" if self.profile.name in ("smoke", "laptop") else " of the laptop"
+            print(f"committed table {committed.name}{whose}, {table['seed'].nunique()} seeds (aeft run {study} computes it)")
             return table
         return studies.run(chosen, self.profile, chosen.seeds(self.n_seeds))
 

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from aeft_lib import distributed, parallel, paths, runs
+from aeft_lib import distributed, parallel, paths, preflight, runs
 from aeft_lib.catalogue import STUDIES, Study, get, row, study_of
 from aeft_lib.devices import device
 from aeft_lib.rows import AnyRow, Found, Obtain, features
@@ -136,13 +136,17 @@ def _lookup(stage: runs.Stage, spec: Any, inputs: dict[str, runs.Artefact] | Non
 
 def _compute(title: str, profile: Profile, jobs: list[tuple[AnyRow, int]], workers: int) -> dict[tuple[AnyRow, int], dict]:
     """Run jobs in processes of one thread each; shared features first.  Nothing is begun after an error or Ctrl-C."""
+    if workers < 1:
+        raise ValueError(f"workers must be a whole number, at least 1, got {workers}")
+    preflight.check(profile)
     if distributed.world() > 1:  # the ranks work together on one job after the other
         return {job: _job(profile, *job) for job in jobs}
     runs.check_writable()
     found: dict[tuple[AnyRow, int], dict] = {}
     context = multiprocessing.get_context("spawn")
     workers = min(workers, len(jobs))
-    share = (max(1, cores() // workers),)  # of the cores, for work image by image within a job
+    # Of the cores, for work image by image within a job; on a GPU a second process would need the memory again.
+    share = (1 if device().type == "cuda" else max(1, cores() // workers),)
     with ProcessPoolExecutor(max_workers=workers, mp_context=context, initializer=_start_worker, initargs=share) as pool:
         try:
             for future in [pool.submit(features, profile, split) for split in ("train", "val") if profile.cached]:

@@ -10,14 +10,14 @@ from photo_profile import CLASSES, SPLITS, photo_profile
 from photo_sets import make_coco, make_folder, make_voc
 from PIL import Image
 
-from aeft_lib import catalogue, paths, runs, studies
+from aeft_lib import catalogue, paths, preflight, runs, studies
 from aeft_lib.backbones.registry import BackboneSpec
 from aeft_lib.data.augment import ViewSpec, color_jitter, paired_crop, random_crop, training_view
 from aeft_lib.data.coco import CocoSpec
 from aeft_lib.data.folder import FolderSpec
 from aeft_lib.data.scenes import open_scenes
 from aeft_lib.data.voc import HOME, MASKS, VocSpec
-from aeft_lib.labels import VOID
+from aeft_lib.labels import VOID, write_label_map
 from aeft_lib.rows import RefinedRow
 from aeft_lib.seeds import read_seeds
 from aeft_lib.stages.labels import label_files
@@ -234,3 +234,110 @@ def test_pseudo_labels_of_real_voc(monkeypatch, tmp_path, real_voc):
     sets = {"train": VocSpec("train_aug", 8, classes=animals), "val": VocSpec("val", 2, classes=animals)}
     found = studies.artefacts(photo_profile(**sets), RefinedRow("crf", "crf", catalogue.AEFT, crf=True), 0)
     assert found["evaluation"].summary["miou"] > 0
+
+
+# --- what a result depends on ----------------------------------------------------------------------------------------
+
+
+def score(row) -> float:
+    open_scenes.cache_clear()  # as a new process would
+    return studies.artefacts(photo_profile(), row, 0)["evaluation"].summary["miou"]
+
+
+def test_changed_masks_are_scored_anew_and_nothing_is_trained_anew(root):
+    before = score(catalogue.GAP)
+    trained = set((root / "runs" / "train_classifier").iterdir())
+    for file in (root / "voc" / HOME / MASKS[0]).iterdir():
+        mask = np.zeros(SIZE, np.uint8)
+        write_label_map(file, mask)
+    assert score(catalogue.GAP) != before
+    assert set((root / "runs" / "train_classifier").iterdir()) == trained
+
+
+def test_a_network_that_learns_from_true_masks_notices_when_they_change(root):
+    row = catalogue.row("segment_truth")
+    keys = set()
+    for _ in range(2):
+        open_scenes.cache_clear()
+        keys.add(studies.artefacts(photo_profile(), row, 0)["segmenter"].key)
+        for file in (root / "voc" / HOME / MASKS[1]).iterdir():
+            write_label_map(file, np.zeros(SIZE, np.uint8))
+    assert len(keys) == 2
+
+
+def test_a_photo_of_the_same_size_in_bytes_is_another_photo(root):
+    photo_file = next((root / "voc" / HOME / "JPEGImages").iterdir())
+    before = open_scenes(photo_profile().train).fingerprint
+    content = bytearray(photo_file.read_bytes())
+    content[-10] ^= 255
+    photo_file.write_bytes(content)
+    open_scenes.cache_clear()
+    assert open_scenes(photo_profile().train).fingerprint != before
+
+
+def test_another_list_of_scored_photos_is_predicted_anew(root):
+    row = catalogue.row("segment_truth")
+    before = studies.artefacts(photo_profile(), row, 0)["labels"]
+    listed = root / "voc" / HOME / "ImageSets" / "Segmentation" / "val.txt"
+    listed.write_text("\n".join(listed.read_text().split()[:-1]))
+    open_scenes.cache_clear()
+    after = studies.artefacts(photo_profile(), row, 0)["labels"]
+    assert len(label_files(after)) == len(label_files(before)) - 1
+
+
+# --- before long work ------------------------------------------------------------------------------------------------
+
+
+def harm(root, what: str) -> None:
+    home = root / "voc" / HOME
+    names = (home / "ImageSets" / "Segmentation" / "val.txt").read_text().split()
+    if what == "list":
+        (home / "ImageSets" / "Segmentation" / "val.txt").unlink()
+    elif what == "photo":
+        (home / "JPEGImages" / f"{names[-1]}.jpg").write_bytes(b"")
+    elif what == "few":
+        listed = home / "ImageSets" / "Segmentation" / "train_aug.txt"
+        listed.write_text("\n".join(listed.read_text().split()[:3]))
+    elif what == "untagged":
+        for name in names:
+            (home / "Annotations" / f"{name}.xml").write_text("<annotation></annotation>")
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("list", r"no .*val\.txt"),
+        ("photo", r"\.jpg: not a readable image"),
+        ("few", r"its 3 training scenes .* cannot fill a batch of 4"),
+        ("untagged", r"no scene of .*val.* has a tag of cat, cow, dog"),
+    ],
+)
+def test_what_would_end_a_run_is_said_before_it_begins(root, what, message):
+    harm(root, what)
+    with pytest.raises(ValueError, match=message):
+        preflight.check(photo_profile())
+    assert not (root / "runs").exists() or not stages(root / "runs")
+
+
+def test_missing_masks_are_said_and_not_refused(root, capsys):
+    for file in (root / "voc" / HOME / MASKS[0]).iterdir():
+        file.unlink()
+    preflight.check(photo_profile())
+    assert "4 of 4 scenes of" in capsys.readouterr().err
+
+
+def test_devices_and_boards_that_are_not_there_are_named(root, monkeypatch):
+    monkeypatch.setenv("AEFT_DEVICE", "gpu0")
+    with pytest.raises(ValueError, match="AEFT_DEVICE=gpu0 cannot be used"):
+        preflight.check(photo_profile())
+    monkeypatch.setenv("AEFT_DEVICE", "cpu")
+    monkeypatch.setenv("AEFT_TENSORBOARD", str(root))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(RuntimeError, match="AEFT_TENSORBOARD is set, but TensorBoard is not installed"):
+        preflight.check(photo_profile())
+
+
+def test_weights_that_are_not_there_are_asked_for_first(root, monkeypatch):
+    monkeypatch.delenv("AEFT_RESNET38D_PARAMS", raising=False)
+    with pytest.raises(ValueError, match="point AEFT_RESNET38D_PARAMS at it"):
+        preflight.check(photo_profile(backbone=BackboneSpec("resnet38d"), levels=(1, 2, 4, 8)))

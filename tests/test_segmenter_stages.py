@@ -107,12 +107,14 @@ def test_known_tags_leave_tagged_classes_alone(predicted):
 
 
 def test_predictions_are_scored_as_they_are(predicted):
-    found = runs.obtain(evaluate_labels, SMOKE.val, {"labels": predicted()})
+    found = runs.obtain(evaluate_labels, EvaluationSpec(SMOKE.val), {"labels": predicted()})
     expected = headline(pixels(predicted()), SMOKE.val)
     assert found.summary == pytest.approx(expected | {f"{name}_maskless": value for name, value in expected.items()})
     truth = runs.obtain(true_labels, TruthSpec(SMOKE.val))
     occurring = np.unique(pixels(truth))
-    assert runs.obtain(evaluate_labels, SMOKE.val, {"labels": truth}).summary["miou"] == pytest.approx(10 * len(occurring))
+    assert runs.obtain(evaluate_labels, EvaluationSpec(SMOKE.val), {"labels": truth}).summary["miou"] == pytest.approx(
+        10 * len(occurring)
+    )
 
 
 # --- who reads masks -------------------------------------------------------------------------------------------------
@@ -150,7 +152,10 @@ def test_no_stage_before_evaluation_reads_a_mask(tmp_path, monkeypatch, segmente
     write_labels(LabelSpec("seeds.npz", by_threshold=True), as_seeds, tmp_path)
     train_segmenter(SPEC, found, tmp_path)
     predict_labels(PredictionSpec(FEW, (1.0,), tags_known=True), {"segmenter": segmenter}, tmp_path)
-    for stage, spec in ((true_labels, TruthSpec(FEW)), (evaluate_labels, SMOKE.train)):  # who reads them is caught
+    for stage, spec in (
+        (true_labels, TruthSpec(FEW)),
+        (evaluate_labels, EvaluationSpec(SMOKE.train)),
+    ):  # who reads them is caught
         with pytest.raises(MaskRead):
             stage(spec, found, tmp_path)
 
@@ -172,7 +177,7 @@ def test_other_numbers_of_images_and_label_maps_are_refused(tmp_path, stage, cou
     specs = {
         train_segmenter: replace(SPEC, scenes=scenes),
         train_affinity: spec_of_affinity(scenes),
-        evaluate_labels: scenes,
+        evaluate_labels: EvaluationSpec(scenes),
         evaluate_scores: EvaluationSpec(scenes, SMOKE.thresholds),
     }
     with pytest.raises(ValueError, match=rf"{count} .* 32|shorter|longer"):

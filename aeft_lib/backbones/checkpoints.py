@@ -55,11 +55,12 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
             f"{file} is not opened: it is no checkpoint of tensors alone, but another format, or a pickle that would run code"
         ) from error
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, SafetensorError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{file} cannot be read as a checkpoint ({error}); fetch it again") from error
+        raise ValueError(f"{file} cannot be read as a checkpoint ({error or type(error).__name__}); fetch it again") from error
     for wrapper in ("state_dict", "model", "net"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
-    if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
+    named = isinstance(content, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
+    if not named or not content:
         raise ValueError(f"{file} holds no tensors by name, so it is no checkpoint of a network")
     return {_unwrapped(name): value for name, value in content.items()}
 
@@ -77,11 +78,8 @@ def load_checkpoint(network: nn.Module, file: Path) -> Loaded:
         if name is None:
             unused += [] if published.endswith("num_batches_tracked") else [published]
         elif tensor.shape != own[name].shape:
-            hint = (
-                f"; was it trained on other classes than these K={network.num_classes}?"
-                if hasattr(network, "num_classes")
-                else ""
-            )
+            other_k = hasattr(network, "num_classes") and "fc9" in name
+            hint = f"; was it trained on other classes than these K={network.num_classes}?" if other_k else ""
             raise ValueError(
                 f"{file}: {published} is {tuple(tensor.shape)}, the network's {name} {tuple(own[name].shape)}{hint}"
             )

@@ -75,10 +75,10 @@ def timm_backbone(name: str, *, stride: int, pretrained: bool) -> nn.Module:
     try:
         net = timm.create_model(name, pretrained=pretrained, features_only=True, output_stride=stride)
     except (TypeError, NotImplementedError, AssertionError, RuntimeError, AttributeError) as error:
-        raise ValueError(f"timm's {name} gives no features at stride {stride} ({error})") from error
+        raise ValueError(f"timm:{name} gives no features at stride {stride} ({error or type(error).__name__})") from error
     reduction = net.feature_info.reduction()
     if reduction[-1] != stride or len(reduction) < 3:
-        raise ValueError(f"timm's {name} gives features at strides {reduction}, not at {stride} in the end")
+        raise ValueError(f"timm:{name} gives features at strides {reduction}, not at {stride} in the end")
     return TimmBackbone(net, stride=stride)
 
 
@@ -131,6 +131,6 @@ class TimmBackbone(FrozenNorms):
 
 def _check(name: str, stride: int, known: object) -> None:
     if name not in known:
-        raise ValueError(f"unknown backbone {name!r}")
+        raise ValueError(f"unknown backbone {name!r}; timm.list_models() has the names of timm's")
     if stride not in STRIDES:
         raise ValueError(f"stride must be one of {STRIDES}, got {stride}")

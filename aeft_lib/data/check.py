@@ -234,6 +234,7 @@ def _check_folder(root: Path, deep: bool) -> Findings:
     for split in sorted({line["split"] for line in table}):
         names = [line["image"] for line in table if line["split"] == split]
         found.lines += summary(split or "(without a split)", names, seen, classes, None)
+    found.problems += [] if found.problems else _unusable(root / "tags.csv", table)
     found.lines += _unnamed(root / "images", tags)
     found.advice += [] if found.ok else [FOLDER_LAYOUT]
     return found
@@ -244,6 +245,16 @@ def _folder_image(root: Path, deep: bool, tags: Mapping[str, set[str]], num_clas
     file = folder.mask_file(root, name)
     problems = [*photo.problems, *(mask_problems(file, photo, num_classes, deep) if file.is_file() else ())]
     return Seen(frozenset(tags[name]), True, file.is_file(), photo.kind, photo.turned, tuple(problems))
+
+
+def _unusable(file: Path, table: Sequence[dict]) -> list[str]:
+    """Why nothing can be trained on a table whose lines are right."""
+    splits = sorted({line["split"] for line in table})
+    if not table:
+        return [f"{file}: no image is listed"] if file.is_file() else []
+    missing = [split for split in ("train", "val") if split not in splits]
+    found = [f"{file}: no image of the split {split!r}, there are {', '.join(splits)}" for split in missing]
+    return found + ([] if any(line["tags"] for line in table) else [f"{file}: no image has a tag"])
 
 
 def _unnamed(images: Path, tags: Mapping[str, set[str]]) -> list[str]:

@@ -16,7 +16,7 @@ import hashlib
 import json
 from collections import defaultdict
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ import numpy as np
 
 from aeft_lib import paths
 from aeft_lib.data.scene import Photos, check_selection, selected
-from aeft_lib.labels import VOID, read_image
+from aeft_lib.labels import VOID
 
 SPLITS = {"train2014": 82783, "val2014": 40504}  # images of the published lists
 
@@ -66,9 +66,9 @@ class Coco(Photos):
         self.classes = self.instances.classes
         self.names = selected(sorted(self.instances.images), spec.count)
 
-    def read_image(self, name: str) -> np.ndarray:
-        """The photo of this name."""
-        return read_image(self.root / self.spec.split / f"{name}.jpg")
+    def image_file(self, name: str) -> Path:
+        """Where the photo of this name stands."""
+        return self.root / self.spec.split / f"{name}.jpg"
 
     def read_tags(self, name: str) -> np.ndarray:
         """Its tags."""
@@ -84,15 +84,9 @@ class Coco(Photos):
             mask[_region(found, size, name)] = label
         return mask
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """A digest of classes, names and tags, and of the sizes of the photos."""
-        digest = hashlib.sha256(";".join(self.classes).encode())
-        for index, name in enumerate(self.names):
-            file = self.root / self.spec.split / f"{name}.jpg"
-            size = file.stat().st_size if file.is_file() else -1
-            digest.update(f"{name} {size} ".encode() + self.tags(index).tobytes())
-        return digest.hexdigest()
+    def mask_digest(self, name: str) -> bytes:
+        """Of its annotations, which the mask is painted from."""
+        return hashlib.sha256(json.dumps(self.instances.objects[name], sort_keys=True).encode()).digest()
 
 
 def read_instances(file: Path) -> Instances:

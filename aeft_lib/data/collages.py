@@ -115,7 +115,7 @@ class Collages:
         self.spec = spec
         self.pack = pack or load_pack()
         self.names = [f"{spec.split}_{spec.seed}_{index:05d}" for index in range(spec.count)]
-        self.fingerprint = self.pack.checksum
+        self.fingerprint = self.truth = self.pack.checksum
 
     def __len__(self) -> int:
         return self.spec.count

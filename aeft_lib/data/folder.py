@@ -11,16 +11,14 @@ The folder is `paths.photos_root`, ``AEFT_PHOTOS_ROOT``.
 """
 
 import csv
-import hashlib
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from aeft_lib import paths
-from aeft_lib.data.scene import Photos, check_selection, selected
-from aeft_lib.labels import read_image, read_label_map
+from aeft_lib.data.scene import Photos, check_selection, contents, selected
+from aeft_lib.labels import read_label_map
 
 COLUMNS = ("image", "split", "tags")
 MAX_CLASSES = 254  # labels 1..254, 255 is void
@@ -55,9 +53,9 @@ class Folder(Photos):
         self._tags = {line["image"]: line["tags"] for line in table}
         self.names = selected(images, spec.count)
 
-    def read_image(self, name: str) -> np.ndarray:
-        """The photo of this name."""
-        return read_image(self.root / "images" / name)
+    def image_file(self, name: str) -> Path:
+        """Where the photo of this name stands."""
+        return self.root / "images" / name
 
     def read_tags(self, name: str) -> np.ndarray:
         """Its tags."""
@@ -70,15 +68,9 @@ class Folder(Photos):
             raise ValueError(f"{name} has no mask {file}: without masks there are seeds and pseudo-labels, but no mIoU")
         return read_label_map(file, num_classes=len(self.classes))
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """A digest of names, tags, and the sizes of the photos."""
-        digest = hashlib.sha256(";".join(self.classes).encode())
-        for name in self.names:
-            file = self.root / "images" / name
-            size = file.stat().st_size if file.is_file() else -1
-            digest.update(f"{name} {size} {sorted(self._tags[name])}".encode())
-        return digest.hexdigest()
+    def mask_digest(self, name: str) -> bytes:
+        """Of its mask's file."""
+        return contents(mask_file(self.root, name))
 
 
 def mask_file(root: Path, image: str) -> Path:
@@ -89,7 +81,7 @@ def mask_file(root: Path, image: str) -> Path:
 def read_classes(file: Path) -> tuple[str, ...]:
     """The class names.  Raises ValueError where there are none, one stands twice, holds a ";", or there are too many."""
     if not file.is_file():
-        raise ValueError(f"no {file}: write one class a line")
+        raise ValueError(f"no {file}: write one class a line (AEFT_PHOTOS_ROOT names the folder)")
     try:
         names = tuple(line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip())
     except UnicodeDecodeError as error:

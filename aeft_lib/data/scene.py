@@ -3,13 +3,16 @@
 A mask is read when it is asked for and not before, so that nothing that trains on tags can touch one by accident.
 """
 
+import hashlib
 from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
 
-from aeft_lib.labels import VOID
+from aeft_lib.labels import VOID, image_size, read_image
 
 
 class Scene(NamedTuple):
@@ -24,13 +27,14 @@ class Scene(NamedTuple):
 class Scenes(Protocol):
     """A set of scenes.
 
-    names: one stable id a scene.  classes: K names, background not among them.  fingerprint: of what the files hold, without
-    masks; it changes when a result that was trained on them is out of date.
+    names: one stable id a scene.  classes: K names, background not among them.  fingerprint: of photos and tags, it changes
+    when a result that was trained on them is out of date; truth: of the masks, for results that were scored on them.
     """
 
     classes: tuple[str, ...]
     names: Sequence[str]
     fingerprint: str
+    truth: str
 
     def __len__(self) -> int: ...
 
@@ -50,7 +54,8 @@ class Scenes(Protocol):
 class Photos:
     """What data sets of photos share: which of them count, and their size.
 
-    A subclass has ``classes``, ``names``, ``spec.size``, and ``read_image``, ``read_tags``, ``read_mask`` by name.
+    A subclass has ``classes``, ``names``, ``spec.size``, and by name ``image_file``, ``read_tags``, ``read_mask`` and
+    ``mask_digest``, bytes that change when the mask does.
     """
 
     classes: tuple[str, ...]
@@ -61,25 +66,63 @@ class Photos:
 
     def image(self, index: int) -> np.ndarray:
         """(H, W, 3) uint8 RGB, squared to `size` where there is one.  Raises ValueError naming a file that is not readable."""
-        return squared(self.read_image(self.names[index]), self.spec.size)
+        return squared(read_image(self.image_file(self.names[index])), self.spec.size)
 
     def tags(self, index: int) -> np.ndarray:
         """(K,) bool."""
         return self.read_tags(self.names[index])
 
     def mask(self, index: int) -> np.ndarray:
-        """(H, W) uint8: 0 background, class + 1, 255 void.  Raises ValueError naming a mask that is missing or odd."""
-        return squared(self.read_mask(self.names[index]), self.spec.size)
+        """(H, W) uint8: 0 background, class + 1, 255 void.
+
+        Raises ValueError naming a mask that is missing, odd, or of another size than its photo.
+        """
+        name = self.names[index]
+        mask, size = self.read_mask(name), image_size(self.image_file(name))
+        if mask.shape != size:
+            raise ValueError(f"{name}: the mask is {mask.shape}, its image {size}; one of them is damaged, or turned")
+        return squared(mask, self.spec.size)
 
     def __getitem__(self, index: int) -> Scene:
-        """Scene `index`; raises IndexError outside 0..len-1, ValueError where image and mask differ in size."""
+        """Scene `index`; raises IndexError outside 0..len-1, ValueError as `image` and `mask` do."""
         if not 0 <= index < len(self):
             raise IndexError(f"scene {index} of {len(self)}")
-        name, size = self.names[index], self.spec.size
-        image, mask = self.read_image(name), self.read_mask(name)
-        if image.shape[:2] != mask.shape:
-            raise ValueError(f"{name}: the mask is {mask.shape}, its image {image.shape[:2]}; fetch it again")
-        return Scene(squared(image, size), squared(mask, size), self.tags(index), name)
+        return Scene(self.image(index), self.mask(index), self.tags(index), self.names[index])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of classes, names and tags, and of each photo's size in bytes, beginning and end."""
+        digest = hashlib.sha256("\n".join(self.classes).encode())
+        for name in self.names:
+            digest.update(f"{name}\n".encode() + self.read_tags(name).tobytes() + ends(self.image_file(name)))
+        return digest.hexdigest()
+
+    @cached_property
+    def truth(self) -> str:
+        """A digest of classes, names and masks."""
+        digest = hashlib.sha256("\n".join(self.classes).encode())
+        for name in self.names:
+            digest.update(f"{name}\n".encode() + self.mask_digest(name))
+        return digest.hexdigest()
+
+
+def ends(file: Path, kept: int = 4096) -> bytes:
+    """Size, first and last bytes of a file: enough to tell photos apart without reading them; empty where there is none."""
+    try:
+        with file.open("rb") as stream:
+            size = stream.seek(0, 2)
+            parts = []
+            for start in (0, max(0, size - kept)):
+                stream.seek(start)
+                parts.append(stream.read(kept))
+    except OSError:
+        return b""
+    return hashlib.sha256(size.to_bytes(8, "little") + b"".join(parts)).digest()
+
+
+def contents(file: Path) -> bytes:
+    """A digest of a whole file; empty where there is none."""
+    return hashlib.sha256(file.read_bytes()).digest() if file.is_file() else b""
 
 
 def squared(picture: np.ndarray, size: int) -> np.ndarray:

@@ -6,17 +6,15 @@
 and the reference take them.
 """
 
-import hashlib
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from aeft_lib import paths
-from aeft_lib.data.scene import Photos, check_selection, relabelled, selected
-from aeft_lib.labels import VOID, read_image, read_label_map
+from aeft_lib.data.scene import Photos, check_selection, contents, relabelled, selected
+from aeft_lib.labels import VOID, read_label_map
 
 CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -59,9 +57,9 @@ class Voc(Photos):
         numbers = [0, *(spec.classes.index(name) + 1 if name in spec.classes else VOID for name in CLASSES)]
         self._numbers = numbers
 
-    def read_image(self, name: str) -> np.ndarray:
-        """The photo of this name."""
-        return read_image(self.home / "JPEGImages" / f"{name}.jpg")
+    def image_file(self, name: str) -> Path:
+        """Where the photo of this name stands."""
+        return self.home / "JPEGImages" / f"{name}.jpg"
 
     def read_tags(self, name: str) -> np.ndarray:
         """Its tags, from its annotation alone."""
@@ -70,21 +68,20 @@ class Voc(Photos):
 
     def read_mask(self, name: str) -> np.ndarray:
         """Its mask, VOC's own before SBD's."""
-        files = [self.home / folder / f"{name}.png" for folder in MASKS]
-        file = next((file for file in files if file.is_file()), None)
+        file = self._mask_file(name)
         if file is None:
-            raise ValueError(f"{name} has no mask: neither {files[0]} nor {files[1]}; see `aeft data check voc`")
+            files = " nor ".join(str(self.home / folder / f"{name}.png") for folder in MASKS)
+            raise ValueError(f"{name} has no mask: neither {files}; see `aeft data check voc`")
         return relabelled(read_label_map(file, num_classes=len(CLASSES)), self._numbers)
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """A digest of the scenes' names, of the bytes of their annotations and of the sizes of their photos."""
-        digest = hashlib.sha256()
-        for name in self.names:
-            photo, annotation = self.home / "JPEGImages" / f"{name}.jpg", self.home / "Annotations" / f"{name}.xml"
-            size = photo.stat().st_size if photo.is_file() else -1
-            digest.update(f"{name} {size} ".encode() + (annotation.read_bytes() if annotation.is_file() else b""))
-        return digest.hexdigest()
+    def mask_digest(self, name: str) -> bytes:
+        """Of its mask's file."""
+        file = self._mask_file(name)
+        return contents(file) if file else b""
+
+    def _mask_file(self, name: str) -> Path | None:
+        files = (self.home / folder / f"{name}.png" for folder in MASKS)
+        return next((file for file in files if file.is_file()), None)
 
 
 def read_list(home: Path, split: str) -> list[str]:

@@ -18,10 +18,11 @@ from aeft_lib.stages.seeds import SeedSpec, seed_stream
 
 @dataclass(frozen=True)
 class EpochsSpec:
-    """thresholds: increasing, in 0..1.  One scale only, since every epoch is scored."""
+    """thresholds: increasing, in 0..1.  truth: digest of the masks.  One scale only, since every epoch is scored."""
 
     scenes: AnySpec
     thresholds: tuple[float, ...]
+    truth: str = ""
 
 
 def evaluate_epochs(spec: EpochsSpec, inputs: Mapping[str, Artefact], folder: Path) -> dict[str, float]:

@@ -19,10 +19,11 @@ from aeft_lib.stages.seeds import load_logits
 
 @dataclass(frozen=True)
 class EvaluationSpec:
-    """thresholds: increasing, in 0..1."""
+    """thresholds: increasing, in 0..1; label maps need none.  truth: digest of the scenes' masks."""
 
     scenes: AnySpec
-    thresholds: tuple[float, ...]
+    thresholds: tuple[float, ...] = ()
+    truth: str = ""
 
 
 def evaluate_seeds(spec: EvaluationSpec, inputs: Mapping[str, Artefact], folder: Path) -> dict[str, float]:
@@ -53,12 +54,12 @@ def evaluate_scores(spec: EvaluationSpec, inputs: Mapping[str, Artefact], folder
     return best | {f"{name}_maskless": value for name, value in _of_labels(inputs["labels"], scenes, folder).items()}
 
 
-def evaluate_labels(spec: AnySpec, inputs: Mapping[str, Artefact], folder: Path) -> dict[str, float]:
+def evaluate_labels(spec: EvaluationSpec, inputs: Mapping[str, Artefact], folder: Path) -> dict[str, float]:
     """Score the label maps ``labels``; write ``classes.csv``; return mIoU, precision and recall in percent.
 
     Nothing was chosen on masks, so ``*_maskless`` are the same numbers.
     """
-    numbers = _of_labels(inputs["labels"], open_scenes(spec), folder)
+    numbers = _of_labels(inputs["labels"], open_scenes(spec.scenes), folder)
     return numbers | {f"{name}_maskless": value for name, value in numbers.items()}
 
 

@@ -1,5 +1,6 @@
 """What every stage that trains has in common: its checkpoint while it runs, its weights and logs when it has run."""
 
+import importlib.util
 import json
 import os
 from collections.abc import Callable
@@ -57,9 +58,14 @@ def _progress(folder: Path) -> Callable[[dict[str, float]], None]:
     return report
 
 
+def check_tensorboard() -> None:
+    """Raises RuntimeError where ``AEFT_TENSORBOARD`` is set and TensorBoard is not installed."""
+    if os.environ.get(TENSORBOARD) and importlib.util.find_spec("tensorboard") is None:
+        raise RuntimeError(f"{TENSORBOARD} is set, but TensorBoard is not installed: pip install tensorboard")
+
+
 def _board(folder: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise RuntimeError(f"{TENSORBOARD} is set, but TensorBoard is not installed: pip install tensorboard") from error
+    check_tensorboard()
+    from torch.utils.tensorboard import SummaryWriter
+
     return SummaryWriter(str(Path(os.environ[TENSORBOARD]) / folder.parent.name / folder.stem))

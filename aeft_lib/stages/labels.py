@@ -29,9 +29,10 @@ class LabelSpec:
 
 @dataclass(frozen=True)
 class TruthSpec:
-    """scenes: whose masks are copied."""
+    """scenes: whose masks are copied.  truth: digest of the masks."""
 
     scenes: AnySpec
+    truth: str = ""
 
 
 def write_labels(spec: LabelSpec, inputs: Mapping[str, Artefact], folder: Path) -> dict[str, float]:

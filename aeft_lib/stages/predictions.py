@@ -23,12 +23,14 @@ class PredictionSpec:
     """scales: relative to the image, each plain and mirrored.  crf_iterations: of a CRF on the result; 0 leaves it out.
 
     tags_known: classes that are not tagged are left out, as if somebody had told: an oracle, not what a network has to do.
+    data: fingerprint of the scenes.
     """
 
     scenes: AnySpec
     scales: tuple[float, ...]
     crf_iterations: int = 0
     tags_known: bool = False
+    data: str = ""
 
 
 @distributed.collective

@@ -29,6 +29,7 @@ class SegmenterSpec:
 
     crop: side of a training view of a photo; 0: views of scenes that are of one size, at that size.
     hidden: channels between the head's two convolutions.  view_scales: least and largest scale of a training view.
+    data: fingerprint of the scenes.
     """
 
     scenes: AnySpec
@@ -40,6 +41,7 @@ class SegmenterSpec:
     compute: Compute = PLAIN
     hidden: int = 512
     view_scales: tuple[float, float] = (0.5, 1.5)
+    data: str = ""
 
 
 class Samples(NamedTuple):
