@@ -327,3 +327,9 @@ def test_odd_masks_are_refused(root):
     colour_map(file)
     with pytest.raises(ValueError, match=r"photo_001\.png: a label map must have one 8-bit channel"):
         folder(root).mask(0)
+
+
+def test_columns_in_capitals_and_accents_composed_otherwise_are_read(root):
+    (root / "classes.txt").write_text("tasse\nta\u0308sse\n", encoding="utf-8")
+    (root / "tags.csv").write_text("Image, Split ,TAGS\nphoto_001.jpg,train,t\u00e4sse\n", encoding="utf-8")
+    assert folder(root).tags(0).tolist() == [False, True]

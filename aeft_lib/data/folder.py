@@ -11,6 +11,7 @@ The folder is `paths.photos_root`, ``AEFT_PHOTOS_ROOT``.
 """
 
 import csv
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,7 +84,7 @@ def read_classes(file: Path) -> tuple[str, ...]:
     if not file.is_file():
         raise ValueError(f"no {file}: write one class a line (AEFT_PHOTOS_ROOT names the folder)")
     try:
-        names = tuple(line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip())
+        names = tuple(line.strip() for line in _text(file).splitlines() if line.strip())
     except UnicodeDecodeError as error:
         raise ValueError(f"{file}: not a readable list ({error}); save it as UTF-8") from error
     wrong = [name for i, name in enumerate(names) if ";" in name or name in names[:i]]
@@ -127,12 +128,18 @@ def table_lines(file: Path, classes: tuple[str, ...]) -> tuple[list[dict], list[
     return lines, wrong
 
 
+def _text(file: Path) -> str:
+    """A file of UTF-8; letters with accents in one form, whoever composed them."""
+    return unicodedata.normalize("NFC", file.read_text(encoding="utf-8-sig"))
+
+
 def _rows(file: Path) -> list[tuple[int, dict]]:
     """The rows of the table, each with the number of its line."""
     if not file.is_file():
         raise ValueError(f"no {file}: write the columns {', '.join(COLUMNS)}")
     try:
-        table = csv.DictReader(file.read_text(encoding="utf-8-sig").splitlines())
+        table = csv.DictReader(_text(file).splitlines())
+        table.fieldnames = [name.strip().lower() for name in table.fieldnames or ()]
         rows = [(table.line_num, row) for row in table]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{file}: not a readable table ({error}); save it as UTF-8") from error
