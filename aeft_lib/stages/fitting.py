@@ -13,9 +13,11 @@ from tqdm.auto import tqdm
 
 from aeft_lib import distributed, trained, training
 from aeft_lib.devices import device
+from aeft_lib.runs import Artefact
 
 WEIGHTS, LOG, STEPS, CHECKPOINT = "weights.safetensors", "log.csv", "steps.jsonl", "checkpoint.safetensors"
 TENSORBOARD = "AEFT_TENSORBOARD"
+_ready: dict[tuple[str, Path], nn.Module] = {}
 LONG = 1000  # steps from which on a training has a bar of its own
 
 
@@ -56,6 +58,15 @@ def _progress(folder: Path) -> Callable[[dict[str, float]], None]:
             board.add_scalar(name, value, seen["step"])
 
     return report
+
+
+def ready(load: Callable[[Artefact], nn.Module], artefact: Artefact) -> nn.Module:
+    """The network of an artefact on the device; a process keeps the last, so that shards of images do not load it anew."""
+    key = (load.__name__, artefact.folder)
+    if key not in _ready:
+        _ready.clear()
+        _ready[key] = load(artefact).to(device())
+    return _ready[key]
 
 
 def check_tensorboard() -> None:

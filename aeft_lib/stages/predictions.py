@@ -9,11 +9,11 @@ import torch
 
 from aeft_lib import distributed
 from aeft_lib.data.scenes import AnySpec, open_scenes
-from aeft_lib.devices import device
 from aeft_lib.parallel import over_images
 from aeft_lib.refinement.dense_crf import DenseCRF, unary_of
 from aeft_lib.runs import Artefact
 from aeft_lib.segmenter import Segmenter, multi_scale_probabilities
+from aeft_lib.stages.fitting import ready
 from aeft_lib.stages.labels import write_all
 from aeft_lib.stages.segmenter import load_segmenter
 
@@ -41,7 +41,7 @@ def predict_labels(spec: PredictionSpec, inputs: Mapping[str, Artefact], folder:
 
 @torch.inference_mode()
 def _predicted(indices: range, spec: PredictionSpec, segmenter: Artefact) -> list[tuple[str, np.ndarray]]:
-    network = load_segmenter(segmenter).to(device())
+    network = ready(load_segmenter, segmenter)
     scenes = open_scenes(spec.scenes)
     found = []
     for index in indices:

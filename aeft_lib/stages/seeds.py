@@ -18,6 +18,7 @@ from aeft_lib.runs import Artefact
 from aeft_lib.seeds import Seed, SeedWriter, combine_scales, write_seeds
 from aeft_lib.stages.classifier import load_network
 from aeft_lib.stages.features import load_features, scale_name
+from aeft_lib.stages.fitting import ready
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def seed_stream(network: CamClassifier, cache: dict[str, Tensor], spec: SeedSpec
 @torch.inference_mode()
 def _photo_seeds(indices: range, spec: PhotoSeedSpec, classifier: Artefact) -> list[tuple[str, Seed, Tensor, Tensor]]:
     """Name, seed, logits and tags of these photos; photos are resized before they are normalised, as in the reference."""
-    network, scenes = load_network(classifier).to(device()), open_scenes(spec.scenes)
+    network, scenes = ready(load_network, classifier), open_scenes(spec.scenes)
     _check_classes(len(scenes.classes), network)
     found = []
     for index in indices:

@@ -14,6 +14,7 @@ from aeft_lib.refinement.propagation import padded, refine_by_walk
 from aeft_lib.runs import Artefact
 from aeft_lib.seeds import Seed, read_seeds, write_seeds
 from aeft_lib.stages.affinity import load_affinity_net
+from aeft_lib.stages.fitting import ready
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def walk_seeds(spec: WalkSpec, inputs: Mapping[str, Artefact], folder: Path) -> 
 
 @torch.inference_mode()
 def _walked(indices: range, spec: WalkSpec, file: Path, affinity: Artefact, alpha: float) -> list[tuple[str, Seed]]:
-    network = load_affinity_net(affinity).to(device())
+    network = ready(load_affinity_net, affinity)
     scenes = open_scenes(spec.scenes)
     found = []
     for index, (name, seed) in zip(indices, read_seeds(file, [f"{i:05d}" for i in indices]), strict=True):
