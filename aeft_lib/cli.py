@@ -286,6 +286,12 @@ def _parser() -> argparse.ArgumentParser:
     timing = commands.add_parser("bench", help="timings of two implementations, side by side, as JSON")
     timing.add_argument("name")
     timing.set_defaults(command=bench)
+    _add_data(commands)
+    return parser
+
+
+def _add_data(commands: Any) -> None:
+    """``aeft data check`` and ``aeft data fetch``."""
     data = commands.add_parser("data", help="the data at hand").add_subparsers(
         required=True, metavar="WHAT", parser_class=_Whole
     )
@@ -297,7 +303,6 @@ def _parser() -> argparse.ArgumentParser:
     bring.add_argument("what", choices=["voc", "coco"])
     bring.add_argument("--from", dest="local", nargs="*", default=[], metavar="ARCHIVE", help="archives that are at hand")
     bring.set_defaults(command=data_fetch)
-    return parser
 
 
 if __name__ == "__main__":

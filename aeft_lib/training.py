@@ -5,11 +5,7 @@ is written per epoch, or more often.  Order, augmentation and dropout are pure f
 killed and started again ends with the same weights, bit for bit on a CPU with the same number of threads.
 """
 
-import hashlib
-import json
 import math
-import os
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,11 +17,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from aeft_lib import distributed
+from aeft_lib.resuming import resume, save_checkpoint
 from aeft_lib.stepping import PLAIN, Compute, Objective, Stepper
 
 CHECK_EVERY = 20  # steps between looks at the loss: each look waits for the device
@@ -111,37 +106,16 @@ def fit(
     """
     if n_samples < schedule.batch_size:
         raise ValueError(f"{n_samples} samples cannot fill a batch of {schedule.batch_size}")
-    per_epoch = schedule.epoch_steps(n_samples)
-    steps = schedule.epochs * per_epoch
-    wanted = distributed.part(schedule.batch_size)
-    optimiser = make_optimiser(network, schedule)
-    stepper = Stepper(network, optimiser, objective, compute)
-    base_rates = [group["lr"] for group in optimiser.param_groups]
+    stepper = Stepper(network, make_optimiser(network, schedule), objective, compute)
+    course = _Course(network, stepper, schedule, batch, n_samples, seed, checkpoint, progress)
     rows, terms = resume(checkpoint, network, stepper) if checkpoint else ([], [])
     network.train()
     with torch.random.fork_rng(devices=[]):  # dropout draws from the global stream, which is seeded step by step
         for epoch in range(len(rows), schedule.epochs):
-            first = len(terms)
-            batches = list(islice(epoch_order(n_samples, schedule.batch_size, seed, epoch), per_epoch))[first:]
-            loads = (
-                partial(batch, indices, stream(seed, 1, epoch, i), wanted) for i, indices in enumerate(batches, start=first)
-            )
-            for i, samples in enumerate(_prepared(loads, compute.lookahead), start=first):
-                step = epoch * per_epoch + i
-                for group, rate in zip(optimiser.param_groups, base_rates, strict=True):
-                    group["lr"] = rate * schedule.factor(step, steps)
-                torch.manual_seed(int(stream(seed, 2, step, distributed.rank()).initial_seed()))
-                terms.append(stepper.step(samples))
-                if (i + 1) % CHECK_EVERY == 0 or i + 1 == per_epoch:
-                    _check_finite(terms, epoch, per_epoch, n_samples, schedule, seed, checkpoint)
-                    if progress and distributed.is_main():
-                        latest = {name: value.item() for name, value in terms[-1].items()}
-                        progress({"step": step + 1, "steps": steps, "lr": optimiser.param_groups[-1]["lr"], **latest})
-                if checkpoint and compute.checkpoint_every and (i + 1) % compute.checkpoint_every == 0 and i + 1 < per_epoch:
-                    save_checkpoint(checkpoint, network, stepper, rows, terms)
+            terms = course.epoch(epoch, rows, terms)
             _check_weights(network, epoch, schedule, checkpoint)
             means = {name: torch.stack([t[name] for t in terms]).mean().item() for name in terms[0]}
-            rows.append({"epoch": epoch + 1, "lr": optimiser.param_groups[-1]["lr"], **means})
+            rows.append({"epoch": epoch + 1, "lr": stepper.optimiser.param_groups[-1]["lr"], **means})
             terms = []
             if after_epoch:
                 after_epoch(epoch + 1)
@@ -151,6 +125,65 @@ def fit(
     if checkpoint and distributed.is_main():
         checkpoint.unlink(missing_ok=True)
     return rows
+
+
+class _Course:
+    """What `fit` knows, and the steps of an epoch; arguments as there."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        stepper: Stepper,
+        schedule: Schedule,
+        batch: Callable[[Tensor, torch.Generator, slice], NamedTuple],
+        n_samples: int,
+        seed: int,
+        checkpoint: Path | None,
+        progress: Callable[[dict[str, float]], None] | None,
+    ) -> None:
+        self.network, self.stepper, self.schedule, self.batch = network, stepper, schedule, batch
+        self.n_samples, self.seed, self.checkpoint, self.progress = n_samples, seed, checkpoint, progress
+        self.per_epoch = schedule.epoch_steps(n_samples)
+        self.steps = schedule.epochs * self.per_epoch
+        self.wanted = distributed.part(schedule.batch_size)
+        self.base_rates = [group["lr"] for group in stepper.optimiser.param_groups]  # before a checkpoint brings its own
+
+    def epoch(self, epoch: int, rows: Sequence[dict[str, float]], done: Sequence[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+        """Take the steps of an epoch that are left after those `done`; the terms of all of them.  rows: of epochs before."""
+        terms, first, every = list(done), len(done), self.stepper.compute.checkpoint_every
+        batches = list(epoch_order(self.n_samples, self.schedule.batch_size, self.seed, epoch))[first : self.per_epoch]
+        loads = (
+            partial(self.batch, b, stream(self.seed, 1, epoch, i), self.wanted) for i, b in enumerate(batches, start=first)
+        )
+        for i, samples in enumerate(_prepared(loads, self.stepper.compute.lookahead), start=first):
+            step = epoch * self.per_epoch + i
+            for group, rate in zip(self.stepper.optimiser.param_groups, self.base_rates, strict=True):
+                group["lr"] = rate * self.schedule.factor(step, self.steps)
+            torch.manual_seed(int(stream(self.seed, 2, step, distributed.rank()).initial_seed()))
+            terms.append(self.stepper.step(samples))
+            last = i + 1 == self.per_epoch
+            if (i + 1) % CHECK_EVERY == 0 or last:
+                self._look(epoch, step, terms)
+            if self.checkpoint and every and (i + 1) % every == 0 and not last:
+                save_checkpoint(self.checkpoint, self.network, self.stepper, rows, terms)
+        return terms
+
+    def _look(self, epoch: int, step: int, terms: Sequence[dict[str, Tensor]]) -> None:
+        """Look at the losses of this epoch so far; raise TrainingDiverged, on every rank, at the first that is not finite."""
+        totals = distributed.mean(torch.stack([sum(t.values()) for t in terms]))
+        if not totals.isfinite().all():
+            first = int((~totals.isfinite()).nonzero()[0])
+            indices = list(epoch_order(self.n_samples, self.schedule.batch_size, self.seed, epoch))[first].tolist()
+            raise TrainingDiverged(
+                f"the loss is {totals[first].item()} at step {epoch * self.per_epoch + first} (epoch {epoch + 1}), "
+                f"samples {indices}; {_kept(self.checkpoint)}. "
+                f"Lower the learning rate (now {self.schedule.lr} and {self.schedule.head_lr}) or look at the samples."
+            )
+        if self.progress and distributed.is_main():
+            latest = {name: value.item() for name, value in terms[-1].items()}
+            self.progress(
+                {"step": step + 1, "steps": self.steps, "lr": self.stepper.optimiser.param_groups[-1]["lr"], **latest}
+            )
 
 
 def _prepared(loads: Iterator[Callable[[], NamedTuple]], lookahead: int) -> Iterator[NamedTuple]:
@@ -191,76 +224,6 @@ def epoch_order(n_samples: int, batch_size: int, seed: int, epoch: int) -> Itera
     yield from order[: n_samples - n_samples % batch_size].split(batch_size)
 
 
-def save_checkpoint(
-    file: Path,
-    network: nn.Module,
-    stepper: Stepper,
-    rows: Sequence[dict[str, float]],
-    terms: Sequence[dict[str, Tensor]] = (),
-) -> None:
-    """Write trained parameters, the optimiser's state and the log so far, atomically, without pickle; on rank 0 alone.
-
-    terms: of the steps of an epoch that is not over.
-    """
-    if not distributed.is_main():
-        return
-    tensors = {f"network/{name}": p.detach() for name, p in network.named_parameters() if p.requires_grad}
-    for index, state in stepper.optimiser.state_dict()["state"].items():
-        tensors |= {f"optimiser/{index}/{name}": torch.as_tensor(value) for name, value in state.items() if value is not None}
-    if terms:
-        tensors |= {f"terms/{name}": torch.stack([step[name] for step in terms]) for name in terms[0]}
-    tensors = {name: t.cpu().contiguous() for name, t in tensors.items()}
-    metadata = {"rows": json.dumps(list(rows)), "scaler": json.dumps(stepper.scaler.state_dict()), "digest": _digest(tensors)}
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
-    save_file(tensors, aside, metadata=metadata)
-    aside.replace(file)
-
-
-def resume(file: Path, network: nn.Module, stepper: Stepper) -> tuple[list[dict[str, float]], list[dict[str, Tensor]]]:
-    """Load a checkpoint into network and optimiser; returns its log, and the terms of an epoch that was not over.
-
-    Two empty lists where there is none.  One that is damaged, or of another network, is said and left: nothing of it is loaded.
-    Every rank reads rank 0's file.
-    """
-    file = Path(distributed.same(str(file)))
-    if not distributed.same(file.is_file()):
-        return [], []
-    trained = {f"network/{name}": p for name, p in network.named_parameters() if p.requires_grad}
-    try:
-        with safe_open(file, framework="pt") as opened:
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (no mapping)
-            rows, scaler, digest = (opened.metadata()[name] for name in ("rows", "scaler", "digest"))
-        if digest != _digest(tensors):
-            raise ValueError("its contents do not match their digest")
-        if any(tensors[name].shape != p.shape for name, p in trained.items()):
-            raise ValueError("it belongs to another network")
-        rows, scaler = json.loads(rows), json.loads(scaler)
-    except (OSError, KeyError, ValueError, TypeError, SafetensorError) as error:
-        warnings.warn(f"checkpoint {file.name} is damaged ({error}): training starts again", stacklevel=2)
-        return [], []
-    with torch.no_grad():
-        for name, parameter in trained.items():
-            parameter.copy_(tensors[name])
-    state = stepper.optimiser.state_dict()
-    for name, tensor in tensors.items():
-        kind, index, *field = name.split("/")
-        if kind == "optimiser":
-            state["state"].setdefault(int(index), {})[field[0]] = tensor
-    stepper.optimiser.load_state_dict(state)
-    stepper.scaler.load_state_dict(scaler)
-    kept = {name.removeprefix("terms/"): t for name, t in tensors.items() if name.startswith("terms/")}
-    terms = {name: t.to(stepper.device).unbind() for name, t in kept.items()}
-    return rows, [dict(zip(terms, values, strict=True)) for values in zip(*terms.values(), strict=True)]
-
-
-def _digest(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].numpy().tobytes())
-    return digest.hexdigest()
-
-
 def _check_weights(network: nn.Module, epoch: int, schedule: Schedule, checkpoint: Path | None) -> None:
     """A gradient can be NaN where the loss is finite: refuse such weights before they are kept."""
     if all(p.isfinite().all() for p in network.parameters() if p.requires_grad):
@@ -273,25 +236,3 @@ def _check_weights(network: nn.Module, epoch: int, schedule: Schedule, checkpoin
 
 def _kept(checkpoint: Path | None) -> str:
     return f"the last good checkpoint is {checkpoint}" if checkpoint and checkpoint.is_file() else "no epoch was finished"
-
-
-def _check_finite(
-    terms: Sequence[dict[str, Tensor]],
-    epoch: int,
-    steps_per_epoch: int,
-    n_samples: int,
-    schedule: Schedule,
-    seed: int,
-    checkpoint: Path | None,
-) -> None:
-    """Look at the losses of this epoch so far; raise TrainingDiverged, on every rank, at the first that is not finite."""
-    totals = distributed.mean(torch.stack([sum(t.values()) for t in terms]))
-    if totals.isfinite().all():
-        return
-    first = int((~totals.isfinite()).nonzero()[0])
-    indices = list(epoch_order(n_samples, schedule.batch_size, seed, epoch))[first].tolist()
-    raise TrainingDiverged(
-        f"the loss is {totals[first].item()} at step {epoch * steps_per_epoch + first} (epoch {epoch + 1}), "
-        f"samples {indices}; {_kept(checkpoint)}. "
-        f"Lower the learning rate (now {schedule.lr} and {schedule.head_lr}) or look at the samples."
-    )

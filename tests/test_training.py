@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from aeft_lib import training
+from aeft_lib import resuming, training
 from aeft_lib.stepping import PLAIN, Objective, Stepper
 from aeft_lib.training import Schedule, TrainingDiverged, epoch_order, fit, make_optimiser, stream
 
@@ -211,7 +211,7 @@ def test_half_written_checkpoint_does_not_replace_the_last(tmp_path, monkeypatch
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(training, "save_file", half)
+        patched.setattr(resuming, "save_file", half)
         with pytest.raises(Killed):
             train(checkpoint=checkpoint)
     assert same(train(checkpoint=checkpoint)[0], whole)
@@ -245,7 +245,7 @@ def test_damaged_checkpoint_is_said_and_training_starts_over(tmp_path, monkeypat
 @pytest.mark.parametrize("tensors", [{"a": torch.zeros(1)}, {"network/head.bias": torch.zeros(7)}], ids=["missing", "shape"])
 def test_checkpoint_of_another_network_is_said_and_training_starts_over(tmp_path, tensors):
     whole, whole_rows = train()
-    told = {"rows": json.dumps(whole_rows[:2]), "scaler": "{}", "digest": training._digest(tensors)}
+    told = {"rows": json.dumps(whole_rows[:2]), "scaler": "{}", "digest": resuming._digest(tensors)}
     save_file(tensors, tmp_path / "checkpoint", metadata=told)
     with pytest.warns(UserWarning, match=r"network.*starts again"):
         again, _ = train(checkpoint=tmp_path / "checkpoint")
