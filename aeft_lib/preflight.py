@@ -29,10 +29,8 @@ def check(profile: Profile) -> None:
     check_tensorboard()
     if profile.backbone.name == "resnet38d" and profile.backbone.weights == "imagenet":
         resnet38d_file()
-    for split in SETS:
-        spec = profile.scenes(split)
-        if split == SETS[0] or spec not in [profile.scenes(other) for other in SETS[: SETS.index(split)]]:
-            _check_scenes(profile, split, open_scenes(spec))
+    for split in {profile.scenes(split): split for split in reversed(SETS)}.values():  # each set once, by its first name
+        _check_scenes(profile, split, open_scenes(profile.scenes(split)))
 
 
 def _check_scenes(profile: Profile, split: str, scenes: Scenes) -> None:

@@ -7,7 +7,6 @@ import torch
 from golden_networks import theirs
 from safetensors.torch import save_file
 
-from aeft_lib.backbones import checkpoints
 from aeft_lib.backbones.checkpoints import load_checkpoint, own_names, read_tensors
 from aeft_lib.backbones.registry import BackboneSpec, build_backbone
 from aeft_lib.classifier import CamClassifier
@@ -131,4 +130,3 @@ def test_a_foreign_network_and_a_missing_file(tmp_path, capsys):
         load_checkpoint(small(), tmp_path / "x.pth")
     assert main(["weights", str(tmp_path / "none.pth")]) == 1
     assert "no file" in capsys.readouterr().err
-    assert checkpoints.PREFIXES

@@ -6,7 +6,7 @@ import pytest
 from photo_profile import CLASSES, SPLITS, photo_profile
 from photo_sets import make_voc
 
-from aeft_lib import catalogue, profiles, studies
+from aeft_lib import catalogue, studies
 from aeft_lib.cli import main
 from aeft_lib.data.scenes import open_scenes
 from aeft_lib.explain import PHOTO, forward, plan, table
@@ -79,4 +79,3 @@ def test_without_the_data_it_says_what_is_missing(capsys, monkeypatch, tmp_path)
     monkeypatch.setenv("AEFT_VOC_ROOT", str(tmp_path / "nowhere"))
     assert main(["explain", "gap_vs_gpp", "--profile", "voc"]) == 1
     assert "AEFT_VOC_ROOT must name the folder" in capsys.readouterr().err
-    assert profiles.VOC.name == "voc"

@@ -96,6 +96,14 @@ def test_the_courses_are_the_references():
     assert VOC_CORRECTED.schedule.factor(steps, steps) == pytest.approx(corrected.factor(0, 7260))
 
 
+@pytest.mark.parametrize(("profile", "momentum", "lr"), [(VOC, 5e-4, 0.01), (VOC_CORRECTED, 0.9, 0.001)])
+def test_affinity_net_has_the_classifiers_optimiser_and_faster_new_layers(profile, momentum, lr):
+    """SPEC: batch 8, 8 epochs, lr 0.01, new layers 10x; the reference passes its weight decay as momentum here too."""
+    found = profile.refinement.schedule
+    assert (found.momentum, found.lr, found.head_lr, found.weight_decay) == (momentum, lr, 10 * lr, 5e-4)
+    assert (found.epochs, found.batch_size, found.decay_steps, found.optimiser) == (8, 8, 0, "sgd")
+
+
 @pytest.mark.parametrize("name", ["voc", "voc-corrected", "coco", "voc-lite"])
 def test_profiles_of_real_photos_are_whole_without_the_data(name, monkeypatch, tmp_path):
     monkeypatch.setenv("AEFT_VOC_ROOT", str(tmp_path))

@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from aeft_lib import stepping, triplet
+from aeft_lib import triplet
 from aeft_lib.backbones.frozen import FrozenNorms
 from aeft_lib.classifier import CamClassifier
 from aeft_lib.gpp import PyramidPooling
+from aeft_lib.profiles import SMOKE
 from aeft_lib.stepping import PLAIN, Compute, Objective, Stepper, split
-from aeft_lib.training import TrainingDiverged, make_optimiser
+from aeft_lib.training import make_optimiser
 from aeft_lib.triplet import Batch
 
 K, B = 3, 6
@@ -175,11 +176,7 @@ def test_wrong_settings_are_refused(wrong, message):
 
 def test_the_optimiser_of_a_step_is_the_schedules():
     """A step on the real groups moves what is trained, and nothing else."""
-    from aeft_lib.profiles import SMOKE
-
     net, before = network(), {name: p.detach().clone() for name, p in network().named_parameters()}
     Stepper(net, make_optimiser(net, SMOKE.schedule), triplet.objective(triplet.CORRECTED), PLAIN).step(batch())
     moved = {name for name, p in net.named_parameters() if not torch.equal(p, before[name])}
     assert moved == {name for name, p in net.named_parameters() if p.requires_grad}
-    assert stepping.PRECISIONS.keys() == {"fp32", "bf16", "fp16"}
-    assert issubclass(TrainingDiverged, RuntimeError)
