@@ -1,44 +1,15 @@
-"""The experiments as data: a study is a question, its rows and their published counterparts."""
+"""The experiments as data: every study with its question, its rows and their published counterparts, found by name."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
+from aeft_lib.condition_studies import CONDITION_STUDIES
 from aeft_lib.rows import AnyRow, RefinedRow, Row, SegmentationRow
 from aeft_lib.settings import OPTIMISER_QUIRKS
-from aeft_lib.triplet import CORRECTED, LOSS_QUIRKS, REFERENCE, Triplet
-
-
-@dataclass(frozen=True)
-class Study:
-    """A question and the rows that answer it.
-
-    common: the row whose best threshold is tried on every row (columns ``*_common``), so that precision and recall can be
-        compared without a threshold that follows the row.
-    long: too many rows for a first reproduction on two cores (see `Profile.long_from`).
-    most_seeds: how many seeds a reproduction gives it, whatever it was asked for; 0 is no bound.
-    first: rows that are begun first, because they have nothing in common and need not wait for each other's parts.
-    """
-
-    name: str
-    question: str
-    rows: tuple[AnyRow, ...]
-    common: str | None = None
-    long: bool = False
-    most_seeds: int = 0
-    first: tuple[str, ...] = ()
-
-    def seeds(self, asked: int) -> range:
-        """The seeds of a reproduction that was asked for so many."""
-        return range(min(asked, self.most_seeds or asked))
-
-    def row(self, name: str) -> AnyRow:
-        """Raises ValueError naming the rows there are."""
-        for row in self.rows:
-            if row.name == name:
-                return row
-        raise ValueError(f"study {self.name} has no row {name!r}; there are {', '.join(r.name for r in self.rows)}")
-
+from aeft_lib.study import Study
+from aeft_lib.triplet import CORRECTED, LOSS_QUIRKS
+from aeft_lib.variants import NOTHING_ADDED, OFF, OURS, RIGID, SOFT, SOFT_REPEL, STRONG, second
 
 GAP = Row("gap", "GAP", "gap", levels=(), published="known.gap_seed")
 GATED = Row("gated", "G", "gated", published="table1.G")
@@ -46,31 +17,13 @@ SINGLE_LEVELS = tuple(
     Row(f"level{level}", f"{level}×{level}", "single", levels=(i,), published=f"table1.{level}x{level}")
     for i, level in enumerate((2, 4, 8, 16))
 )
-# The poster's second table has the reference's triplet with a detached mask: a gradient through the mask doubles the cost of a
-# step, and what it does is a row of the quirks.
-SOFT_REPEL = replace(REFERENCE, mask_gradient=False)
-OFF = replace(SOFT_REPEL, attract="off", repel_weight=0.0)
-SOFT = replace(SOFT_REPEL, repel_weight=0.0)
-RIGID = replace(SOFT, attract="rigid")
-# Not the paper's.  Three changes of the reference's triplet: a true triplet, as corrected; only the peak is erased, so the
-# positive is a whole scene; and the anchor stands still, so that the distance is closed by finding the rest of the object, not
-# by forgetting what was found.  Weights by tags alone, the rule of the profile's loss_scale: of 1, 2 and 5 times the
-# reference's, the largest at which tagging does not collapse (mAP 81.4 at five; larger was not tried).
-OURS = replace(CORRECTED, keep="all", anchor_gradient=False, attract_weight=0.5, repel_weight=0.375)
-STRONG = replace(SOFT_REPEL, attract_weight=OURS.attract_weight, repel_weight=OURS.repel_weight)
-NOTHING_ADDED = replace(CORRECTED, attract="off", repel_weight=0.0)  # the fair baseline: same optimiser, same samples
-
-
-def _second(name: str, label: str, triplet: Triplet, **rest: Any) -> Row:
-    """A row that goes on from the gated classifier, by default with the reference's optimiser."""
-    return Row(name, label, "gated", triplet=triplet, **{"quirks": OPTIMISER_QUIRKS} | rest)
 
 
 def _with_quirks(name: str, label: str, quirks: Iterable[str]) -> Row:
     """The whole method with these quirks of the reference, and all others corrected."""
     quirks = set(quirks)
     loss = replace(CORRECTED, **{field: value for field, value in LOSS_QUIRKS.items() if field in quirks})
-    return _second(name, label, loss, quirks=tuple(quirk for quirk in OPTIMISER_QUIRKS if quirk in quirks))
+    return second(name, label, loss, quirks=tuple(quirk for quirk in OPTIMISER_QUIRKS if quirk in quirks))
 
 
 QUIRKS = (*OPTIMISER_QUIRKS, *LOSS_QUIRKS)
@@ -79,20 +32,20 @@ MEASURED_QUIRKS = tuple(quirk for quirk in QUIRKS if quirk != "missing_negative"
 # The others are taken away from the reference with a detached mask, at half the cost.
 DETACHED = set(QUIRKS) - {"mask_gradient"}
 TAKEN_AWAY = tuple(quirk for quirk in MEASURED_QUIRKS if quirk in DETACHED)
-GPP_ONLY = _second("gpp_only", "GPP only", OFF, published="table2.gpp_only", keep_epochs=True)
-RIGID_ROW = _second("attract_rigid", "attract (rigid)", RIGID, published="table2.attract_rigid", keep_epochs=True)
-SOFT_ROW = _second("attract_soft", "attract (soft)", SOFT, published="table2.attract_soft", keep_epochs=True)
+GPP_ONLY = second("gpp_only", "GPP only", OFF, published="table2.gpp_only", keep_epochs=True)
+RIGID_ROW = second("attract_rigid", "attract (rigid)", RIGID, published="table2.attract_rigid", keep_epochs=True)
+SOFT_ROW = second("attract_soft", "attract (soft)", SOFT, published="table2.attract_soft", keep_epochs=True)
 # The paper's method, complete: what refinement and segmentation start from.
-AEFT = _second("attract_soft_repel", "soft + repel", SOFT_REPEL, published="table2.attract_soft_repel", keep_epochs=True)
-OURS_ROW = _second("ours", "ours", OURS, quirks=(), keep_epochs=True)
+AEFT = second("attract_soft_repel", "soft + repel", SOFT_REPEL, published="table2.attract_soft_repel", keep_epochs=True)
+OURS_ROW = second("ours", "ours", OURS, quirks=(), keep_epochs=True)
 TRIPLET_ROWS = (
     GPP_ONLY,
     RIGID_ROW,
     SOFT_ROW,
-    _second("repel_only", "repel", replace(SOFT_REPEL, attract="off")),
+    second("repel_only", "repel", replace(SOFT_REPEL, attract="off")),
     AEFT,
-    _second("attract_soft_repel_cam", "soft + repel, in the CAM", replace(SOFT_REPEL, space="cam")),
-    _second("soft_repel_strong", "soft + repel, ours' weights", STRONG),
+    second("attract_soft_repel_cam", "soft + repel, in the CAM", replace(SOFT_REPEL, space="cam")),
+    second("soft_repel_strong", "soft + repel, ours' weights", STRONG),
     OURS_ROW,
 )
 
@@ -104,11 +57,11 @@ def _settings(tag: str, label: str, course: dict[str, Any] | None = None, **chan
     """Soft and rigid erasing with other settings of the loss, or on another course, then with a baseline of their own."""
     course = course or {}
     rows = [
-        _second(f"rigid_{tag}", f"rigid, {label}", replace(RIGID, **changes), **course),
-        _second(f"soft_{tag}", f"soft, {label}", replace(SOFT, **changes), **course),
+        second(f"rigid_{tag}", f"rigid, {label}", replace(RIGID, **changes), **course),
+        second(f"soft_{tag}", f"soft, {label}", replace(SOFT, **changes), **course),
     ]
     if course:
-        rows.insert(0, _second(f"gpp_only_{tag}", f"GPP only, {label}", OFF, **course))
+        rows.insert(0, second(f"gpp_only_{tag}", f"GPP only, {label}", OFF, **course))
     return tuple(rows)
 
 
@@ -140,11 +93,11 @@ STUDIES = {
             "ours_ablation",
             "Is it the triplet that makes ours better, or its optimiser, and which part of it?",
             (
-                _second("gpp_only_corrected", "GPP only, corrected optimiser", NOTHING_ADDED, quirks=()),
+                second("gpp_only_corrected", "GPP only, corrected optimiser", NOTHING_ADDED, quirks=()),
                 OURS_ROW,
-                _second("ours_anchor_moves", "ours, anchor moves", replace(OURS, anchor_gradient=True), quirks=()),
-                _second("ours_ring", "ours, ring mask", replace(OURS, keep="ring"), quirks=()),
-                _second("ours_own_tags", "ours, own-tag negatives", replace(OURS, repel_target="own_tags"), quirks=()),
+                second("ours_anchor_moves", "ours, anchor moves", replace(OURS, anchor_gradient=True), quirks=()),
+                second("ours_ring", "ours, ring mask", replace(OURS, keep="ring"), quirks=()),
+                second("ours_own_tags", "ours, own-tag negatives", replace(OURS, repel_target="own_tags"), quirks=()),
             ),
             common="ours",
         ),
@@ -203,6 +156,7 @@ STUDIES = {
             ),
             first=("segment_truth", "segment_aeft", "segment_seed"),
         ),
+        *CONDITION_STUDIES,
     )
 }
 

@@ -7,12 +7,14 @@ levels coarse to fine through one gate per sign, and lets the fused pyramid atte
     G(x,y) = (relu(x) a1 + relu(y) a2) / 2 - (relu(-x) b1 + relu(-y) b2) / 2
     logit  = GAP(relu(f) relu(P^)) - GAP(relu(-f) relu(-P^))                  P^ = last fused map
 
-Departures from the reference: none in the numbers.  Pooling and bilinear up-sampling are linear and separable, so each
-axis is one small matrix: the same result, and deterministic on CUDA, where the backward of both operators is not.
+Departures from the reference: none in the numbers of the paper's layer; two predictions and a gain are ours, and say so.
+Pooling and bilinear up-sampling are linear and separable, so each axis is one small matrix: the same result, and deterministic
+on CUDA, where the backward of both operators is not.
 
 Shapes: B images, K classes (no background), h x w feature map.
 """
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
@@ -23,7 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 FUSIONS = ("gated", "average", "inverse", "single")
-PREDICTIONS = ("sign_preserving", "positive_only", "attention_off")
+PREDICTIONS = ("sign_preserving", "positive_only", "attention_off", "square_root", "normalised")
+ROOT_EPS = 1e-4  # below it a product of CAM and attention has no root to speak of, and a bounded gradient
 
 
 class PooledPrediction(NamedTuple):
@@ -100,6 +103,43 @@ def sign_preserving_prediction(cam: Tensor, attention: Tensor) -> Tensor:
     return signed.mean(dim=(2, 3))
 
 
+def square_root_prediction(cam: Tensor, attention: Tensor) -> Tensor:
+    """Eq. 5 with the geometric mean of CAM and attention in place of their product (not the paper's).  Returns (B, K).
+
+    Twice the CAM is twice the logit, where Eq. 5 gives four times: bright positions do not outweigh the others as squares do.
+
+    >>> f = torch.tensor([[[[2.0, -1.0]]]])
+    >>> round(square_root_prediction(f, f).item(), 2)        # (2 - 1) / 2
+    0.5
+    """
+
+    def root(product: Tensor) -> Tensor:
+        return (product + ROOT_EPS).sqrt() - ROOT_EPS**0.5
+
+    signed = root(cam.relu() * attention.relu()) - root((-cam).relu() * (-attention).relu())
+    return signed.mean(dim=(2, 3))
+
+
+def normalised_prediction(cam: Tensor, attention: Tensor) -> Tensor:
+    """Eq. 5 over the sum of the attention: a mean of the CAM with weights that add up to 1 (not the paper's).  Returns (B, K).
+
+    Where signs differ the CAM counts as 0, as in Eq. 5; with the same attention everywhere it is GAP of what agrees.
+
+    >>> f = torch.tensor([[[[2.0, -1.0]]]])
+    >>> round(normalised_prediction(f, f).item(), 2)        # (2*2 - 1*1) / (2 + 1)
+    1.0
+    """
+    signed = cam.relu() * attention.relu() - (-cam).relu() * (-attention).relu()
+    return signed.sum(dim=(2, 3)) / (attention.abs().sum(dim=(2, 3)) + 1e-6)
+
+
+PRODUCTS = {
+    "sign_preserving": sign_preserving_prediction,
+    "square_root": square_root_prediction,
+    "normalised": normalised_prediction,
+}
+
+
 class GlobalAveragePooling(nn.Module):
     """The baseline: logit = GAP(f), every position with the same weight.
 
@@ -117,10 +157,13 @@ class SignedGate(nn.Module):
     """G(x, y): one pair of gates per sign, shared by all classes, from a 3x3 convolution over both maps.
 
     a = sigmoid(W+ * [relu(x); relu(y)]),  b = sigmoid(W- * [relu(-x); relu(-y)]),  2K -> 2 channels, no bias.
+
+    gain: 1 is the paper's.  Gates begin near one half, so each step halves what it joins; with 2 it begins as the mean of both.
     """
 
-    def __init__(self, *, num_classes: int) -> None:
+    def __init__(self, *, num_classes: int, gain: float = 1.0) -> None:
         super().__init__()
+        self.gain = gain
         self.positive = nn.Conv2d(2 * num_classes, 2, kernel_size=3, padding=1, bias=False)
         self.negative = nn.Conv2d(2 * num_classes, 2, kernel_size=3, padding=1, bias=False)
 
@@ -134,7 +177,7 @@ class SignedGate(nn.Module):
         a, b = self.gates(x, y)
         positive = x.relu() * a[:, :1] + y.relu() * a[:, 1:]
         negative = (-x).relu() * b[:, :1] + (-y).relu() * b[:, 1:]
-        return (positive - negative) / 2
+        return self.gain * (positive - negative) / 2
 
 
 class PyramidPooling(nn.Module):
@@ -143,7 +186,8 @@ class PyramidPooling(nn.Module):
     fusion: "gated" fuses coarse to fine (the paper's G), "inverse" fine to coarse (G_I), "average" is the plain mean of
         the levels (A), "single" takes one level and has no fusion.
     prediction: "sign_preserving" is Eq. 5; "positive_only" drops its negative half; "attention_off" averages the fused
-        pyramid as it is, without attending the CAM.
+        pyramid as it is, without attending the CAM; "square_root" and "normalised" are linear in the size of the CAM.
+    gate_gain: of `SignedGate`.
     """
 
     def __init__(
@@ -153,8 +197,9 @@ class PyramidPooling(nn.Module):
         levels: Sequence[int] = (2, 4, 8, 16),
         fusion: str = "gated",
         prediction: str = "sign_preserving",
+        gate_gain: float = 1.0,
     ) -> None:
-        """Raises ValueError where fusion or prediction is unknown, or levels are not positive and increasing."""
+        """Raises ValueError for an unknown fusion or prediction, levels that do not increase, a level or gain not above 0."""
         super().__init__()
         levels = tuple(levels)
         if fusion not in FUSIONS:
@@ -165,11 +210,13 @@ class PyramidPooling(nn.Module):
             raise ValueError(f"num_classes must be at least 1, got {num_classes}")
         if not levels or levels[0] < 1 or any(a >= b for a, b in pairwise(levels)):
             raise ValueError(f"levels must be positive and strictly increasing (coarse to fine), got {levels}")
+        if not 0 < gate_gain < math.inf:
+            raise ValueError(f"gate_gain must be positive and finite, got {gate_gain!r}")
         if (fusion == "single") != (len(levels) == 1):
             raise ValueError(f'fusion="single" goes with exactly one level, got fusion={fusion!r} with levels {levels}')
         self.num_classes, self.levels, self.fusion, self.prediction = num_classes, levels, fusion, prediction
         n_gates = len(levels) - 1 if fusion in ("gated", "inverse") else 0
-        self.gates = nn.ModuleList(SignedGate(num_classes=num_classes) for _ in range(n_gates))
+        self.gates = nn.ModuleList(SignedGate(num_classes=num_classes, gain=gate_gain) for _ in range(n_gates))
 
     def extra_repr(self) -> str:
         return f"levels={self.levels}, fusion={self.fusion!r}, prediction={self.prediction!r}"
@@ -184,7 +231,7 @@ class PyramidPooling(nn.Module):
         elif self.prediction == "positive_only":
             logits = (cam.relu() * attention.relu()).mean(dim=(2, 3))
         else:
-            logits = sign_preserving_prediction(cam, attention)
+            logits = PRODUCTS[self.prediction](cam, attention)
         return PooledPrediction(logits, attention, pyramid, fused)
 
     def pool(self, cam: Tensor) -> tuple[Tensor, ...]:

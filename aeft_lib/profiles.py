@@ -16,7 +16,15 @@ from aeft_lib.data.folder import FolderSpec
 from aeft_lib.data.scenes import AnySpec
 from aeft_lib.data.voc import VocSpec
 from aeft_lib.gpp import scaled_levels
-from aeft_lib.settings import OPTIMISER_QUIRKS, PAPER_LEVELS, Profile, Refinement, SecondPhase, Segmentation
+from aeft_lib.settings import (
+    OPTIMISER_QUIRKS,
+    PAPER_LEVELS,
+    ControlledTraining,
+    Profile,
+    Refinement,
+    SecondPhase,
+    Segmentation,
+)
 from aeft_lib.stepping import Compute
 from aeft_lib.training import Schedule
 
@@ -55,6 +63,14 @@ SMOKE = _collages(
     segmentation=Segmentation(_fresh_layers(epochs=2, lr=3e-4), scales=(1.0,), hidden=32),
     seed_scales=(1.0,),
     seeds=1,
+    long_from=COMMITTED_SEEDS,
+    controlled=ControlledTraining(
+        train=32,
+        val=8,
+        size=96,
+        schedule=Schedule(epochs=2, batch_size=8, lr=3e-4, head_lr=1e-3, weight_decay=1e-2, warmup_steps=2),
+        trained_stages=0,
+    ),
 )
 
 LAPTOP = _collages(
@@ -80,6 +96,14 @@ LAPTOP = _collages(
     seed_scales=(0.5, 1.0),  # the paper adds 1.5 and 2.0: five times the pixels of these two
     seeds=1,
     long_from=COMMITTED_SEEDS,
+    # Rules for all five numbers stand in condition_studies.py.
+    controlled=ControlledTraining(
+        train=320,
+        val=150,
+        size=192,
+        schedule=Schedule(epochs=4, batch_size=16, lr=3e-4, head_lr=1e-3, weight_decay=1e-2, warmup_steps=20),
+        trained_stages=1,
+    ),
 )
 
 VOC_LITE = replace(
@@ -92,6 +116,7 @@ VOC_LITE = replace(
     erasing=replace(LAPTOP.erasing, rate=0.01),
     seeds=3,
     long_from=MAX_SEEDS + 1,
+    controlled=None,
 )
 """VOC 2012 on a laptop: the network, the steps and the rules of ``laptop``, on real photos squared to 256 px.
 

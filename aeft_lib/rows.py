@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from aeft_lib import runs
 from aeft_lib.data.scenes import open_scenes
-from aeft_lib.settings import PAPER_LEVELS, Profile
+from aeft_lib.settings import PAPER_LEVELS, Condition, Profile
 from aeft_lib.stages.affinity import AffinitySpec, train_affinity
 from aeft_lib.stages.background import BackgroundSpec, choose_background
 from aeft_lib.stages.classifier import ClassifierSpec, NetworkSpec, PoolingSpec, train_classifier
@@ -19,6 +19,7 @@ from aeft_lib.stages.epochs import EpochsSpec, evaluate_epochs
 from aeft_lib.stages.evaluation import EvaluationSpec, evaluate_labels, evaluate_scores, evaluate_seeds
 from aeft_lib.stages.features import FeatureSpec, cache_features
 from aeft_lib.stages.labels import LabelSpec, TruthSpec, true_labels, write_labels
+from aeft_lib.stages.objects import ObjectsSpec, measure_objects
 from aeft_lib.stages.predictions import PredictionSpec, predict_labels
 from aeft_lib.stages.seeds import PhotoSeedSpec, SeedSpec, infer_photo_seeds, infer_seeds
 from aeft_lib.stages.segmenter import SegmenterSpec, train_segmenter
@@ -38,9 +39,10 @@ class Row:
     levels: which of the profile's four levels it pools, as positions.  published: the id of its number in published.toml.
     scaled: False takes the paper's bins as printed, those that fit the map, instead of the profile's scaled ones.
     triplet: what the second phase adds to classification, None where there is no second phase.
-    quirks: of the reference's optimiser, kept in the second phase.  keep_epochs: evaluate after every epoch of it.
+    quirks: of the reference's optimiser, kept in the second phase.  keep_epochs: evaluate after every epoch of the last phase.
     phase: fields of the profile's second phase that are other for this row.
     scale: of its scenes against the profile's, above 1: the same scenes on a finer map.
+    condition: controlled collages, drawn by the seed, in place of the profile's scenes.  gate_gain: see `gpp`.
     """
 
     name: str
@@ -55,26 +57,37 @@ class Row:
     keep_epochs: bool = False
     phase: tuple[tuple[str, float], ...] = ()
     scale: float = 1.0
+    condition: Condition | None = None
+    gate_gain: float = 1.0
 
     def pooling(self, profile: Profile) -> PoolingSpec:
         """The row's pooling layer on the profile's feature map."""
         printed = tuple(level for level in PAPER_LEVELS if level <= profile.map_side)
         levels = tuple(profile.levels[i] for i in self.levels) if self.scaled else printed
-        return PoolingSpec(self.fusion, levels, self.prediction)
+        return PoolingSpec(self.fusion, levels, self.prediction, self.gate_gain)
+
+    def profile(self, profile: Profile, seed: int) -> Profile:
+        """The profile with the scenes, map and course of this row."""
+        return (profile.under(self.condition, seed) if self.condition else profile).scaled(self.scale)
 
     def artefacts(self, profile: Profile, seed: int, obtain: Obtain) -> Found:
-        """From tags to the numbers of its seeds: ``classifier, seeds, evaluation``, and ``epochs`` where they are kept."""
-        profile = profile.scaled(self.scale)
+        """From tags to the numbers of its seeds: ``classifier, seeds, evaluation``, and ``epochs`` where they are kept.
+
+        On controlled collages ``objects`` too, see `objects`.
+        """
+        profile = self.profile(profile, seed)
         scored = profile.scenes("scored")
         found = _classifiers(profile, self, seed, obtain)
         seeds = found["seeds"] = _seeds(profile, found["classifier"], "scored", obtain)
         if self.keep_epochs and profile.cached:
             inputs = found | {"features": features(profile, "scored", obtain)}
             inputs.pop("seeds")
+            inputs = inputs if self.triplet else {name: inputs[name] for name in ("classifier", "features")}
             found["epochs"] = obtain(evaluate_epochs, EpochsSpec(scored, profile.thresholds, open_scenes(scored).truth), inputs)
         del found["warm_start"]
         spec = EvaluationSpec(scored, profile.thresholds, open_scenes(scored).truth)
-        return found | {"evaluation": obtain(evaluate_seeds, spec, {"seeds": seeds})}
+        found["evaluation"] = obtain(evaluate_seeds, spec, {"seeds": seeds})
+        return found | ({"objects": objects(profile, found, obtain)} if self.condition else {})
 
 
 @dataclass(frozen=True)
@@ -160,6 +173,13 @@ def features(profile: Profile, split: str, obtain: Obtain = runs.obtain) -> runs
     return obtain(cache_features, FeatureSpec(scenes, profile.backbone, profile.seed_scales, open_scenes(scenes).fingerprint))
 
 
+def objects(profile: Profile, found: Found, obtain: Obtain = runs.obtain) -> runs.Artefact:
+    """What the seeds of a `Row` make of every object of the scenes they are scored on."""
+    scored = profile.scenes("scored")
+    inputs = {name: found[name] for name in ("seeds", "evaluation")}
+    return obtain(measure_objects, ObjectsSpec(scored, open_scenes(scored).truth), inputs)
+
+
 def _classifiers(profile: Profile, row: Row, seed: int, obtain: Obtain) -> Found:
     """The row's ``classifier``, and the ``warm_start`` it went on from (itself, where there is no second phase).
 
@@ -173,6 +193,7 @@ def _classifiers(profile: Profile, row: Row, seed: int, obtain: Obtain) -> Found
         data=open_scenes(profile.train).fingerprint,
         view=profile.view,
         compute=profile.compute,
+        keep_epochs=row.keep_epochs and row.triplet is None and profile.cached,
     )
     inputs = {"features": features(profile, "train", obtain)} if profile.cached else {}
     classifier = warm_start = obtain(train_classifier, spec, inputs)

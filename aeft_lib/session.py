@@ -20,6 +20,7 @@ from aeft_lib.data.collages import SceneSpec
 from aeft_lib.data.scene import Scene, Scenes
 from aeft_lib.data.scenes import open_scenes
 from aeft_lib.labels import label_map, read_label_map
+from aeft_lib.objects import object_fits
 from aeft_lib.refinement import dense_crf
 from aeft_lib.seeds import Seed, read_seeds
 from aeft_lib.settings import Profile
@@ -70,21 +71,28 @@ class Session:
 
         A long study on few seeds is not computed: its committed table is read, and said so.
         """
-        chosen, committed = studies.get(study), paths.FIGURES / f"{study}.csv"
+        chosen = studies.get(study)
         if studies.left_out(chosen, self.profile, self.n_seeds):
-            table = pd.read_csv(committed)
+            committed = studies.committed_table(chosen)
+            table = self.committed(committed.stem)
+            table = table[table["row"].isin([row.name for row in chosen.rows])]
             whose = "" if self.profile.name in ("smoke", "laptop") else " of the laptop"
             print(f"committed table {committed.name}{whose}, {table['seed'].nunique()} seeds (aeft run {study} computes it)")
             return table
         return studies.run(chosen, self.profile, chosen.seeds(self.n_seeds))
 
+    @staticmethod
+    def committed(name: str) -> pd.DataFrame:
+        """A table as it stands in the committed ``figures/``."""
+        return pd.read_csv(paths.FIGURES / f"{name}.csv")
+
     def network(self, row: str, seed: int = 0) -> CamClassifier:
         """The trained classifier of a row."""
-        return load_network(self._artefacts(row, seed)["classifier"])
+        return load_network(self.artefacts(row, seed)["classifier"])
 
     def seeds(self, row: str, seed: int = 0) -> list[Seed]:
         """The seeds of a row, scene by scene."""
-        return [item for _, item in read_seeds(self._artefacts(row, seed)["seeds"].folder / "seeds.npz")]
+        return [item for _, item in read_seeds(self.artefacts(row, seed)["seeds"].folder / "seeds.npz")]
 
     def curves(self, rows: Sequence[str]) -> pd.DataFrame:
         """mIoU, precision and recall at every threshold, for rows and seeds."""
@@ -127,7 +135,7 @@ class Session:
         lines = []
         for row in map(studies.row, rows):
             for seed in range(self.n_seeds):
-                found = self._artefacts(row.name, seed)
+                found = self.artefacts(row.name, seed)
                 if "epochs" not in found:
                     raise ValueError(f"row {row.name} keeps no epochs: give it keep_epochs=True in catalogue.py")
                 curves = pd.read_csv(found["epochs"].folder / "epochs.csv")
@@ -142,7 +150,7 @@ class Session:
 
     def log(self, row: str, seed: int = 0) -> pd.DataFrame:
         """The training log of a row's last phase: one line an epoch."""
-        return pd.read_csv(self._artefacts(row, seed)["classifier"].folder / "log.csv")
+        return pd.read_csv(self.artefacts(row, seed)["classifier"].folder / "log.csv")
 
     def triplet(
         self, anchor: int, negative: int, row: str = "gated", settings: Triplet = REFERENCE
@@ -168,7 +176,7 @@ class Session:
 
     def label_maps(self, row: str, seed: int = 0) -> list[np.ndarray]:
         """The label maps (H, W) uint8 of a row that ends in some: pseudo-labels, or a segmentation network's predictions."""
-        files = label_files(self._artefacts(row, seed)["labels"])
+        files = label_files(self.artefacts(row, seed)["labels"])
         return [read_label_map(file, num_classes=self.profile.num_classes) for file in files]
 
     def label_scores(self, row: str, seed: int = 0) -> pd.DataFrame:
@@ -188,14 +196,14 @@ class Session:
 
     def refinement(self, index: int, row: str = "aeft_pseudo", seed: int = 0) -> refinement_views.RefinementCase:
         """One training scene on the way of a row from its seed to its pseudo-label."""
-        found = self._artefacts(row, seed)
+        found = self.artefacts(row, seed)
         item = next(s for _, s in read_seeds(found["seeds"].folder / "seeds.npz", [f"{index:05d}"]))
         network = load_affinity_net(found["affinity"])
         return refinement_views.refinement_case(self.training_scenes[index], item, found["background"].summary, network)
 
     def background(self, row: str) -> pd.DataFrame:
         """The threshold and the background powers that each seed's CAMs were given: ``seed, threshold, low, middle, high``."""
-        return pd.DataFrame([{"seed": n, **self._artefacts(row, n)["background"].summary} for n in range(self.n_seeds)])
+        return pd.DataFrame([{"seed": n, **self.artefacts(row, n)["background"].summary} for n in range(self.n_seeds)])
 
     def label_classes(self, rows: Sequence[str]) -> pd.DataFrame:
         """IoU, precision and recall per class of label maps, for rows and seeds."""
@@ -203,7 +211,7 @@ class Session:
 
     def store_size(self, row: str, seed: int = 0) -> pd.Series:
         """Kilobytes a scene that each artefact of a refined row keeps, and what two CRFs would take in float32."""
-        found, scenes = self._artefacts(row, seed), self._scenes_of(row)
+        found, scenes = self.artefacts(row, seed), self._scenes_of(row)
         kept = {name: found[name] for name in ("seeds", "posteriors", "scores", "labels")}
         sizes = {name: _bytes_of(artefact) / len(scenes) / 1e3 for name, artefact in kept.items()}
         rows_a_scene = np.mean([1 + scenes[i].tags.sum() for i in range(len(scenes))])
@@ -214,7 +222,7 @@ class Session:
 
         Index: ``low stored, low float, high stored, high float``, the background powers that AffinityNet's labels come from.
         """
-        found, numbers = self._artefacts(row, seed), {}
+        found, numbers = self.artefacts(row, seed), {}
         names = [f"{i:05d}" for i in range(min(scenes, len(self.training_scenes)))]
         seeds = [item for _, item in read_seeds(found["seeds"].folder / "seeds.npz", names)]
         masks = [self.training_scenes[i].mask for i in range(len(names))]
@@ -239,7 +247,7 @@ class Session:
         """A scene with its first class's object, CAM and seed at the row's best threshold, as `figures.cam_problems` wants."""
         scene = self.scenes[index]
         item = next(s for i, s in enumerate(self.seeds(row, seed)) if i == index)
-        threshold = self._artefacts(row, seed)["evaluation"].summary["threshold"]
+        threshold = self.artefacts(row, seed)["evaluation"].summary["threshold"]
         label = int(item.class_ids[0]) + 1
         predicted = label_map(*item, threshold)
         cam = item.cam[0].numpy()
@@ -265,7 +273,7 @@ class Session:
     def comparison(self, rows: Sequence[str], indices: Sequence[int], seed: int = 0) -> list[list[np.ndarray]]:
         """Picture rows for `figures.picture_grid`: image, truth, then CAM and seed of every row, scene by scene."""
         stored = {row: self.seeds(row, seed) for row in rows}
-        cut = {row: self._artefacts(row, seed)["evaluation"].summary["threshold"] for row in rows}
+        cut = {row: self.artefacts(row, seed)["evaluation"].summary["threshold"] for row in rows}
         pictures = []
         for index in indices:
             scene = self.scenes[index]
@@ -278,7 +286,7 @@ class Session:
 
     def scene_scores(self, row: str, seed: int = 0) -> pd.DataFrame:
         """Per scene: mean IoU over its tagged classes at the row's best threshold, in percent."""
-        threshold = self._artefacts(row, seed)["evaluation"].summary["threshold"]
+        threshold = self.artefacts(row, seed)["evaluation"].summary["threshold"]
         lines = []
         for index, item in enumerate(self.seeds(row, seed)):
             mask, predicted = self.scenes[index].mask, label_map(*item, threshold)
@@ -297,12 +305,14 @@ class Session:
 
     def stored_table(self, study: str) -> pd.DataFrame:
         """As `table`, but only what is in the store."""
-        lines = []
-        for seed in range(self.n_seeds):
-            for row in studies.get(study).rows:
+        lines, chosen = [], studies.get(study)
+        if chosen.on_collages and self.profile.controlled is None:
+            return pd.DataFrame()
+        for seed in chosen.seeds(self.n_seeds):
+            for row in chosen.rows:
                 if numbers := studies.stored(self.profile, row, seed):
                     lines.append({"row": row.name, "label": row.label, "seed": seed, **numbers})
-        return studies.at_common_threshold(studies.get(study), self.profile, pd.DataFrame(lines))
+        return studies.at_common_threshold(chosen, self.profile, pd.DataFrame(lines))
 
     def save(self, figure: Figure, name: str, table: pd.DataFrame) -> None:
         """Keep a figure and its numbers in the session's figures folder."""
@@ -317,7 +327,8 @@ class Session:
         """The scenes whose label maps a row makes."""
         return open_scenes(self.profile.scenes(getattr(studies.row(row), "split", "val")))
 
-    def _artefacts(self, row: str, seed: int) -> dict[str, runs.Artefact]:
+    def artefacts(self, row: str, seed: int) -> dict[str, runs.Artefact]:
+        """What a row has made with a seed, by name; computed where the store lacks it."""
         chosen = studies.row(row)
         if studies.stored(self.profile, chosen, seed) is None:
             studies.run(studies.study_of(row), self.profile, [seed], rows=[chosen])
@@ -327,7 +338,7 @@ class Session:
         parts = []
         for row in map(studies.row, rows):
             for seed in range(self.n_seeds):
-                part = pd.read_csv(self._artefacts(row.name, seed)["evaluation"].folder / file)
+                part = pd.read_csv(self.artefacts(row.name, seed)["evaluation"].folder / file)
                 parts.append(part.assign(row=row.name, label=row.label, seed=seed))
         return pd.concat(parts, ignore_index=True)
 
@@ -350,24 +361,6 @@ def run_network(network: CamClassifier, scene: Scene) -> CamOutput:
     images = torch.from_numpy(scene.image.copy()).permute(2, 0, 1)[None]
     with torch.inference_mode():
         return network(network.backbone.normalise(images))
-
-
-def object_fits(seed: Seed, mask: np.ndarray) -> list[dict[str, float]]:
-    """Per tagged class of one image, free of any threshold sweep:
-
-    - spill, 0..1: the share of the CAM's activation that lies outside the class's mask (0 is precise);
-    - coverage, 0..1: the share of the class's mask where the CAM is above half its maximum (1 is complete);
-    - area, 0..1: the mask as a fraction of the image.
-
-    A CAM without any activation has neither spill nor coverage: both are NaN, and medians leave it out.
-    """
-    lines = []
-    for class_id, cam in zip(seed.class_ids.tolist(), seed.cam.numpy(), strict=True):
-        inside, total = mask == class_id + 1, float(cam.sum())
-        spill = float(cam[~inside].sum()) / total if total else np.nan
-        coverage = float((cam[inside] > 0.5 * cam.max()).mean()) if total else np.nan
-        lines.append({"class": class_id, "area": float(inside.mean()), "spill": spill, "coverage": coverage})
-    return lines
 
 
 def step_names(pooling: gpp.PyramidPooling) -> list[str]:

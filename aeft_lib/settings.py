@@ -10,6 +10,7 @@ from itertools import pairwise
 
 from aeft_lib.backbones.registry import BackboneSpec
 from aeft_lib.data.augment import ViewSpec
+from aeft_lib.data.controlled import KNOBS, ControlledSpec
 from aeft_lib.data.scenes import AnySpec, open_scenes
 from aeft_lib.gpp import scaled_levels
 from aeft_lib.stepping import PLAIN, Compute
@@ -123,6 +124,36 @@ class Segmentation:
 
 
 @dataclass(frozen=True)
+class Condition:
+    """One level of the controlled collages, and what of the training is other than in `ControlledTraining`.
+
+    knobs: (name, value) of those that are turned, see `data.controlled`; none is the base level.
+    trained_stages, epochs, size: None as the profile has them.
+    """
+
+    knobs: tuple[tuple[str, float], ...] = ()
+    trained_stages: int | None = None
+    epochs: int | None = None
+    size: int | None = None
+
+    def __post_init__(self) -> None:
+        if unknown := sorted({name for name, _ in self.knobs} - set(KNOBS)):
+            raise ValueError(f"unknown knob {', '.join(unknown)}; there are {', '.join(KNOBS)}")
+        ControlledSpec("val", 1, **dict(self.knobs))  # refuses a level that cannot be, before anything is trained
+
+
+@dataclass(frozen=True)
+class ControlledTraining:
+    """The numbers of trainings on controlled collages: scenes of train and val, their side, course, stages that are trained."""
+
+    train: int
+    val: int
+    size: int
+    schedule: Schedule
+    trained_stages: int
+
+
+@dataclass(frozen=True)
 class Profile:
     """One scale of the same experiments.
 
@@ -136,6 +167,7 @@ class Profile:
     long_from: from how many seeds on `aeft reproduce` runs the long studies too; below, notebooks read their committed tables.
     view: random views of photos that classifiers are trained on; None: whole scenes of one size, whose frozen features are
         cached once for all rows and seeds.
+    controlled: trainings on controlled collages (`under`); None where scenes are photos.
     compute: how steps are computed; erasing_compute: those of the second phase, where they need more memory.
     """
 
@@ -156,6 +188,7 @@ class Profile:
     compute: Compute = PLAIN
     erasing_compute: Compute | None = None
     scored: AnySpec | None = None
+    controlled: ControlledTraining | None = None
 
     def __post_init__(self) -> None:
         if self.cached and not (self.train.size and self.val.size):
@@ -207,3 +240,27 @@ class Profile:
             raise ValueError(f"profile {self.name} has scenes of their own sizes: rows on another map need whole scenes")
         train, val = (replace(scenes, size=round(scenes.size * scale)) for scenes in (self.train, self.val))
         return replace(self, train=train, val=val, levels=scaled_levels(train.size // self.backbone.stride, PAPER_LEVELS))
+
+    def under(self, condition: Condition, seed: int) -> "Profile":
+        """The same profile on controlled collages, which `seed` draws: an interval over seeds covers the draw of scenes too.
+
+        Raises ValueError where the profile's scenes are photos.
+        """
+        if self.controlled is None:
+            raise ValueError(f"profile {self.name} has no collages, whose knobs could be turned: choose laptop or smoke")
+        numbers, stages = self.controlled, condition.trained_stages
+        size = condition.size or numbers.size
+        stages = numbers.trained_stages if stages is None else stages
+        train, val = (
+            ControlledSpec(split, count, size, seed, **dict(condition.knobs))
+            for split, count in (("train", numbers.train), ("val", numbers.val))
+        )
+        return replace(
+            self,
+            train=train,
+            val=val,
+            backbone=replace(self.backbone, trained_stages=stages),
+            schedule=replace(numbers.schedule, epochs=condition.epochs or numbers.schedule.epochs),
+            levels=scaled_levels(size // self.backbone.stride, PAPER_LEVELS),
+            seed_scales=(1.0,),
+        )

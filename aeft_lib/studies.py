@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,11 @@ __all__ = ["STUDIES", "Study", "artefacts", "features", "get", "row", "run", "st
 def artefacts(profile: Profile, row: AnyRow, seed: int, obtain: Obtain = runs.obtain) -> Found:
     """One row with one seed from tags to numbers: its artefacts by name, ``evaluation`` among them."""
     return row.artefacts(profile, seed, obtain)
+
+
+def numbers(found: Found) -> dict[str, float]:
+    """The numbers of a row's artefacts: of its evaluation, and where objects were measured the spread of their CAMs."""
+    return found["evaluation"].summary | (found["objects"].summary if "objects" in found else {})
 
 
 def run(study: Study, profile: Profile, seeds: Sequence[int], *, rows: Sequence[AnyRow] = (), workers: int = 0) -> pd.DataFrame:
@@ -70,19 +76,25 @@ def at_common_threshold(study: Study, profile: Profile, table: pd.DataFrame) -> 
     if study.common is None or table.empty:
         return table
     best = table[table["row"] == study.common].set_index("seed")["threshold"]
-    numbers = []
+    at_threshold = []
     for line in table.itertuples():
         found = artefacts(profile, study.row(line.row), line.seed, obtain=_lookup)["evaluation"]
         curve = pd.read_csv(found.folder / "curve.csv").set_index("threshold")
         at = curve.index[np.abs(curve.index - best.get(line.seed, np.nan)).argmin()] if line.seed in best else None
-        numbers.append(curve.loc[at].to_dict() if at is not None else {})
-    at_common = pd.DataFrame(numbers, index=table.index, columns=["miou", "precision", "recall"])
+        at_threshold.append(curve.loc[at].to_dict() if at is not None else {})
+    at_common = pd.DataFrame(at_threshold, index=table.index, columns=["miou", "precision", "recall"])
     return table.join(at_common.add_suffix("_common"))
 
 
 def left_out(study: Study, profile: Profile, n_seeds: int) -> bool:
-    """Whether a long study is too much for so few seeds, and there is a committed table to show in its place."""
-    return study.long and n_seeds < profile.long_from and (paths.FIGURES / f"{study.name}.csv").is_file()
+    """Whether a study is too long for so few seeds, or not for photos, and there is a committed table to show in its place."""
+    unfit = (study.long and n_seeds < profile.long_from) or (study.on_collages and profile.controlled is None)
+    return unfit and committed_table(study).is_file()
+
+
+def committed_table(study: Study) -> Path:
+    """The file of a study's committed table."""
+    return paths.FIGURES / f"{study.committed or study.name}.csv"
 
 
 def check_seeds(seeds: Iterable[int]) -> list[int]:
@@ -108,15 +120,15 @@ def cores() -> int:
 def stored(profile: Profile, row: AnyRow, seed: int) -> dict[str, Any] | None:
     """The numbers of a row and seed where the store has them, else None; computes nothing."""
     try:
-        return artefacts(profile, row, seed, obtain=_lookup)["evaluation"].summary
+        return numbers(artefacts(profile, row, seed, obtain=_lookup))
     except LookupError:
         return None
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
     """Mean and sd over seeds of every number, one line per row in the study's order, and ``n``.  sd of one seed is NaN."""
-    numbers = [column for column in table.columns if column not in ("row", "label", "seed")]
-    grouped = table.groupby(["row", "label"], sort=False)[numbers]
+    columns = [column for column in table.columns if column not in ("row", "label", "seed")]
+    grouped = table.groupby(["row", "label"], sort=False)[columns]
     summary = grouped.mean().join(grouped.std().add_suffix("_sd"))
     return summary.assign(n=grouped.size()).reset_index()
 
@@ -149,7 +161,8 @@ def _compute(title: str, profile: Profile, jobs: list[tuple[AnyRow, int]], worke
     share = (1 if device().type == "cuda" else max(1, cores() // workers),)
     with ProcessPoolExecutor(max_workers=workers, mp_context=context, initializer=_start_worker, initargs=share) as pool:
         try:
-            for future in [pool.submit(features, profile, split) for split in ("train", "val") if profile.cached]:
+            shared = profile.cached and any(getattr(row, "condition", None) is None for row, _ in jobs)
+            for future in [pool.submit(features, profile, split) for split in ("train", "val") if shared]:
                 future.result()
             for job, future in track(_in_turn(pool, profile, jobs, workers), len(jobs), title):
                 found[job] = future.result()
@@ -193,7 +206,7 @@ def _end_with_parent() -> None:
 
 def _job(profile: Profile, row: AnyRow, seed: int) -> dict[str, Any]:
     try:
-        return artefacts(profile, row, seed)["evaluation"].summary
+        return numbers(artefacts(profile, row, seed))
     except Exception as error:
         if hasattr(error, "add_note"):  # Python 3.10 has no notes
             error.add_note(f"in row {row.name}, seed {seed}, profile {profile.name}")

@@ -11,6 +11,7 @@ Not in the paper: they stand in for VOC where there is no download and no GPU.  
 import csv
 import hashlib
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -147,14 +148,9 @@ class Collages:
         return Scene(np.asarray(canvas), owner, tags, self.names[index])
 
     def _background(self, rng: np.random.Generator, first_class: int) -> Image.Image:
-        """A random square crop of a background, flipped half the time; tied to the first class where context asks for it."""
+        """A background, see `background_crop`; tied to the first class where context asks for it."""
         photos = self.pack.backgrounds[self.spec.split]
-        free, tied = int(rng.integers(len(photos))), first_class % len(photos)
-        photo = photos[tied if rng.random() < self.spec.context else free]
-        side = int(min(photo.size) * rng.uniform(0.7, 1.0))
-        x, y = (int(rng.integers(length - side + 1)) for length in photo.size)
-        crop = photo.resize((self.spec.size,) * 2, Image.Resampling.BICUBIC, box=(x, y, x + side, y + side))
-        return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else crop
+        return background_crop(rng, photos, first_class, context=self.spec.context, size=self.spec.size)
 
     def _add_object(self, rng: np.random.Generator, canvas: Image.Image, owner: np.ndarray, class_index: int) -> None:
         """Paste one cut-out where it and everything before it stays visible; leave it out where no place is found."""
@@ -162,7 +158,7 @@ class Collages:
         for _ in range(PLACEMENTS):
             x, y = (int(rng.uniform(0.0, 1.0) * self.spec.size - length / 2) for length in stamp.size)
             after = owner.copy()
-            _paste_label(after, np.asarray(stamp)[..., 3], x, y, class_index + 1)
+            paste_label(after, np.asarray(stamp)[..., 3], x, y, class_index + 1)
             if self._visible(owner, after, stamp, class_index + 1):
                 canvas.paste(stamp, (x, y), stamp)
                 owner[:] = after
@@ -171,15 +167,10 @@ class Collages:
     def _stamp(self, rng: np.random.Generator, class_index: int) -> Image.Image:
         """A cut-out of the class, scaled to an area drawn like VOC's, flipped, turned by up to 15 degrees, re-lit."""
         choices = self.pack.cutouts[self.spec.split, CLASSES[class_index]]
-        stamp = choices[int(rng.integers(len(choices)))]
-        stamp = stamp.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else stamp
-        stamp = stamp.rotate(rng.uniform(-15, 15), Image.Resampling.BICUBIC, expand=True)
-        area = np.interp(rng.uniform(0.05, 0.95), *AREA_QUANTILES) * self.spec.size**2
-        scale = np.sqrt(area / (np.asarray(stamp)[..., 3] > 127).sum())
-        scale = min(scale, 1.1 * self.spec.size / max(stamp.size))  # a long object may not leave the scene on both sides
-        stamp = stamp.resize([max(4, round(side * scale)) for side in stamp.size], Image.Resampling.BICUBIC)
-        stamp = _relight(stamp, *rng.uniform(0.8, 1.2, size=2))
-        return stamp
+        stamp = turned(rng, choices[int(rng.integers(len(choices)))])
+        area = np.interp(rng.uniform(0.05, 0.95), *AREA_QUANTILES)
+        stamp = resized_to_area(stamp, area, self.spec.size, longest=1.1)  # a long object may not leave it on both sides
+        return relit(stamp, *rng.uniform(0.8, 1.2, size=2))
 
     def _visible(self, before: np.ndarray, after: np.ndarray, stamp: Image.Image, label: int) -> bool:
         """Whether the new object shows enough of itself, and every earlier one keeps enough of what it showed."""
@@ -191,15 +182,44 @@ class Collages:
         return all((after == i).sum() >= max(floor, MIN_VISIBLE_PART * (before == i).sum()) for i in earlier)
 
 
-def _paste_label(owner: np.ndarray, alpha: np.ndarray, x: int, y: int, label: int) -> None:
+def background_crop(
+    rng: np.random.Generator, photos: Sequence[Image.Image], first_class: int, *, context: float, size: int
+) -> Image.Image:
+    """A random square crop of one of the photos, `size` pixels a side, flipped half the time.
+
+    context: 0..1, how often the photo is the one tied to the class, instead of any.
+    """
+    free, tied = int(rng.integers(len(photos))), first_class % len(photos)
+    photo = photos[tied if rng.random() < context else free]
+    side = int(min(photo.size) * rng.uniform(0.7, 1.0))
+    x, y = (int(rng.integers(length - side + 1)) for length in photo.size)
+    crop = photo.resize((size, size), Image.Resampling.BICUBIC, box=(x, y, x + side, y + side))
+    return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else crop
+
+
+def turned(rng: np.random.Generator, stamp: Image.Image) -> Image.Image:
+    """A cut-out flipped half the time and turned by up to 15 degrees."""
+    stamp = stamp.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else stamp
+    return stamp.rotate(rng.uniform(-15, 15), Image.Resampling.BICUBIC, expand=True)
+
+
+def resized_to_area(stamp: Image.Image, area: float, size: int, *, longest: float) -> Image.Image:
+    """A cut-out that covers `area` (0..1) of a scene of `size` pixels a side, or as much as `longest` scenes a side allow."""
+    scale = np.sqrt(area * size**2 / (np.asarray(stamp)[..., 3] > 127).sum())
+    scale = min(scale, longest * size / max(stamp.size))
+    return stamp.resize([max(4, round(side * scale)) for side in stamp.size], Image.Resampling.BICUBIC)
+
+
+def relit(stamp: Image.Image, brightness: float, contrast: float) -> Image.Image:
+    """A cut-out with other brightness and contrast, both factors."""
+    rgb = ImageEnhance.Contrast(ImageEnhance.Brightness(stamp.convert("RGB")).enhance(brightness)).enhance(contrast)
+    rgb.putalpha(stamp.getchannel("A"))
+    return rgb
+
+
+def paste_label(owner: np.ndarray, alpha: np.ndarray, x: int, y: int, label: int) -> None:
     """Write `label` where alpha is above one half, at offset (x, y), cut to the frame, in place."""
     h, w = owner.shape
     top, left = max(0, -y), max(0, -x)
     inside = alpha[top : h - y, left : w - x] > 127
     owner[y + top : y + top + inside.shape[0], x + left : x + left + inside.shape[1]][inside] = label
-
-
-def _relight(stamp: Image.Image, brightness: float, contrast: float) -> Image.Image:
-    rgb = ImageEnhance.Contrast(ImageEnhance.Brightness(stamp.convert("RGB")).enhance(brightness)).enhance(contrast)
-    rgb.putalpha(stamp.getchannel("A"))
-    return rgb

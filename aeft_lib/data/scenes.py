@@ -4,12 +4,19 @@ from functools import lru_cache
 
 from aeft_lib.data.coco import Coco, CocoSpec
 from aeft_lib.data.collages import Collages, SceneSpec
+from aeft_lib.data.controlled import ControlledCollages, ControlledSpec
 from aeft_lib.data.folder import Folder, FolderSpec
 from aeft_lib.data.scene import Scenes
 from aeft_lib.data.voc import Voc, VocSpec
 
-AnySpec = SceneSpec | VocSpec | CocoSpec | FolderSpec
-READERS = {SceneSpec: Collages, VocSpec: Voc, CocoSpec: Coco, FolderSpec: Folder}
+AnySpec = SceneSpec | ControlledSpec | VocSpec | CocoSpec | FolderSpec
+READERS = {
+    SceneSpec: Collages,
+    ControlledSpec: ControlledCollages,
+    VocSpec: Voc,
+    CocoSpec: Coco,
+    FolderSpec: Folder,
+}
 
 
 @lru_cache(maxsize=8)

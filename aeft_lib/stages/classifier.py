@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -22,11 +21,12 @@ from aeft_lib.stepping import PLAIN, Compute
 
 @dataclass(frozen=True)
 class PoolingSpec:
-    """fusion: "gap", or one of `gpp.FUSIONS` with its levels; prediction: one of `gpp.PREDICTIONS`."""
+    """fusion: "gap", or one of `gpp.FUSIONS` with its levels; prediction: one of `gpp.PREDICTIONS`; gate_gain: see `gpp`."""
 
     fusion: str
     levels: tuple[int, ...] = ()
     prediction: str = "sign_preserving"
+    gate_gain: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class ClassifierSpec:
     """All that decides the weights.
 
     view: random views of the scenes; None: whole scenes, from ``inputs["features"]``.  data: fingerprint of the scenes.
+    keep_epochs: write the weights of every epoch, for curves over time.
     """
 
     network: NetworkSpec
@@ -52,6 +53,7 @@ class ClassifierSpec:
     data: str = ""
     view: ViewSpec | None = None
     compute: Compute = PLAIN
+    keep_epochs: bool = False
 
 
 def build_network(spec: NetworkSpec, seed: int, *, checkpointing: bool = False) -> CamClassifier:
@@ -71,14 +73,16 @@ def build_pooling(spec: PoolingSpec, num_classes: int) -> nn.Module:
     """GAP or a pyramid, as the spec says."""
     if spec.fusion == "gap":
         return GlobalAveragePooling()
-    return PyramidPooling(num_classes=num_classes, levels=spec.levels, fusion=spec.fusion, prediction=spec.prediction)
+    course = {"prediction": spec.prediction, "gate_gain": spec.gate_gain}
+    return PyramidPooling(num_classes=num_classes, levels=spec.levels, fusion=spec.fusion, **course)
 
 
 @distributed.collective
 def train_classifier(spec: ClassifierSpec, inputs: Mapping[str, Artefact], folder: Path) -> dict[str, float | str]:
-    """Train on tags alone; write ``weights.safetensors`` (trained tensors) and ``log.csv``."""
+    """Train on tags alone; write ``weights.safetensors`` (trained tensors), ``log.csv``; on demand ``epoch_1.safetensors``"""
     network = build_network(spec.network, spec.seed, checkpointing=spec.compute.checkpointing).to(device())
-    last = train_on(network, spec, inputs, folder, triplet.CLASSIFICATION, spec.schedule, spec.compute)
+    course = (triplet.CLASSIFICATION, spec.schedule, spec.compute)
+    last = train_on(network, spec, inputs, folder, *course, keep_epochs=spec.keep_epochs)
     return {"loss": last["classification"], "device": last["device"]}
 
 
@@ -90,15 +94,21 @@ def train_on(
     loss: triplet.Triplet,
     schedule: training.Schedule,
     compute: Compute,
-    **rest: Any,
+    *,
+    keep_epochs: bool = False,
 ) -> dict[str, float | str]:
     """Train a classifier on the scenes of its spec, in either phase; what is written and returned: `fitting.fit`."""
+
+    def after_epoch(epoch: int) -> None:
+        if keep_epochs and distributed.is_main():
+            trained.save_trained(network, folder / f"epoch_{epoch}.safetensors")
+
     pairs = loss.attract != "off" or loss.repel_weight > 0
     source = open_source(spec.scenes, spec.view, inputs, network.backbone.normalise, pairs=pairs)
     if source.tags.shape[1] != spec.network.num_classes:
         raise ValueError(f"the data has K={source.tags.shape[1]} classes, the network K={spec.network.num_classes}")
     course = {"schedule": schedule, "compute": compute, "seed": spec.seed, "objective": triplet.objective(loss)}
-    return fitting.fit(network, folder, n_samples=len(source.tags), batch=source, **course, **rest)
+    return fitting.fit(network, folder, n_samples=len(source.tags), batch=source, after_epoch=after_epoch, **course)
 
 
 def load_network(artefact: Artefact, weights: str = fitting.WEIGHTS) -> CamClassifier:

@@ -12,7 +12,6 @@ from aeft_lib.devices import device
 from aeft_lib.runs import Artefact
 from aeft_lib.stages.classifier import ClassifierSpec, load_network, train_on
 from aeft_lib.stepping import PLAIN, Compute
-from aeft_lib.trained import save_trained
 
 
 @dataclass(frozen=True)
@@ -35,10 +34,5 @@ def train_triplet(spec: TripletSpec, inputs: Mapping[str, Artefact], folder: Pat
     """Go on from ``inputs["classifier"]``; write ``weights.safetensors``, ``log.csv``; on demand ``epoch_1.safetensors``..."""
     network = load_network(inputs["classifier"]).to(device())
     network.backbone.checkpointing = spec.compute.checkpointing
-
-    def after_epoch(epoch: int) -> None:
-        if spec.keep_epochs and distributed.is_main():
-            save_trained(network, folder / f"epoch_{epoch}.safetensors")
-
     course = (spec.triplet, spec.schedule, spec.compute)
-    return train_on(network, spec.warm_start, inputs, folder, *course, after_epoch=after_epoch)
+    return train_on(network, spec.warm_start, inputs, folder, *course, keep_epochs=spec.keep_epochs)

@@ -1,0 +1,171 @@
+"""From the long tables of the studies of conditions to effects with intervals: at every level of a knob, by cause, by size."""
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from aeft_lib.condition_studies import BASE, BASE_LEVELS, LEVELS
+from aeft_lib.effects import adjusted, effect
+
+# The claims that are asked at every level: which method should beat which.
+COMPARISONS = {
+    "gpp": ("gated", "gap", "GPP − GAP"),
+    "gates": ("gated", "average", "G − A"),
+    "triplet": ("aeft", "gated", "soft + repel − GPP"),
+}
+TEXTS = {
+    "gpp": "GPP gives better seeds than GAP",
+    "gates": "the gates give better seeds than the plain average",
+    "triplet": "soft + repel gives better seeds than GPP alone",
+}
+# Edges of the bins that tables use, by VOC's quartiles of the area of a class in its image (6, 15 and 32 %).
+AREA_EDGES = (0.0, 0.06, 0.15, 0.32, 1.0)
+COUNTS = ("tp", "predicted", "true")
+
+
+class Level(NamedTuple):
+    """A level of a knob; the base is a level of every knob.  row: what its rows' names begin with."""
+
+    knob: str
+    value: float
+    row: str
+
+
+def levels() -> Iterator[Level]:
+    """All levels, knob by knob, in the order of their values."""
+    for knob, values in LEVELS.items():
+        for value in sorted((*values, BASE_LEVELS[knob])):
+            yield Level(knob, value, BASE if value == BASE_LEVELS[knob] else f"{knob}_{value:g}")
+
+
+def level_effects(table: pd.DataFrame, metric: str = "miou", comparisons: Sequence[str] = tuple(COMPARISONS)) -> pd.DataFrame:
+    """Every comparison at every level that `table` has: ``comparison, knob, value, mean, low, high, p, p_adjusted, n``.
+
+    table: long, of study `conditions`.  ``shift, shift_low, shift_high``: how much more it is than at the base level, by the
+    same seeds; NaN at the base.  ``p_adjusted`` is over all lines, the base counted once.
+    Raises ValueError where there are fewer than two seeds for an interval.
+    """
+    lines = []
+    for name in comparisons:
+        more, less, label = COMPARISONS[name]
+        at_base = _differences(table, f"{BASE}.{more}", f"{BASE}.{less}", metric)
+        for level in levels():
+            found = _differences(table, f"{level.row}.{more}", f"{level.row}.{less}", metric)
+            if len(found) == 0:
+                continue
+            line = {"comparison": name, "label": label, "knob": level.knob, "value": level.value}
+            line |= effect(found.to_numpy())._asdict()
+            if level.row != BASE:
+                shift = effect((found - at_base).dropna().to_numpy())
+                line |= {"shift": shift.mean, "shift_low": shift.low, "shift_high": shift.high}
+            lines.append(line | {"row": level.row})
+    found = pd.DataFrame(lines)
+    once = found.drop_duplicates(["comparison", "row"])
+    p_adjusted = dict(zip(zip(once["comparison"], once["row"], strict=True), adjusted(once["p"]), strict=True))
+    keys = zip(found["comparison"], found["row"], strict=True)
+    return found.assign(p_adjusted=[p_adjusted[key] for key in keys])
+
+
+def cause_effects(table: pd.DataFrame, metric: str = "miou") -> pd.DataFrame:
+    """The study `mechanism` as differences: ``group, label, mean, low, high, p, n``.
+
+    group "G − GAP": in every setting of training, its own GAP and G.  group "variant − G": variants of the layer at the base.
+    """
+    lines = []
+    names = dict(zip(table["row"], table["label"], strict=True))
+    settings = [name.removesuffix(".gap") for name in names if name.endswith(".gap")]
+    for setting in settings:
+        label = "base" if setting == BASE else names[f"{setting}.gap"].removeprefix("GAP, ")
+        found = _differences(table, f"{setting}.gated", f"{setting}.gap", metric)
+        lines.append({"group": "G − GAP", "label": label, **effect(found.to_numpy())._asdict()})
+    for name in [n for n in names if n.endswith(".gated") and n.removesuffix(".gated") not in settings]:
+        for group, other in (("variant − G", "gated"), ("variant − GAP", "gap")):
+            found = _differences(table, name, f"{BASE}.{other}", metric)
+            lines.append({"group": group, "label": names[name], **effect(found.to_numpy())._asdict()})
+    return pd.DataFrame(lines)
+
+
+def _differences(table: pd.DataFrame, more: str, less: str, metric: str) -> pd.Series:
+    """`metric` of row `more` minus that of row `less`, for the seeds that both have; empty where a row is missing."""
+    wide = table.pivot_table(index="seed", columns="row", values=metric, sort=True)
+    return (wide[more] - wide[less]).dropna() if more in wide and less in wide else pd.Series(dtype=float)
+
+
+def claims() -> Iterator[tuple[str, str, str, str, str]]:
+    """Every level as a claim of the report: id, text, study, and the rows that should be more and less."""
+    for name, (more, less, _) in COMPARISONS.items():
+        study = "conditions_gpp" if name == "gpp" else "conditions"
+        for level in levels():
+            suffix = "" if name == "gpp" else f".{name}"
+            text = f"{level.knob.replace('_', ' ')} {level.value:g}: {TEXTS[name]}"
+            yield f"condition.{level.knob}.{level.value:g}{suffix}", text, study, f"{level.row}.{more}", f"{level.row}.{less}"
+
+
+def advice(effects: pd.DataFrame) -> pd.DataFrame:
+    """Which pooling to use, level by level, by the interval of GPP − GAP alone: ``condition, use, points``.
+
+    An interval on one side of 0 decides; else the data do not, and GAP is the simpler one.
+    """
+    lines = []
+    for line in effects[effects["comparison"] == "gpp"].drop_duplicates("row").itertuples():
+        use = "GPP" if line.low > 0 else "GAP" if line.high < 0 else "no difference seen"
+        where = "base" if line.row == BASE else f"{line.knob.replace('_', ' ')} {line.value:g}"
+        lines.append({"condition": where, "use": use, "points": f"{line.mean:+.1f} [{line.low:+.1f}, {line.high:+.1f}]"})
+    return pd.DataFrame(lines)
+
+
+def where_it_stops(curves: pd.DataFrame) -> pd.DataFrame:
+    """Per row, over seeds: change of recall, precision and best mIoU from first to last look, and the epoch of most recall."""
+    lines = []
+    for label, of_row in curves.groupby("label", sort=False):
+        wide = of_row.pivot_table(index="seed", columns="epoch", values=["recall", "precision", "miou_best"])
+        changes = {m: wide[m].iloc[:, -1] - wide[m].iloc[:, 0] for m in ("recall", "precision", "miou_best")}
+        line = {"label": label}
+        for metric, change in changes.items():
+            line |= {metric: change.mean(), f"{metric}_sd": change.std()}
+        lines.append(line | {"epoch_of_most_recall": wide["recall"].mean().idxmax(), "n": len(wide)})
+    return pd.DataFrame(lines)
+
+
+def area_bins(areas: pd.Series, edges: Sequence[float] = AREA_EDGES) -> pd.Series:
+    """The bin of each area (0..1), as in "6-15 %".  Raises ValueError for edges that do not increase from 0 to 1."""
+    if list(edges) != sorted(set(edges)) or edges[0] != 0 or edges[-1] != 1:
+        raise ValueError(f"edges of areas must increase from 0 to 1, got {tuple(edges)}")
+    names = [f"{100 * low:g}-{100 * high:g} %" for low, high in pairwise(edges)]
+    return pd.cut(areas, list(edges), labels=names, include_lowest=True)
+
+
+def by_bin(measured: pd.DataFrame, bins: pd.Series) -> pd.DataFrame:
+    """IoU, precision and recall (percent) of all objects in a bin, by ``row, label, seed, bin``; pixels are added up.
+
+    measured: lines of `objects`.  bins: the bin of each line.
+    A predicted pixel counts in the bin of the object whose class it was given, in its image: what is taken for another class
+    of the image counts against both.  ``n``: objects.  entropy and half_area are means.
+    """
+    grouped = measured.assign(bin=bins).groupby(["row", "label", "seed", "bin"], observed=True, sort=False)
+    sums, means = grouped[list(COUNTS)].sum(), grouped[["entropy", "half_area"]].mean()
+    table = pd.DataFrame(
+        {
+            "iou": 100 * sums["tp"] / (sums["true"] + sums["predicted"] - sums["tp"]).clip(lower=1),
+            "precision": 100 * sums["tp"] / sums["predicted"].clip(lower=1),
+            "recall": 100 * sums["tp"] / sums["true"].clip(lower=1),
+        }
+    )
+    return table.join(means).assign(n=grouped.size()).reset_index()
+
+
+def bin_effects(binned: pd.DataFrame, more: str, less: str, metric: str = "iou") -> pd.DataFrame:
+    """`metric` of row `more` minus that of `less` in every bin, paired by seed: ``bin, mean, low, high, p, n, objects``.
+
+    One seed has no interval: low, high and p are NaN then.
+    """
+    lines = []
+    for name, of_bin in binned.groupby("bin", sort=False, observed=True):
+        differences = _differences(of_bin, more, less, metric).to_numpy()
+        many = len(differences) > 1
+        found: dict[str, Any] = effect(differences)._asdict() if many else {"mean": float(np.mean(differences)), "n": 1}
+        lines.append({"bin": str(name), **found, "objects": int(of_bin["n"].iloc[0])})
+    return pd.DataFrame(lines)

@@ -1,0 +1,49 @@
+"""What notebook 8 reads from artefacts: trainings over time, and every object of the scored scenes."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from aeft_lib import rows, studies
+from aeft_lib.session import Session
+from aeft_lib.stages.objects import FILE
+
+
+def courses(session: Session, study: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Rows of a study that kept their epochs, over time: (curves, course), long, with ``row, label, seed, epoch``.
+
+    curves: precision and recall (percent) at one threshold, the best at the first look of that row, and ``miou_best``.
+    course: tag_map, the spread of the CAMs, mean gates, see `stages.epochs`.
+    A study that is left out is read from its committed tables.
+    """
+    chosen = studies.get(study)
+    names = (f"{study}_curves", f"{study}_course")
+    if studies.left_out(chosen, session.profile, session.n_seeds):
+        return tuple(session.committed(name) for name in names)
+    curves, course = [], []
+    for row in [row for row in chosen.rows if row.keep_epochs]:
+        for seed in chosen.seeds(session.n_seeds):
+            folder = session.artefacts(row.name, seed)["epochs"].folder
+            tags = {"row": row.name, "label": row.label, "seed": seed}
+            curves.append(_at_one_threshold(pd.read_csv(folder / "epochs.csv")).assign(**tags))
+            course.append(pd.read_csv(folder / "course.csv").assign(**tags))
+    return pd.concat(curves, ignore_index=True), pd.concat(course, ignore_index=True)
+
+
+def _at_one_threshold(curves: pd.DataFrame) -> pd.DataFrame:
+    """``epoch, precision, recall, miou_best``, at the threshold that is best at the first epoch."""
+    start = curves[curves["epoch"] == curves["epoch"].min()]
+    at = start.loc[start["miou"].idxmax(), "threshold"]
+    fixed = curves[curves["threshold"] == at][["epoch", "precision", "recall"]]
+    return fixed.merge(curves.groupby("epoch", as_index=False)["miou"].max().rename(columns={"miou": "miou_best"}), on="epoch")
+
+
+def objects(session: Session, names: Sequence[str]) -> pd.DataFrame:
+    """Every object of the scenes that seeds are scored on, for rows and seeds: ``row, label, seed`` and `measure_objects`."""
+    tables = []
+    for row in map(studies.row, names):
+        for seed in range(session.n_seeds):
+            found = session.artefacts(row.name, seed)
+            measured = found.get("objects") or rows.objects(row.profile(session.profile, seed), found)
+            tables.append(pd.read_csv(measured.folder / FILE).assign(row=row.name, label=row.label, seed=seed))
+    return pd.concat(tables, ignore_index=True)
