@@ -1,6 +1,6 @@
 """From the long tables of the studies of conditions to effects with intervals: at every level of a knob, by cause, by size."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -41,32 +41,66 @@ def levels() -> Iterator[Level]:
             yield Level(knob, value, BASE if value == BASE_LEVELS[knob] else f"{knob}_{value:g}")
 
 
-def level_effects(table: pd.DataFrame, metric: str = "miou", comparisons: Sequence[str] = tuple(COMPARISONS)) -> pd.DataFrame:
-    """Every comparison at every level that `table` has: ``comparison, knob, value, mean, low, high, p, p_adjusted, n``.
+def level_effects(tables: Mapping[str, pd.DataFrame], metric: str = "miou") -> pd.DataFrame:
+    """Comparisons at every level: ``comparison, label, knob, value, row, mean, low, high, p, p_adjusted, n`` and the shift.
 
-    table: long, of study `conditions`.  ``shift, shift_low, shift_high``: how much more it is than at the base level, by the
-    same seeds; NaN at the base.  ``p_adjusted`` is over all lines, the base counted once.
+    tables: comparison -> long table of a study that has its rows.  Levels that a table lacks are left out.
+    ``shift, shift_low, shift_high``: how much more it is than at the base level, by the same seeds; NaN at the base.
+    ``p_adjusted`` is over all lines together, the base of a comparison counted once.
     Raises ValueError where there are fewer than two seeds for an interval.
     """
     lines = []
-    for name in comparisons:
+    for name, table in tables.items():
         more, less, label = COMPARISONS[name]
         at_base = _differences(table, f"{BASE}.{more}", f"{BASE}.{less}", metric)
         for level in levels():
             found = _differences(table, f"{level.row}.{more}", f"{level.row}.{less}", metric)
             if len(found) == 0:
                 continue
-            line = {"comparison": name, "label": label, "knob": level.knob, "value": level.value}
-            line |= effect(found.to_numpy())._asdict()
+            line = {"comparison": name, "label": label, "knob": level.knob, "value": level.value, "row": level.row}
+            line |= effect(found.to_numpy())._asdict() | dict.fromkeys(("shift", "shift_low", "shift_high"), np.nan)
             if level.row != BASE:
                 shift = effect((found - at_base).dropna().to_numpy())
                 line |= {"shift": shift.mean, "shift_low": shift.low, "shift_high": shift.high}
-            lines.append(line | {"row": level.row})
+            lines.append(line)
     found = pd.DataFrame(lines)
     once = found.drop_duplicates(["comparison", "row"])
-    p_adjusted = dict(zip(zip(once["comparison"], once["row"], strict=True), adjusted(once["p"]), strict=True))
-    keys = zip(found["comparison"], found["row"], strict=True)
-    return found.assign(p_adjusted=[p_adjusted[key] for key in keys])
+    p_adjusted = once[["comparison", "row"]].assign(p_adjusted=adjusted(once["p"]))
+    return found.merge(p_adjusted, on=["comparison", "row"], how="left")
+
+
+def tally(effects: pd.DataFrame) -> str:
+    """How many comparisons there are, how many intervals leave 0 out, how many would by chance, and what adjusting leaves."""
+    once = effects.drop_duplicates(["comparison", "row"])
+    lines = [f"comparisons: {len(once)}; by chance alone {0.05 * len(once):.1f} of their intervals would leave 0 out"]
+    for label, of_label in once.groupby("label", sort=False):
+        above, below, left = (of_label["low"] > 0).sum(), (of_label["high"] < 0).sum(), (of_label["p_adjusted"] < 0.05).sum()
+        lines.append(f"{label}: {len(of_label)} levels, {above} above 0, {below} below; {left} with an adjusted p below 0.05")
+    return "\n".join(lines)
+
+
+def overview(table: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Mean over seeds of a number, a line a level and a column a method."""
+    parts = table["row"].str.rsplit(".", n=1, expand=True)
+    wide = table.assign(level=parts[0], method=parts[1]).pivot_table(
+        index="level", columns="method", values=metric, aggfunc="mean", sort=False
+    )
+    return wide.rename(columns={"gap": "GAP", "gated": "G", "average": "A", "aeft": "soft + repel"}).rename_axis(None, axis=1)
+
+
+def precision_recall(table: pd.DataFrame) -> pd.DataFrame:
+    """GPP − GAP in mIoU, precision, recall, mIoU without masks and tag mAP, mean over seeds, a line a level."""
+    columns = ["miou", "precision", "recall", "miou_maskless", "tag_map"]
+    lines = {
+        level.row: {m: _differences(table, f"{level.row}.gated", f"{level.row}.gap", m).mean() for m in columns}
+        for level in levels()
+    }
+    return pd.DataFrame(lines).T
+
+
+def knob_table() -> pd.DataFrame:
+    """Every level of every knob, and whether it is the base's."""
+    return pd.DataFrame([{"knob": level.knob, "value": level.value, "base": level.row == BASE} for level in levels()])
 
 
 def cause_effects(table: pd.DataFrame, metric: str = "miou") -> pd.DataFrame:
@@ -117,17 +151,27 @@ def advice(effects: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def where_it_stops(curves: pd.DataFrame) -> pd.DataFrame:
-    """Per row, over seeds: change of recall, precision and best mIoU from first to last look, and the epoch of most recall."""
-    lines = []
-    for label, of_row in curves.groupby("label", sort=False):
-        wide = of_row.pivot_table(index="seed", columns="epoch", values=["recall", "precision", "miou_best"])
-        changes = {m: wide[m].iloc[:, -1] - wide[m].iloc[:, 0] for m in ("recall", "precision", "miou_best")}
+def where_it_stops(curves: pd.DataFrame, course: pd.DataFrame) -> pd.DataFrame:
+    """Per row, over seeds: change of recall, precision, best mIoU and tag mAP from first to last look, in points.
+
+    stops: the epoch of the most recall; the last one means that it has not stopped.
+    """
+    both = curves.merge(course[["label", "seed", "epoch", "tag_map"]], on=["label", "seed", "epoch"])
+    metrics, lines = ["recall", "precision", "miou_best", "tag_map"], []
+    for label, of_row in both.groupby("label", sort=False):
+        wide = of_row.pivot_table(index="seed", columns="epoch", values=metrics)
         line = {"label": label}
-        for metric, change in changes.items():
+        for metric in metrics:
+            change = wide[metric].iloc[:, -1] - wide[metric].iloc[:, 0]
             line |= {metric: change.mean(), f"{metric}_sd": change.std()}
-        lines.append(line | {"epoch_of_most_recall": wide["recall"].mean().idxmax(), "n": len(wide)})
+        lines.append(line | {"stops": int(wide["recall"].mean().idxmax()), "n": len(wide)})
     return pd.DataFrame(lines)
+
+
+def as_markdown(table: pd.DataFrame) -> str:
+    """A table of text as Markdown."""
+    lines = ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
+    return "\n".join([*lines, *("| " + " | ".join(map(str, line)) + " |" for line in table.itertuples(index=False))])
 
 
 def area_bins(areas: pd.Series, edges: Sequence[float] = AREA_EDGES) -> pd.Series:
@@ -154,7 +198,7 @@ def by_bin(measured: pd.DataFrame, bins: pd.Series) -> pd.DataFrame:
             "recall": 100 * sums["tp"] / sums["true"].clip(lower=1),
         }
     )
-    return table.join(means).assign(n=grouped.size()).reset_index()
+    return table.join(means).assign(n=grouped.size()).reset_index().sort_values("bin", kind="stable", ignore_index=True)
 
 
 def bin_effects(binned: pd.DataFrame, more: str, less: str, metric: str = "iou") -> pd.DataFrame:

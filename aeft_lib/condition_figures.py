@@ -62,7 +62,8 @@ def forest(effects: pd.DataFrame, groups: Sequence[str], xlabel: str = "mIoU poi
         for place, line in enumerate(part.itertuples()):
             interval(axis, line.mean, line.low, line.high, place, f"C{i}", f"C{i}")
         axis.axvline(0, color="0.3", linewidth=0.6)
-        axis.set_yticks(range(len(part)), part["label"])
+        repeated = i > 0 and part["label"].tolist() == parts[i - 1]["label"].tolist()
+        axis.set_yticks(range(len(part)), [""] * len(part) if repeated else part["label"])
         axis.set(xlabel=xlabel, title=group, ylim=(len(part) - 0.5, -0.5))
     return figure
 

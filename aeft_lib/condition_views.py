@@ -2,11 +2,31 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 
-from aeft_lib import rows, studies
+from aeft_lib import paths, profiles, rows, studies
+from aeft_lib.condition_effects import levels
+from aeft_lib.condition_studies import CONDITIONS
+from aeft_lib.data.scene import Scene
+from aeft_lib.data.scenes import open_scenes
 from aeft_lib.session import Session
+from aeft_lib.settings import Profile
 from aeft_lib.stages.objects import FILE
+
+
+def controlled_scene(profile: Profile, level: str, index: int) -> Scene:
+    """An unseen scene at a level (a key of `condition_studies.CONDITIONS`); a profile of photos shows the laptop's."""
+    profile = profile if profile.controlled else profiles.LAPTOP
+    return open_scenes(profile.under(CONDITIONS[level], seed=0).val)[index]
+
+
+def knob_pictures(profile: Profile, index: int) -> dict[str, dict[str, np.ndarray]]:
+    """One unseen scene (H, W, 3) at every level, by knob and level."""
+    pictures: dict[str, dict[str, np.ndarray]] = {}
+    for level in levels():
+        pictures.setdefault(level.knob, {})[f"{level.value:g}"] = controlled_scene(profile, level.row, index).image
+    return pictures
 
 
 def courses(session: Session, study: str) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -36,6 +56,11 @@ def _at_one_threshold(curves: pd.DataFrame) -> pd.DataFrame:
     at = start.loc[start["miou"].idxmax(), "threshold"]
     fixed = curves[curves["threshold"] == at][["epoch", "precision", "recall"]]
     return fixed.merge(curves.groupby("epoch", as_index=False)["miou"].max().rename(columns={"miou": "miou_best"}), on="epoch")
+
+
+def photo_objects() -> pd.DataFrame:
+    """What was measured on real photos, by size, class and number of tags: ``kind`` and the columns of `by_bin`."""
+    return pd.read_csv(paths.ROOT / "docs" / "real_photos_objects.csv")
 
 
 def objects(session: Session, names: Sequence[str]) -> pd.DataFrame:

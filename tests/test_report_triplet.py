@@ -104,10 +104,10 @@ LINES = {
 
 def test_differences_are_signed_and_numbers_are_not():
     assert report.markdown(LINES).splitlines()[2:] == [
-        "| `table2.x` | c | 54.2 | 44.0 ± 0.5 (2) | holds |",
-        "| `claim.x` | c | +1.6 | +2.0 ± 0.5 (2) | holds |",
-        "| `ours.x` | c | — | +3.0 ± 0.5 (2) | holds |",
-        "| `ours.y` | c | +1.0 | -3.0 ± 0.5 (2) | holds |",
+        "| `table2.x` | c | 54.2 | 44.0 ± 0.5 (2) | holds | not run | not run |",
+        "| `claim.x` | c | +1.6 | +2.0 ± 0.5 (2) | holds | not run | not run |",
+        "| `ours.x` | c | — | +3.0 ± 0.5 (2) | holds | not run | not run |",
+        "| `ours.y` | c | +1.0 | -3.0 ± 0.5 (2) | holds | not run | not run |",
     ]
 
 

@@ -97,7 +97,7 @@ def test_course_is_at_the_best_threshold_of_the_warm_start_and_at_each_epochs_ow
         curves.to_csv(folder / "epochs.csv", index=False)
         return {"epochs": SimpleNamespace(folder=folder)}
 
-    monkeypatch.setattr(Session, "_artefacts", artefacts)
+    monkeypatch.setattr(Session, "artefacts", artefacts)
     profile = replace(SMOKE, train=replace(SMOKE.train, count=112), erasing=replace(SMOKE.erasing, steps_per_epoch=7))
     course = Session(profile, 2).course(["gpp_only", "ours"])
     assert set(course) == {"row", "label", "seed", "step", "precision", "recall", "miou_best"}

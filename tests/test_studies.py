@@ -99,7 +99,7 @@ def test_other_seed_gives_other_numbers(row):
 
 def test_artefacts_record_where_they_come_from(row):
     record = row["classifier"].record
-    pooling = {"fusion": "gated", "levels": list(SMOKE.levels), "prediction": "sign_preserving"}
+    pooling = {"fusion": "gated", "levels": list(SMOKE.levels), "prediction": "sign_preserving", "gate_gain": 1.0}
     assert record["spec"]["network"]["pooling"] == pooling
     assert record["spec"]["seed"] == 0
     assert record["spec"]["schedule"]["epochs"] == SMOKE.schedule.epochs

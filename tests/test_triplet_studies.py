@@ -64,7 +64,7 @@ def test_second_phases_go_on_from_the_gated_row_of_the_same_seed(profile):
         (scale, seed): artefacts(GATED, profile.scaled(scale), seed)["classifier"].key for scale in (1, 1.5) for seed in (0, 1)
     }
     assert len(set(gated.values())) == 4
-    for row in SECOND_PHASES:
+    for row in [row for row in SECOND_PHASES if row.condition is None]:
         for seed in (0, 1):
             found, warm_start = artefacts(row, profile, seed), gated[row.scale, seed]
             classifier = found["classifier"]
