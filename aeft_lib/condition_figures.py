@@ -18,7 +18,8 @@ METRICS = {"iou": "IoU (%)", "precision": "precision (%)", "recall": "recall (%)
 def knob_grid(pictures: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
     """One scene at every level of every knob: a row a knob, a column a level; pictures (H, W, 3) by knob and level."""
     columns = max(map(len, pictures.values()))
-    size = (TEXT_WIDTH, 1.1 * TEXT_WIDTH / columns * len(pictures))
+    width = 0.65 * TEXT_WIDTH
+    size = (width, 1.1 * width / columns * len(pictures))
     figure, axes = plt.subplots(len(pictures), columns, squeeze=False, figsize=size)
     for line, (knob, levels) in zip(axes, pictures.items(), strict=True):
         for axis in line:

@@ -16,7 +16,8 @@ from dataclasses import replace
 from aeft_lib.rows import Row
 from aeft_lib.settings import Condition
 from aeft_lib.study import Study
-from aeft_lib.variants import NOTHING_ADDED, OFF, OURS, RIGID, SOFT, SOFT_REPEL, second
+from aeft_lib.triplet import CORRECTED, Triplet
+from aeft_lib.variants import NOTHING_ADDED, OFF, RIGID, SOFT, SOFT_REPEL, second
 
 BASE = "base"
 # The levels of every knob other than the base's, which is in the middle of the first and at the beginning of the others.
@@ -58,13 +59,12 @@ def _both(name: str, label: str, condition: Condition, **changes: object) -> tup
     return tuple(_variant(name, f"{short}, {label}", m, condition, **changes) for m, short in (("gap", "GAP"), ("gated", "G")))
 
 
-def _erasing(name: str, label: str, triplet: object, strength: int = 1, **changes: object) -> Row:
-    """Sixty steps of a triplet at the base level, looked at every ten, its weights times `strength`."""
-    phase = (("epochs", 6), ("steps_per_epoch", 10))
+def _erasing(name: str, label: str, triplet: Triplet, strength: int = 1, **changes: object) -> Row:
+    """Forty steps of a triplet at the base level, looked at every ten, its weights times `strength`."""
+    phase = (("epochs", 4), ("steps_per_epoch", 10))
     scaled = replace(triplet, attract_weight=strength * triplet.attract_weight, repel_weight=strength * triplet.repel_weight)
-    marked = f"{name}.x{strength}" if strength > 1 or name not in ("off", "off_corrected") else name
     course = {"condition": CONDITIONS[BASE], "keep_epochs": True, "phase": phase} | changes
-    return second(f"erase_{marked}", f"{label}, ×{strength}", scaled, **course)
+    return second(f"erase_{name}.x{strength}", f"{label}, ×{strength}", scaled, **course)
 
 
 MECHANISM = (
@@ -80,6 +80,8 @@ MECHANISM = (
     *_both("long", "12 epochs", Condition(epochs=12), keep_epochs=True),
     *_both("frozen", "frozen backbone", Condition(trained_stages=0)),
     *_both("deep", "two stages trained", Condition(trained_stages=2)),
+    *_both("deep4", "four stages trained", Condition(trained_stages=4)),
+    *_both("whole", "all stages trained", Condition(trained_stages=7)),
     *_both("map16", "16×16 map", Condition(size=256)),
     *_both("map20", "20×20 map", Condition(size=320)),
 )
@@ -89,7 +91,7 @@ ERASING_STRENGTH = (
     *(_erasing("soft", "soft", SOFT, strength) for strength in STRENGTHS),
     *(_erasing("soft_repel", "soft + repel", SOFT_REPEL, strength) for strength in STRENGTHS),
     _erasing("off_corrected", "GPP only, corrected optimiser", NOTHING_ADDED, quirks=()),
-    *(_erasing("ours", "ours", OURS, strength, quirks=()) for strength in STRENGTHS),
+    *(_erasing("corrected", "corrected", CORRECTED, strength, quirks=()) for strength in STRENGTHS),
 )
 CONDITION_STUDIES = (
     Study(

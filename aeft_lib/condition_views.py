@@ -6,13 +6,15 @@ import numpy as np
 import pandas as pd
 
 from aeft_lib import paths, profiles, rows, studies
-from aeft_lib.condition_effects import levels
+from aeft_lib.condition_effects import area_bins, by_bin, levels
 from aeft_lib.condition_studies import CONDITIONS
 from aeft_lib.data.scene import Scene
 from aeft_lib.data.scenes import open_scenes
 from aeft_lib.session import Session
 from aeft_lib.settings import Profile
 from aeft_lib.stages.objects import FILE
+
+PHOTO_ROWS = ("gap", "average", "gated", "attract_soft_repel")
 
 
 def controlled_scene(profile: Profile, level: str, index: int) -> Scene:
@@ -58,9 +60,21 @@ def _at_one_threshold(curves: pd.DataFrame) -> pd.DataFrame:
     return fixed.merge(curves.groupby("epoch", as_index=False)["miou"].max().rename(columns={"miou": "miou_best"}), on="epoch")
 
 
-def photo_objects() -> pd.DataFrame:
-    """What was measured on real photos, by size, class and number of tags: ``kind`` and the columns of `by_bin`."""
-    return pd.read_csv(paths.ROOT / "docs" / "real_photos_objects.csv")
+def photo_objects(session: Session) -> pd.DataFrame:
+    """Objects of real photos by size, class and number of tags: ``kind`` (area, class, tags) and the columns of `by_bin`.
+
+    Measured where the session's scenes are photos; else the committed table of 1,200 photos of VOC.
+    """
+    if session.profile.controlled is not None:
+        return pd.read_csv(paths.ROOT / "docs" / "real_photos_objects.csv")
+    measured = objects(session, PHOTO_ROWS)
+    classes = dict(enumerate(session.scenes.classes))
+    bins = {
+        "area": area_bins(measured["area"]),
+        "class": measured["class"].map(classes),
+        "tags": measured["tags"].map(lambda n: str(n) if n < 3 else "3 and more"),
+    }
+    return pd.concat([by_bin(measured, of_kind).assign(kind=kind) for kind, of_kind in bins.items()], ignore_index=True)
 
 
 def objects(session: Session, names: Sequence[str]) -> pd.DataFrame:

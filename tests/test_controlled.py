@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from aeft_lib.condition_studies import BASE_LEVELS, CONDITIONS, LEVELS
+from aeft_lib.data import controlled
 from aeft_lib.data.collages import CLASSES, MIN_VISIBLE_PIXELS, SPLITS, Pack, load_pack
 from aeft_lib.data.controlled import CLUTTER_AREA, KNOBS, ControlledCollages, ControlledSpec
 from aeft_lib.data.scene import Scene
@@ -29,7 +30,7 @@ def disc(colour: tuple[int, int, int]) -> Image.Image:
 # Two cut-outs a class, red where the split is train and blue where it is val; flat backgrounds.
 PLAIN = Pack(
     {
-        (split, name): tuple(disc((200, 0, 20 * k + 10 * i) if split == "train" else (0, 20 * k + 10 * i, 200)) for i in range(2))
+        (split, name): tuple(disc((200, 0, tint) if split == "train" else (0, tint, 200)) for tint in (20 * k, 20 * k + 10))
         for split in SPLITS
         for k, name in enumerate(CLASSES)
     },
@@ -62,8 +63,8 @@ def changed(one: Scene, two: Scene) -> np.ndarray:
 
 
 def of_colours(image: np.ndarray, colours: list[tuple[int, int, int]]) -> np.ndarray:
-    """(H, W) bool: pixels that have one of these colours."""
-    return np.any([(image == colour).all(axis=2) for colour in colours], axis=0)
+    """(H, W) bool: pixels that have one of these colours, but for the rings of bicubic edges."""
+    return np.any([(np.abs(image.astype(int) - colour) <= 8).all(axis=2) for colour in colours], axis=0)
 
 
 def inner(region: np.ndarray) -> np.ndarray:
@@ -120,11 +121,10 @@ def test_another_index_seed_or_split_is_another_scene(other):
 
 
 def test_other_seeds_give_other_classes_places_and_clutter():
+    drawn = [[ControlledCollages(ControlledSpec("train", 12, SIZE, seed), PLAIN)[i] for i in range(12)] for seed in range(3)]
     for pick in (lambda scene: scene.tags.argmax(), place):
-        drawn = [
-            [pick(ControlledCollages(ControlledSpec("train", 12, SIZE, seed), PLAIN)[i]) for i in range(12)] for seed in range(3)
-        ]
-        assert drawn[0] != drawn[1] != drawn[2] != drawn[0]
+        one, two, three = ([pick(scene) for scene in of_seed] for of_seed in drawn)
+        assert one != two != three != one
     cluttered = [scenes(seed=seed, clutter=3) for seed in (0, 1)]
     assert not any(same(one, two) for one, two in zip(*cluttered, strict=True))
 
@@ -179,8 +179,9 @@ def test_a_larger_object_stands_where_the_same_draw_puts_it():
 
 @pytest.mark.parametrize("area", [0.03, 0.07, 0.15, 0.35, 0.5])
 def test_compact_objects_have_the_area_asked_for(area):
+    """As the side of a square, since cut-outs have sides of whole pixels."""
     for scene in plain(object_area=area):
-        assert (scene.mask > 0).mean() == pytest.approx(area, rel=0.06)
+        assert np.sqrt((scene.mask > 0).sum()) == pytest.approx(SIZE * np.sqrt(area), abs=0.75)
 
 
 def test_long_objects_have_as_much_of_the_area_as_the_frame_allows():
@@ -213,13 +214,17 @@ def test_a_third_object_leaves_the_second_where_it_was():
         assert np.array_equal(two.mask, np.where(two.mask == added, added, one.mask))
 
 
-def test_objects_are_of_different_classes_and_hardly_hide_one_another():
-    hidden = []
-    for one, two in pairs({}, {"objects": 2}):
-        hidden.append(((one.mask > 0) & (two.mask != one.mask)).sum() / (one.mask > 0).sum())
-        assert np.unique(two.mask).tolist() == [0, *(np.flatnonzero(two.tags) + 1)]
-    assert np.mean(hidden) < 0.02  # at the first random place it would be about a fifth
-    assert max(hidden) < 0.2
+def test_objects_stand_where_they_hide_little_of_one_another(monkeypatch):
+    def hidden() -> float:
+        """Part of the first object behind the second, mean over scenes."""
+        crowded = ControlledCollages(ControlledSpec("train", COUNT, SIZE, objects=2), PLAIN)
+        whole = [scene.mask > 0 for scene in plain()]
+        return np.mean([1 - (whole[i] & (crowded.mask(i) == plain()[i].mask)).sum() / whole[i].sum() for i in range(COUNT)])
+
+    chosen = hidden()
+    monkeypatch.setattr(controlled, "PLACEMENTS", 1)
+    assert chosen < 0.06
+    assert chosen < hidden() / 3
 
 
 def test_every_class_comes_first_sometime():
@@ -274,19 +279,22 @@ def test_context_levels_are_nested():
 
 
 def test_clutter_is_behind_the_objects_and_made_of_surfaces_that_are_no_place():
-    for one, two in pairs({}, {"clutter": 6}):
-        things = changed(one, two) & (one.mask == 0)
-        assert inner(things).sum() <= of_colours(two.image, SURFACES)[things].sum()
-        assert not of_colours(two.image, SURFACES)[inner(one.mask > 0)].any()
-        assert not of_colours(one.image, SURFACES).any()
+    for none, one in pairs({}, {"clutter": 1}):
+        assert not of_colours(none.image, SURFACES).any()
+        assert of_colours(one.image, SURFACES)[inner(changed(none, one))].all()
+    for scene in plain(clutter=12):
+        found = of_colours(scene.image, SURFACES)
+        assert found.any()
+        assert not found[inner(scene.mask > 0)].any()
 
 
 def test_clutter_is_as_large_and_as_much_as_stated():
-    shares = {n: [changed(*pair).mean() for pair in pairs({}, {"clutter": n})] for n in (1, 6)}
-    assert max(shares[1]) < 1.3 * CLUTTER_AREA  # and its soft edge
-    assert np.median(shares[1]) > 0.75 * CLUTTER_AREA
-    assert max(shares[6]) < 6 * 1.3 * CLUTTER_AREA
-    assert np.median(shares[6]) > 2.5 * CLUTTER_AREA
+    small = {"object_area": 0.03}  # hides little of it
+    shares = {n: [changed(*pair).mean() for pair in pairs(small, small | {"clutter": n})] for n in (1, 6)}
+    for n, found in shares.items():
+        assert max(found) < n * 1.25 * CLUTTER_AREA  # and its soft edge
+    assert np.median(shares[1]) > 0.9 * CLUTTER_AREA
+    assert np.median(shares[6]) > 6 * 0.6 * CLUTTER_AREA  # they overlap
 
 
 def test_more_clutter_is_added_to_what_is_there():
@@ -294,8 +302,6 @@ def test_more_clutter_is_added_to_what_is_there():
         first, both = changed(none, some), changed(none, more)
         assert not (first & ~both).any()
         assert both.sum() > first.sum()
-        untouched = inner(~changed(some, more))
-        assert (untouched & first).any()
 
 
 # --- pairing: occlusion ----------------------------------------------------------------------------------------------
@@ -337,10 +343,11 @@ def test_occlusion_levels_are_nested_and_cut_along_a_straight_edge():
 
 
 def test_occluders_come_from_all_sides():
-    offsets = [
-        np.argwhere((none.mask > 0) & (half.mask == 0)).mean(axis=0) - centre(none) for none, half in pairs({}, {"occlusion": 0.5})
-    ]
-    assert len({(down > 0, right > 0) for down, right in offsets}) == 4
+    sides = set()
+    for none, half in pairs({}, {"occlusion": 0.5}):
+        down, right = np.argwhere((none.mask > 0) & (half.mask == 0)).mean(axis=0) - centre(none)
+        sides.add((down > 0, right > 0))
+    assert len(sides) == 4
 
 
 def test_occlusion_of_real_cut_outs_leaves_what_is_seen_equal():
@@ -366,8 +373,7 @@ def test_both_splits_show_their_own_cut_outs_before_the_same_places():
     for split, strong, weak in (("train", 0, 2), ("val", 2, 0)):
         for scene in plain(split):
             objects = scene.image[inner(scene.mask > 0)].astype(int)
-            if split == "train" or scene.tags.argmax() < 8:  # the palest blue is hardly one
-                assert (objects[:, strong] > objects[:, weak]).all()
+            assert (objects[:, strong] > objects[:, weak]).all()
             assert place(scene) in PLACES
     assert not any(same(one, two) for one, two in zip(plain("train"), plain("val"), strict=True))
 

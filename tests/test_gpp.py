@@ -7,7 +7,17 @@ import torch
 import torch.nn.functional as F
 
 from aeft_lib import gpp
-from aeft_lib.gpp import GlobalAveragePooling, PyramidPooling, SignedGate, pool_level, scaled_levels, sign_preserving_prediction
+from aeft_lib.gpp import (
+    ROOT_EPS,
+    GlobalAveragePooling,
+    PyramidPooling,
+    SignedGate,
+    normalised_prediction,
+    pool_level,
+    scaled_levels,
+    sign_preserving_prediction,
+    square_root_prediction,
+)
 
 
 def random_cam(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -232,6 +242,111 @@ def test_attention_off_averages_the_fused_pyramid():
     torch.testing.assert_close(off.logits, cam.mean(dim=(2, 3)))  # levels that divide the map keep its mean
 
 
+# --- square root, normalised, and the gain of gates: not the paper's ---------------------------------------------------
+
+
+def test_square_root_and_normalised_predictions_by_hand():
+    cam = torch.tensor([[[[2.0, -1.0], [3.0, -4.0]]]], dtype=torch.float64)
+    attention = torch.tensor([[[[0.5, -2.0], [-1.0, 1.0]]]], dtype=torch.float64)  # agrees in the first row alone
+    root = ((2 * 0.5 + ROOT_EPS) ** 0.5 - (1 * 2 + ROOT_EPS) ** 0.5) / 4
+    assert square_root_prediction(cam, attention).item() == pytest.approx(root)
+    assert normalised_prediction(cam, attention).item() == pytest.approx((2 * 0.5 - 1 * 2) / (0.5 + 2 + 1 + 1), rel=1e-6)
+
+
+def test_normalised_with_the_same_attention_everywhere_is_gap_of_what_agrees():
+    cam = random_cam(3, 4, 6, 5)
+    for value in (0.2, 3.0):
+        attention = torch.full_like(cam, value)
+        positive = normalised_prediction(cam.abs(), attention)
+        torch.testing.assert_close(positive, GlobalAveragePooling()(cam.abs()).logits, rtol=1e-5, atol=0)
+        torch.testing.assert_close(normalised_prediction(cam, attention), cam.relu().mean(dim=(2, 3)), rtol=1e-5, atol=0)
+        torch.testing.assert_close(normalised_prediction(cam, -attention), -(-cam).relu().mean(dim=(2, 3)), rtol=1e-5, atol=0)
+
+
+def test_normalised_with_attention_of_the_cams_own_sign_is_gap_and_its_height_does_not_count():
+    cam, attention = random_cam(3, 4, 6, 5), random_cam(3, 4, 6, 5, seed=1)
+    torch.testing.assert_close(normalised_prediction(cam, cam.sign()), GlobalAveragePooling()(cam).logits, rtol=1e-5, atol=0)
+    higher = normalised_prediction(cam, 7 * attention)
+    torch.testing.assert_close(higher, normalised_prediction(cam, attention), rtol=1e-5, atol=0)
+
+
+def test_normalised_is_a_weighted_mean():
+    """One position that has all attention decides alone; no logit is beyond the CAM's ends."""
+    cam, peak = random_cam(1, 3, 4, 4).abs(), torch.zeros(1, 3, 4, 4, dtype=torch.float64)
+    peak[..., 2, 1] = 0.3
+    torch.testing.assert_close(normalised_prediction(cam, peak), cam[..., 2, 1], rtol=1e-5, atol=0)
+    mean = normalised_prediction(cam, random_cam(1, 3, 4, 4, seed=1).abs())
+    assert (mean > cam.amin(dim=(2, 3))).all()
+    assert (mean < cam.amax(dim=(2, 3))).all()
+
+
+def test_square_root_with_the_cam_as_attention_is_gap():
+    cam = random_cam(3, 4, 6, 5)
+    bound = ROOT_EPS**0.5  # what a root loses where its product is large
+    torch.testing.assert_close(square_root_prediction(cam, cam), GlobalAveragePooling()(cam).logits, rtol=0, atol=bound)
+    assert (square_root_prediction(cam, cam) - GlobalAveragePooling()(cam).logits).abs().max() > 0
+
+
+@pytest.mark.parametrize("predict", [square_root_prediction, normalised_prediction])
+def test_attention_of_the_other_sign_or_none_silences_our_predictions_too(predict):
+    cam = random_cam(3, 4, 6, 5)
+    for attention in (-cam, torch.zeros_like(cam)):
+        assert (predict(cam, attention) == 0).all()
+
+
+@pytest.mark.parametrize("predict", [sign_preserving_prediction, square_root_prediction, normalised_prediction])
+def test_negated_cam_and_attention_give_the_negated_logit_and_agreement_raises_it(predict):
+    cam, attention = random_cam(3, 4, 6, 5), random_cam(3, 4, 6, 5, seed=1)
+    torch.testing.assert_close(predict(-cam, -attention), -predict(cam, attention), rtol=0, atol=1e-15)
+    assert (predict(cam.abs(), attention.abs()) > predict(cam, attention).abs()).all()
+
+
+@pytest.mark.parametrize(("prediction", "factor"), [("sign_preserving", 4), ("square_root", 2), ("normalised", 2)])
+def test_twice_the_cam_is_twice_the_logit_where_the_papers_is_four_times(prediction, factor):
+    cam = 1000 * random_cam(2, 3, 8, 8)  # so large that the constants which keep gradients finite do not count
+    for options in ({"fusion": "average", "levels": (1, 2, 4)}, {"fusion": "single", "levels": (8,)}):
+        layer = pyramid_pooling(cam, prediction=prediction, **options)  # its attention doubles with the CAM
+        once, twice = layer(cam).logits, layer(2 * cam).logits
+        torch.testing.assert_close(twice, factor * once, rtol=0, atol=1e-4 * once.abs().max().item())
+
+
+@pytest.mark.parametrize(
+    ("prediction", "predict"), [("square_root", square_root_prediction), ("normalised", normalised_prediction)]
+)
+@pytest.mark.parametrize("fusion", gpp.FUSIONS)
+def test_a_layer_predicts_with_the_named_function_from_the_attention_of_the_papers(fusion, prediction, predict):
+    cam, levels = random_cam(2, 3, 8, 8), (4,) if fusion == "single" else (1, 2, 4)
+    ours = pyramid_pooling(cam, levels=levels, fusion=fusion, prediction=prediction)(cam)
+    papers = pyramid_pooling(cam, levels=levels, fusion=fusion)(cam)
+    assert torch.equal(ours.attention, papers.attention)
+    assert torch.equal(ours.logits, predict(cam, papers.attention))
+    assert not torch.allclose(ours.logits, papers.logits)
+
+
+def test_a_gain_of_two_with_silent_gates_is_the_plain_mean():
+    x, y = random_cam(2, 3, 5, 4), random_cam(2, 3, 5, 4, seed=1)
+    torch.testing.assert_close(silence_gates(SignedGate(num_classes=3, gain=2.0).double())(x, y), (x + y) / 2)
+
+
+def test_a_gain_multiplies_what_a_gate_joins_and_not_the_gates():
+    x, y = random_cam(2, 3, 5, 4), random_cam(2, 3, 5, 4, seed=1)
+    papers, ours = SignedGate(num_classes=3).double(), SignedGate(num_classes=3, gain=3.0).double()
+    ours.load_state_dict(papers.state_dict())
+    torch.testing.assert_close(ours(x, y), 3 * papers(x, y))
+    for one, two in zip(ours.gates(x, y), papers.gates(x, y), strict=True):
+        assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("fusion", ["gated", "inverse"])
+def test_gates_that_begin_open_fuse_to_means(fusion):
+    cam = random_cam(1, 2, 8, 8)
+    pooled = silence_gates(pyramid_pooling(cam, levels=(1, 2, 4), fusion=fusion, gate_gain=2.0))(cam)
+    first, second, third = pooled.pyramid if fusion == "gated" else pooled.pyramid[::-1]
+    torch.testing.assert_close(pooled.attention, ((first + second) / 2 + third) / 2)
+    halved = silence_gates(pyramid_pooling(cam, levels=(1, 2, 4), fusion=fusion))(cam)
+    torch.testing.assert_close(halved.fused[0], pooled.fused[0] / 2)
+
+
 # --- gradients -------------------------------------------------------------------------------------------------------
 
 
@@ -246,6 +361,41 @@ def test_gradients_are_right(fusion, prediction):
         return torch.func.functional_call(layer, dict(zip(names, weights, strict=True)), (cam,)).logits
 
     assert torch.autograd.gradcheck(logits, (cam, *weights))
+
+
+@pytest.mark.parametrize("predict", [square_root_prediction, normalised_prediction])
+def test_gradients_of_our_predictions_are_right_away_from_0(predict):
+    def away(seed: int) -> torch.Tensor:
+        numbers = random_cam(2, 3, 4, 5, seed=seed)
+        return (numbers + 0.1 * numbers.sign()).requires_grad_()
+
+    assert torch.autograd.gradcheck(predict, (away(0), away(1)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("prediction", gpp.PREDICTIONS)
+def test_gradients_at_0_are_finite(prediction, dtype):
+    """Of a CAM that is 0 everywhere, or at single positions, and of the attention that comes with it."""
+    whole = torch.zeros(1, 2, 6, 6, dtype=dtype)
+    holes = random_cam(1, 2, 6, 6, dtype=dtype)
+    holes[..., ::2, :] = 0
+    for cam in (whole, holes):
+        cam.requires_grad_()
+        layer = pyramid_pooling(cam, levels=(6,), fusion="single", prediction=prediction)
+        layer(cam).logits.sum().backward()
+        assert cam.grad.isfinite().all()
+        assert cam.grad.abs().max() <= 100
+
+
+@pytest.mark.parametrize("predict", [square_root_prediction, normalised_prediction])
+def test_gradients_where_only_one_of_cam_and_attention_is_0_are_finite(predict):
+    for silent in (0, 1):
+        maps = [random_cam(1, 2, 4, 4), random_cam(1, 2, 4, 4, seed=1)]
+        maps[silent] = torch.zeros_like(maps[silent])
+        cam, attention = (x.requires_grad_() for x in maps)
+        predict(cam, attention).sum().backward()
+        assert cam.grad.isfinite().all()
+        assert attention.grad.isfinite().all()
 
 
 def test_inference_mode_first_does_not_poison_training():
@@ -313,6 +463,11 @@ def test_images_of_a_batch_do_not_see_each_other():
         ({"levels": (2, 4), "fusion": "single"}, "exactly one level, got fusion='single'"),
         ({"levels": (2,), "fusion": "gated"}, "exactly one level, got fusion='gated'"),
         ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
+        ({"prediction": "root"}, "prediction must be one of .*square_root, normalised, got 'root'"),
+        ({"gate_gain": 0}, "gate_gain must be positive and finite, got 0"),
+        ({"gate_gain": -1.0}, r"gate_gain must be positive and finite, got -1\.0"),
+        ({"gate_gain": float("nan")}, "gate_gain must be positive and finite, got nan"),
+        ({"gate_gain": float("inf")}, "gate_gain must be positive and finite, got inf"),
     ],
 )
 def test_what_cannot_be_built_is_refused(options, message):
