@@ -69,7 +69,8 @@ def reproduce(arguments: argparse.Namespace) -> None:
     chosen = []
     for study in [] if arguments.only else studies.STUDIES.values():
         if studies.left_out(study, profile, n_seeds):
-            print(f"study {study.name}: left out below {profile.long_from} seeds, its committed table is shown", flush=True)
+            why = f"below {profile.long_from} seeds" if study.fits(profile) else f"because it needs {study.needs}"
+            print(f"study {study.name}: left out {why}, its committed table is shown", flush=True)
             continue
         chosen.append((study, study.seeds(n_seeds)))
         print(f"study {study.name}: {len(study.rows)} rows x {len(chosen[-1][1])} seed(s) on {profile.name}", flush=True)

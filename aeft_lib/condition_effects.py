@@ -1,6 +1,6 @@
 """From the long tables of the studies of conditions to effects with intervals: at every level of a knob, by cause, by size."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -21,6 +21,15 @@ TEXTS = {
     "gates": "the gates give better seeds than the plain average",
     "triplet": "soft + repel gives better seeds than GPP alone",
 }
+OWN_DEPTH = "profile"  # photos at the depth of their profile: the rows of other studies
+# Trained stages -> what rows begin with on collages, and on photos.
+DEPTHS = {
+    0: ("depth0", ""),
+    1: (BASE, "photos_depth1"),
+    2: ("depth2", OWN_DEPTH),
+    4: ("depth4", "photos_depth4"),
+    7: ("depth7", ""),
+}
 # Edges of the bins that tables use, by VOC's quartiles of the area of a class in its image (6, 15 and 32 %).
 AREA_EDGES = (0.0, 0.06, 0.15, 0.32, 1.0)
 COUNTS = ("tp", "predicted", "true")
@@ -34,6 +43,18 @@ class Level(NamedTuple):
     row: str
 
 
+class Claim(NamedTuple):
+    """A line of the report: the study and its rows that should be more and less; on photos, rows of ``real_photos.csv``."""
+
+    id: str
+    text: str
+    study: str
+    more: str
+    less: str
+    photos_more: str = ""
+    photos_less: str = ""
+
+
 def levels() -> Iterator[Level]:
     """All levels, knob by knob, in the order of their values."""
     for knob, values in LEVELS.items():
@@ -41,17 +62,16 @@ def levels() -> Iterator[Level]:
             yield Level(knob, value, BASE if value == BASE_LEVELS[knob] else f"{knob}_{value:g}")
 
 
-def level_effects(tables: Mapping[str, pd.DataFrame], metric: str = "miou") -> pd.DataFrame:
+def level_effects(table: pd.DataFrame, metric: str = "miou") -> pd.DataFrame:
     """Comparisons at every level: ``comparison, label, knob, value, row, mean, low, high, p, p_adjusted, n`` and the shift.
 
-    tables: comparison -> long table of a study that has its rows.  Levels that a table lacks are left out.
+    table: long, of study `conditions`; what it lacks is left out.
     ``shift, shift_low, shift_high``: how much more it is than at the base level, by the same seeds; NaN at the base.
     ``p_adjusted`` is over all lines together, the base of a comparison counted once.
     Raises ValueError where there are fewer than two seeds for an interval.
     """
     lines = []
-    for name, table in tables.items():
-        more, less, label = COMPARISONS[name]
+    for name, (more, less, label) in COMPARISONS.items():
         at_base = _differences(table, f"{BASE}.{more}", f"{BASE}.{less}", metric)
         for level in levels():
             found = _differences(table, f"{level.row}.{more}", f"{level.row}.{less}", metric)
@@ -128,14 +148,19 @@ def _differences(table: pd.DataFrame, more: str, less: str, metric: str) -> pd.S
     return (wide[more] - wide[less]).dropna() if more in wide and less in wide else pd.Series(dtype=float)
 
 
-def claims() -> Iterator[tuple[str, str, str, str, str]]:
-    """Every level as a claim of the report: id, text, study, and the rows that should be more and less."""
+def claims() -> Iterator[Claim]:
+    """Every level of every knob, and every depth of training, as a claim of the report."""
     for name, (more, less, _) in COMPARISONS.items():
-        study = "conditions_gpp" if name == "gpp" else "conditions"
         for level in levels():
             suffix = "" if name == "gpp" else f".{name}"
             text = f"{level.knob.replace('_', ' ')} {level.value:g}: {TEXTS[name]}"
-            yield f"condition.{level.knob}.{level.value:g}{suffix}", text, study, f"{level.row}.{more}", f"{level.row}.{less}"
+            name_of_level = f"condition.{level.knob}.{level.value:g}{suffix}"
+            yield Claim(name_of_level, text, "conditions", f"{level.row}.{more}", f"{level.row}.{less}")
+    for stages, (collages, photos) in DEPTHS.items():
+        text = f"trained stages {stages}: {TEXTS['gpp']}"
+        rows = [f"{prefix}.{method}" if prefix else "" for prefix in (collages, photos) for method in ("gated", "gap")]
+        rows[2:] = ["gated", "gap"] if photos == OWN_DEPTH else rows[2:]
+        yield Claim(f"condition.trained_stages.{stages}", text, "mechanism", *rows)
 
 
 def advice(effects: pd.DataFrame) -> pd.DataFrame:

@@ -76,7 +76,7 @@ def build(tables: Mapping[str, pd.DataFrame], profile: str) -> dict[str, Any]:
     rows = [_number(name, number, tables) for name, number in numbers.items()]
     rows += [_result(column) for column in ("voc_val", "voc_test", "coco_val")]
     rows += [_claim(claim, tables) for claim in published()["claims"]]
-    rows += [_condition(*claim, tables) for claim in condition_effects.claims()]
+    rows += [_condition(claim, tables) for claim in condition_effects.claims()]
     origin = {"profile": profile, "commit": runs.commit(), "machine": runs.environment()["machine"]}
     return {"profile": profile, "claims": [row | origin for row in rows]}
 
@@ -171,14 +171,20 @@ def _claim(claim: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> dict
     return line | _summary(on_photos, "photos_") | {"photos_verdict": verdict(on_photos)}
 
 
-def _condition(name: str, text: str, study: str, more: str, less: str, tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
-    """A level of a knob; with its interval, which decides the verdict.  Photos have no knobs."""
-    found = [] if study not in tables else paired_differences(tables[study], more, less, "miou")
-    word = effect(found).verdict if len(found) > 1 else verdict(found)
-    line = _line(
-        name, text, f"miou, {more} − {less}", None, found, word, {"study": study, "place": "not in the paper; notebook 8"}
-    )
-    return line | {"photos_verdict": "no such knob"}
+def _condition(claim: condition_effects.Claim, tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
+    """A level of a knob, or a depth of training; with its interval, which decides the verdict."""
+    table = tables.get(claim.study)
+    found = [] if table is None else paired_differences(table, claim.more, claim.less, "miou")
+    source = {"study": claim.study, "place": "not in the paper; notebook 8"}
+    line = _line(claim.id, claim.text, f"miou, {claim.more} − {claim.less}", None, found, _by_interval(found), source)
+    if not claim.photos_more:
+        return line | {"photos_verdict": "no such knob" if claim.study == "conditions" else "not run"}
+    on_photos = photo_results.differences(claim.photos_more, claim.photos_less, "miou")
+    return line | _summary(on_photos, "photos_") | {"photos_verdict": _by_interval(on_photos)}
+
+
+def _by_interval(differences: Sequence[float]) -> str:
+    return effect(differences).verdict if len(differences) > 1 else verdict(differences)
 
 
 def _number(name: str, number: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:

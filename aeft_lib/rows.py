@@ -43,6 +43,7 @@ class Row:
     phase: fields of the profile's second phase that are other for this row.
     scale: of its scenes against the profile's, above 1: the same scenes on a finer map.
     condition: controlled collages, drawn by the seed, in place of the profile's scenes.  gate_gain: see `gpp`.
+    trained_stages: of the backbone; None as the profile has it.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Row:
     scale: float = 1.0
     condition: Condition | None = None
     gate_gain: float = 1.0
+    trained_stages: int | None = None
 
     def pooling(self, profile: Profile) -> PoolingSpec:
         """The row's pooling layer on the profile's feature map."""
@@ -68,7 +70,10 @@ class Row:
 
     def profile(self, profile: Profile, seed: int) -> Profile:
         """The profile with the scenes, map and course of this row."""
-        return (profile.under(self.condition, seed) if self.condition else profile).scaled(self.scale)
+        found = (profile.under(self.condition, seed) if self.condition else profile).scaled(self.scale)
+        if self.trained_stages is None:
+            return found
+        return replace(found, backbone=replace(found.backbone, trained_stages=self.trained_stages))
 
     def artefacts(self, profile: Profile, seed: int, obtain: Obtain) -> Found:
         """From tags to the numbers of its seeds: ``classifier, seeds, evaluation``, and ``epochs`` where they are kept.

@@ -306,7 +306,7 @@ class Session:
     def stored_table(self, study: str) -> pd.DataFrame:
         """As `table`, but only what is in the store."""
         lines, chosen = [], studies.get(study)
-        if chosen.on_collages and self.profile.controlled is None:
+        if not chosen.fits(self.profile):
             return pd.DataFrame()
         for seed in chosen.seeds(self.n_seeds):
             for row in chosen.rows:

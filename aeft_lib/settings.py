@@ -128,11 +128,10 @@ class Condition:
     """One level of the controlled collages, and what of the training is other than in `ControlledTraining`.
 
     knobs: (name, value) of those that are turned, see `data.controlled`; none is the base level.
-    trained_stages, epochs, size: None as the profile has them.
+    epochs, size: None as the profile has them.
     """
 
     knobs: tuple[tuple[str, float], ...] = ()
-    trained_stages: int | None = None
     epochs: int | None = None
     size: int | None = None
 
@@ -248,9 +247,8 @@ class Profile:
         """
         if self.controlled is None:
             raise ValueError(f"profile {self.name} has no collages, whose knobs could be turned: choose laptop or smoke")
-        numbers, stages = self.controlled, condition.trained_stages
+        numbers = self.controlled
         size = condition.size or numbers.size
-        stages = numbers.trained_stages if stages is None else stages
         train, val = (
             ControlledSpec(split, count, size, seed, **dict(condition.knobs))
             for split, count in (("train", numbers.train), ("val", numbers.val))
@@ -259,7 +257,7 @@ class Profile:
             self,
             train=train,
             val=val,
-            backbone=replace(self.backbone, trained_stages=stages),
+            backbone=replace(self.backbone, trained_stages=numbers.trained_stages),
             schedule=replace(numbers.schedule, epochs=condition.epochs or numbers.schedule.epochs),
             levels=scaled_levels(size // self.backbone.stride, PAPER_LEVELS),
             seed_scales=(1.0,),

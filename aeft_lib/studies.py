@@ -87,9 +87,8 @@ def at_common_threshold(study: Study, profile: Profile, table: pd.DataFrame) -> 
 
 
 def left_out(study: Study, profile: Profile, n_seeds: int) -> bool:
-    """Whether a study is too long for so few seeds, or not for photos, and there is a committed table to show in its place."""
-    unfit = (study.long and n_seeds < profile.long_from) or (study.on_collages and profile.controlled is None)
-    return unfit and committed_table(study).is_file()
+    """Whether a study is not for such scenes, or too long for so few seeds while there is a committed table to show."""
+    return not study.fits(profile) or (study.long and n_seeds < profile.long_from and committed_table(study).is_file())
 
 
 def committed_table(study: Study) -> Path:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from aeft_lib.rows import AnyRow
+from aeft_lib.settings import Profile
 
 
 @dataclass(frozen=True)
@@ -14,8 +15,7 @@ class Study:
     long: too many rows for a first reproduction on two cores (see `Profile.long_from`).
     most_seeds: how many seeds a reproduction gives it, whatever it was asked for; 0 is no bound.
     first: rows that are begun first, because they have nothing in common and need not wait for each other's parts.
-    least_seeds: how many seeds a reproduction gives it at least, for intervals that say something.
-    on_collages: its rows turn knobs of collages; where scenes are photos the committed table is shown.
+    needs: "collages" (whose knobs its rows turn) or "photos"; on the other kind of scenes the committed table is shown.
     committed: the study whose committed table has its rows; "" is its own.
     """
 
@@ -26,13 +26,16 @@ class Study:
     long: bool = False
     most_seeds: int = 0
     first: tuple[str, ...] = ()
-    least_seeds: int = 0
-    on_collages: bool = False
+    needs: str = ""
     committed: str = ""
 
     def seeds(self, asked: int) -> range:
         """The seeds of a reproduction that was asked for so many."""
-        return range(max(self.least_seeds, min(asked, self.most_seeds or asked)))
+        return range(min(asked, self.most_seeds or asked))
+
+    def fits(self, profile: Profile) -> bool:
+        """Whether its rows can be computed on the scenes of a profile."""
+        return not self.needs or (self.needs == "collages") == (profile.controlled is not None)
 
     def row(self, name: str) -> AnyRow:
         """Raises ValueError naming the rows there are."""

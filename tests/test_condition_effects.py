@@ -29,8 +29,7 @@ def table(seeds=3, methods=METHODS, noise=0.1, **extra) -> pd.DataFrame:
 
 @pytest.fixture
 def effects():
-    whole = table()
-    return condition_effects.level_effects(dict.fromkeys(condition_effects.COMPARISONS, whole))
+    return condition_effects.level_effects(table())
 
 
 # --- levels and studies ------------------------------------------------------------------------------------------------
@@ -54,8 +53,7 @@ def test_the_rows_of_a_level_turn_that_knob_alone():
 def test_the_study_has_every_method_at_every_level_once():
     names = [row.name for row in studies.get("conditions").rows]
     assert sorted(names) == sorted(f"{level}.{method}" for level in CONDITIONS for method in METHODS)
-    assert {row.name for row in studies.get("conditions_gpp").rows} < set(names)
-    assert {row.name for row in studies.get("conditions_brief").rows} < {row.name for row in studies.get("conditions_gpp").rows}
+    assert {row.name for row in studies.get("conditions_brief").rows} < set(names)
 
 
 def test_every_row_of_a_name_is_the_same_row():
@@ -70,18 +68,17 @@ def test_variants_differ_from_the_base_in_one_thing():
     for row in studies.get("mechanism").rows:
         if row.fusion == "gap" or row == base:
             continue
-        fields = ("fusion", "levels", "prediction", "scaled", "gate_gain", "condition", "scale", "triplet")
+        fields = ("fusion", "levels", "prediction", "scaled", "gate_gain", "condition", "trained_stages", "scale", "triplet")
         changed = {name for name in fields if getattr(row, name) != getattr(base, name)}
         assert len(changed - ({"levels"} if row.fusion == "single" else set())) == 1, row.name
 
 
 def test_the_brief_study_is_small_and_long_ones_wait_for_their_seeds():
     assert len(studies.get("conditions_brief").rows) <= 8
-    for name in ("conditions", "conditions_gpp", "mechanism", "erasing_strength"):
+    for name in ("conditions", "mechanism", "erasing_strength"):
         study = studies.get(name)
         assert all(studies.left_out(study, profile, 1) for profile in (SMOKE, LAPTOP)), name
         assert not studies.left_out(study, LAPTOP, 3)
-    assert list(studies.get("conditions_gpp").seeds(3)) == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("name", ["conditions", "conditions_brief"])
@@ -119,12 +116,13 @@ def test_the_base_has_no_shift_and_counts_once(effects):
 
 def test_one_seed_has_no_interval_and_says_what_to_do():
     with pytest.raises(ValueError, match=r"at least two seeds, got 1.*--seeds 2"):
-        condition_effects.level_effects({"gpp": table(seeds=1)})
+        condition_effects.level_effects(table(seeds=1))
 
 
-def test_tables_with_their_own_seeds_may_be_compared():
-    found = condition_effects.level_effects({"gpp": table(seeds=5), "gates": table(seeds=2)})
-    assert found.groupby("comparison")["n"].unique().map(list).to_dict() == {"gates": [2], "gpp": [5]}
+def test_methods_with_seeds_of_their_own_are_compared_by_those_they_share():
+    both = pd.concat([table(seeds=5, methods=METHODS[:2]), table(seeds=2, methods=METHODS[2:])])
+    found = condition_effects.level_effects(both)
+    assert found.groupby("comparison")["n"].unique().map(list).to_dict() == {"gates": [2], "gpp": [5], "triplet": [2]}
 
 
 def test_advice_follows_the_interval(effects):
@@ -132,7 +130,7 @@ def test_advice_follows_the_interval(effects):
     assert found["context 1"] == "GAP"
     assert found["base"] == "GPP"
     assert len(found) == len(CONDITIONS)
-    unsure = condition_effects.level_effects({"gpp": table(noise=20)})
+    unsure = condition_effects.level_effects(table(noise=20))
     assert "no difference seen" in set(condition_effects.advice(unsure)["use"])
 
 
@@ -150,8 +148,8 @@ def test_causes_compare_each_setting_with_its_own_gap():
             (f"{BASE}.gap", "GAP, base", 50.0),
             (f"{BASE}.gated", "G, base", 48.0),
             ("root.gated", "G, square root", 51.0),
-            ("deep.gap", "GAP, two stages trained", 60.0),
-            ("deep.gated", "G, two stages trained", 61.0),
+            ("depth2.gap", "GAP, two stages trained", 60.0),
+            ("depth2.gated", "G, two stages trained", 61.0),
         )
     ]
     found = condition_effects.cause_effects(pd.DataFrame(lines)).set_index(["group", "label"])["mean"].to_dict()
@@ -234,7 +232,7 @@ def test_every_area_has_a_bin():
 
 def test_the_report_has_a_line_a_level_with_its_interval():
     whole = table(seeds=3)
-    built = report.build({"conditions": whole, "conditions_gpp": whole}, "laptop")
+    built = report.build({"conditions": whole}, "laptop")
     lines = {line["id"]: line for line in built["claims"] if line["id"].startswith("condition.")}
     assert len(lines) == 3 * len(list(condition_effects.levels()))
     line = lines["condition.context.1"]
@@ -273,14 +271,14 @@ def test_photo_differences_come_from_one_set_of_photos(tmp_path, monkeypatch):
 
 
 def test_a_richer_committed_line_keeps_its_numbers_and_gets_the_new_columns(tmp_path):
-    before = report.build({"conditions_gpp": table(seeds=5)}, "laptop")
+    before = report.build({"conditions": table(seeds=5)}, "laptop")
     old = [
         {k: v for k, v in line.items() if not k.startswith(("photos", "paper_scale", "low", "high"))}
         for line in before["claims"]
     ]
     report.write({**before, "claims": before["claims"]}, tmp_path)
     (tmp_path / "report.json").write_text(__import__("json").dumps({**before, "claims": old}))
-    merged = report.carry_over(report.build({"conditions_gpp": table(seeds=2)}, "laptop"), tmp_path)
+    merged = report.carry_over(report.build({"conditions": table(seeds=2)}, "laptop"), tmp_path)
     line = next(line for line in merged["claims"] if line["id"] == "condition.context.1")
     first = next(line for line in before["claims"] if line["id"] == "condition.context.1")
     assert line["n"] == 5
