@@ -234,12 +234,29 @@ def test_the_report_has_a_line_a_level_with_its_interval():
     whole = table(seeds=3)
     built = report.build({"conditions": whole}, "laptop")
     lines = {line["id"]: line for line in built["claims"] if line["id"].startswith("condition.")}
-    assert len(lines) == 3 * len(list(condition_effects.levels()))
+    assert len(lines) == 3 * len(list(condition_effects.levels())) + len(condition_effects.DEPTHS)
     line = lines["condition.context.1"]
     assert (line["verdict"], line["n"], line["paper_scale"]) == ("fails", 3, "not run")
     assert line["low"] < line["reproduced_mean"] < line["high"] < 0
     assert lines["condition.object_area.0.15"]["verdict"] == "holds"
     assert lines["condition.objects.1"]["reproduced_mean"] == lines["condition.object_area.0.15"]["reproduced_mean"]
+
+
+def test_depths_of_training_are_lines_of_both_kinds_of_pictures(monkeypatch):
+    rows = [
+        (f"{name}.{m}", s, 50.0 + s + v)
+        for s in range(3)
+        for name in (BASE, "depth4")
+        for m, v in (("gap", 0), ("gated", 2 + s))
+    ]
+    tables = {"mechanism": pd.DataFrame(rows, columns=["row", "seed", "miou"])}
+    theirs = {("photos_depth4.gated", "photos_depth4.gap"): np.array([1.0, 1.1, 1.2]), ("gated", "gap"): np.array([-1.0, -1.2])}
+    monkeypatch.setattr(photo_results, "differences", lambda more, less, _: theirs.get((more, less), np.array([])))
+    lines = {line["id"]: line for line in report.build(tables, "laptop")["claims"]}
+    deep, own, frozen = (lines[f"condition.trained_stages.{n}"] for n in (4, 2, 0))
+    assert (deep["reproduced_mean"], deep["photos_mean"], deep["photos_verdict"]) == (3.0, 1.1, "holds")
+    assert (own["verdict"], own["photos_n"]) == ("not run", 2)
+    assert (frozen["photos_verdict"], lines["condition.context.1"]["photos_verdict"]) == ("not run", "no such knob")
 
 
 def test_without_its_study_a_level_is_not_run():
