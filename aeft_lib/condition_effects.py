@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from aeft_lib import photo_results
 from aeft_lib.condition_studies import BASE, BASE_LEVELS, LEVELS
 from aeft_lib.effects import adjusted, effect
 
@@ -142,6 +143,32 @@ def cause_effects(table: pd.DataFrame, metric: str = "miou") -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def depth_effects(mechanism: pd.DataFrame) -> pd.DataFrame:
+    """G − GAP by depth of training, on collages and on photos: ``pictures, stages, metric, mean, low, high, n``.
+
+    mechanism: long table of that study.  Photos: `photo_results`.  One seed has a mean and no interval.
+    """
+    lines = []
+    for stages, (collages, photos) in DEPTHS.items():
+        own = ("gated", "gap") if photos == OWN_DEPTH else (f"{photos}.gated", f"{photos}.gap")
+        for metric in ("miou", "precision", "recall"):
+            found = {
+                "collages": _differences(mechanism, f"{collages}.gated", f"{collages}.gap", metric).to_numpy(),
+                "photos": photo_results.differences(*own, metric),
+            }
+            for pictures, differences in found.items():
+                if len(differences):
+                    lines.append({"pictures": pictures, "stages": stages, "metric": metric, **_mean_and_ends(differences)})
+    return pd.DataFrame(lines)
+
+
+def _mean_and_ends(differences: np.ndarray) -> dict[str, float]:
+    """``mean, low, high, p, n`` of differences by seed; of a single one the mean, and NaN."""
+    if len(differences) > 1:
+        return effect(differences)._asdict()
+    return {"mean": float(differences[0]), "low": np.nan, "high": np.nan, "p": np.nan, "n": 1}
+
+
 def _differences(table: pd.DataFrame, more: str, less: str, metric: str) -> pd.Series:
     """`metric` of row `more` minus that of row `less`, for the seeds that both have; empty where a row is missing."""
     wide = table.pivot_table(index="seed", columns="row", values=metric, sort=True)
@@ -234,7 +261,5 @@ def bin_effects(binned: pd.DataFrame, more: str, less: str, metric: str = "iou")
     lines = []
     for name, of_bin in binned.groupby("bin", sort=False, observed=True):
         differences = _differences(of_bin, more, less, metric).to_numpy()
-        many = len(differences) > 1
-        found: dict[str, Any] = effect(differences)._asdict() if many else {"mean": float(np.mean(differences)), "n": 1}
-        lines.append({"bin": str(name), **found, "objects": int(of_bin["n"].iloc[0])})
+        lines.append({"bin": str(name), **_mean_and_ends(differences), "objects": int(of_bin["n"].iloc[0])})
     return pd.DataFrame(lines)

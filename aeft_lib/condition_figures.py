@@ -54,6 +54,25 @@ def effect_forest(effects: pd.DataFrame) -> Figure:
     return figure
 
 
+def depth_curves(effects: pd.DataFrame) -> Figure:
+    """G − GAP against how many stages of the backbone are trained, on collages and photos, with 95 % intervals.
+
+    effects: of `condition_effects.depth_effects`.
+    """
+    metrics = list(dict.fromkeys(effects["metric"]))
+    figure, axes = plt.subplots(1, len(metrics), figsize=(TEXT_WIDTH, 2.0), sharey=True, squeeze=False)
+    for axis, metric in zip(axes[0], metrics, strict=True):
+        for i, (pictures, line) in enumerate(effects[effects["metric"] == metric].groupby("pictures", sort=False)):
+            places = line["stages"] + 0.12 * i
+            axis.plot(places, line["mean"], f"C{i}-o", linewidth=1, markersize=3.5, label=pictures)
+            axis.vlines(places, line["low"], line["high"], color=f"C{i}", linewidth=1)
+        axis.axhline(0, color="0.3", linewidth=0.6)
+        axis.set(xlabel="trained stages", title={"miou": "mIoU"}.get(metric, metric))
+    axes[0, 0].set_ylabel("G − GAP (points)")
+    axes[0, -1].legend()
+    return figure
+
+
 def forest(effects: pd.DataFrame, groups: Sequence[str], xlabel: str = "mIoU points") -> Figure:
     """Effects with 95 % intervals, a panel a group.  effects: long, with ``group, label, mean, low, high``."""
     parts = [effects[effects["group"] == group] for group in groups]
