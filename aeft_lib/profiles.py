@@ -78,9 +78,9 @@ LAPTOP = _collages(
     size=256,  # a 16x16 map
     train=640,
     val=200,
-    # By rules that look at no mask: object sizes like VOC's (collages.py), levels with the paper's cells per bin (gpp.py), steps
-    # beyond those in which tag mAP saturates on controlled collages (120, there 80).  Depth is what time allows, ten rows in 30
-    # minutes on two cores; notebook 8 shows that it is this choice that decides between GAP and GPP.
+    # By rules that look at no mask: object sizes like VOC's (collages.py), levels with the paper's cells per bin (gpp.py), more
+    # steps than those in which tag mAP saturates on controlled collages (120, there 80).  Depth is what time allows, ten rows
+    # in 30 minutes on two cores; notebook 8 shows that this choice decides between GAP and GPP.
     backbone=BackboneSpec(trained_stages=2),
     schedule=Schedule(
         epochs=3,
