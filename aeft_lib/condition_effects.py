@@ -135,11 +135,13 @@ def cause_effects(table: pd.DataFrame, metric: str = "miou") -> pd.DataFrame:
     for setting in settings:
         label = "base" if setting == BASE else names[f"{setting}.gap"].removeprefix("GAP, ")
         found = _differences(table, f"{setting}.gated", f"{setting}.gap", metric)
-        lines.append({"group": "G − GAP", "label": label, **effect(found.to_numpy())._asdict()})
+        if len(found):
+            lines.append({"group": "G − GAP", "label": label, **_mean_and_ends(found.to_numpy())})
     for name in [n for n in names if n.endswith(".gated") and n.removesuffix(".gated") not in settings]:
         for group, other in (("variant − G", "gated"), ("variant − GAP", "gap")):
             found = _differences(table, name, f"{BASE}.{other}", metric)
-            lines.append({"group": group, "label": names[name], **effect(found.to_numpy())._asdict()})
+            if len(found):
+                lines.append({"group": group, "label": names[name], **_mean_and_ends(found.to_numpy())})
     return pd.DataFrame(lines)
 
 

@@ -81,6 +81,15 @@ def test_the_brief_study_is_small_and_long_ones_wait_for_their_seeds():
         assert not studies.left_out(study, LAPTOP, 3)
 
 
+def test_a_study_fits_the_pictures_it_needs():
+    assert studies.get("conditions").fits(LAPTOP)
+    assert not studies.get("conditions").fits(VOC_LITE)
+    assert studies.get("photo_depth").fits(VOC_LITE)
+    assert not studies.get("photo_depth").fits(SMOKE)
+    assert studies.get("gap_vs_gpp").fits(LAPTOP)
+    assert studies.get("gap_vs_gpp").fits(VOC_LITE)
+
+
 @pytest.mark.parametrize("name", ["conditions", "conditions_brief"])
 def test_photos_have_no_knobs_and_show_the_committed_table(name, capsys):
     assert studies.left_out(studies.get(name), VOC_LITE, 3)
@@ -159,6 +168,30 @@ def test_causes_compare_each_setting_with_its_own_gap():
         ("variant − G", "G, square root"): 3.0,
         ("variant − GAP", "G, square root"): 1.0,
     }
+
+
+def test_depth_effects_set_photos_beside_collages(monkeypatch):
+    rows = [
+        (f"{name}.{m}", s, 50.0 + s + v) for s in range(3) for name, v in ((BASE, 0), ("depth4", 2)) for m in ("gap", "gated")
+    ]
+    mechanism = pd.DataFrame(rows, columns=["row", "seed", "miou"]).assign(precision=60.0, recall=60.0)
+    mechanism.loc[mechanism["row"] == "depth4.gated", "miou"] += mechanism["seed"]
+    theirs = {"photos_depth4.gated": [1.0], "gated": [-1.0, -1.5]}
+    monkeypatch.setattr(photo_results, "differences", lambda more, less, _: np.array(theirs.get(more, [])))
+    found = condition_effects.depth_effects(mechanism).query("metric == 'miou'").set_index(["pictures", "stages"])
+    assert found["mean"].to_dict() == {
+        ("collages", 1): 0.0,
+        ("photos", 2): -1.25,
+        ("collages", 4): 1.0,
+        ("photos", 4): 1.0,
+    }
+    assert np.isnan(found.loc[("photos", 4), "low"])
+    assert found.loc[("collages", 4), "low"] < 1 < found.loc[("collages", 4), "high"]
+    figure = condition_figures.depth_curves(condition_effects.depth_effects(mechanism))
+    drawn = {line.get_label(): line.get_ydata().tolist() for line in figure.axes[0].lines}
+    assert drawn["collages"] == [0.0, 1.0]
+    assert drawn["photos"] == [-1.25, 1.0]
+    plt.close(figure)
 
 
 def test_where_erasing_stops():
