@@ -188,7 +188,7 @@ def test_depth_effects_set_photos_beside_collages(monkeypatch):
     assert np.isnan(found.loc[("photos", 4), "low"])
     assert found.loc[("collages", 4), "low"] < 1 < found.loc[("collages", 4), "high"]
     figure = condition_figures.depth_curves(condition_effects.depth_effects(mechanism))
-    drawn = {line.get_label(): line.get_ydata().tolist() for line in figure.axes[0].lines}
+    drawn = {line.get_label(): list(line.get_ydata()) for line in figure.axes[0].lines}
     assert drawn["collages"] == [0.0, 1.0]
     assert drawn["photos"] == [-1.25, 1.0]
     plt.close(figure)
