@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from aeft_lib import photo_results
-from aeft_lib.condition_studies import BASE, BASE_LEVELS, LEVELS
+from aeft_lib.condition_studies import BASE, BASE_LEVELS, CONDITIONS, LEVELS
 from aeft_lib.effects import adjusted, effect
 
 # The claims that are asked at every level: which method should beat which.
@@ -161,6 +161,30 @@ def depth_effects(mechanism: pd.DataFrame) -> pd.DataFrame:
             for pictures, differences in found.items():
                 if len(differences):
                     lines.append({"pictures": pictures, "stages": stages, "metric": metric, **_mean_and_ends(differences)})
+    return pd.DataFrame(lines)
+
+
+def width_effects(table: pd.DataFrame) -> pd.DataFrame:
+    """How wide CAMs are against the object, and what G makes of it: a line a setting, means over seeds.
+
+    table: long, of the studies `conditions` and `mechanism` together.  ``setting``, and of its GAP and G:
+    width: area above half the maximum of GAP's CAMs over the visible area that an object is drawn with; 1 is as wide as it.
+    narrowing: that area of G over GAP's.  miou, precision, recall: G − GAP, points.
+    """
+    wide = table.drop_duplicates(["row", "seed"]).pivot_table(
+        index="seed", columns="row", values=["half_area", "miou", "precision", "recall"]
+    )
+    lines = []
+    for row in dict.fromkeys(table["row"]):
+        setting, _, method = row.rpartition(".")
+        if method != "gap" or f"{setting}.gated" not in wide["miou"]:
+            continue
+        knobs = dict(CONDITIONS[setting].knobs) if setting in CONDITIONS else {}
+        area = knobs.get("object_area", BASE_LEVELS["object_area"]) * (1 - knobs.get("occlusion", 0.0))
+        gap, gated = (wide.xs(f"{setting}.{name}", axis=1, level=1).dropna() for name in ("gap", "gated"))
+        line = {"setting": setting, "width": gap["half_area"].mean() / area}
+        line["narrowing"] = (gated["half_area"] / gap["half_area"]).mean()
+        lines.append(line | {metric: (gated[metric] - gap[metric]).mean() for metric in ("miou", "precision", "recall")})
     return pd.DataFrame(lines)
 
 

@@ -73,6 +73,24 @@ def depth_curves(effects: pd.DataFrame) -> Figure:
     return figure
 
 
+def width_scatter(widths: pd.DataFrame) -> Figure:
+    """G − GAP in precision and mIoU against how wide GAP's CAMs are, a dot a setting; the dashed line is an object's width.
+
+    widths: of `condition_effects.width_effects`.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 2.2))
+    for axis, metric in zip(axes, ("precision", "miou"), strict=True):
+        axis.plot(widths["width"], widths[metric], "o", color="C0", markersize=3)
+        for line in widths.itertuples():
+            axis.annotate(
+                line.setting, (line.width, getattr(line, metric)), fontsize=4, xytext=(2, 2), textcoords="offset points"
+            )
+        axis.axhline(0, color="0.3", linewidth=0.6)
+        axis.axvline(1, color="0.3", linewidth=0.6, linestyle="--")
+        axis.set(xscale="log", xlabel="area of GAP's CAM / object", title=f"{metric.replace('miou', 'mIoU')}, G − GAP (points)")
+    return figure
+
+
 def forest(effects: pd.DataFrame, groups: Sequence[str], xlabel: str = "mIoU points") -> Figure:
     """Effects with 95 % intervals, a panel a group.  effects: long, with ``group, label, mean, low, high``."""
     parts = [effects[effects["group"] == group] for group in groups]

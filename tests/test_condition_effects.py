@@ -194,6 +194,23 @@ def test_depth_effects_set_photos_beside_collages(monkeypatch):
     plt.close(figure)
 
 
+def test_width_is_against_the_visible_object_and_narrowing_against_gap():
+    values = {f"{BASE}.gap": 0.15, f"{BASE}.gated": 0.075, "occlusion_0.5.gap": 0.15, "occlusion_0.5.gated": 0.15}
+    values |= {"depth4.gap": 0.30, "depth4.gated": 0.15, "lonely.gap": 0.1}
+    lines = [
+        {"row": row, "seed": seed, "half_area": value, "miou": 50.0 + seed, "precision": 60.0, "recall": 60.0}
+        for row, value in values.items()
+        for seed in range(2)
+    ]
+    found = condition_effects.width_effects(pd.DataFrame(lines)).set_index("setting")
+    assert found["width"].to_dict() == pytest.approx({BASE: 1.0, "occlusion_0.5": 2.0, "depth4": 2.0})
+    assert found["narrowing"].to_dict() == pytest.approx({BASE: 0.5, "occlusion_0.5": 1.0, "depth4": 0.5})
+    assert (found[["miou", "precision", "recall"]] == 0).all(axis=None)
+    figure = condition_figures.width_scatter(found.reset_index())
+    assert figure.axes[0].lines[0].get_xdata().tolist() == found["width"].tolist()
+    plt.close(figure)
+
+
 def test_where_erasing_stops():
     curves = pd.DataFrame(
         {
