@@ -64,7 +64,7 @@ def levels() -> Iterator[Level]:
 
 
 def level_effects(table: pd.DataFrame, metric: str = "miou") -> pd.DataFrame:
-    """Comparisons at every level: ``comparison, label, knob, value, row, mean, low, high, p, p_adjusted, n`` and the shift.
+    """Comparisons at every level: ``comparison, label, knob, value, row, mean, low, high, p, p_adjusted, n, differences``.
 
     table: long, of study `conditions`; what it lacks is left out.
     ``shift, shift_low, shift_high``: how much more it is than at the base level, by the same seeds; NaN at the base.
@@ -83,7 +83,7 @@ def level_effects(table: pd.DataFrame, metric: str = "miou") -> pd.DataFrame:
             if level.row != BASE:
                 shift = effect((found - at_base).dropna().to_numpy())
                 line |= {"shift": shift.mean, "shift_low": shift.low, "shift_high": shift.high}
-            lines.append(line)
+            lines.append(line | {"differences": tuple(found.round(4))})
     found = pd.DataFrame(lines)
     once = found.drop_duplicates(["comparison", "row"])
     p_adjusted = once[["comparison", "row"]].assign(p_adjusted=adjusted(once["p"]))
@@ -164,16 +164,15 @@ def depth_effects(mechanism: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def width_effects(table: pd.DataFrame) -> pd.DataFrame:
+def width_effects(*tables: pd.DataFrame) -> pd.DataFrame:
     """How wide CAMs are against the object, and what G makes of it: a line a setting, means over seeds.
 
-    table: long, of the studies `conditions` and `mechanism` together.  ``setting``, and of its GAP and G:
+    tables: long, of the studies `conditions` and `mechanism`.  ``setting``, and of its GAP and G:
     width: area above half the maximum of GAP's CAMs over the visible area that an object is drawn with; 1 is as wide as it.
     narrowing: that area of G over GAP's.  miou, precision, recall: G − GAP, points.
     """
-    wide = table.drop_duplicates(["row", "seed"]).pivot_table(
-        index="seed", columns="row", values=["half_area", "miou", "precision", "recall"]
-    )
+    table = pd.concat(tables).drop_duplicates(["row", "seed"])
+    wide = table.pivot_table(index="seed", columns="row", values=["half_area", "miou", "precision", "recall"])
     lines = []
     for row in dict.fromkeys(table["row"]):
         setting, _, method = row.rpartition(".")

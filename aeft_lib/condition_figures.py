@@ -18,7 +18,7 @@ METRICS = {"iou": "IoU (%)", "precision": "precision (%)", "recall": "recall (%)
 def knob_grid(pictures: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
     """One scene at every level of every knob: a row a knob, a column a level; pictures (H, W, 3) by knob and level."""
     columns = max(map(len, pictures.values()))
-    width = 0.65 * TEXT_WIDTH
+    width = 0.7 * TEXT_WIDTH
     size = (width, 1.1 * width / columns * len(pictures))
     figure, axes = plt.subplots(len(pictures), columns, squeeze=False, figsize=size)
     for line, (knob, levels) in zip(axes, pictures.items(), strict=True):
@@ -26,14 +26,15 @@ def knob_grid(pictures: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
             axis.axis("off")
         for axis, (level, picture) in zip(line, levels.items(), strict=False):
             axis.imshow(picture)
-            axis.set_title(f"{knob.replace('_', ' ')} {level}", fontsize=6)
+            axis.set_title(f"{knob.replace('_', ' ')} {level}", fontsize=5)
     return figure
 
 
 def effect_forest(effects: pd.DataFrame) -> Figure:
     """Paired differences at every level of every knob with 95 % intervals, a panel a comparison; the base is a grey band.
 
-    effects: of `condition_effects.level_effects`.  Filled: still an effect when adjusted for the number of comparisons.
+    effects: of `condition_effects.level_effects`.  Filled: still an effect when adjusted for the number of comparisons; ticks:
+    the seeds.  Intervals may end outside the frame, which is twice as wide as the seeds.
     """
     panels = list(dict.fromkeys(effects["label"]))
     lines = effects[["knob", "value"]].drop_duplicates().reset_index(drop=True)
@@ -45,10 +46,12 @@ def effect_forest(effects: pd.DataFrame) -> Figure:
         base = of_panel[of_panel["row"] == BASE].head(1)
         axis.axvspan(base["low"].item(), base["high"].item(), color="0.92", linewidth=0)
         for line in of_panel.itertuples():
-            face = f"C{i}" if line.p_adjusted < 0.05 else "white"
-            interval(axis, line.mean, line.low, line.high, places[line.knob, line.value], f"C{i}", face)
+            place, face = places[line.knob, line.value], f"C{i}" if line.p_adjusted < 0.05 else "white"
+            axis.plot(line.differences, [place] * len(line.differences), "|", color="0.2", markersize=4, zorder=3)
+            interval(axis, line.mean, line.low, line.high, place, f"C{i}", face)
+        reach = 2 * max(abs(one) for differences in of_panel["differences"] for one in differences)
         axis.axvline(0, color="0.3", linewidth=0.6)
-        axis.set(xlabel="mIoU points", title=label)
+        axis.set(xlabel="mIoU points", title=label, xlim=(-reach, reach))
     axes[0, 0].set_yticks(list(places.values()), [f"{knob.replace('_', ' ')} {value:g}" for knob, value in places])
     axes[0, 0].invert_yaxis()
     return figure
@@ -73,21 +76,23 @@ def depth_curves(effects: pd.DataFrame) -> Figure:
     return figure
 
 
-def width_scatter(widths: pd.DataFrame) -> Figure:
+def width_scatter(widths: pd.DataFrame, names: Sequence[str] = ()) -> Figure:
     """G − GAP in precision and mIoU against how wide GAP's CAMs are, a dot a setting; the dashed line is an object's width.
 
-    widths: of `condition_effects.width_effects`.
+    widths: of `condition_effects.width_effects`.  names: settings whose dots are named.
     """
-    figure, axes = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 2.2))
+    figure, axes = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 2.3))
     for axis, metric in zip(axes, ("precision", "miou"), strict=True):
         axis.plot(widths["width"], widths[metric], "o", color="C0", markersize=3)
-        for line in widths.itertuples():
-            axis.annotate(
-                line.setting, (line.width, getattr(line, metric)), fontsize=4, xytext=(2, 2), textcoords="offset points"
-            )
+        for line in widths[widths["setting"].isin(names)].itertuples():
+            where = (line.width, getattr(line, metric))
+            axis.annotate(line.setting.replace("_", " "), where, fontsize=5, xytext=(3, 2), textcoords="offset points")
         axis.axhline(0, color="0.3", linewidth=0.6)
         axis.axvline(1, color="0.3", linewidth=0.6, linestyle="--")
         axis.set(xscale="log", xlabel="area of GAP's CAM / object", title=f"{metric.replace('miou', 'mIoU')}, G − GAP (points)")
+        ticks = [tick for tick in (0.125, 0.25, 0.5, 1, 2, 4) if widths["width"].min() / 2 < tick < 2 * widths["width"].max()]
+        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axis.minorticks_off()
     return figure
 
 

@@ -362,6 +362,8 @@ def test_the_forest_shows_every_effect_at_its_place_filled_where_it_survives(eff
     dots = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
     of_panel = effects[effects["comparison"] == "gpp"]
     assert [line.get_xdata()[0] for line in dots] == of_panel["mean"].tolist()
+    ticks = [tuple(line.get_xdata()) for line in figure.axes[0].lines if line.get_marker() == "|"]
+    assert ticks == of_panel["differences"].tolist()  # the seeds
     filled = [line.get_markerfacecolor() != "white" for line in dots]
     assert filled == (of_panel["p_adjusted"] < 0.05).tolist()
     plt.close(figure)
