@@ -124,12 +124,12 @@ def knob_table() -> pd.DataFrame:
     return pd.DataFrame([{"knob": level.knob, "value": level.value, "base": level.row == BASE} for level in levels()])
 
 
-def cause_effects(table: pd.DataFrame, metric: str = "miou") -> pd.DataFrame:
-    """The study `mechanism` as differences: ``group, label, mean, low, high, p, n``.
+def cause_effects(*tables: pd.DataFrame, metric: str = "miou") -> pd.DataFrame:
+    """The studies `mechanism` and `settings` as differences: ``group, label, mean, low, high, p, n``; one seed has no interval.
 
     group "G − GAP": in every setting of training, its own GAP and G.  group "variant − G": variants of the layer at the base.
     """
-    lines = []
+    lines, table = [], pd.concat(tables).drop_duplicates(["row", "seed"])
     names = dict(zip(table["row"], table["label"], strict=True))
     settings = [name.removesuffix(".gap") for name in names if name.endswith(".gap")]
     for setting in settings:
@@ -145,12 +145,19 @@ def cause_effects(table: pd.DataFrame, metric: str = "miou") -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def depth_effects(mechanism: pd.DataFrame) -> pd.DataFrame:
+def settings_table(*tables: pd.DataFrame) -> pd.DataFrame:
+    """Numbers of the rows of several studies, each row once: means over seeds, and how many."""
+    shown = ["miou", "precision", "recall", "tag_map", "entropy", "half_area"]
+    grouped = pd.concat(tables).drop_duplicates(["row", "seed"]).groupby("label", sort=False)
+    return grouped[shown].mean().assign(n=grouped.size())
+
+
+def depth_effects(*tables: pd.DataFrame) -> pd.DataFrame:
     """G − GAP by depth of training, on collages and on photos: ``pictures, stages, metric, mean, low, high, n``.
 
-    mechanism: long table of that study.  Photos: `photo_results`.  One seed has a mean and no interval.
+    tables: long, of `mechanism` and `settings`.  Photos: `photo_results`.  One seed has a mean and no interval.
     """
-    lines = []
+    lines, mechanism = [], pd.concat(tables).drop_duplicates(["row", "seed"])
     for stages, (collages, photos) in DEPTHS.items():
         own = ("gated", "gap") if photos == OWN_DEPTH else (f"{photos}.gated", f"{photos}.gap")
         for metric in ("miou", "precision", "recall"):
@@ -212,7 +219,8 @@ def claims() -> Iterator[Claim]:
         text = f"trained stages {stages}: {TEXTS['gpp']}"
         rows = [f"{prefix}.{method}" if prefix else "" for prefix in (collages, photos) for method in ("gated", "gap")]
         rows[2:] = ["gated", "gap"] if photos == OWN_DEPTH else rows[2:]
-        yield Claim(f"condition.trained_stages.{stages}", text, "mechanism", *rows)
+        study = "settings" if collages == "depth7" else "mechanism"
+        yield Claim(f"condition.trained_stages.{stages}", text, study, *rows)
 
 
 def advice(effects: pd.DataFrame) -> pd.DataFrame:

@@ -245,7 +245,7 @@ def test_reproduce_leaves_long_studies_out_below_their_seeds_and_says_so(capsys,
     assert "study quirks: left out below 3 seeds, its committed table is shown\n" in capsys.readouterr().out
     reproduced.clear()
     assert cli.main(["reproduce", "--profile", "laptop", "--seeds", "3"]) == 0
-    bounded = {"quirks": [0, 1], "erasing_settings": [0]}
+    bounded = {"quirks": [0, 1], "erasing_settings": [0], "settings": [0], "erasing_strength": [0, 1]}
     assert dict(reproduced) == {name: bounded.get(name, [0, 1, 2]) for name in studies.STUDIES if name != "photo_depth"}
     left_out = [line for line in capsys.readouterr().out.splitlines() if "left out" in line]
     assert left_out == ["study photo_depth: left out because it needs photos, its committed table is shown"]

@@ -65,7 +65,7 @@ def test_every_row_of_a_name_is_the_same_row():
 
 def test_variants_differ_from_the_base_in_one_thing():
     base = catalogue.row(f"{BASE}.gated")
-    for row in studies.get("mechanism").rows:
+    for row in (*studies.get("mechanism").rows, *studies.get("settings").rows):
         if row.fusion == "gap" or row == base:
             continue
         fields = ("fusion", "levels", "prediction", "scaled", "gate_gain", "condition", "trained_stages", "scale", "triplet")
@@ -75,7 +75,7 @@ def test_variants_differ_from_the_base_in_one_thing():
 
 def test_the_brief_study_is_small_and_long_ones_wait_for_their_seeds():
     assert len(studies.get("conditions_brief").rows) <= 8
-    for name in ("conditions", "mechanism", "erasing_strength"):
+    for name in ("conditions", "mechanism", "settings", "erasing_strength"):
         study = studies.get(name)
         assert all(studies.left_out(study, profile, 1) for profile in (SMOKE, LAPTOP)), name
         assert not studies.left_out(study, LAPTOP, 3)

@@ -164,7 +164,7 @@ def test_rows_of_the_mechanism_have_the_predictions_they_name(name, prediction, 
 
 
 def test_the_row_whose_gates_begin_open_has_a_gain_of_two_and_the_others_the_papers():
-    for row in studies.get("mechanism").rows:
+    for row in (*studies.get("mechanism").rows, *studies.get("settings").rows):
         layer = build_pooling(row.pooling(row.profile(LAPTOP, 0)), 9)
         gains = {gate.gain for gate in getattr(layer, "gates", ())}
         assert gains <= ({2.0} if row.name == "open.gated" else {1.0}), row.name
