@@ -100,7 +100,7 @@ ERASING_STRENGTH = (
 # On photos, where depth can be turned and scenes cannot; the profile's own depth is in other studies.
 PHOTO_DEPTH = tuple(
     Row(f"photos_depth{stages}.{method}", f"{label}, {stages} stages trained", fusion, levels, trained_stages=stages)
-    for stages in (1, 2, 4)
+    for stages in (1, 4)
     for method, label, fusion, levels in (("gap", "GAP", "gap", ()), ("gated", "G", "gated", (0, 1, 2, 3)))
 )
 CONDITION_STUDIES = (
@@ -146,6 +146,7 @@ CONDITION_STUDIES = (
         "photo_depth",
         "Does it decide between GAP and GPP on photos too how much of the backbone is trained?",
         PHOTO_DEPTH,
+        long=True,
         needs="photos",
     ),
 )

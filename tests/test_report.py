@@ -75,8 +75,7 @@ def existing_claims() -> list[dict]:
 def test_rows_of_claims_and_numbers_exist_in_their_studies():
     short = {study.name for study in studies.STUDIES.values() if not study.long}  # the long ones are not the poster's
     assert {claim["study"] for claim in existing_claims()} == short - {
-        "conditions_brief",
-        "photo_depth",
+        "conditions_brief"
     }  # whose levels are claims of the long
     for claim in existing_claims():
         study = studies.get(claim["study"])
