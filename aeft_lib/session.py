@@ -143,7 +143,7 @@ class Session:
                 at = start.loc[start["miou"].idxmax(), "threshold"]
                 for epoch, curve in curves.groupby("epoch"):
                     numbers = curve[curve["threshold"] == at].iloc[0][["precision", "recall"]].to_dict()
-                    step = int(epoch) * self.profile.erasing.steps_per_epoch
+                    step = int(epoch) * dict(row.phase).get("steps_per_epoch", self.profile.erasing.steps_per_epoch)
                     numbers |= {"step": step, "miou_best": curve["miou"].max()}
                     lines.append({"row": row.name, "label": row.label, "seed": seed, **numbers})
         return pd.DataFrame(lines)

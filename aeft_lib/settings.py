@@ -138,6 +138,10 @@ class Condition:
     def __post_init__(self) -> None:
         if unknown := sorted({name for name, _ in self.knobs} - set(KNOBS)):
             raise ValueError(f"unknown knob {', '.join(unknown)}; there are {', '.join(KNOBS)}")
+        for name in ("epochs", "size"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise ValueError(f"{name} must be a whole number, at least 1, or None for the profile's; got {value!r}")
         ControlledSpec("val", 1, **dict(self.knobs))  # refuses a level that cannot be, before anything is trained
 
 

@@ -109,6 +109,13 @@ def test_a_condition_that_cannot_be_is_refused_before_anything_runs(knobs, messa
         Condition(knobs)
 
 
+@pytest.mark.parametrize("numbers", [{"epochs": 0}, {"size": 0}, {"epochs": 2.0}, {"size": True}], ids=str)
+def test_a_course_or_a_map_that_is_none_is_refused(numbers):
+    ((name, value),) = numbers.items()
+    with pytest.raises(ValueError, match=f"{name} must be a whole number, at least 1, or None for the profile's; got {value}"):
+        Condition(**numbers)
+
+
 @pytest.mark.parametrize("name", [name for name in PROFILES if name not in ("smoke", "laptop")])
 def test_photos_have_no_knobs(name):
     profile = PROFILES[name]
