@@ -98,8 +98,8 @@ def _fraction(name: str, value: object, high: float) -> None:
 class ControlledCollages(Collages):
     """The scenes of a `ControlledSpec`, rendered when asked for, as `Collages` gives its own.
 
-    Both splits stand before the same thirteen backgrounds, so that what training learns about places is there to be met again, as
-    in photos; cut-outs of ``val`` are unseen.  Clutter and occluders have the surface of the other backgrounds, which are
+    Both splits stand before the same thirteen backgrounds, so that what training learns about places is there to be met again,
+    as in photos; cut-outs of ``val`` are unseen.  Clutter and occluders have the surface of the other backgrounds, which are
     nobody's place.
     """
 
