@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from aeft_lib.condition_studies import BASE
 from aeft_lib.figures import TEXT_WIDTH
 
+SCREEN_DPI = 100  # notebook 8 has nine figures and 300 KB; files are saved at the style's own resolution
 METRICS = {"iou": "IoU (%)", "precision": "precision (%)", "recall": "recall (%)"}
 
 
@@ -20,7 +21,7 @@ def knob_grid(pictures: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
     columns = max(map(len, pictures.values()))
     width = 0.7 * TEXT_WIDTH
     size = (width, 1.1 * width / columns * len(pictures))
-    figure, axes = plt.subplots(len(pictures), columns, squeeze=False, figsize=size)
+    figure, axes = plt.subplots(len(pictures), columns, squeeze=False, figsize=size, dpi=SCREEN_DPI)
     for line, (knob, levels) in zip(axes, pictures.items(), strict=True):
         for axis in line:
             axis.axis("off")
@@ -40,7 +41,7 @@ def effect_forest(effects: pd.DataFrame) -> Figure:
     lines = effects[["knob", "value"]].drop_duplicates().reset_index(drop=True)
     gap = (lines["knob"].ne(lines["knob"].shift()).cumsum() - 1) * 0.7
     places = dict(zip(zip(lines["knob"], lines["value"], strict=True), lines.index + gap, strict=True))
-    figure, axes = plt.subplots(1, len(panels), figsize=(TEXT_WIDTH, 3.9), sharey=True, squeeze=False)
+    figure, axes = plt.subplots(1, len(panels), figsize=(TEXT_WIDTH, 3.9), sharey=True, squeeze=False, dpi=SCREEN_DPI)
     for i, (axis, label) in enumerate(zip(axes[0], panels, strict=True)):
         of_panel = effects[effects["label"] == label]
         base = of_panel[of_panel["row"] == BASE].head(1)
@@ -63,7 +64,7 @@ def depth_curves(effects: pd.DataFrame) -> Figure:
     effects: of `condition_effects.depth_effects`.
     """
     metrics = list(dict.fromkeys(effects["metric"]))
-    figure, axes = plt.subplots(1, len(metrics), figsize=(TEXT_WIDTH, 2.0), sharey=True, squeeze=False)
+    figure, axes = plt.subplots(1, len(metrics), figsize=(TEXT_WIDTH, 2.0), sharey=True, squeeze=False, dpi=SCREEN_DPI)
     for axis, metric in zip(axes[0], metrics, strict=True):
         for i, (pictures, line) in enumerate(effects[effects["metric"] == metric].groupby("pictures", sort=False)):
             places = line["stages"] + 0.12 * i
@@ -81,7 +82,7 @@ def width_scatter(widths: pd.DataFrame, names: Sequence[str] = ()) -> Figure:
 
     widths: of `condition_effects.width_effects`.  names: settings whose dots are named.
     """
-    figure, axes = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 2.3))
+    figure, axes = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 2.3), dpi=SCREEN_DPI)
     for axis, metric in zip(axes, ("precision", "miou"), strict=True):
         axis.plot(widths["width"], widths[metric], "o", color="C0", markersize=3)
         for line in widths[widths["setting"].isin(names)].itertuples():
@@ -100,7 +101,7 @@ def forest(effects: pd.DataFrame, groups: Sequence[str], xlabel: str = "mIoU poi
     """Effects with 95 % intervals, a panel a group.  effects: long, with ``group, label, mean, low, high``."""
     parts = [effects[effects["group"] == group] for group in groups]
     height = 0.5 + 0.17 * max(map(len, parts))
-    figure, axes = plt.subplots(1, len(groups), figsize=(TEXT_WIDTH, height), squeeze=False)
+    figure, axes = plt.subplots(1, len(groups), figsize=(TEXT_WIDTH, height), squeeze=False, dpi=SCREEN_DPI)
     for i, (axis, group, part) in enumerate(zip(axes[0], groups, parts, strict=True)):
         for place, line in enumerate(part.itertuples()):
             interval(axis, line.mean, line.low, line.high, place, f"C{i}", f"C{i}")
@@ -122,7 +123,7 @@ def training_course(course: pd.DataFrame) -> Figure:
 
     course: long, with ``label, seed, epoch, tag_map, entropy, half_area``.
     """
-    figure, axes = plt.subplots(1, 3, figsize=(TEXT_WIDTH, 1.9))
+    figure, axes = plt.subplots(1, 3, figsize=(TEXT_WIDTH, 1.9), dpi=SCREEN_DPI)
     titles = {"tag_map": "tag mAP (%)", "entropy": "entropy of the CAM", "half_area": "area above half max"}
     for axis, (column, title) in zip(axes, titles.items(), strict=True):
         style = {"errorbar": "sd", "linewidth": 1, "err_kws": {"alpha": 0.15}}
@@ -137,7 +138,7 @@ def gate_course(course: pd.DataFrame) -> Figure:
 
     course: long, with ``seed, epoch`` and columns as of `stages.epochs.mean_gates`.
     """
-    figure, axes = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 1.9), sharey=True)
+    figure, axes = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 1.9), sharey=True, dpi=SCREEN_DPI)
     for axis, sign in zip(axes, ("positive", "negative"), strict=True):
         means = course.groupby("epoch")[sorted(column for column in course if column.startswith(sign))].mean()
         for column in means:
@@ -155,7 +156,7 @@ def erasing_paths(curves: pd.DataFrame) -> Figure:
 
     curves: long, with ``label, seed, epoch, recall, precision`` (percent), at one threshold a seed.  Means over seeds.
     """
-    figure, axis = plt.subplots(figsize=(TEXT_WIDTH, 2.8))
+    figure, axis = plt.subplots(figsize=(TEXT_WIDTH, 2.8), dpi=SCREEN_DPI)
     means = curves.groupby(["label", "epoch"], sort=False)[["recall", "precision"]].mean().reset_index()
     kinds = list(dict.fromkeys(label.rsplit(", ×", 1)[0] for label in means["label"]))
     for label, path in means.groupby("label", sort=False):
@@ -175,7 +176,7 @@ def by_size(binned: pd.DataFrame) -> Figure:
 
     binned: long, of `condition_effects.by_bin`.
     """
-    figure, axes = plt.subplots(1, 3, figsize=(TEXT_WIDTH, 2.0))
+    figure, axes = plt.subplots(1, 3, figsize=(TEXT_WIDTH, 2.0), dpi=SCREEN_DPI)
     for axis, (metric, title) in zip(axes, METRICS.items(), strict=True):
         style = {"errorbar": "sd", "dodge": 0.25, "linewidth": 1, "markersize": 2.5, "err_kws": {"linewidth": 0.8}}
         sns.pointplot(binned, x="bin", y=metric, hue="label", ax=axis, legend=axis is axes[-1], **style)
