@@ -19,7 +19,7 @@ METRICS = {"iou": "IoU (%)", "precision": "precision (%)", "recall": "recall (%)
 def knob_grid(pictures: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
     """One scene at every level of every knob: a row a knob, a column a level; pictures (H, W, 3) by knob and level."""
     columns = max(map(len, pictures.values()))
-    width = 0.7 * TEXT_WIDTH
+    width = 0.6 * TEXT_WIDTH
     size = (width, 1.1 * width / columns * len(pictures))
     figure, axes = plt.subplots(len(pictures), columns, squeeze=False, figsize=size, dpi=SCREEN_DPI)
     for line, (knob, levels) in zip(axes, pictures.items(), strict=True):

@@ -210,7 +210,7 @@ class PyramidPooling(nn.Module):
             raise ValueError(f"num_classes must be at least 1, got {num_classes}")
         if not levels or levels[0] < 1 or any(a >= b for a, b in pairwise(levels)):
             raise ValueError(f"levels must be positive and strictly increasing (coarse to fine), got {levels}")
-        if not 0 < gate_gain < math.inf:
+        if not isinstance(gate_gain, int | float) or not 0 < gate_gain < math.inf:
             raise ValueError(f"gate_gain must be positive and finite, got {gate_gain!r}")
         if (fusion == "single") != (len(levels) == 1):
             raise ValueError(f'fusion="single" goes with exactly one level, got fusion={fusion!r} with levels {levels}')

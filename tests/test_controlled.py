@@ -402,7 +402,7 @@ WRONG = [
         for name, high, above in (("object_area", "0.8", 0.81), ("context", "1", 1.01), ("occlusion", "0.9", 0.91))
         for value in (-0.1, above, float("nan"), float("inf"), True, "0.5", None)
     ),
-    ({"object_area": 0}, r"object_area=0 with occlusion=0\.0 leaves no visible object: 0\.0000 .* is below 0\.002"),
+    ({"object_area": 0}, r"object_area=0 with occlusion=0\.0 leaves no visible object: 0\.0000 .* is below 0\.00"),
     ({"object_area": 0.001}, r"object_area=0\.001 with occlusion=0\.0 leaves no visible object: 0\.0010"),
     ({"object_area": 0.015, "occlusion": 0.9}, r"object_area=0\.015 with occlusion=0\.9 leaves no visible object: 0\.0015"),
     ({"objects": 3, "object_area": 0.35}, r"3 objects of object_area=0\.35 do not fit into one scene"),
@@ -438,3 +438,11 @@ def test_the_ends_of_every_range_are_scenes(options):
 def test_an_index_outside_the_set_is_refused(index):
     with pytest.raises(IndexError, match=f"scene {index} of 5"):
         ControlledCollages(ControlledSpec("train", 5, SIZE))[index]
+
+
+@pytest.mark.parametrize(
+    "knobs", [{"object_area": 0.0045}, {"object_area": 0.042, "occlusion": 0.9}, {"objects": 6, "occlusion": 0.9}], ids=str
+)
+def test_what_is_not_refused_always_has_an_object(knobs):
+    scenes = ControlledCollages(ControlledSpec("train", 40, 96, **knobs))
+    assert all(scenes.tags(index).any() for index in range(40))

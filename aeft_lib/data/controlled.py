@@ -36,6 +36,7 @@ VOC_MEDIAN_AREA = 0.15  # of a class in its image, see `collages.AREA_QUANTILES`
 KNOBS = ("object_area", "objects", "context", "clutter", "occlusion")
 CLUTTER_AREA = 0.04  # of the scene, each
 MAX_CLUTTER = 40
+MIN_PIXELS = 9  # that an object must show
 PLACEMENTS = 20  # of which the one with the least overlap is taken
 # Numbers of the random streams; an object and its occluder have one each.
 _SCENE, _BACKGROUND, _CLUTTER, _OBJECT, _OCCLUDER = 0, 1, 2, 100, 200
@@ -71,10 +72,11 @@ class ControlledSpec:
         _fraction("context", self.context, 1.0)
         _fraction("occlusion", self.occlusion, 0.9)
         seen = self.object_area * (1 - self.occlusion)
-        if seen < MIN_VISIBLE_PIXELS:
+        least = max(2 * MIN_VISIBLE_PIXELS, MIN_PIXELS / self.size**2)  # room for rounding
+        if seen < least:
             raise ValueError(
                 f"object_area={self.object_area} with occlusion={self.occlusion} leaves no visible object: {seen:.4f} of the "
-                f"scene is below {MIN_VISIBLE_PIXELS}; raise object_area or lower occlusion"
+                f"scene of {self.size} px is below {least:.4f}; raise object_area or lower occlusion"
             )
         if self.objects * self.object_area > 1:
             raise ValueError(
@@ -180,7 +182,8 @@ class ControlledCollages(Collages):
         owner[cover] = 0
 
     def _forget_hidden(self, owner: np.ndarray) -> None:
-        """A class of which others have left next to nothing has neither tag nor label."""
-        for label in set(np.unique(owner).tolist()) - {0}:
+        """A class of which others have left next to nothing has neither tag nor label; a lone one keeps both."""
+        labels = set(np.unique(owner).tolist()) - {0}
+        for label in labels if len(labels) > 1 else ():
             if (owner == label).sum() < MIN_VISIBLE_PIXELS * self.spec.size**2:
                 owner[owner == label] = 0

@@ -12,6 +12,8 @@ from aeft_lib.runs import Artefact
 from aeft_lib.seeds import read_seeds
 
 FILE = "objects.csv"
+FITS = ("class", "area", "spill", "coverage")
+COLUMNS = ["scene", "tags", *FITS, "entropy", "half_area", "tp", "predicted", "true"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,6 @@ def measure_objects(spec: ObjectsSpec, inputs: Mapping[str, Artefact], folder: P
             entropy, half_area = spread(cam)
             of_scene = {"scene": index, "tags": len(seed.class_ids)}
             lines.append(of_scene | fit | {"entropy": entropy, "half_area": half_area} | counts)
-    table = pd.DataFrame(lines)
+    table = pd.DataFrame(lines, columns=COLUMNS)
     table.to_csv(folder / FILE, index=False, float_format="%.6g")
     return {} if table.empty else {name: float(table[name].mean()) for name in ("entropy", "half_area")}
