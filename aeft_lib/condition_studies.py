@@ -10,7 +10,8 @@ What was decided before anything was compared, by rules that look at no mask:
   last stage);
 - the second phase is the laptop's, chosen by tags there.
 
-Decided later, when seed 0 had been seen: depths four and seven, and which causes get three seeds (`mechanism`) or one (`settings`).
+Decided later, when seed 0 had been seen: depths four and seven, and which causes get three seeds (`mechanism`) or one
+(`settings`).
 """
 
 from dataclasses import replace
