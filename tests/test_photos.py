@@ -10,7 +10,7 @@ from photo_profile import CLASSES, SPLITS, photo_profile
 from photo_sets import make_coco, make_folder, make_voc
 from PIL import Image
 
-from aeft_lib import catalogue, paths, preflight, runs, studies
+from aeft_lib import catalogue, condition_views, paths, preflight, runs, studies
 from aeft_lib.backbones.registry import BackboneSpec
 from aeft_lib.data.augment import ViewSpec, color_jitter, paired_crop, random_crop, training_view
 from aeft_lib.data.coco import CocoSpec
@@ -20,6 +20,7 @@ from aeft_lib.data.voc import HOME, MASKS, VocSpec
 from aeft_lib.labels import VOID, write_label_map
 from aeft_lib.rows import RefinedRow
 from aeft_lib.seeds import read_seeds
+from aeft_lib.session import Session
 from aeft_lib.stages.labels import label_files
 
 SIZE = (48, 64)
@@ -85,6 +86,20 @@ def test_the_same_weights_twice_and_other_views_for_another_seed(root, row, monk
     weights = [(a.folder / "weights.safetensors").read_bytes() for a in (first, other, again)]
     assert weights[0] == weights[2]  # whether threads prepare batches in advance does not matter
     assert weights[0] != weights[1]
+
+
+def test_objects_of_photos_are_measured_by_size_class_and_number_of_tags(root, monkeypatch):
+    monkeypatch.setattr(condition_views, "PHOTO_ROWS", ("gap", "gated"))
+    for row in (catalogue.GAP, catalogue.GATED):
+        studies.artefacts(photo_profile(), row, 0)
+    found = condition_views.photo_objects(Session(photo_profile(), 1))
+    scenes = open_scenes(photo_profile().val)
+    count = sum(int(scenes.tags(i).sum()) for i in range(len(scenes)))
+    assert found.groupby(["kind", "row"])["n"].sum().to_dict() == {
+        (kind, row): count for kind in ("area", "class", "tags") for row in ("gap", "gated")
+    }
+    assert set(found.loc[found["kind"] == "class", "bin"]) <= set(scenes.classes)
+    assert found[["iou", "precision", "recall"]].apply(lambda column: column.between(0, 100)).all(axis=None)
 
 
 def test_coco_with_untagged_images_goes_the_whole_way(tmp_path, monkeypatch):
