@@ -3,6 +3,8 @@
 The paper has means over a data set alone; sizes are needed to say when a mean is large.  Reads masks; nothing here trains.
 """
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -53,5 +55,5 @@ def spread(cam: Tensor) -> tuple[float, float]:
     if total <= 0:
         return float("nan"), float("nan")
     share = cam.flatten() / total
-    entropy = float(torch.special.entr(share).sum()) / np.log(share.numel())
+    entropy = float(torch.special.entr(share).sum()) / math.log(share.numel())
     return round(entropy, 6), float((cam > 0.5 * cam.max()).float().mean())
