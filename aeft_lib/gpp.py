@@ -25,7 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 FUSIONS = ("gated", "average", "inverse", "single")
-PREDICTIONS = ("sign_preserving", "positive_only", "attention_off", "square_root", "normalised")
+PREDICTIONS = ("sign_preserving", "positive_only", "attention_off")
+VARIANTS = ("square_root", "normalised")  # predictions of ours, see notebook 8
 ROOT_EPS = 1e-4  # below it a product of CAM and attention has no root to speak of, and a bounded gradient
 
 
@@ -204,8 +205,8 @@ class PyramidPooling(nn.Module):
         levels = tuple(levels)
         if fusion not in FUSIONS:
             raise ValueError(f"fusion must be one of {', '.join(FUSIONS)}, got {fusion!r}")
-        if prediction not in PREDICTIONS:
-            raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, got {prediction!r}")
+        if prediction not in (*PREDICTIONS, *VARIANTS):
+            raise ValueError(f"prediction must be one of {', '.join((*PREDICTIONS, *VARIANTS))}, got {prediction!r}")
         if num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, got {num_classes}")
         if not levels or levels[0] < 1 or any(a >= b for a, b in pairwise(levels)):
