@@ -350,7 +350,7 @@ def test_gates_that_begin_open_fuse_to_means(fusion):
 # --- gradients -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("prediction", gpp.PREDICTIONS)
+@pytest.mark.parametrize("prediction", [*gpp.PREDICTIONS, *gpp.VARIANTS])
 @pytest.mark.parametrize("fusion", gpp.FUSIONS)
 def test_gradients_are_right(fusion, prediction):
     cam = random_cam(1, 2, 4, 5).requires_grad_()
@@ -373,7 +373,7 @@ def test_gradients_of_our_predictions_are_right_away_from_0(predict):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("prediction", gpp.PREDICTIONS)
+@pytest.mark.parametrize("prediction", [*gpp.PREDICTIONS, *gpp.VARIANTS])
 def test_gradients_at_0_are_finite(prediction, dtype):
     """Of a CAM that is 0 everywhere, or at single positions, and of the attention that comes with it."""
     whole = torch.zeros(1, 2, 6, 6, dtype=dtype)

@@ -21,7 +21,7 @@ from aeft_lib.stepping import PLAIN, Compute
 
 @dataclass(frozen=True)
 class PoolingSpec:
-    """fusion: "gap", or one of `gpp.FUSIONS` with its levels; prediction: of `gpp.PREDICTIONS` or `VARIANTS`; gate_gain: as there."""
+    """fusion: "gap", or one of `gpp.FUSIONS` with its levels; prediction and gate_gain: see `gpp.PyramidPooling`."""
 
     fusion: str
     levels: tuple[int, ...] = ()
