@@ -9,7 +9,7 @@ import pandas as pd
 
 from aeft_lib import photo_results
 from aeft_lib.condition_studies import BASE, BASE_LEVELS, CONDITIONS, LEVELS
-from aeft_lib.effects import adjusted, effect
+from aeft_lib.effects import adjusted, effect, paired
 
 # The claims that are asked at every level: which method should beat which.
 COMPARISONS = {
@@ -73,9 +73,9 @@ def level_effects(table: pd.DataFrame, metric: str = "miou") -> pd.DataFrame:
     """
     lines = []
     for name, (more, less, label) in COMPARISONS.items():
-        at_base = _differences(table, f"{BASE}.{more}", f"{BASE}.{less}", metric)
+        at_base = paired(table, f"{BASE}.{more}", f"{BASE}.{less}", metric)
         for level in levels():
-            found = _differences(table, f"{level.row}.{more}", f"{level.row}.{less}", metric)
+            found = paired(table, f"{level.row}.{more}", f"{level.row}.{less}", metric)
             if len(found) == 0:
                 continue
             line = {"comparison": name, "label": label, "knob": level.knob, "value": level.value, "row": level.row}
@@ -113,8 +113,7 @@ def precision_recall(table: pd.DataFrame) -> pd.DataFrame:
     """GPP − GAP in mIoU, precision, recall, mIoU without masks and tag mAP, mean over seeds, a line a level."""
     columns = ["miou", "precision", "recall", "miou_maskless", "tag_map"]
     lines = {
-        level.row: {m: _differences(table, f"{level.row}.gated", f"{level.row}.gap", m).mean() for m in columns}
-        for level in levels()
+        level.row: {m: paired(table, f"{level.row}.gated", f"{level.row}.gap", m).mean() for m in columns} for level in levels()
     }
     return pd.DataFrame(lines).T
 
@@ -134,12 +133,12 @@ def cause_effects(*tables: pd.DataFrame, metric: str = "miou") -> pd.DataFrame:
     settings = [name.removesuffix(".gap") for name in names if name.endswith(".gap")]
     for setting in settings:
         label = "base" if setting == BASE else names[f"{setting}.gap"].removeprefix("GAP, ")
-        found = _differences(table, f"{setting}.gated", f"{setting}.gap", metric)
+        found = paired(table, f"{setting}.gated", f"{setting}.gap", metric)
         if len(found):
             lines.append({"group": "G − GAP", "label": label, **_mean_and_ends(found.to_numpy())})
     for name in [n for n in names if n.endswith(".gated") and n.removesuffix(".gated") not in settings]:
         for group, other in (("variant − G", "gated"), ("variant − GAP", "gap")):
-            found = _differences(table, name, f"{BASE}.{other}", metric)
+            found = paired(table, name, f"{BASE}.{other}", metric)
             if len(found):
                 lines.append({"group": group, "label": names[name], **_mean_and_ends(found.to_numpy())})
     return pd.DataFrame(lines)
@@ -162,7 +161,7 @@ def depth_effects(*tables: pd.DataFrame) -> pd.DataFrame:
         own = ("gated", "gap") if photos == OWN_DEPTH else (f"{photos}.gated", f"{photos}.gap")
         for metric in ("miou", "precision", "recall"):
             found = {
-                "collages": _differences(mechanism, f"{collages}.gated", f"{collages}.gap", metric).to_numpy(),
+                "collages": paired(mechanism, f"{collages}.gated", f"{collages}.gap", metric).to_numpy(),
                 "photos": photo_results.differences(*own, metric),
             }
             for pictures, differences in found.items():
@@ -199,12 +198,6 @@ def _mean_and_ends(differences: np.ndarray) -> dict[str, float]:
     if len(differences) > 1:
         return effect(differences)._asdict()
     return {"mean": float(differences[0]), "low": np.nan, "high": np.nan, "p": np.nan, "n": 1}
-
-
-def _differences(table: pd.DataFrame, more: str, less: str, metric: str) -> pd.Series:
-    """`metric` of row `more` minus that of row `less`, for the seeds that both have; empty where a row is missing."""
-    wide = table.pivot_table(index="seed", columns="row", values=metric, sort=True)
-    return (wide[more] - wide[less]).dropna() if more in wide and less in wide else pd.Series(dtype=float)
 
 
 def claims() -> Iterator[Claim]:
@@ -293,6 +286,6 @@ def bin_effects(binned: pd.DataFrame, more: str, less: str, metric: str = "iou")
     """
     lines = []
     for name, of_bin in binned.groupby("bin", sort=False, observed=True):
-        differences = _differences(of_bin, more, less, metric).to_numpy()
+        differences = paired(of_bin, more, less, metric).to_numpy()
         lines.append({"bin": str(name), **_mean_and_ends(differences), "objects": int(of_bin["n"].iloc[0])})
     return pd.DataFrame(lines)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 
 LEVEL = 0.95
@@ -44,6 +45,17 @@ def effect(differences: Sequence[float], level: float = LEVEL) -> Effect:
     half = half_width(sd, n, level)
     p = float(2 * stats.t.sf(abs(mean) / (sd / math.sqrt(n)), n - 1)) if sd else float(mean == 0)
     return Effect(mean, mean - half, mean + half, p, n)
+
+
+def paired(table: pd.DataFrame, more: str, less: str, metric: str) -> pd.Series:
+    """`metric` of row `more` minus that of row `less`, by seed, for the seeds that both have; empty where a row is missing.
+
+    table: long, with ``row``, ``seed`` and the metric.
+    """
+    if metric not in table:
+        return pd.Series(dtype=float)
+    wide = table.pivot_table(index="seed", columns="row", values=metric, sort=True)
+    return (wide[more] - wide[less]).dropna() if more in wide and less in wide else pd.Series(dtype=float)
 
 
 def half_width(sd: float, n: int, level: float = LEVEL) -> float:

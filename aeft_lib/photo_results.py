@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from aeft_lib import paths
+from aeft_lib.effects import paired
 
 FILE = paths.ROOT / "docs" / "real_photos.csv"
 
@@ -19,7 +20,6 @@ def table() -> pd.DataFrame:
 def differences(more: str, less: str, metric: str) -> np.ndarray:
     """`metric` of row `more` minus that of `less`, by seed, from the largest set of photos that has both; else empty."""
     for _, of_set in sorted(table().groupby("photos"), reverse=True):
-        wide = of_set.pivot_table(index="seed", columns="row", values=metric, sort=True) if metric in of_set else of_set
-        if more in wide and less in wide:
-            return (wide[more] - wide[less]).dropna().to_numpy()
+        if len(found := paired(of_set, more, less, metric)):
+            return found.to_numpy()
     return np.array([])

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from aeft_lib import condition_effects, paths, photo_results, runs
-from aeft_lib.effects import effect, half_width
+from aeft_lib.effects import effect, half_width, paired
 
 try:
     import tomllib
@@ -61,10 +61,7 @@ def verdict(differences: Sequence[float]) -> str:
 
 def paired_differences(table: pd.DataFrame, more: str, less: str, metric: str) -> np.ndarray:
     """`metric` of row `more` minus that of row `less`, for the seeds that both rows have, in the order of the seeds."""
-    wide = table.pivot_table(index="seed", columns="row", values=metric, sort=True)
-    if more not in wide or less not in wide:
-        return np.array([])
-    return (wide[more] - wide[less]).dropna().to_numpy()
+    return paired(table, more, less, metric).to_numpy()
 
 
 def build(tables: Mapping[str, pd.DataFrame], profile: str) -> dict[str, Any]:
