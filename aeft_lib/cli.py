@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from aeft_lib import distributed, paths, profiles, runs, studies
-from aeft_lib.data.scenes import open_scenes
-from aeft_lib.devices import device
-from aeft_lib.rows import SegmentationRow
+from aeft_lib import paths
+from aeft_lib.engine import ranks
+from aeft_lib.engine.device import device
+from aeft_lib.stages import store
+from aeft_lib.studies import profiles, run
+from aeft_lib.studies.rows import SegmentationRow
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")  # a terminal without "×" shows "?" and not a traceback
     arguments = _parser().parse_args(argv)
     try:
-        distributed.start()
+        ranks.start()
         arguments.command(arguments)
     except (ValueError, OSError, RuntimeError) as error:
         notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", []))
@@ -34,29 +36,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("aeft: stopped; what was finished is in the store, run the command again to go on", file=sys.stderr)
         return 130
     finally:
-        distributed.stop()
+        ranks.stop()
     return 0
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run_study(arguments: argparse.Namespace) -> None:
     """``aeft run STUDY``: compute or read a study, print its table."""
-    study, profile = studies.get(arguments.study), profiles.get(arguments.profile)
+    study, profile = run.get(arguments.study), profiles.get(arguments.profile)
     rows = [study.row(arguments.row)] if arguments.row else []
     if arguments.seed is not None and arguments.seeds:
         raise ValueError("--seed picks one seed and --seeds says how many: give one of them")
     seeds = range(profiles.seeds(profile, arguments.seeds)) if arguments.seed is None else [arguments.seed]
-    table = studies.run(study, profile, seeds, rows=rows, workers=arguments.workers)
-    if not distributed.is_main():
+    table = run.run(study, profile, seeds, rows=rows, workers=arguments.workers)
+    if not ranks.is_main():
         return
     shown = ["label", "n", "miou", "miou_sd", "precision", "recall", "miou_maskless", "tag_map"]
-    summary = studies.summarise(table)
+    summary = run.summarise(table)
     print(summary[[column for column in shown if column in summary]].round(1).to_string(index=False))
 
 
 def reproduce(arguments: argparse.Namespace) -> None:
     """``aeft reproduce``: every study, then every notebook, then the report."""
-    from aeft_lib.reproduce import plan
-    from aeft_lib.reproduce import reproduce as run_notebooks
+    from aeft_lib.lab.notebooks import plan
+    from aeft_lib.lab.notebooks import reproduce as run_notebooks
 
     profile = profiles.get(arguments.profile)
     n_seeds = profiles.seeds(profile, arguments.seeds)
@@ -65,16 +67,16 @@ def reproduce(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--publish writes over the committed notebooks, which are of {wanted}; got {profile.name}, {n_seeds}")
     choice = {"only": arguments.only, "start": arguments.start, "publish": arguments.publish}
     plan({"profile": profile.name, "seeds": n_seeds}, **choice)  # refuse before the studies what would fail after them
-    runs.check_writable()
+    store.check_writable()
     chosen = []
-    for study in [] if arguments.only else studies.STUDIES.values():
-        if studies.left_out(study, profile, n_seeds):
+    for study in [] if arguments.only else run.STUDIES.values():
+        if run.left_out(study, profile, n_seeds):
             why = f"below {profile.long_from} seeds" if study.fits(profile) else f"because it needs {study.needs}"
             print(f"study {study.name}: left out {why}, its committed table is shown", flush=True)
             continue
         chosen.append((study, study.seeds(n_seeds)))
         print(f"study {study.name}: {len(study.rows)} rows x {len(chosen[-1][1])} seed(s) on {profile.name}", flush=True)
-    studies.prepare(chosen, profile, workers=arguments.workers)
+    run.prepare(chosen, profile, workers=arguments.workers)
     folder = run_notebooks(profile=profile.name, seeds=n_seeds, **choice)
     print(f"notebooks with outputs: {folder}")
     write_report(profile, n_seeds)
@@ -88,10 +90,10 @@ def report(arguments: argparse.Namespace) -> None:
 
 def write_report(profile: profiles.Profile, n_seeds: int) -> None:
     """Write the report where it belongs; the README's block too, where it is the committed one."""
-    from aeft_lib import report as reports
-    from aeft_lib.session import Session
+    from aeft_lib.lab.session import Session
+    from aeft_lib.studies import report as reports
 
-    runs.check_writable()
+    store.check_writable()
     session = Session(profile, n_seeds)
     built = session.report()
     for file in reports.write(built, session.figures_folder):
@@ -102,15 +104,15 @@ def write_report(profile: profiles.Profile, n_seeds: int) -> None:
 
 def export(arguments: argparse.Namespace) -> None:
     """``aeft export``: what a row's network predicts, as a submission to VOC's server, written and checked."""
-    from aeft_lib import submission
-    from aeft_lib.session import Session
+    from aeft_lib.lab.session import Session
+    from aeft_lib.maps import submission
 
     profile, file = profiles.get(arguments.profile), Path(arguments.out)
     if file.suffix != ".zip" or not file.parent.is_dir():
         raise ValueError(f"--out must name a .zip in a folder that is there, got {file}")
     _network_row(profile, arguments.row, arguments.seed)
     maps = Session(profile, arguments.seed + 1).label_maps(arguments.row, arguments.seed)
-    scenes = open_scenes(profile.val)
+    scenes = profile.val.open()
     count = submission.write(file, list(zip(scenes.names, maps, strict=True)), num_classes=profile.num_classes, split="val")
     sizes = {name: scenes.image(index).shape[:2] for index, name in enumerate(scenes.names)}
     if problems := submission.check(file, sizes, num_classes=profile.num_classes, split="val"):
@@ -120,9 +122,9 @@ def export(arguments: argparse.Namespace) -> None:
 
 def predict(arguments: argparse.Namespace) -> None:
     """``aeft predict IMAGE...``: label maps of any photos, by the segmentation network of a row, as palette PNGs."""
-    from aeft_lib.labels import read_image, write_label_map
-    from aeft_lib.stages.predictions import predict as label_map_of
-    from aeft_lib.stages.segmenter import load_segmenter
+    from aeft_lib.maps.labels import read_image, write_label_map
+    from aeft_lib.stages.predict_labels import predict as label_map_of
+    from aeft_lib.stages.train_segmenter import load_segmenter
 
     profile, folder = profiles.get(arguments.profile), Path(arguments.out)
     images = {Path(file).stem: read_image(Path(file)) for file in arguments.images}
@@ -131,7 +133,7 @@ def predict(arguments: argparse.Namespace) -> None:
     found = _network_row(profile, arguments.row, arguments.seed)
     network = load_segmenter(found["segmenter"]).to(device())
     folder.mkdir(parents=True, exist_ok=True)
-    classes = open_scenes(profile.train).classes
+    classes = profile.train.open().classes
     for name, image in images.items():
         labels = label_map_of(network, image, profile.segmentation.scales)
         write_label_map(folder / f"{name}.png", labels)
@@ -139,17 +141,17 @@ def predict(arguments: argparse.Namespace) -> None:
         print(f"{folder / name}.png: {', '.join(seen) or 'background alone'}")
 
 
-def _network_row(profile: profiles.Profile, name: str, seed: int) -> dict[str, runs.Artefact]:
+def _network_row(profile: profiles.Profile, name: str, seed: int) -> dict[str, store.Artefact]:
     """The artefacts of a row that has a segmentation network; ValueError where it has none, or is not in the store."""
-    row = studies.row(name)
+    row = run.row(name)
     if not isinstance(row, SegmentationRow):
-        names = [known.name for known in studies.get("segmentation").rows if isinstance(known, SegmentationRow)]
+        names = [known.name for known in run.get("segmentation").rows if isinstance(known, SegmentationRow)]
         raise ValueError(f"row {row.name} has no segmentation network; there are {', '.join(names)}")
-    studies.check_seeds([seed])
-    if studies.stored(profile, row, seed) is None:
+    run.check_seeds([seed])
+    if run.stored(profile, row, seed) is None:
         command = f"aeft run segmentation --profile {profile.name} --row {row.name} --seed {seed}"
         raise ValueError(f"row {row.name}, seed {seed} is not in the store, make it with: {command}")
-    return studies.artefacts(profile, row, seed)
+    return run.artefacts(profile, row, seed)
 
 
 def bench(arguments: argparse.Namespace) -> None:
@@ -158,14 +160,14 @@ def bench(arguments: argparse.Namespace) -> None:
     if arguments.name not in files:
         raise ValueError(f"unknown benchmark {arguments.name!r}; there are {', '.join(files)}")
     rows = runpy.run_path(str(files[arguments.name]))["benchmarks"]()
-    print(json.dumps({"benchmarks": rows, "machine": runs.environment()["machine"]}, indent=1))
+    print(json.dumps({"benchmarks": rows, "machine": store.environment()["machine"]}, indent=1))
 
 
 def explain(arguments: argparse.Namespace) -> None:
     """``aeft explain STUDY``: what would run, what of it is there, and the work that is left."""
-    from aeft_lib import explain as explaining
+    from aeft_lib.studies import plan as explaining
 
-    study, profile = studies.get(arguments.study), profiles.get(arguments.profile)
+    study, profile = run.get(arguments.study), profiles.get(arguments.profile)
     rows = [study.row(arguments.row)] if arguments.row else study.rows
     seeds = range(profiles.seeds(profile, arguments.seeds))
     planned = explaining.plan(profile, rows, seeds)
@@ -176,10 +178,10 @@ def explain(arguments: argparse.Namespace) -> None:
 
 def weights(arguments: argparse.Namespace) -> None:
     """``aeft weights FILE``: the doctor of published weights."""
-    from aeft_lib.backbones.checkpoints import load_checkpoint
-    from aeft_lib.backbones.registry import BackboneSpec
     from aeft_lib.data.folder import MAX_CLASSES
-    from aeft_lib.stages.classifier import NetworkSpec, PoolingSpec, build_network
+    from aeft_lib.networks.checkpoints import load_checkpoint
+    from aeft_lib.networks.registry import BackboneSpec
+    from aeft_lib.stages.train_classifier import NetworkSpec, PoolingSpec, build_network
 
     if not 1 <= arguments.classes <= MAX_CLASSES:
         raise ValueError(f"--classes must be 1 to {MAX_CLASSES}, got {arguments.classes}")
@@ -192,7 +194,7 @@ def weights(arguments: argparse.Namespace) -> None:
 
 def data_fetch(arguments: argparse.Namespace) -> None:
     """``aeft data fetch voc|coco``: download, verify, unpack."""
-    from aeft_lib.data.fetch import fetch
+    from aeft_lib.data.prepare.fetch import fetch
 
     root = {"voc": paths.voc_root, "coco": paths.coco_root}[arguments.what]()
     try:
@@ -211,7 +213,7 @@ def data_check(arguments: argparse.Namespace) -> None:
     """``aeft data check WHAT``: the data doctor; an error where something is wrong."""
     if arguments.what == "collages":
         return _check_collages()
-    from aeft_lib.data.check import check
+    from aeft_lib.data.prepare.doctor import check
 
     found = check(arguments.what, deep=arguments.deep)
     print(found.text())
@@ -246,10 +248,10 @@ def _parser() -> argparse.ArgumentParser:
     working.add_argument("--workers", type=int, default=0, help="processes side by side (default: one per core; one on a GPU)")
 
     one = commands.add_parser("run", parents=[common, working], help="compute a study, or one row of it, and print its table")
-    one.add_argument("study", help=f"one of {', '.join(studies.STUDIES)}")
+    one.add_argument("study", help=f"one of {', '.join(run.STUDIES)}")
     one.add_argument("--row", default="", help="only this row (a job of a cluster array)")
     one.add_argument("--seed", type=int, help="only this seed, counted from 0")
-    one.set_defaults(command=run)
+    one.set_defaults(command=run_study)
 
     all_ = commands.add_parser("reproduce", parents=[common, working], help="all studies, notebooks, figures and the report")
     all_.add_argument("--only", nargs="*", default=[], metavar="NOTEBOOK", help="only these notebooks")
@@ -265,7 +267,7 @@ def _parser() -> argparse.ArgumentParser:
     server.set_defaults(command=export)
 
     will = commands.add_parser("explain", parents=[common], help="what a study would run, and what that costs")
-    will.add_argument("study", help=f"one of {', '.join(studies.STUDIES)}")
+    will.add_argument("study", help=f"one of {', '.join(run.STUDIES)}")
     will.add_argument("--row", default="", help="only this row")
     will.set_defaults(command=explain)
 

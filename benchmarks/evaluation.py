@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from aeft_lib import evaluation
+from aeft_lib.maps import evaluation
 
 IMAGES, HEIGHT, WIDTH, CLASSES, PRESENT = 6, 375, 500, 20, 3  # VOC's usual photo, its 20 classes, three tags
 THRESHOLDS = [round(0.10 + 0.01 * i, 2) for i in range(25)]  # the reference's sweep

@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aeft_lib import losses, profiles, training, triplet
-from aeft_lib.classifier import CamClassifier
-from aeft_lib.stages.classifier import NetworkSpec, PoolingSpec, build_network
+from aeft_lib.engine import loop
+from aeft_lib.paper import losses, triplet
+from aeft_lib.paper.classifier import CamClassifier
+from aeft_lib.stages.train_classifier import NetworkSpec, PoolingSpec, build_network
+from aeft_lib.studies import profiles
 
 ROUNDS = 5
 PROFILE = profiles.LAPTOP
@@ -24,7 +26,7 @@ def benchmarks() -> list[dict]:
     torch.set_num_threads(1)
     pooling = PoolingSpec("gated", PROFILE.levels)
     network = build_network(NetworkSpec(pooling, PROFILE.num_classes, PROFILE.backbone), seed=0).train()
-    optimiser = training.make_optimiser(network, PROFILE.erasing.schedule())
+    optimiser = loop.make_optimiser(network, PROFILE.erasing.schedule())
     images, tags, noise = _batch()
     steps = {
         "classification": lambda: {"classification": losses.classification(network(images).logits, tags)},

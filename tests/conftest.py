@@ -77,7 +77,7 @@ def shared(tmp_path_factory):
 
 
 @pytest.fixture
-def store(shared, monkeypatch):
+def stored(shared, monkeypatch):
     """A test reads its file's store with one thread, in silence; a file asks for it with ``pytestmark``."""
     monkeypatch.setenv("AEFT_RUNS", str(shared))
     monkeypatch.setenv("AEFT_QUIET", "1")

@@ -2,12 +2,12 @@
 
 from dataclasses import replace
 
-from aeft_lib.backbones.registry import BackboneSpec
 from aeft_lib.data.augment import ViewSpec
 from aeft_lib.data.voc import VocSpec
-from aeft_lib.profiles import VOC
-from aeft_lib.settings import Profile
-from aeft_lib.stepping import Compute
+from aeft_lib.engine.step import Compute
+from aeft_lib.networks.registry import BackboneSpec
+from aeft_lib.studies.profiles import VOC
+from aeft_lib.studies.settings import Profile
 
 CLASSES = ("cat", "cow", "dog")
 SPLITS = {"train": 4, "train_aug": 12, "val": 4}

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from aeft_lib.data import voc
-from aeft_lib.labels import VOID, voc_palette, write_label_map
+from aeft_lib.maps.labels import VOID, voc_palette, write_label_map
 
 Masks = dict[str, np.ndarray]
 Box = tuple[int, int, int, int]  # top, bottom, left, right

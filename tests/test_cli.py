@@ -10,13 +10,16 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from aeft_lib import cli, paths, report, reproduce, runs, studies
+from aeft_lib import cli, paths
 from aeft_lib.data import collages
-from aeft_lib.profiles import SMOKE
+from aeft_lib.lab import notebooks
+from aeft_lib.stages import store
+from aeft_lib.studies import report, run
+from aeft_lib.studies.profiles import SMOKE
 
 
 @pytest.fixture(autouse=True)
-def store(tmp_path, monkeypatch):
+def stored(tmp_path, monkeypatch):
     """An empty store, silence, no profile in the environment."""
     monkeypatch.setenv("AEFT_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("AEFT_QUIET", "1")
@@ -31,8 +34,8 @@ def nothing_is_built(monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("something was computed")
 
-    monkeypatch.setattr(studies, "_compute", refuse)
-    monkeypatch.setattr(runs, "_build", refuse)
+    monkeypatch.setattr(run, "_compute", refuse)
+    monkeypatch.setattr(store, "_build", refuse)
 
 
 def failure(capsys, *words: str) -> str:
@@ -77,9 +80,9 @@ def refusal(capsys, *words: str) -> str:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_wrong_names_and_numbers_are_one_line(capsys, nothing_is_built, store, words, message):
+def test_wrong_names_and_numbers_are_one_line(capsys, nothing_is_built, stored, words, message):
     assert message in failure(capsys, *words)
-    assert not store.exists()
+    assert not stored.exists()
 
 
 @pytest.mark.parametrize(
@@ -96,9 +99,9 @@ def test_wrong_names_and_numbers_are_one_line(capsys, nothing_is_built, store, w
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_wrong_words_are_refused_by_the_parser(capsys, nothing_is_built, store, words, message):
+def test_wrong_words_are_refused_by_the_parser(capsys, nothing_is_built, stored, words, message):
     assert message in refusal(capsys, *words)
-    assert not store.exists()
+    assert not stored.exists()
 
 
 @pytest.mark.parametrize("words", [["--seed", "-1"], ["--seed", str(10**30)], ["--seeds", "3", "--seed", "1"]], ids=" ".join)
@@ -121,7 +124,7 @@ def test_profile_of_the_environment(capsys, nothing_is_built, monkeypatch):
 def test_store_that_cannot_be_written(capsys, monkeypatch, tmp_path, words, below):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("AEFT_RUNS", str(tmp_path / "file" / below))
-    monkeypatch.setattr(studies, "ProcessPoolExecutor", None)
+    monkeypatch.setattr(run, "ProcessPoolExecutor", None)
     err = failure(capsys, *words, "--profile", "smoke")
     assert "cannot write to the store" in err
     assert "point AEFT_RUNS at a folder" in err
@@ -140,7 +143,7 @@ def test_error_with_notes_and_interruption(capsys, monkeypatch):
     def stop(*_, **__):
         raise error
 
-    monkeypatch.setattr(studies, "run", stop)
+    monkeypatch.setattr(run, "run", stop)
     assert cli.main(["run", "gap_vs_gpp", "--profile", "smoke"]) == 1
     assert capsys.readouterr().err == "aeft: the loss is nan at step 3\n  in row gap, seed 0, profile smoke\n"
     error = KeyboardInterrupt()
@@ -183,7 +186,7 @@ def test_stored_rows_print_their_summary(capsys, monkeypatch, nothing_is_built):
         asked.append((profile.name, row.name, seed))
         return numbers | {"miou": 40.0 + 10 * seed + (row.name == "gated")}
 
-    monkeypatch.setattr(studies, "stored", stored)
+    monkeypatch.setattr(run, "stored", stored)
     assert cli.main(["run", "gap_vs_gpp", "--profile", "smoke", "--seeds", "2"]) == 0
     assert asked == [("smoke", name, seed) for seed in (0, 1) for name in ("gap", "gated")]
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
@@ -199,11 +202,11 @@ def test_stored_rows_print_their_summary(capsys, monkeypatch, nothing_is_built):
     assert {seed for *_, seed in asked} == set(range(SMOKE.seeds))
 
 
-def test_report_of_an_empty_store_says_not_run(capsys, nothing_is_built, store):
+def test_report_of_an_empty_store_says_not_run(capsys, nothing_is_built, stored):
     assert cli.main(["report", "--profile", "smoke"]) == 0
     files = [Path(line) for line in capsys.readouterr().out.splitlines()]
     assert {f.name for f in files} == {"report.json", "report.csv", "report.md"}
-    assert all(f.is_relative_to(store) for f in files)
+    assert all(f.is_relative_to(stored) for f in files)
     claims = json.loads(next(f for f in files if f.suffix == ".json").read_text(encoding="utf-8"))["claims"]
     assert {claim["verdict"] for claim in claims} == {"not run"}
 
@@ -224,14 +227,14 @@ def test_report_of_an_empty_store_never_replaces_the_committed_one(capsys, nothi
 def reproduced(monkeypatch):
     """What `reproduce` would compute: (study, seeds); notebooks and report are left out."""
     asked = []
-    monkeypatch.setattr(reproduce, "plan", lambda *_, **__: None)
-    monkeypatch.setattr(reproduce, "reproduce", lambda **_: "there")
+    monkeypatch.setattr(notebooks, "plan", lambda *_, **__: None)
+    monkeypatch.setattr(notebooks, "reproduce", lambda **_: "there")
     monkeypatch.setattr(cli, "write_report", lambda *_: None)
 
     def prepare(chosen, profile, **_):
         asked.extend((study.name, list(seeds)) for study, seeds in chosen)
 
-    monkeypatch.setattr(studies, "prepare", prepare)
+    monkeypatch.setattr(run, "prepare", prepare)
     return asked
 
 
@@ -239,14 +242,12 @@ def test_reproduce_leaves_long_studies_out_below_their_seeds_and_says_so(capsys,
     monkeypatch.setattr(paths, "FIGURES", tmp_path)
     (tmp_path / "quirks.csv").touch()
     assert cli.main(["reproduce", "--profile", "laptop", "--seeds", "2"]) == 0
-    assert reproduced == [
-        (s.name, list(s.seeds(2))) for s in studies.STUDIES.values() if s.name not in ("quirks", "photo_depth")
-    ]
+    assert reproduced == [(s.name, list(s.seeds(2))) for s in run.STUDIES.values() if s.name not in ("quirks", "photo_depth")]
     assert "study quirks: left out below 3 seeds, its committed table is shown\n" in capsys.readouterr().out
     reproduced.clear()
     assert cli.main(["reproduce", "--profile", "laptop", "--seeds", "3"]) == 0
     bounded = {"quirks": [0, 1], "erasing_settings": [0], "settings": [0], "erasing_strength": [0, 1]}
-    assert dict(reproduced) == {name: bounded.get(name, [0, 1, 2]) for name in studies.STUDIES if name != "photo_depth"}
+    assert dict(reproduced) == {name: bounded.get(name, [0, 1, 2]) for name in run.STUDIES if name != "photo_depth"}
     left_out = [line for line in capsys.readouterr().out.splitlines() if "left out" in line]
     assert left_out == ["study photo_depth: left out because it needs photos, its committed table is shown"]
 

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as T
 
-from aeft_lib.labels import VOID
+from aeft_lib.maps.labels import VOID
 
 
 @dataclass(frozen=True)

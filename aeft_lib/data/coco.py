@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from aeft_lib import paths
-from aeft_lib.data.scene import Photos, check_selection, selected
-from aeft_lib.labels import VOID
+from aeft_lib.data.scene import Photos, check_selection, opened, selected
+from aeft_lib.maps.labels import VOID
 
 SPLITS = {"train2014": 82783, "val2014": 40504}  # images of the published lists
 
@@ -41,6 +41,10 @@ class CocoSpec:
         if self.split not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {self.split!r}")
         check_selection(self.count, self.size)
+
+    def open(self) -> "Coco":
+        """The scenes of this spec, kept for the process.  Raises ValueError as `Coco` does."""
+        return opened(Coco, self)
 
 
 class Instances(NamedTuple):

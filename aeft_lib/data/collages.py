@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image, ImageEnhance
 
 from aeft_lib import paths
-from aeft_lib.data.scene import Scene
+from aeft_lib.data.scene import Scene, opened
 
 CLASSES = ("bird", "hoofed", "rodent", "insect", "fish", "flower", "fruit", "vehicle", "instrument")
 SPLITS = ("train", "val")
@@ -55,6 +55,10 @@ class SceneSpec:
             raise ValueError(f"a scene set needs count >= 1 and size >= 32, got count={self.count}, size={self.size}")
         if not 0 <= self.context <= 1:
             raise ValueError(f"context must lie in 0..1, got {self.context}")
+
+    def open(self) -> "Collages":
+        """The scenes of this spec, kept for the process.  Raises ValueError as `Collages` does."""
+        return opened(Collages, self)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from aeft_lib.data.collages import (
     resized_to_area,
     turned,
 )
-from aeft_lib.data.scene import Scene
+from aeft_lib.data.scene import Scene, opened
 
 VOC_MEDIAN_AREA = 0.15  # of a class in its image, see `collages.AREA_QUANTILES`
 KNOBS = ("object_area", "objects", "context", "clutter", "occlusion")
@@ -83,6 +83,10 @@ class ControlledSpec:
                 f"{self.objects} objects of object_area={self.object_area} do not fit into one scene: "
                 f"lower objects or object_area so that their product is at most 1"
             )
+
+    def open(self) -> "ControlledCollages":
+        """The scenes of this spec, kept for the process.  Raises ValueError as `ControlledCollages` does."""
+        return opened(ControlledCollages, self)
 
 
 def _whole(name: str, value: object, low: int, high: int | None) -> None:

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from aeft_lib import paths
-from aeft_lib.data.scene import Photos, check_selection, contents, selected
-from aeft_lib.labels import read_label_map
+from aeft_lib.data.scene import Photos, check_selection, contents, opened, selected
+from aeft_lib.maps.labels import read_label_map
 
 COLUMNS = ("image", "split", "tags")
 MAX_CLASSES = 254  # labels 1..254, 255 is void
@@ -37,6 +37,10 @@ class FolderSpec:
         if not self.split:
             raise ValueError("split must name one in tags.csv, got an empty one")
         check_selection(self.count, self.size)
+
+    def open(self) -> "Folder":
+        """The scenes of this spec, kept for the process.  Raises ValueError as `Folder` does."""
+        return opened(Folder, self)
 
 
 class Folder(Photos):

@@ -4,15 +4,15 @@ A mask is read when it is asked for and not before, so that nothing that trains 
 """
 
 import hashlib
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
 
-from aeft_lib.labels import VOID, image_size, read_image
+from aeft_lib.maps.labels import VOID, image_size, read_image
 
 
 class Scene(NamedTuple):
@@ -49,6 +49,25 @@ class Scenes(Protocol):
 
     def __getitem__(self, index: int) -> Scene:
         """All of one scene, its mask too."""
+
+
+class SceneSet(Protocol):
+    """The spec of a set of scenes, a frozen dataclass.
+
+    size: side of every scene in pixels, 0 where photos have sizes of their own.  count: of its scenes, 0 for all there are.
+    """
+
+    size: int
+    count: int
+
+    def open(self) -> Scenes:
+        """The scenes.  Raises ValueError where the data is missing or damaged, with what to do."""
+
+
+@lru_cache(maxsize=8)
+def opened(reader: Callable[[SceneSet], Scenes], spec: SceneSet) -> Scenes:
+    """``reader(spec)``, kept: a process reads a list of photos once."""
+    return reader(spec)
 
 
 class Photos:

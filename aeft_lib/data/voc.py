@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from aeft_lib import paths
-from aeft_lib.data.scene import Photos, check_selection, contents, relabelled, selected
-from aeft_lib.labels import VOID, read_label_map
+from aeft_lib.data.scene import Photos, check_selection, contents, opened, relabelled, selected
+from aeft_lib.maps.labels import VOID, read_label_map
 
 CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -45,6 +45,10 @@ class VocSpec:
             raise ValueError(f"class {unknown[0]!r} is none of VOC's; there are {', '.join(CLASSES)}")
         if not self.classes or len(set(self.classes)) < len(self.classes):
             raise ValueError(f"classes must be different, and at least one, got {self.classes}")
+
+    def open(self) -> "Voc":
+        """The scenes of this spec, kept for the process.  Raises ValueError as `Voc` does."""
+        return opened(Voc, self)
 
 
 class Voc(Photos):

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aeft_lib.labels import VOID
+from aeft_lib.maps.labels import VOID
 
 EPS = 1e-5
 RADIUS = 5

@@ -1,4 +1,4 @@
-"""The stages: plain functions from a frozen spec and the artefacts of earlier stages to an artefact folder.
+"""The stage store, and one file for each stage: a plain function from a frozen spec and earlier artefacts to a folder.
 
-One module a stage, because the store's key hashes the modules a stage can reach: a change to evaluation costs no training.
+Stages import no member of `paper`, `rivals`, `networks` or a data set: the specs bring them, and the key hashes what they name.
 """

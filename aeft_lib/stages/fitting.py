@@ -11,9 +11,10 @@ import pandas as pd
 from torch import nn
 from tqdm.auto import tqdm
 
-from aeft_lib import distributed, trained, training
-from aeft_lib.devices import device
-from aeft_lib.runs import Artefact
+from aeft_lib.engine import loop, ranks
+from aeft_lib.engine.device import device
+from aeft_lib.networks import state
+from aeft_lib.stages.store import Artefact
 
 WEIGHTS, LOG, STEPS, CHECKPOINT = "weights.safetensors", "log.csv", "steps.jsonl", "checkpoint.safetensors"
 TENSORBOARD = "AEFT_TENSORBOARD"
@@ -28,16 +29,16 @@ def fit(network: nn.Module, folder: Path, **course: Any) -> dict[str, float | st
     ``steps.jsonl`` has a line per look at the loss: step, steps, lr, terms.  They go to TensorBoard as well where
     ``AEFT_TENSORBOARD`` names a folder.
     """
-    rows = training.fit(network, checkpoint=folder / CHECKPOINT, progress=_progress(folder), **course)
-    if distributed.is_main():
-        trained.save_trained(network, folder / WEIGHTS)
+    rows = loop.fit(network, checkpoint=folder / CHECKPOINT, progress=_progress(folder), **course)
+    if ranks.is_main():
+        state.save_trained(network, folder / WEIGHTS)
         pd.DataFrame(rows).to_csv(folder / LOG, index=False)
     return {**{name: value for name, value in rows[-1].items() if name != "epoch"}, "device": str(device())}
 
 
 def _progress(folder: Path) -> Callable[[dict[str, float]], None]:
     """What is done at every look at the loss: a line to the log, a point to TensorBoard, for a long training a bar."""
-    board = _board(folder) if os.environ.get(TENSORBOARD) and distributed.is_main() else None
+    board = _board(folder) if os.environ.get(TENSORBOARD) and ranks.is_main() else None
     log = folder / STEPS
     lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.is_file() else []
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from aeft_lib.data.augment import ViewSpec, training_view
-from aeft_lib.data.scenes import AnySpec, open_scenes
-from aeft_lib.runs import Artefact
-from aeft_lib.stages.features import load_features, scale_name
-from aeft_lib.stages.scenes import load_images, load_tags
-from aeft_lib.triplet import Batch
+from aeft_lib.data.scene import SceneSet
+from aeft_lib.paper.triplet import Batch
+from aeft_lib.stages.cache_features import load_features, scale_name
+from aeft_lib.stages.load_scenes import load_images, load_tags
+from aeft_lib.stages.store import Artefact
 
 Normalise = Callable[[Tensor], Tensor]
 
@@ -30,7 +30,7 @@ class Source(Protocol):
 
 
 def open_source(
-    scenes: AnySpec, view: ViewSpec | None, inputs: Mapping[str, Artefact], normalise: Normalise, *, pairs: bool
+    scenes: SceneSet, view: ViewSpec | None, inputs: Mapping[str, Artefact], normalise: Normalise, *, pairs: bool
 ) -> Source:
     """The source of a scene set: random views where there is a `view`, else ``inputs["features"]``, cached.
 
@@ -44,7 +44,7 @@ def open_source(
 class CachedFeatures:
     """Features of the frozen trunk for whole scenes, mirrored half the time."""
 
-    def __init__(self, scenes: AnySpec, features: Artefact, normalise: Normalise, pairs: bool) -> None:
+    def __init__(self, scenes: SceneSet, features: Artefact, normalise: Normalise, pairs: bool) -> None:
         cache = load_features(features)
         self.features, self.tags, self.normalise = cache[scale_name(1.0)], cache["tags"], normalise
         self.images = load_images(scenes) if pairs else None
@@ -63,8 +63,8 @@ class CachedFeatures:
 class RandomViews:
     """Random views of photos as the paper trains on them, read from disk as they are needed."""
 
-    def __init__(self, scenes: AnySpec, view: ViewSpec, normalise: Normalise, pairs: bool) -> None:
-        self.scenes, self.view, self.normalise, self.pairs = open_scenes(scenes), view, normalise, pairs
+    def __init__(self, scenes: SceneSet, view: ViewSpec, normalise: Normalise, pairs: bool) -> None:
+        self.scenes, self.view, self.normalise, self.pairs = scenes.open(), view, normalise, pairs
         self.tags = load_tags(scenes)
 
     def __call__(self, indices: Tensor, generator: torch.Generator, wanted: slice) -> Batch:

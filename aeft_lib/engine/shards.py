@@ -1,0 +1,61 @@
+"""Work on many images, spread over processes, or over the ranks of a job; the results do not depend on how many."""
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import torch
+
+from aeft_lib.engine import ranks
+
+SHARD = 32  # images a process takes at a time: each shard loads its network anew
+VARIABLE = "AEFT_PROCESSES"
+
+
+def processes() -> int:
+    """How many processes a stage may start for its images: ``AEFT_PROCESSES``, which a study sets for its workers, else 1.
+
+    Raises ValueError for anything but a whole number from 1 on.
+    """
+    asked = os.environ.get(VARIABLE) or "1"
+    if not asked.isdecimal() or int(asked) < 1:
+        raise ValueError(f"{VARIABLE} must be a whole number, at least 1, got {asked!r}")
+    return int(asked)
+
+
+def over_images(function: Callable[..., list], count: int, *arguments: Any) -> Iterator[Any]:
+    """Results of ``function(range, *arguments)`` for shards of 0..count-1, image by image in order.
+
+    function: of a module, since other processes import it; returns one result an image.  arguments: what can be pickled.
+    Under torchrun every rank calls it and takes its share of the shards; rank 0 gets all results, the others none.
+    Raises what the function raises; shards that are under way end first.
+    """
+    shards = [range(start, min(start + SHARD, count)) for start in range(0, count, SHARD)]
+    if ranks.world() > 1:
+        yield from _over_ranks(function, shards, *arguments)
+        return
+    workers = min(processes(), len(shards))
+    if workers <= 1:
+        for shard in shards:
+            yield from function(shard, *arguments)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        pending = [pool.submit(function, shard, *arguments) for shard in shards]
+        try:
+            for future in pending:
+                yield from future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _over_ranks(function: Callable[..., list], shards: list[range], *arguments: Any) -> Iterator[Any]:
+    """In rounds of a shard a rank, each gathered before the next begins: rank 0 holds no more than one round."""
+    world = ranks.world()
+    for start in range(0, len(shards), world):
+        mine = shards[start + ranks.rank()] if start + ranks.rank() < len(shards) else range(0)
+        for results in ranks.together(function(mine, *arguments) if mine else []):
+            yield from results

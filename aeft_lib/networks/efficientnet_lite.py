@@ -1,0 +1,86 @@
+"""EfficientNet-Lite0 as a CAM backbone: output stride 16, ImageNet weights, frozen batch norm, a frozen trunk.
+
+The laptop's stand-in for ResNet38d (not in the paper).  The stride of stage 5 is set to 1, which gives a map twice as fine
+without dilation: dilated depthwise convolutions are very slow on a CPU.
+"""
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from aeft_lib.networks.backbone import FrozenNorms, check_images
+from aeft_lib.networks.weights import efficientnet_lite0_file, load_in_order
+
+N_STAGES = 7
+
+
+class EfficientNetLite0(FrozenNorms):
+    """Images in -1..1 (B, 3, H, W) -> features (B, 1280, H/16, W/16); H and W in pixels, best multiples of 16.
+
+    trained_stages: how many of the seven stages (counted from the last) and the final 1x1 convolution are trained; 0 freezes
+        all.  What is frozen is the ``trunk``: it has no gradient and no randomness, so its output can be cached.
+    pretrained: load the ImageNet weights.
+    """
+
+    out_channels = 1280
+    stride = 16
+    tap_stages = (3, 5, 8)  # after which of stem, seven stages and final convolution an affinity network looks
+    tap_channels = (40, 112, 1280)
+
+    def __init__(self, *, trained_stages: int, pretrained: bool = True) -> None:
+        """Raises ValueError where trained_stages is outside 0..7."""
+        super().__init__()
+        if not 0 <= trained_stages <= N_STAGES:
+            raise ValueError(f"trained_stages must be 0..{N_STAGES}, got {trained_stages}")
+        net = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+        if pretrained:
+            load_in_order(net, efficientnet_lite0_file())
+        net.blocks[5][0].conv_dw.stride = (1, 1)
+        stages: list[nn.Module] = [
+            nn.Sequential(net.conv_stem, net.bn1),
+            *net.blocks,
+            nn.Sequential(net.conv_head, net.bn2),
+        ]
+        first_trained = len(stages) - (trained_stages + 1 if trained_stages else 0)
+        self._trunk = nn.Sequential(*stages[:first_trained]).requires_grad_(False)
+        self._tail = nn.Sequential(*stages[first_trained:])
+        self.freeze_norms()
+
+    def trunk(self, images: Tensor) -> Tensor:
+        """Features of the frozen stages; a gradient goes just to images that ask for one (a mask not detached)."""
+        check_images(images)
+        return self._through(self._trunk, images)
+
+    def tail(self, features: Tensor) -> Tensor:
+        """What the trunk gave -> (B, 1280, H/16, W/16)."""
+        return self._through(self._tail, features)
+
+    def taps(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Three maps of an image (B, 3, H, W), the finest at stride 8, the others at 16: (B, tap_channels[i], h, w)."""
+        check_images(images)
+        found = []
+        for i, stage in enumerate((*self._trunk, *self._tail)):
+            images = self.run(stage, images)
+            if i in self.tap_stages:
+                found.append(images)
+        return tuple(found)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.tail(self.trunk(images))
+
+    def _through(self, stages: nn.Sequential, x: Tensor) -> Tensor:
+        for stage in stages:
+            x = self.run(stage, x)
+        return x
+
+    @staticmethod
+    def normalise(images: Tensor) -> Tensor:
+        """uint8 0..255 (B, 3, H, W) -> the range the ImageNet weights were trained in, see `normalise`."""
+        return normalise(images)
+
+
+def normalise(images: Tensor) -> Tensor:
+    """uint8 0..255 (B, 3, H, W) -> the range the ImageNet weights were trained in, (x - 127) / 128, float32."""
+    if images.dtype != torch.uint8:
+        raise ValueError(f"images must be uint8 0..255, got {images.dtype}")
+    return (images.float() - 127) / 128

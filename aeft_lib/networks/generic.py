@@ -1,0 +1,136 @@
+"""ResNets of torchvision, and any network of timm that gives features, as CAM backbones at stride 8 or 16 (not in the paper).
+
+Dependency choice: torchvision's ResNets are the field's second baseline, timm has the rest; both bring their own weights.
+"""
+
+import timm
+import torchvision
+from torch import Tensor, nn
+
+from aeft_lib.networks import resnet38d
+from aeft_lib.networks.backbone import FrozenNorms, check_images
+
+STRIDES = (8, 16)
+TORCHVISION = {
+    "resnet50": torchvision.models.ResNet50_Weights.IMAGENET1K_V2,
+    "resnet101": torchvision.models.ResNet101_Weights.IMAGENET1K_V2,
+}
+
+
+class GenericBackbone(FrozenNorms):
+    """Normalised images (B, 3, H, W) -> features (B, out_channels, H/stride, W/stride).
+
+    blocks: stem and stages in their order.  The first `frozen` of them are the trunk: no gradient, no randomness.
+    taps: the last three blocks' outputs, where an affinity network looks; tap_channels: theirs.
+    """
+
+    def __init__(self, blocks: list[nn.Module], *, channels: list[int], stride: int, frozen: int = 2) -> None:
+        super().__init__()
+        self._trunk = nn.Sequential(*blocks[:frozen]).requires_grad_(False)
+        self._tail = nn.Sequential(*blocks[frozen:])
+        self.stride, self.out_channels, self.tap_channels = stride, channels[-1], tuple(channels[-3:])
+        self.freeze_norms()
+
+    def trunk(self, images: Tensor) -> Tensor:
+        """Features of the frozen blocks.  Raises ValueError for images of another shape."""
+        check_images(images)
+        return self._trunk(images)
+
+    def tail(self, features: Tensor) -> Tensor:
+        """What the trunk gave -> features."""
+        return self._outputs(features)[-1]
+
+    def taps(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Outputs of the last three blocks."""
+        return tuple(self._outputs(self.trunk(images))[-3:])
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.tail(self.trunk(images))
+
+    def _outputs(self, x: Tensor) -> list[Tensor]:
+        found = []
+        for block in self._tail:
+            x = self.run(block, x)
+            found.append(x)
+        return found
+
+    @staticmethod
+    def normalise(images: Tensor) -> Tensor:
+        """uint8 0..255 (B, 3, H, W) -> ImageNet's normalisation."""
+        return resnet38d.normalise(images)
+
+
+def torchvision_backbone(name: str, *, stride: int, pretrained: bool) -> GenericBackbone:
+    """ResNet-50 or ResNet-101, its last stages dilated.  Raises ValueError for another name or stride."""
+    _check(name, stride, TORCHVISION)
+    make, weights = getattr(torchvision.models, name), TORCHVISION[name] if pretrained else None
+    net = make(weights=weights, replace_stride_with_dilation=[False, stride == 8, True])
+    blocks = [nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool), net.layer1, net.layer2, net.layer3, net.layer4]
+    return GenericBackbone(blocks, channels=[64, 256, 512, 1024, 2048], stride=stride)
+
+
+def timm_backbone(name: str, *, stride: int, pretrained: bool) -> nn.Module:
+    """A network of timm by its name there.  Raises ValueError for one without features at this stride."""
+    _check(name, stride, timm.list_models(pretrained=False))
+    try:
+        net = timm.create_model(name, pretrained=pretrained, features_only=True, output_stride=stride)
+    except (TypeError, NotImplementedError, AssertionError, RuntimeError, AttributeError) as error:
+        raise ValueError(f"timm:{name} gives no features at stride {stride} ({error or type(error).__name__})") from error
+    reduction = net.feature_info.reduction()
+    if reduction[-1] != stride or len(reduction) < 3:
+        raise ValueError(f"timm:{name} gives features at strides {reduction}, not at {stride} in the end")
+    return TimmBackbone(net, stride=stride)
+
+
+class TimmBackbone(FrozenNorms):
+    """As `GenericBackbone`, without a frozen trunk: timm's networks are not alike inside.
+
+    checkpointing: timm's own; setting it raises ValueError where the network has none.
+    """
+
+    def __init__(self, net: nn.Module, *, stride: int) -> None:
+        super().__init__()
+        self.net, self.stride = net, stride
+        self.tap_channels = tuple(net.feature_info.channels()[-3:])
+        self.out_channels = self.tap_channels[-1]
+        self.freeze_norms()
+
+    @property
+    def checkpointing(self) -> bool:
+        """Whether block inputs alone are kept for the backward pass."""
+        return bool(getattr(self.net, "grad_checkpointing", False))
+
+    @checkpointing.setter
+    def checkpointing(self, wanted: bool) -> None:
+        if wanted and not hasattr(self.net, "set_grad_checkpointing"):
+            raise ValueError("this network of timm's cannot be checkpointed: set checkpointing=False in the profile's Compute")
+        if wanted or self.checkpointing:
+            self.net.set_grad_checkpointing(wanted)
+
+    def trunk(self, images: Tensor) -> Tensor:
+        """The images: nothing is frozen.  Raises ValueError for images of another shape."""
+        check_images(images)
+        return images
+
+    def tail(self, features: Tensor) -> Tensor:
+        """Images -> features."""
+        return self.net(features)[-1]
+
+    def taps(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The last three of the network's maps."""
+        return tuple(self.net(self.trunk(images))[-3:])
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.tail(self.trunk(images))
+
+    @staticmethod
+    def normalise(images: Tensor) -> Tensor:
+        """uint8 0..255 (B, 3, H, W) -> ImageNet's normalisation."""
+        return resnet38d.normalise(images)
+
+
+def _check(name: str, stride: int, known: object) -> None:
+    if name not in known:
+        raise ValueError(f"unknown backbone {name!r}; timm.list_models() has the names of timm's")
+    if stride not in STRIDES:
+        raise ValueError(f"stride must be one of {STRIDES}, got {stride}")

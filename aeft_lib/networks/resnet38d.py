@@ -1,0 +1,152 @@
+"""ResNet38d, the paper's backbone: wide, pre-activated, output stride 8 (Wu et al., 2016; dilations as in AffinityNet).
+
+Names of modules and tensors are the reference's, so that published checkpoints fit.  As there, the first convolution and stage
+2 are frozen, and every batch norm keeps its statistics and its affine parameters, in training too.
+
+Cost of a 320 x 320 image (computed, SPEC of the reference): 411 GFLOP forward; 105.1 M parameters.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from aeft_lib.networks.backbone import FrozenNorms, check_images
+
+# name, input channels, middle channels, output channels, stride, dilation of the first and of the second convolution
+BASIC = (
+    ("b2", 64, 128, 128, 2, 1, 1),
+    ("b2_1", 128, 128, 128, 1, 1, 1),
+    ("b2_2", 128, 128, 128, 1, 1, 1),
+    ("b3", 128, 256, 256, 2, 1, 1),
+    ("b3_1", 256, 256, 256, 1, 1, 1),
+    ("b3_2", 256, 256, 256, 1, 1, 1),
+    ("b4", 256, 512, 512, 2, 1, 1),
+    *((f"b4_{i}", 512, 512, 512, 1, 1, 1) for i in range(1, 6)),
+    ("b5", 512, 512, 1024, 1, 1, 2),
+    ("b5_1", 1024, 512, 1024, 1, 2, 2),
+    ("b5_2", 1024, 512, 1024, 1, 2, 2),
+)
+BOTTLENECKS = (("b6", 1024, 2048), ("b7", 2048, 4096))
+TRUNK = ("b2", "b2_1", "b2_2")
+TAIL = tuple(name for name, *_ in (*BASIC, *BOTTLENECKS) if name not in TRUNK)
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class _PreActivated(nn.Module):
+    """A residual block whose first batch norm and ReLU come before both its branch and its projected shortcut."""
+
+    bn_branch2a: nn.BatchNorm2d
+
+    def activate(self, x: Tensor) -> Tensor:
+        """What both branches read, ``relu(bn_branch2a(x))``."""
+        return self.bn_branch2a(x).relu()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.from_activated(x, self.activate(x))
+
+
+class BasicBlock(_PreActivated):
+    """Two 3 x 3 convolutions; the shortcut is x, or a 1 x 1 convolution where the shape changes."""
+
+    def __init__(self, inner: int, middle: int, outer: int, stride: int, first_dilation: int, dilation: int) -> None:
+        super().__init__()
+        self.bn_branch2a = nn.BatchNorm2d(inner)
+        self.conv_branch2a = _conv3(inner, middle, stride=stride, dilation=first_dilation)
+        self.bn_branch2b1 = nn.BatchNorm2d(middle)
+        self.conv_branch2b1 = _conv3(middle, outer, dilation=dilation)
+        if inner != outer or stride != 1:
+            self.conv_branch1 = nn.Conv2d(inner, outer, kernel_size=1, stride=stride, bias=False)
+
+    def from_activated(self, x: Tensor, activated: Tensor) -> Tensor:
+        """The block from x and what `activate` made of it."""
+        shortcut = self.conv_branch1(activated) if hasattr(self, "conv_branch1") else x
+        return self.conv_branch2b1(self.bn_branch2b1(self.conv_branch2a(activated)).relu()) + shortcut
+
+
+class Bottleneck(_PreActivated):
+    """1 x 1, dilated 3 x 3, 1 x 1, with dropout of whole channels; the shortcut is always a 1 x 1 convolution."""
+
+    def __init__(self, inner: int, outer: int, dilation: int, dropout: float) -> None:
+        super().__init__()
+        self.bn_branch2a = nn.BatchNorm2d(inner)
+        self.conv_branch2a = nn.Conv2d(inner, outer // 4, kernel_size=1, bias=False)
+        self.bn_branch2b1 = nn.BatchNorm2d(outer // 4)
+        self.dropout_2b1 = nn.Dropout2d(dropout)
+        self.conv_branch2b1 = _conv3(outer // 4, outer // 2, dilation=dilation)
+        self.bn_branch2b2 = nn.BatchNorm2d(outer // 2)
+        self.dropout_2b2 = nn.Dropout2d(dropout)
+        self.conv_branch2b2 = nn.Conv2d(outer // 2, outer, kernel_size=1, bias=False)
+        self.conv_branch1 = nn.Conv2d(inner, outer, kernel_size=1, bias=False)
+
+    def from_activated(self, x: Tensor, activated: Tensor) -> Tensor:
+        """The block from what `activate` made of x; x itself has no part in it."""
+        y = self.dropout_2b1(self.bn_branch2b1(self.conv_branch2a(activated)).relu())
+        y = self.dropout_2b2(self.bn_branch2b2(self.conv_branch2b1(y)).relu())
+        return self.conv_branch2b2(y) + self.conv_branch1(activated)
+
+
+class ResNet38d(FrozenNorms):
+    """Normalised images (B, 3, H, W) -> features (B, 4096, H/8, W/8), not negative.
+
+    dropout: of b6 and b7; the reference has 0.2 in both for classification, 0.3 and 0.5 in the affinity network.
+    """
+
+    out_channels = 4096
+    stride = 8
+    tap_channels = (512, 1024, 4096)
+
+    def __init__(self, *, dropout: tuple[float, float] = (0.2, 0.2)) -> None:
+        super().__init__()
+        self.conv1a = _conv3(3, 64)
+        for name, *numbers in BASIC:
+            self.add_module(name, BasicBlock(*numbers))
+        for (name, inner, outer), p in zip(BOTTLENECKS, dropout, strict=True):
+            self.add_module(name, Bottleneck(inner, outer, dilation=4, dropout=p))
+        self.bn7 = nn.BatchNorm2d(4096)
+        for module in (self.conv1a, *(self.get_submodule(name) for name in TRUNK)):
+            module.requires_grad_(False)
+        self.freeze_norms()
+
+    def trunk(self, images: Tensor) -> Tensor:
+        """Features of the frozen layers, (B, 128, H/2, W/2).  Raises ValueError for images of another shape."""
+        check_images(images)
+        x = self.conv1a(images)
+        for name in TRUNK:
+            x = self.run(self.get_submodule(name), x)
+        return x
+
+    def tail(self, features: Tensor) -> Tensor:
+        """What the trunk gave -> (B, 4096, H/8, W/8)."""
+        return self._tail_taps(features)[-1]
+
+    def taps(self, images: Tensor) -> tuple[Tensor, ...]:
+        """What b5, b6 and the last ReLU see, all at stride 8: (B, 512 | 1024 | 4096, H/8, W/8)."""
+        return self._tail_taps(self.trunk(images))
+
+    def _tail_taps(self, x: Tensor) -> tuple[Tensor, ...]:
+        found = []
+        for name in TAIL:
+            block = self.get_submodule(name)
+            if name in ("b5", "b6"):
+                found.append(block.activate(x))
+            x = self.run(block, x)
+        return (*found, self.bn7(x).relu())
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.tail(self.trunk(images))
+
+    @staticmethod
+    def normalise(images: Tensor) -> Tensor:
+        """uint8 0..255 (B, 3, H, W) -> ImageNet's normalisation, see `normalise`."""
+        return normalise(images)
+
+
+def normalise(images: Tensor) -> Tensor:
+    """uint8 0..255 (B, 3, H, W) -> ImageNet's normalisation, float32.  Raises ValueError for another type."""
+    if images.dtype != torch.uint8:
+        raise ValueError(f"images must be uint8 0..255, got {images.dtype}")
+    mean, std = (torch.tensor(numbers, device=images.device)[:, None, None] for numbers in (MEAN, STD))
+    return (images.float() / 255 - mean) / std
+
+
+def _conv3(inner: int, outer: int, *, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inner, outer, kernel_size=3, stride=stride, padding=dilation, dilation=dilation, bias=False)

@@ -1,0 +1,65 @@
+"""The classifier whose weights are also its class activation maps: backbone -> CAM head -> pooling.
+
+``f = fc9(relu(fc8(x)))`` is the signed CAM itself, so no gradient and no weight of a last layer is needed to read it.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from aeft_lib.paper.gpp import PooledPrediction
+
+
+class CamOutput(NamedTuple):
+    """cam: (B, K, h, w) signed, at feature size.  logits: (B, K).  attention: (B, K, h, w) signed, None for GAP."""
+
+    cam: Tensor
+    logits: Tensor
+    attention: Tensor | None
+
+
+class CamHead(nn.Module):
+    """Two 1x1 convolutions without biases, Xavier-uniform: (B, C, h, w) -> signed CAM (B, K, h, w)."""
+
+    def __init__(self, *, in_channels: int, num_classes: int, hidden: int = 256) -> None:
+        super().__init__()
+        self.fc8 = nn.Conv2d(in_channels, hidden, kernel_size=1, bias=False)
+        self.fc9 = nn.Conv2d(hidden, num_classes, kernel_size=1, bias=False)
+        for layer in (self.fc8, self.fc9):
+            nn.init.xavier_uniform_(layer.weight)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.fc9(self.fc8(features).relu())
+
+
+class CamClassifier(nn.Module):
+    """Multi-label classifier over K classes, read as a CAM.
+
+    backbone: has ``trunk``, ``tail`` and ``out_channels`` (see `aeft_lib.backbones`).
+    pooling: `gpp.GlobalAveragePooling` or `gpp.PyramidPooling` built for the same K.
+    """
+
+    def __init__(self, *, backbone: nn.Module, pooling: nn.Module, num_classes: int, hidden: int = 256) -> None:
+        """Raises ValueError where the pooling layer was built for another K."""
+        super().__init__()
+        pooled_classes = getattr(pooling, "num_classes", num_classes)
+        if pooled_classes != num_classes:
+            raise ValueError(f"the pooling layer was built for K={pooled_classes}, the classifier for K={num_classes}")
+        self.num_classes = num_classes
+        self.backbone = backbone
+        self.head = CamHead(in_channels=backbone.out_channels, num_classes=num_classes, hidden=hidden)
+        self.pooling = pooling
+
+    def forward(self, images: Tensor) -> CamOutput:
+        """images: (B, 3, H, W) in the backbone's range -> CAM at the backbone's stride, logits, attention."""
+        return self.from_trunk(self.backbone.trunk(images))
+
+    def from_trunk(self, features: Tensor) -> CamOutput:
+        """As `forward`, from features of the frozen trunk (cached, perhaps in half precision)."""
+        cam = self.cam(features)
+        pooled: PooledPrediction = self.pooling(cam)
+        return CamOutput(cam, pooled.logits, pooled.attention)
+
+    def cam(self, features: Tensor) -> Tensor:
+        """The signed CAM (B, K, h, w) alone: inference needs no pooling."""
+        return self.head(self.backbone.tail(features.to(self.head.fc8.weight.dtype)))

@@ -1,0 +1,56 @@
+"""Stage `refine_by_crf`: the dense CRF on the seeds of a scene set, for one or more background powers at once."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from aeft_lib.data.scene import SceneSet
+from aeft_lib.engine import ranks
+from aeft_lib.engine.device import device
+from aeft_lib.engine.shards import over_images
+from aeft_lib.maps.seeds import Seed, SeedWriter, read_seeds
+from aeft_lib.refinement import dense_crf
+from aeft_lib.stages.store import Artefact
+
+
+@dataclass(frozen=True)
+class CrfSpec:
+    """scenes: of the seeds.  powers: names of background powers, of ``low, middle, high``.  iterations: of mean field."""
+
+    scenes: SceneSet
+    powers: tuple[str, ...]
+    iterations: int = 10
+
+
+@ranks.collective
+def refine_by_crf(spec: CrfSpec, inputs: Mapping[str, Artefact], folder: Path) -> dict[str, float]:
+    """Read ``seeds`` and ``background``; write ``<power>.npz`` per power: posteriors of the tagged classes, as seeds are.
+
+    The background's posterior is what is left of 1.  In steps of 1/255 and compressed, see `seeds.SeedWriter`.
+    """
+    alphas = tuple(inputs["background"].summary[name] for name in spec.powers)
+    file = inputs["seeds"].folder / "seeds.npz"
+    count = len(spec.scenes.open())
+    with ExitStack() as stack:
+        writers = [stack.enter_context(SeedWriter(folder / f"{name}.npz")) for name in spec.powers]
+        for name, seeds in over_images(_refined, count, spec, file, alphas):
+            for writer, seed in zip(writers, seeds, strict=True):
+                writer.add(name, seed)
+    return {"images": count}
+
+
+@torch.inference_mode()
+def _refined(indices: range, spec: CrfSpec, file: Path, alphas: tuple[float, ...]) -> list[tuple[str, list[Seed]]]:
+    """Name and one posterior a power of these scenes."""
+    scenes = spec.scenes.open()
+    found = []
+    for index, (name, seed) in zip(indices, read_seeds(file, [f"{i:05d}" for i in indices]), strict=True):
+        if not len(seed.cam):  # no tags, nothing to refine
+            found.append((name, [seed] * len(alphas)))
+            continue
+        posteriors = dense_crf.refine(scenes.image(index), seed.cam.to(device()), alphas, iterations=spec.iterations)
+        found.append((name, [Seed(seed.class_ids, q[1:].clamp(0, 1).cpu()) for q in posteriors]))
+    return found

@@ -1,0 +1,28 @@
+"""What test_distributed.py starts under torchrun: one row on drawn photos, on every rank."""
+
+import os
+import sys
+from dataclasses import replace
+
+from photo_profile import photo_profile
+
+from aeft_lib.engine import ranks
+from aeft_lib.studies import catalogue, run
+from aeft_lib.studies.rows import RefinedRow
+
+ROW = RefinedRow("crf", "ours, CRF", catalogue.OURS_ROW, crf=True)
+
+
+def main() -> None:
+    """Run the row with the negatives that the command line names; rank 0 prints its mIoU."""
+    ranks.start()
+    profile = photo_profile()
+    profile = replace(profile, compute=replace(profile.compute, negatives=sys.argv[1]))
+    found = run.artefacts(profile, ROW, 0)
+    if ranks.is_main():
+        print(f"ranks {ranks.world()} miou {found['evaluation'].summary['miou']!r} runs {os.environ['AEFT_RUNS']}")
+    ranks.stop()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""Backbones by name: shapes, strides, taps, what is frozen, and every wrong name or number."""
+
+import pytest
+import torch
+
+from aeft_lib.networks import generic, state
+from aeft_lib.networks.registry import BackboneSpec, build_backbone
+from aeft_lib.networks.segmenter import Segmenter
+from aeft_lib.refinement.affinity_net import AffinityNet
+
+NAMES = ["efficientnet_lite0", "resnet50", "timm:resnet18", "timm:mobilenetv3_small_100"]
+IMAGES = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+
+
+def build(name: str, stride: int = 16):
+    return build_backbone(BackboneSpec(name, trained_stages=1, output_stride=stride, weights="none")).train()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_backbone_serves_all_three_networks(name):
+    backbone = build(name)
+    features = backbone(IMAGES)
+    assert features.shape == (1, backbone.out_channels, 64 // backbone.stride, 96 // backbone.stride)
+    assert torch.equal(features, backbone.tail(backbone.trunk(IMAGES)))
+    assert [tap.shape[1] for tap in backbone.taps(IMAGES)] == list(backbone.tap_channels)
+    assert AffinityNet(backbone=backbone)(IMAGES).shape[1] == 448
+    assert Segmenter(backbone=backbone, num_classes=2, hidden=4)(IMAGES).shape == (1, 3, 64, 96)
+
+
+@pytest.mark.parametrize("name", ["resnet50", "timm:resnet18"])
+@pytest.mark.parametrize("stride", [8, 16])
+def test_strides(name, stride):
+    backbone = build(name, stride)
+    assert backbone.stride == stride
+    assert backbone(IMAGES).shape[-2:] == (64 // stride, 96 // stride)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_batch_norms_never_move(name):
+    backbone = build(name)
+    before = {key: t.clone() for key, t in backbone.state_dict().items() if "running" in key}
+    backbone(IMAGES).sum().backward()
+    assert before
+    assert all(torch.equal(t, before[key]) for key, t in backbone.state_dict().items() if key in before)
+    norms = {id(p) for m in backbone.modules() if isinstance(m, torch.nn.BatchNorm2d) for p in m.parameters()}
+    assert not any(p.requires_grad for p in backbone.parameters() if id(p) in norms)
+
+
+def test_stem_and_first_stage_of_a_resnet_are_frozen():
+    backbone = build("resnet50")
+    assert not any(p.requires_grad for p in backbone._trunk.parameters())
+    assert len(state.trained_state(backbone)) > 30
+    assert not backbone.trunk(IMAGES).requires_grad
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet50", "timm:resnet18"])
+def test_checkpointing_gives_the_same_gradients(name):
+    found = []
+    for checkpointing in (False, True):
+        backbone = build(name)
+        backbone.load_state_dict({key: torch.full_like(t, 0.01) for key, t in backbone.state_dict().items()})
+        backbone.checkpointing = checkpointing
+        backbone(IMAGES).square().mean().backward()
+        found.append([p.grad for p in backbone.parameters() if p.grad is not None])
+    assert len(found[0]) == len(found[1])
+    assert all(torch.allclose(a, b, rtol=1e-5) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (
+            {"name": "vgg16"},
+            "unknown backbone 'vgg16'; there are efficientnet_lite0, resnet38d, resnet50, resnet101 and timm:NAME",
+        ),
+        ({"weights": "mine"}, "weights must be one of imagenet, none, got 'mine'"),
+        ({"output_stride": 32}, r"output_stride must be one of \(8, 16\), got 32"),
+    ],
+)
+def test_wrong_specs_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        BackboneSpec(**wrong)
+
+
+def test_a_network_of_timm_that_cannot_be_checkpointed_says_so():
+    backbone = build("timm:resnet18")
+    assert not backbone.checkpointing
+    backbone.checkpointing = True
+    assert backbone.checkpointing
+    backbone.net = torch.nn.Identity()
+    with pytest.raises(ValueError, match="cannot be checkpointed"):
+        backbone.checkpointing = True
+
+
+def test_names_that_timm_does_not_know_and_networks_without_such_features():
+    with pytest.raises(ValueError, match="unknown backbone 'resnet_of_mine'"):
+        build("timm:resnet_of_mine")
+    with pytest.raises(ValueError, match="timm:vgg11 gives"):
+        build("timm:vgg11", 16)
+    with pytest.raises(ValueError, match="stride must be one of"):
+        generic.torchvision_backbone("resnet50", stride=4, pretrained=False)
+
+
+def test_without_its_file_resnet38d_says_where_weights_come_from(monkeypatch, tmp_path):
+    monkeypatch.setenv("AEFT_RESNET38D_PARAMS", str(tmp_path / "none.params"))
+    with pytest.raises(ValueError, match="point AEFT_RESNET38D_PARAMS at it"):
+        build_backbone(BackboneSpec("resnet38d"))

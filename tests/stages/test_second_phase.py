@@ -1,0 +1,236 @@
+"""The stages of the second phase on a dozen scenes: the same weights twice, resumed, blind to masks, epoch by epoch.
+
+One store for the whole file holds features and the warm start; everything runs in this process with one thread.
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from aeft_lib.data.collages import Collages, SceneSpec
+from aeft_lib.engine import loop
+from aeft_lib.paper import triplet
+from aeft_lib.stages import store
+from aeft_lib.stages.cache_features import FeatureSpec, cache_features
+from aeft_lib.stages.evaluate import EvaluationSpec, evaluate_seeds
+from aeft_lib.stages.evaluate_epochs import EpochsSpec, evaluate_epochs
+from aeft_lib.stages.infer_seeds import SeedSpec, infer_seeds
+from aeft_lib.stages.train_classifier import ClassifierSpec, NetworkSpec, train_classifier
+from aeft_lib.stages.train_triplet import TripletSpec, train_triplet
+from aeft_lib.studies import catalogue
+from aeft_lib.studies.profiles import SMOKE
+from aeft_lib.studies.settings import SecondPhase
+
+TRAIN, VAL = SceneSpec("train", 12, 96), SceneSpec("val", 4, 96)
+THRESHOLDS = (0.2, 0.4, 0.6)
+WARM_START = ClassifierSpec(
+    network=NetworkSpec(catalogue.GATED.pooling(SMOKE), SMOKE.num_classes, SMOKE.backbone),
+    scenes=TRAIN,
+    schedule=replace(SMOKE.schedule, epochs=1, batch_size=4),
+    seed=3,
+)
+PHASE = TripletSpec(
+    warm_start=WARM_START,
+    triplet=triplet.CORRECTED,
+    schedule=SecondPhase(epochs=2, steps_per_epoch=2, batch_size=6, rate=0.3).schedule(),
+)
+
+
+pytestmark = pytest.mark.usefixtures("stored")
+
+
+def features(scenes: SceneSpec) -> store.Artefact:
+    return store.obtain(cache_features, FeatureSpec(scenes, SMOKE.backbone, (1.0,), scenes.open().fingerprint))
+
+
+@pytest.fixture
+def inputs(stored) -> dict[str, store.Artefact]:
+    """What `train_triplet` reads, computed by whichever test comes first."""
+    train = features(TRAIN)
+    return {"classifier": store.obtain(train_classifier, WARM_START, {"features": train}), "features": train}
+
+
+def trained(inputs, folder: Path, **changes) -> dict[str, torch.Tensor]:
+    """The weights after a second phase in a folder of its own."""
+    folder.mkdir(exist_ok=True)
+    train_triplet(replace(PHASE, **changes), inputs, folder)
+    return load_file(folder / "weights.safetensors")
+
+
+def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+# --- train_triplet ---------------------------------------------------------------------------------------------------
+
+
+def test_the_same_weights_twice(inputs, tmp_path):
+    torch.manual_seed(1)
+    first = trained(inputs, tmp_path / "first")
+    torch.manual_seed(2)  # the global generator has no say
+    assert same(first, trained(inputs, tmp_path / "again"))
+    assert (tmp_path / "first" / "log.csv").read_bytes() == (tmp_path / "again" / "log.csv").read_bytes()
+
+
+def test_it_goes_on_from_the_warm_start_and_changes_every_weight(inputs, tmp_path):
+    before = load_file(inputs["classifier"].folder / "weights.safetensors")
+    still = trained(inputs, tmp_path / "still", schedule=replace(PHASE.schedule, lr=1e-30, head_lr=1e-30))
+    after = trained(inputs, tmp_path / "after")
+    assert same(still, before)
+    assert before.keys() == after.keys()
+    assert not any(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_settings_of_the_triplet_and_seed_decide_the_weights(inputs, tmp_path):
+    plain = trained(inputs, tmp_path / "plain")
+    rigid = trained(inputs, tmp_path / "rigid", triplet=replace(triplet.CORRECTED, attract="rigid"))
+    other = trained(inputs, tmp_path / "other", warm_start=replace(WARM_START, seed=4))
+    assert not same(plain, rigid)
+    assert not same(plain, other)
+
+
+class Killed(BaseException):
+    """Stands for the end of a process."""
+
+
+def test_killed_after_an_epoch_it_resumes_to_the_same_weights_log_and_epoch_files(inputs, tmp_path, monkeypatch):
+    whole = trained(inputs, tmp_path / "whole", keep_epochs=True)
+    save, saved = loop.save_checkpoint, []
+
+    def save_and_die(*words):
+        save(*words)
+        saved.append(words)
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "save_checkpoint", save_and_die)
+        with pytest.raises(Killed):
+            trained(inputs, tmp_path / "resumed", keep_epochs=True)
+    assert len(saved) == 1
+    left = {"checkpoint.safetensors", "steps.jsonl", "epoch_1.safetensors"}
+    assert {file.name for file in (tmp_path / "resumed").iterdir()} == left
+    assert same(whole, trained(inputs, tmp_path / "resumed", keep_epochs=True))
+    files = {file.name for file in (tmp_path / "whole").iterdir()}
+    assert files == {"weights.safetensors", "log.csv", "steps.jsonl", "epoch_1.safetensors", "epoch_2.safetensors"}
+    for name in files:
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "resumed" / name).read_bytes()
+
+
+def test_epoch_files_are_written_on_demand_alone_and_the_last_is_the_result(inputs, tmp_path):
+    plain, kept = trained(inputs, tmp_path / "plain"), trained(inputs, tmp_path / "kept", keep_epochs=True)
+    assert {file.name for file in (tmp_path / "plain").iterdir()} == {"weights.safetensors", "log.csv", "steps.jsonl"}
+    assert same(plain, kept)
+    first, last = (load_file(tmp_path / "kept" / f"epoch_{epoch}.safetensors") for epoch in (1, 2))
+    assert same(last, kept)
+    assert not same(first, kept)
+
+
+def test_log_and_summary_tell_the_terms(inputs, tmp_path):
+    summary = train_triplet(PHASE, inputs, tmp_path)
+    log = pd.read_csv(tmp_path / "log.csv")
+    assert list(log) == ["epoch", "lr", "classification", "attract", "repel", "hard", "without_negative"]
+    assert log["epoch"].tolist() == [1, 2]
+    assert summary.keys() == {*log} - {"epoch"} | {"device"}
+    assert summary["attract"] == pytest.approx(log["attract"].iloc[-1])
+
+
+def test_steps_are_those_of_both_epochs_and_the_last_says_what_the_log_says(inputs, tmp_path):
+    trained(inputs, tmp_path, schedule=replace(PHASE.schedule, steps_per_epoch=1))
+    log = pd.read_csv(tmp_path / "log.csv")
+    steps = [json.loads(line) for line in (tmp_path / "steps.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["steps"]) for line in steps] == [(1, 2), (2, 2)]
+    for line, (_, row) in zip(steps, log.iterrows(), strict=True):  # an epoch of one step is its own mean
+        assert line | {"epoch": row["epoch"]} == pytest.approx(row.to_dict() | {"step": line["step"], "steps": 2})
+
+
+def test_images_and_features_of_a_batch_show_the_same_picture(inputs, tmp_path, monkeypatch):
+    """Mirrored or not: what the trunk makes of the batch's images is what the cache holds, but for half precision."""
+    seen, measure = [], triplet.measure
+
+    def look(network, batch, **settings):
+        seen.append((network.backbone.trunk(batch.images), batch))
+        return measure(network, batch, **settings)
+
+    monkeypatch.setattr(triplet, "measure", look)
+    trained(inputs, tmp_path)
+    assert len(seen) == 4
+    for ours, batch in seen:
+        torch.testing.assert_close(ours, batch.features.float(), rtol=0, atol=5e-3 * ours.abs().max().item())
+        assert (ours - batch.features.flip(-1)).abs().max() > 0.1 * ours.abs().max()
+        assert batch.noise.shape == (6, 6)
+
+
+# --- who reads masks ---------------------------------------------------------------------------------------------------
+
+
+class MaskRead(AssertionError):
+    pass
+
+
+class Blind(NamedTuple):
+    """A scene whose mask nobody may look at."""
+
+    image: np.ndarray
+    tags: np.ndarray
+    name: str
+
+    @property
+    def mask(self):
+        raise MaskRead(self.name)
+
+
+@pytest.fixture
+def blind(monkeypatch):
+    """From now on no scene shows its mask."""
+    render = Collages.__getitem__
+
+    def scene(self, index):
+        whole = render(self, index)
+        return Blind(whole.image, whole.tags, whole.name)
+
+    monkeypatch.setattr(Collages, "__getitem__", scene)
+
+
+def test_training_reads_no_mask(inputs, tmp_path, blind):
+    assert trained(inputs, tmp_path)
+    with pytest.raises(MaskRead):  # what does read them is caught
+        evaluate_epochs(EpochsSpec(VAL, THRESHOLDS), {"features": inputs["features"]}, tmp_path)
+
+
+# --- evaluate_epochs -------------------------------------------------------------------------------------------------
+
+
+def curve_of(classifier: store.Artefact) -> pd.DataFrame:
+    """A classifier's curve as the stages of every study make it."""
+    given = {"classifier": classifier, "features": features(VAL)}
+    seeds = store.obtain(infer_seeds, SeedSpec((1.0,), VAL.size), given)
+    return pd.read_csv(store.obtain(evaluate_seeds, EvaluationSpec(VAL, THRESHOLDS), {"seeds": seeds}).folder / "curve.csv")
+
+
+def test_epochs_go_from_the_warm_start_to_the_final_weights(inputs):
+    final = store.obtain(train_triplet, replace(PHASE, keep_epochs=True), inputs)
+    given = {"warm_start": inputs["classifier"], "classifier": final, "features": features(VAL)}
+    found = store.obtain(evaluate_epochs, EpochsSpec(VAL, THRESHOLDS), given)
+    assert found.summary == {"epochs": 2}
+    table = pd.read_csv(found.folder / "epochs.csv")
+    assert list(table) == ["threshold", "miou", "precision", "recall", "epoch"]
+    assert table["epoch"].tolist() == [0] * 3 + [1] * 3 + [2] * 3
+    curves = [table[table["epoch"] == epoch].drop(columns="epoch").reset_index(drop=True) for epoch in range(3)]
+    one_step = {"rtol": 0, "atol": 0.1}  # the store rounds seeds to 1/255, an epoch's seeds are never stored
+    pd.testing.assert_frame_equal(curves[0], curve_of(inputs["classifier"]), **one_step)
+    pd.testing.assert_frame_equal(curves[2], curve_of(final), **one_step)
+    for other in curves[:2]:
+        assert (curves[2] - other).abs().max()["miou"] > 0.5
+
+
+def test_without_epoch_files_only_the_warm_start_is_scored(inputs, tmp_path):
+    final = store.obtain(train_triplet, PHASE, inputs)
+    given = {"warm_start": inputs["classifier"], "classifier": final, "features": features(VAL)}
+    assert evaluate_epochs(EpochsSpec(VAL, THRESHOLDS), given, tmp_path) == {"epochs": 0}

@@ -1,0 +1,196 @@
+"""The last network on the smoke profile: training, predictions and their scores, what is refused, and who reads masks.
+
+One store for the whole file; it all runs in this process with one thread.
+"""
+
+import dataclasses
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from test_label_stages import FEW, PSEUDO, SIZE, artefacts, as_tensor, assert_table_agrees, headline, pixels, spec_of_affinity
+
+from aeft_lib.data.collages import Collages
+from aeft_lib.networks.segmenter import multi_scale_probabilities
+from aeft_lib.networks.state import save_trained
+from aeft_lib.refinement import dense_crf
+from aeft_lib.stages import store
+from aeft_lib.stages.choose_background import BackgroundSpec, choose_background
+from aeft_lib.stages.evaluate import EvaluationSpec, evaluate_labels, evaluate_scores
+from aeft_lib.stages.predict_labels import PredictionSpec, predict_labels
+from aeft_lib.stages.refine_by_crf import CrfSpec, refine_by_crf
+from aeft_lib.stages.train_affinity import train_affinity
+from aeft_lib.stages.train_segmenter import SegmenterSpec, build_segmenter, load_segmenter, train_segmenter
+from aeft_lib.stages.walk_seeds import WalkSpec, walk_seeds
+from aeft_lib.stages.write_labels import LabelSpec, TruthSpec, label_files, true_labels, write_labels
+from aeft_lib.studies import run
+from aeft_lib.studies.profiles import SMOKE
+
+SPEC = SegmenterSpec(SMOKE.train, SMOKE.num_classes, SMOKE.backbone, SMOKE.segmentation.schedule, seed=0, hidden=32)
+
+pytestmark = pytest.mark.usefixtures("stored")
+
+
+@pytest.fixture
+def segmenter(stored) -> store.Artefact:
+    """As if trained: a head of large random weights, which predicts every class somewhere."""
+    folder = stored / "segmenter"
+    if not folder.exists():
+        folder.mkdir()
+        network = build_segmenter(SPEC.num_classes, SPEC.backbone, SPEC.hidden, SPEC.seed)
+        with torch.no_grad():
+            for layer in (network.head.conv6, network.head.conv7):
+                layer.weight *= 20
+        save_trained(network, folder / "weights.safetensors")
+    return store.Artefact("train_segmenter", "large", folder, {"spec": dataclasses.asdict(SPEC)})
+
+
+@pytest.fixture
+def predicted(segmenter):
+    """The predictions of that segmenter on the unseen scenes."""
+    return lambda **options: store.obtain(
+        predict_labels, PredictionSpec(SMOKE.val, (1.0,), **options), {"segmenter": segmenter}
+    )
+
+
+# --- segmenter and predictions ---------------------------------------------------------------------------------------
+
+
+def test_segmenter_has_the_same_weights_again(tmp_path):
+    found = run.artefacts(SMOKE, run.get("segmentation").row("segment_aeft"), 0)
+    assert found["teacher"].key == artefacts(PSEUDO)["labels"].key
+    numbers = SMOKE.segmentation
+    spec = SegmenterSpec(SMOKE.train, SMOKE.num_classes, SMOKE.backbone, numbers.schedule, 0, hidden=numbers.hidden)
+    torch.manual_seed(7)
+    assert train_segmenter(spec, {"labels": found["teacher"]}, tmp_path) == found["segmenter"].summary
+    for name in ("weights.safetensors", "log.csv", "steps.jsonl"):
+        assert (tmp_path / name).read_bytes() == (found["segmenter"].folder / name).read_bytes()
+
+
+def test_segmenter_learns(tmp_path):
+    schedule = replace(SPEC.schedule, epochs=3, head_lr=0.01, warmup_steps=0)
+    truth = store.obtain(true_labels, TruthSpec(SMOKE.train))
+    summary = train_segmenter(replace(SPEC, schedule=schedule), {"labels": truth}, tmp_path)
+    log = pd.read_csv(tmp_path / "log.csv")
+    assert summary["segmentation"] == pytest.approx(log["segmentation"].iloc[-1])
+    assert summary["segmentation"] < 0.8 * log["segmentation"].iloc[0]
+
+
+def test_every_unseen_scene_has_a_prediction(predicted):
+    labels = predicted()
+    assert [file.name for file in label_files(labels)] == [f"{i:05d}.png" for i in range(SMOKE.val.count)]
+    assert pixels(labels).shape == (SMOKE.val.count, *SIZE)
+    assert len(np.unique(pixels(labels))) > 2
+    assert_table_agrees(labels)
+
+
+@pytest.mark.parametrize("crf_iterations", [0, 2])
+def test_predictions_are_those_of_the_scene_alone(segmenter, predicted, crf_iterations):
+    network, index = load_segmenter(segmenter), 3
+    image = Collages(SMOKE.val)[index].image
+    scores = multi_scale_probabilities(network, as_tensor(image), (1.0,))[0]
+    if crf_iterations:
+        scores = dense_crf.DenseCRF(image).infer(dense_crf.unary_of(scores), iterations=crf_iterations)
+    found = pixels(predicted(crf_iterations=crf_iterations))[index]
+    assert (found == scores.argmax(dim=0).numpy()).mean() > 0.999
+
+
+def test_known_tags_leave_tagged_classes_alone(predicted):
+    free, told = pixels(predicted()), pixels(predicted(tags_known=True))
+    surplus = 0
+    for scene, without, with_tags in zip(Collages(SMOKE.val), free, told, strict=True):
+        tagged = [0, *(scene.tags.nonzero()[0] + 1)]
+        assert np.isin(with_tags, tagged).all()
+        assert (with_tags == without)[np.isin(without, tagged)].all()
+        surplus += (~np.isin(without, tagged)).sum()
+    assert surplus
+
+
+def test_predictions_are_scored_as_they_are(predicted):
+    found = store.obtain(evaluate_labels, EvaluationSpec(SMOKE.val), {"labels": predicted()})
+    expected = headline(pixels(predicted()), SMOKE.val)
+    assert found.summary == pytest.approx(expected | {f"{name}_maskless": value for name, value in expected.items()})
+    truth = store.obtain(true_labels, TruthSpec(SMOKE.val))
+    occurring = np.unique(pixels(truth))
+    assert store.obtain(evaluate_labels, EvaluationSpec(SMOKE.val), {"labels": truth}).summary["miou"] == pytest.approx(
+        10 * len(occurring)
+    )
+
+
+# --- who reads masks -------------------------------------------------------------------------------------------------
+
+
+class MaskRead(AssertionError):
+    pass
+
+
+class Blind(NamedTuple):
+    """A scene whose mask nobody may look at."""
+
+    image: np.ndarray
+    tags: np.ndarray
+    name: str
+
+    @property
+    def mask(self):
+        raise MaskRead(self.name)
+
+
+def test_no_stage_before_evaluation_reads_a_mask(tmp_path, monkeypatch, segmenter):
+    found, render = artefacts(PSEUDO), Collages.__getitem__
+    as_seeds = {"scores": found["seeds"], "background": found["background"]}
+
+    def scene(self, index):
+        whole = render(self, index)
+        return Blind(whole.image, whole.tags, whole.name)
+
+    monkeypatch.setattr(Collages, "__getitem__", scene)
+    choose_background(BackgroundSpec(SMOKE.thresholds), found, tmp_path)
+    refine_by_crf(CrfSpec(FEW, ("low", "high")), found, tmp_path)
+    train_affinity(spec_of_affinity(), found, tmp_path)
+    walk_seeds(WalkSpec(FEW), found, tmp_path)
+    write_labels(LabelSpec("seeds.npz", by_threshold=True), as_seeds, tmp_path)
+    train_segmenter(SPEC, found, tmp_path)
+    predict_labels(PredictionSpec(FEW, (1.0,), tags_known=True), {"segmenter": segmenter}, tmp_path)
+    for stage, spec in (
+        (true_labels, TruthSpec(FEW)),
+        (evaluate_labels, EvaluationSpec(SMOKE.train)),
+    ):  # who reads them is caught
+        with pytest.raises(MaskRead):
+            stage(spec, found, tmp_path)
+
+
+@pytest.mark.parametrize("stage", ["affinity", "classifier", "crf", "features", "seeds", "segmenter", "triplet", "walk"])
+def test_no_training_reaches_the_code_that_scores_masks(stage):
+    reached = store.reachable_modules(f"aeft_lib.stages.{stage}")
+    assert f"aeft_lib.stages.{stage}" in reached
+    assert not {"aeft_lib.maps.evaluation", "aeft_lib.stages.evaluate", "aeft_lib.stages.evaluate_epochs"} & reached
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [24, 40])
+@pytest.mark.parametrize("stage", [train_segmenter, train_affinity, evaluate_labels, evaluate_scores])
+def test_other_numbers_of_images_and_label_maps_are_refused(tmp_path, stage, count):
+    scenes = replace(SMOKE.train, count=count)
+    specs = {
+        train_segmenter: replace(SPEC, scenes=scenes),
+        train_affinity: spec_of_affinity(scenes),
+        evaluate_labels: EvaluationSpec(scenes),
+        evaluate_scores: EvaluationSpec(scenes, SMOKE.thresholds),
+    }
+    with pytest.raises(ValueError, match=rf"{count} .* 32|shorter|longer"):
+        stage(specs[stage], artefacts(PSEUDO), tmp_path)
+
+
+def test_labels_of_another_size_or_of_more_classes_are_refused(tmp_path):
+    found = artefacts(PSEUDO)
+    with pytest.raises(ValueError, match=r"00000\.png: the label map is \(96, 96\), its image \(64, 64\)"):
+        train_segmenter(replace(SPEC, scenes=replace(SMOKE.train, size=64)), found, tmp_path)
+    with pytest.raises(ValueError, match=r"is outside 0\.\.1 and is not void"):
+        train_segmenter(replace(SPEC, num_classes=1), found, tmp_path)
+    assert not list(tmp_path.iterdir())

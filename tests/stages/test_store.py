@@ -1,0 +1,499 @@
+"""The stage store, with stages of three lines: keys, records, damage, failures, two processes at once, a full disk."""
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from aeft_lib import paths
+from aeft_lib.stages import store
+from aeft_lib.stages.store import StoreError
+
+
+@dataclass(frozen=True)
+class Spec:
+    """The least that a stage can be told."""
+
+    value: int = 1
+    levels: tuple[int, ...] = (2, 4)
+
+
+class Counter:
+    """A stage that counts how often it ran and writes its value; `error` is raised after the first file."""
+
+    __name__ = "count"
+    __module__ = "outside_the_package"
+
+    def __init__(self):
+        self.calls = 0
+        self.error = None
+
+    def __call__(self, spec, inputs, folder):
+        self.calls += 1
+        (folder / "value.txt").write_text(str(spec.value))
+        if self.error:
+            raise self.error
+        (folder / "deep").mkdir(exist_ok=True)
+        (folder / "deep" / "more.bin").write_bytes(bytes(range(256)) * 16)
+        return {"value": spec.value, "third": 1 / 3}
+
+
+@pytest.fixture
+def stored(tmp_path, monkeypatch):
+    """An empty store; what this process has verified so far is forgotten, as in a new process."""
+    monkeypatch.setenv("AEFT_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setattr(store, "_verified", set())
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def count():
+    return Counter()
+
+
+def other_process(monkeypatch):
+    """Forget what was verified: checksums are taken once a process."""
+    monkeypatch.setattr(store, "_verified", set())
+
+
+def names(folder: Path) -> set[str]:
+    """What stands in a stage's folder, without locks."""
+    return {f.name for f in folder.iterdir() if f.suffix != ".lock"}
+
+
+# --- built once, found again -------------------------------------------------------------------------------------------
+
+
+def test_built_once_and_found_again(stored, count, monkeypatch):
+    first = store.obtain(count, Spec())
+    other_process(monkeypatch)
+    second = store.obtain(count, Spec())
+    assert count.calls == 1
+    assert second.folder == first.folder == stored / "count" / first.key
+    assert second.summary == first.summary == {"value": 1, "third": 1 / 3}
+    assert (second.folder / "value.txt").read_text() == "1"
+    assert names(stored / "count") == {first.key}
+
+
+def test_record_says_where_the_result_comes_from(stored, count):
+    source = store.obtain(count, Spec(value=7))
+    record = json.loads((store.obtain(count, Spec(), {"source": source}).folder / "record.json").read_text())
+    assert record["stage"] == "count"
+    assert record["spec"] == {"value": 1, "levels": [2, 4]}
+    assert record["inputs"] == {"source": source.key}
+    assert {"python", "torch", "timm", "numpy"} <= record["versions"].keys()
+    assert record["seconds"] >= 0
+    assert record["peak_memory_mb"] > 1
+    assert record["commit"] == store.commit() != ""
+    assert record["machine"]
+    assert set(record["files"]) == {"value.txt", "deep/more.bin"}
+    assert all(len(checksum) == 64 for checksum in record["files"].values())
+
+
+# --- keys --------------------------------------------------------------------------------------------------------------
+
+
+def test_key_depends_on_stage_spec_and_inputs(count):
+    other = Counter()
+    other.__name__ = "other"
+    keys = [
+        store.key_of(count, Spec(), {}),
+        store.key_of(other, Spec(), {}),
+        store.key_of(count, Spec(value=2), {}),
+        store.key_of(count, Spec(levels=(2, 4, 8)), {}),
+        store.key_of(count, Spec(), {"a": "0" * 16}),
+        store.key_of(count, Spec(), {"a": "1" * 16}),
+        store.key_of(count, Spec(), {"b": "0" * 16}),
+    ]
+    assert len(set(keys)) == len(keys)
+    assert store.key_of(count, Spec(value=1, levels=(2, 4)), {}) == keys[0]
+    assert all(len(key) == 16 and int(key, 16) >= 0 for key in keys)
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A package of three modules: ``stage`` reaches ``part``, nobody reaches ``apart``."""
+    folder = tmp_path / "aeft_lib"
+    (folder / "inner").mkdir(parents=True)
+    (folder / "__init__.py").write_text("")
+    (folder / "inner" / "__init__.py").write_text("")
+    (folder / "stage.py").write_text("import os\nfrom aeft_lib.inner import part\n\ndef go():\n    return part.x\n")
+    (folder / "inner" / "part.py").write_text("def x():\n    return 1\n")
+    (folder / "apart.py").write_text("y = 2\n")
+    monkeypatch.setattr(store, "PACKAGE", folder)
+    store.source_hash.cache_clear()
+    yield folder
+    store.source_hash.cache_clear()
+
+
+def key_in(package) -> str:
+    """The key of a stage of that package, as a new process would see it."""
+    stage = Counter()
+    stage.__module__ = "aeft_lib.stage"
+    store.source_hash.cache_clear()
+    return store.key_of(stage, Spec(), {})
+
+
+def test_key_follows_the_code_it_can_reach_and_nothing_else(package):
+    assert store.reachable_modules("aeft_lib.stage") == {"aeft_lib.stage", "aeft_lib.inner", "aeft_lib.inner.part"}
+    before = key_in(package)
+    (package / "apart.py").write_text("y = 3\n")
+    (package / "inner" / "part.py").write_text('"""What it is."""\n\n\ndef x():  # why\n    """One."""\n    return (1)\n')
+    assert key_in(package) == before
+    (package / "inner" / "part.py").write_text("def x():\n    return 2\n")
+    assert key_in(package) != before
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("x = 1", "x = 1  # because\n\n"),
+        ("def f(a, b):\n    return a", "def f(a,\n      b):\n    '''Doc.'''\n    return a"),
+        ("class A:\n    x = 1", 'class A:\n    """Doc."""\n\n    x = 1'),
+        ("def f():\n    pass", 'def f():\n    """Only a docstring."""'),
+        ("x = 'a'", '"""Module."""\nx = "a"'),
+    ],
+)
+def test_explanations_do_not_count_as_code(before, after):
+    assert store._code_alone(before) == store._code_alone(after)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("x = 1", "x = 1.0"),
+        ("def f(a=1):\n    return a", "def f(a=2):\n    return a"),
+        ("def f():\n    '''Doc.'''\n    return 1", "def f():\n    '''Doc.'''\n    return 2"),
+        ("x = '''text'''", "x = '''other'''"),
+        ("x = f'{1}'", "x = f'{2}'"),
+    ],
+)
+def test_code_counts(before, after):
+    assert store._code_alone(before) != store._code_alone(after)
+
+
+def test_training_is_hashed_with_what_decides_weights_and_not_with_what_reads_them():
+    reached = store.reachable_modules("aeft_lib.stages.train_classifier")
+    needed = {"stages.classifier", "training", "gpp", "losses", "classifier", "backbones.efficientnet_lite", "data.collages"}
+    assert {f"aeft_lib.{name}" for name in needed} <= reached
+    readers = {"evaluation", "stages.evaluation", "seeds", "stages.seeds", "session", "studies", "figures", "report", "cli"}
+    assert not {f"aeft_lib.{name}" for name in readers | {"profiles", "runs", "paths"}} & reached
+    assert {"aeft_lib.maps.evaluation", "aeft_lib.maps.seeds"} <= store.reachable_modules("aeft_lib.stages.evaluate")
+
+
+def test_no_module_hides_from_the_key_by_a_relative_import():
+    for file in store.PACKAGE.rglob("*.py"):
+        assert "\nfrom ." not in "\n" + file.read_text(encoding="utf-8"), f"{file.name}: the key does not follow this import"
+
+
+# --- damage ------------------------------------------------------------------------------------------------------------
+
+
+def flip_a_byte(folder):
+    file = folder / "deep" / "more.bin"
+    content = bytearray(file.read_bytes())
+    content[1000] ^= 1
+    file.write_bytes(bytes(content))
+
+
+DAMAGES = {
+    "a flipped byte": (flip_a_byte, "does not match its checksum"),
+    "truncated": (lambda f: os.truncate(f / "deep" / "more.bin", 100), "does not match its checksum"),
+    "empty": (lambda f: os.truncate(f / "value.txt", 0), "does not match its checksum"),
+    "deleted": (lambda f: (f / "value.txt").unlink(), "value.txt is missing"),
+    "a folder in its place": (lambda f: ((f / "value.txt").unlink(), (f / "value.txt").mkdir()), "value.txt is missing"),
+    "no record": (lambda f: (f / "record.json").unlink(), "record.json cannot be read"),
+    "an empty record": (lambda f: os.truncate(f / "record.json", 0), "record.json cannot be read"),
+    "half a record": (lambda f: os.truncate(f / "record.json", 200), "record.json cannot be read"),
+    "a record of bytes": (lambda f: (f / "record.json").write_bytes(b"\xff\xfe\x00"), "record.json cannot be read"),
+    "a record of another form": (lambda f: (f / "record.json").write_text("[]"), "record.json cannot be read"),
+    "a record without files": (lambda f: (f / "record.json").write_text("{}"), "record.json cannot be read"),
+    "an empty folder": (lambda f: (shutil.rmtree(f), f.mkdir()), "record.json cannot be read"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damage_is_found_said_set_aside_and_mended(stored, count, monkeypatch, name):
+    damage, problem = DAMAGES[name]
+    first = store.obtain(count, Spec())
+    kept = store.obtain(count, Spec(value=2))
+    damage(first.folder)
+    other_process(monkeypatch)
+    with pytest.warns(UserWarning, match=problem) as caught:
+        again = store.obtain(count, Spec())
+    message = str(caught[0].message)
+    assert first.key in message
+    assert "count" in message
+    assert count.calls == 3
+    assert again.summary == first.summary
+    assert (again.folder / "value.txt").read_text() == "1"
+    assert (again.folder / "deep" / "more.bin").read_bytes() == bytes(range(256)) * 16
+    aside = names(stored / "count") - {first.key, kept.key}
+    assert len(aside) == 1
+    assert aside.pop() in message
+    other_process(monkeypatch)
+    assert store.obtain(count, Spec(value=2)).summary == {"value": 2, "third": 1 / 3}
+    assert count.calls == 3
+
+
+def test_record_whose_files_are_a_list_is_damage(stored, count, monkeypatch):
+    first = store.obtain(count, Spec())
+    (first.folder / "record.json").write_text('{"files": []}')
+    other_process(monkeypatch)
+    with pytest.warns(UserWarning, match="set aside"):
+        store.obtain(count, Spec())
+
+
+def test_number_that_was_changed_in_the_record_is_damage(stored, count, monkeypatch):
+    first = store.obtain(count, Spec())
+    record = first.folder / "record.json"
+    record.write_text(record.read_text().replace('"value": 1', '"value": 9'))
+    other_process(monkeypatch)
+    with pytest.warns(UserWarning, match="set aside"):
+        assert store.obtain(count, Spec()).summary["value"] == 1
+
+
+def test_two_damages_within_a_second(stored, count, monkeypatch):
+    monkeypatch.setattr(store.time, "strftime", lambda _: "20000101-000000")
+    for calls in (1, 2, 3):
+        with pytest.warns(UserWarning, match="set aside") if calls > 1 else _nothing():
+            artefact = store.obtain(count, Spec())
+        assert count.calls == calls
+        flip_a_byte(artefact.folder)
+        other_process(monkeypatch)
+
+
+class _nothing:
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+
+# --- failures of a stage -----------------------------------------------------------------------------------------------
+
+
+def test_stage_that_raises_leaves_nothing_finished_and_harms_nothing(stored, count, monkeypatch):
+    kept = store.obtain(count, Spec(value=2))
+    count.error = ValueError("the data are odd")
+    with pytest.raises(ValueError, match=r"^the data are odd$"):
+        store.obtain(count, Spec())
+    key = store.key_of(count, Spec(), {})
+    assert names(stored / "count") == {kept.key, f"{key}.partial"}
+    assert store.find("count", key) is None
+    other_process(monkeypatch)
+    assert store.find("count", kept.key).summary == kept.summary
+    count.error = None
+    assert store.obtain(count, Spec()).summary == {"value": 1, "third": 1 / 3}
+    assert names(stored / "count") == {kept.key, key}
+
+
+def test_a_stage_finds_what_a_killed_build_left(stored):
+    seen = []
+
+    def count(spec, inputs, folder):
+        seen.append(sorted(f.name for f in folder.iterdir()))
+        (folder / "checkpoint").write_text("epoch 1")
+        if len(seen) == 1:
+            raise KeyboardInterrupt
+        (folder / "checkpoint").unlink()
+        return {}
+
+    with pytest.raises(KeyboardInterrupt):
+        store.obtain(count, Spec())
+    assert store.obtain(count, Spec()).record["files"] == {}
+    assert seen == [[], ["checkpoint"]]
+
+
+def test_killed_between_record_and_rename(stored, count, monkeypatch):
+    def killed(self, target):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            store.obtain(count, Spec())
+    built = store.obtain(count, Spec())
+    other_process(monkeypatch)
+    assert "record.json" not in built.record["files"]
+    assert store.find("count", built.key) is not None
+
+
+# --- two processes -----------------------------------------------------------------------------------------------------
+
+TWO = """
+import sys, time
+from dataclasses import dataclass
+from pathlib import Path
+from aeft_lib import runs
+
+@dataclass(frozen=True)
+class Spec:
+    value: int = 1
+
+def slow(spec, inputs, folder):
+    with open(sys.argv[1], "a") as log:
+        log.write("built\\n")
+    time.sleep(1.0)
+    (folder / "value.txt").write_text("1")
+    return {"value": 1}
+
+Path(sys.argv[2]).touch()
+while not Path(sys.argv[3]).exists():
+    time.sleep(0.01)
+print(runs.obtain(slow, Spec()).folder)
+"""
+
+
+def test_two_processes_that_want_the_same_build_it_once(stored, tmp_path):
+    script, log, go = tmp_path / "two.py", tmp_path / "log.txt", tmp_path / "go"
+    script.write_text(TWO)
+    ready = [tmp_path / "ready1", tmp_path / "ready2"]
+    environment = os.environ | {"PYTHONPATH": str(paths.ROOT)}
+    started = [
+        subprocess.Popen([sys.executable, script, log, flag, go], env=environment, stdout=subprocess.PIPE, text=True)
+        for flag in ready
+    ]
+    while not all(flag.exists() for flag in ready):
+        assert all(process.poll() is None for process in started)
+    go.touch()
+    said = [process.communicate(timeout=60)[0].strip() for process in started]
+    assert [process.returncode for process in started] == [0, 0]
+    assert log.read_text() == "built\n"
+    assert said[0] == said[1] != ""
+    assert (Path(said[0]) / "value.txt").read_text() == "1"
+
+
+def test_other_process_set_the_damaged_one_aside_first(stored, count, monkeypatch):
+    first = store.obtain(count, Spec())
+    flip_a_byte(first.folder)
+    other_process(monkeypatch)
+    damage = store._damage
+
+    def slower(folder):
+        problem = damage(folder)
+        if problem and folder.is_dir():
+            folder.rename(folder.with_name("taken by the other process"))
+        return problem
+
+    monkeypatch.setattr(store, "_damage", slower)
+    assert store.obtain(count, Spec()).summary == first.summary  # the other process has said it
+
+
+# --- a store that cannot be written ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("below", ["", "store", "deep/store"])
+def test_store_that_is_a_file_or_below_one(tmp_path, monkeypatch, count, below):
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setenv("AEFT_RUNS", str(tmp_path / "file" / below))
+    with pytest.raises(StoreError, match="AEFT_RUNS"):
+        store.check_writable()
+    with pytest.raises(StoreError, match=r"file.*AEFT_RUNS"):
+        store.obtain(count, Spec())
+    assert count.calls == 0
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.EPERM])
+def test_read_only_store_is_refused_before_work(stored, monkeypatch, count, code):
+    def refuse(*_, **__):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(StoreError, match=r"cannot write to the store.*AEFT_RUNS"):
+        store.obtain(count, Spec())
+    assert count.calls == 0
+
+
+def test_full_disk_is_refused_before_work(stored, monkeypatch, count):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(StoreError, match=r"is full.*AEFT_RUNS"):
+        store.obtain(count, Spec())
+    assert count.calls == 0
+
+
+def test_little_space_is_refused_before_work(stored, monkeypatch, count):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(2**40, 2**40 - 2**20, 2**20))
+    with pytest.raises(StoreError, match=r"has 1 MB left, a study needs 200.*AEFT_RUNS"):
+        store.obtain(count, Spec())
+    assert count.calls == 0
+    assert list(stored.iterdir()) == []
+
+
+def test_little_space_does_not_keep_from_reading(stored, monkeypatch, count):
+    store.obtain(count, Spec())
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(2**40, 2**40, 0))
+    other_process(monkeypatch)
+    assert store.obtain(count, Spec()).summary["value"] == 1
+    assert count.calls == 1
+
+
+def test_disk_that_fills_up_during_a_stage(stored, count, monkeypatch):
+    kept = store.obtain(count, Spec(value=2))
+    count.error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(StoreError, match=r"is full.*AEFT_RUNS"):
+        store.obtain(count, Spec())
+    other_process(monkeypatch)
+    assert store.find("count", kept.key) is not None
+    assert store.find("count", store.key_of(count, Spec(), {})) is None
+    count.error = None
+    assert store.obtain(count, Spec()).summary["value"] == 1
+
+
+def test_disk_that_fills_up_under_safetensors(stored, count):
+    from safetensors import SafetensorError
+
+    count.error = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    with pytest.raises(StoreError, match=r"is full.*AEFT_RUNS"):
+        store.obtain(count, Spec())
+
+
+def test_missing_file_of_a_stage_is_not_blamed_on_the_store(stored, count):
+    count.error = FileNotFoundError(errno.ENOENT, "No such file", "weights.bin")
+    with pytest.raises(FileNotFoundError, match=r"weights\.bin"):
+        store.obtain(count, Spec())
+
+
+def test_unreadable_file_elsewhere_is_not_blamed_on_the_store(stored, count, tmp_path):
+    count.error = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "photos" / "a.jpg"))
+    with pytest.raises(PermissionError, match=r"a\.jpg"):
+        store.obtain(count, Spec())
+
+
+def test_json_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    file = tmp_path / "record.json"
+    store.write_json(file, {"a": 1})
+
+    def killed(self, target):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            store.write_json(file, {"a": 2})
+    assert json.loads(file.read_text()) == {"a": 1}
+    store.write_json(file, {"a": 3})
+    assert json.loads(file.read_text()) == {"a": 3}
+
+
+def test_store_is_where_the_variable_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("AEFT_RUNS", str(tmp_path / "ein Ort für Läufe"))
+    store.check_writable()
+    assert paths.runs().is_dir()
+    for unset in ("", None):
+        monkeypatch.delenv("AEFT_RUNS") if unset is None else monkeypatch.setenv("AEFT_RUNS", unset)
+        assert paths.runs() == paths.ROOT / "runs"

@@ -1,0 +1,280 @@
+"""The report: verdicts, the numbers of the poster, what a study's table becomes, and the README's block."""
+
+import json
+import math
+
+import pandas as pd
+import pytest
+
+from aeft_lib import paths
+from aeft_lib.lab import ch08_effects
+from aeft_lib.studies import report, run
+
+# The two ablation tables of the poster, typed off a second time.
+TABLE_1 = {"2x2": 49.9, "4x4": 51.6, "8x8": 52.9, "16x16": 53.1, "A": 53.3, "G_I": 51.3, "G": 54.2}
+TABLE_2 = {  # precision, recall, mIoU
+    "gpp_only": (66.5, 75.6, 54.2),
+    "attract_rigid": (65.1, 76.1, 53.4),
+    "attract_soft": (66.6, 77.2, 55.0),
+    "attract_soft_repel": (68.4, 76.3, 56.0),
+}
+RESULTS = """
+AffinityNet  CVPR18    ResNet38  61.7 63.7 -
+ICD          CVPR20    ResNet101 64.1 64.3 -
+IRNet        CVPR19    ResNet50  63.5 64.8 32.6
+SSDD         ICCV19    ResNet38  64.9 65.5 -
+SEAM         CVPR20    ResNet38  64.5 65.7 31.9
+Sub-category CVPR20    ResNet101 66.1 65.9 -
+CONTA        NIPS20    ResNet38  66.1 66.7 33.4
+RRM          AAAI20    ResNet101 66.3 66.5 -
+BES          ECCV20    ResNet101 65.7 66.6 -
+CDA          ICCV21    ResNet38  66.1 66.8 -
+ECS          ICCV21    ResNet38  66.6 67.6 -
+AdvCAM       CVPR21    ResNet101 68.1 68.0 -
+OC-CSE       ICCV21    ResNet38  68.4 68.2 36.4
+CPN          ICCV21    ResNet38  67.8 68.5 -
+RIB          NeurIPS21 ResNet101 68.3 68.6 43.8
+PMM          ICCV21    ResNet38  68.5 69.0 36.7
+AEFT         ECCV22    ResNet38  70.9 71.7 44.8
+"""
+KEYS = {"id", "claim", "published", "reproduced_mean", "sd", "n", "profile", "verdict", "command", "commit", "machine"}
+
+
+# --- published.toml --------------------------------------------------------------------------------------------------
+
+
+def test_published_ablation_tables_equal_the_posters():
+    numbers = report.published()["numbers"]
+    table_1 = {name.removeprefix("table1."): n["value"] for name, n in numbers.items() if name.startswith("table1.")}
+    assert table_1 == TABLE_1
+    assert list(table_1) == list(TABLE_1)
+    columns = ("precision", "recall", "value")
+    table_2 = {name.removeprefix("table2."): n for name, n in numbers.items() if name.startswith("table2.")}
+    assert {name: tuple(n[column] for column in columns) for name, n in table_2.items()} == TABLE_2
+
+
+def test_published_results_are_the_posters_seventeen_rows():
+    columns = ("voc_val", "voc_test", "coco_val")
+    rows = [
+        (r["method"].split(" (")[0], r["venue"], r["backbone"], *(str(r[column]) if column in r else "-" for column in columns))
+        for r in report.published()["results"]
+    ]
+    assert rows == [tuple(line.split()) for line in RESULTS.strip().splitlines()]
+    assert len(rows) == 17
+
+
+def test_every_published_number_and_claim_has_its_place():
+    published = report.published()
+    assert all(entry["place"] for entry in (*published["numbers"].values(), *published["claims"]))
+    ids = [claim["id"] for claim in published["claims"]]
+    assert len(set(ids)) == len(ids)
+
+
+def existing_claims() -> list[dict]:
+    return [claim for claim in report.published()["claims"] if claim["study"] in run.STUDIES]
+
+
+def test_rows_of_claims_and_numbers_exist_in_their_studies():
+    short = {study.name for study in run.STUDIES.values() if not study.long}  # the long ones are not the poster's
+    assert {claim["study"] for claim in existing_claims()} == short - {
+        "conditions_brief"
+    }  # whose levels are claims of the long
+    for claim in existing_claims():
+        study = run.get(claim["study"])
+        assert {claim["more"], claim["less"]} <= {row.name for row in study.rows}, claim["id"]
+        assert claim["metric"] in ("miou", "precision", "recall", "miou_maskless"), claim["id"]
+    numbers = report.published()["numbers"]
+    rows = {row.name: row for study in run.STUDIES.values() for row in study.rows}
+    for name, row in {n["row"]: name for name, n in numbers.items() if "row" in n}.items():
+        assert rows[name].published == row
+    assert {row.published for row in rows.values()} - {None} <= set(numbers)
+
+
+def test_published_differences_follow_from_the_published_numbers():
+    numbers = report.published()["numbers"]
+    value_of = {n["row"]: {"miou": n["value"]} for n in numbers.values() if "row" in n}
+    value_of["gated_unscaled"] = value_of["gated"]  # the paper's G has both names: its bins as printed are its bins
+    value_of |= {name: dict(zip(("precision", "recall", "miou"), row, strict=True)) for name, row in TABLE_2.items()}
+    value_of["aeft_seed"] = value_of["attract_soft_repel"]  # the same seeds, on the scenes that are refined
+    checked = 0
+    for claim in report.published()["claims"]:
+        if "published" in claim:
+            metric = claim["metric"].removesuffix("_maskless")  # the paper has one number a row
+            difference = value_of[claim["more"]][metric] - value_of[claim["less"]][metric]
+            assert claim["published"] == pytest.approx(difference), claim["id"]
+            checked += 1
+    assert checked >= 9
+
+
+# --- verdicts --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("differences", "word"),
+    [
+        ([], "not run"),
+        ([9.0], "inconclusive"),
+        ([-9.0], "inconclusive"),
+        ([2.0, 2.0], "holds"),  # no spread at all
+        ([-2.0, -2.0, -2.0], "fails"),
+        ([0.0, 0.0], "inconclusive"),
+        ([0.0, 4.0], "inconclusive"),  # mean 2, standard error 2: it has to exceed it
+        ([0.0, -4.0], "inconclusive"),
+        ([0.1, 4.0], "holds"),  # mean 2.05, standard error 1.95
+        ([-0.1, -4.0], "fails"),
+        ([-0.1, 4.0], "inconclusive"),  # mean 1.95, standard error 2.05
+        ([-1.0, 4.0, 4.0], "holds"),  # mean 2.33, standard error 1.67
+    ],
+)
+def test_verdict(differences, word):
+    assert report.verdict(differences) == word
+    assert word in report.VERDICTS
+
+
+def table(**rows: list[float]) -> pd.DataFrame:
+    """A study's table of mIoU and precision (mIoU + 10) for seeds 0, 1, ..."""
+    lines = [(row, seed, value, value + 10) for row, values in rows.items() for seed, value in enumerate(values)]
+    return pd.DataFrame(lines, columns=["row", "seed", "miou", "precision"])
+
+
+def test_differences_are_paired_by_seed_whatever_the_order_of_lines():
+    shuffled = table(gap=[40.0, 44.0, 42.0], gated=[45.0, 46.0, 48.0]).sample(frac=1, random_state=1)
+    assert report.paired_differences(shuffled, "gated", "gap", "miou").tolist() == [5, 2, 6]
+    assert report.paired_differences(shuffled, "gap", "gated", "precision").tolist() == [-5, -2, -6]
+
+
+def test_differences_take_only_seeds_that_both_rows_have():
+    assert report.paired_differences(table(gap=[40.0], gated=[45.0, 99.0]), "gated", "gap", "miou").tolist() == [5]
+    assert report.paired_differences(table(gap=[40.0]), "gated", "gap", "miou").tolist() == []
+
+
+# --- build -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def built() -> dict[str, dict]:
+    """The report of made-up numbers, by id."""
+    gap, gated = [40.0, 41.0, 42.0], [45.0, 47.0, 46.0]
+    tables = {
+        "gap_vs_gpp": table(gap=gap, gated=gated),
+        "pyramid_ablation": table(gap=gap, gated=gated, inverse=[50.0, 50.0, 50.0], level2=[38.0, 43.0, 40.0]),
+    }
+    whole = report.build(tables, "tiny")
+    assert whole["profile"] == "tiny"
+    rows = {row["id"]: row for row in whole["claims"]}
+    assert len(rows) == len(whole["claims"])
+    return rows
+
+
+def test_the_report_has_a_line_for_every_number_result_and_claim(built):
+    numbers = set(report.published()["numbers"]) - {"known.gap_seed"}
+    results = {"results.voc_val", "results.voc_test", "results.coco_val"}
+    levels = {claim.id for claim in ch08_effects.claims()}
+    assert set(built) == numbers | results | levels | {claim["id"] for claim in report.published()["claims"]}
+    for row in built.values():
+        assert set(row) >= KEYS
+        assert row["verdict"] in report.VERDICTS
+        assert row["profile"] == "tiny"
+        assert row["commit"]
+        assert row["machine"]
+
+
+def test_a_claim_becomes_mean_sd_and_n_of_its_paired_differences(built):
+    row = built["claim.gpp_beats_gap"]  # 5, 6, 4
+    assert (row["reproduced_mean"], row["sd"], row["n"]) == (5, 1, 3)
+    assert (row["published"], row["verdict"]) == (6.2, "holds")
+    assert row["command"] == "aeft run gap_vs_gpp --seeds 3"
+    assert built["claim.gpp_is_more_precise"]["reproduced_mean"] == 5
+    reverse = built["claim.coarse_to_fine"]  # -5, -3, -4
+    assert (reverse["reproduced_mean"], reverse["sd"], reverse["verdict"]) == (-4, 1, "fails")
+    assert built["claim.average_beats_inverse"]["verdict"] == "not run"  # no row "average"
+
+
+def test_a_number_becomes_mean_sd_and_n_of_its_row_and_a_verdict_against_gap(built):
+    row = built["table1.G"]
+    assert (row["published"], row["reproduced_mean"], row["sd"], row["n"], row["verdict"]) == (54.2, 46, 1, 3, "holds")
+    coarse = built["table1.2x2"]  # -2, +2, -2 against GAP
+    assert (coarse["reproduced_mean"], coarse["verdict"]) == (pytest.approx(121 / 3, abs=1e-4), "inconclusive")
+    assert coarse["sd"] == pytest.approx(math.sqrt((7 / 3) ** 2 / 2 + (8 / 3) ** 2 / 2 + (1 / 3) ** 2 / 2), abs=1e-4)
+    assert built["table1.A"]["verdict"] == "not run"
+
+
+def test_what_was_not_run_says_so_and_has_no_numbers():
+    rows = report.build({}, "tiny")["claims"]
+    assert {row["verdict"] for row in rows} == {"not run"}
+    assert {(row["reproduced_mean"], row["sd"], row["n"]) for row in rows} == {(None, None, 0)}
+
+
+def test_one_seed_has_a_mean_no_sd_and_no_verdict():
+    rows = report.build({"gap_vs_gpp": table(gap=[40.0], gated=[47.0])}, "tiny")["claims"]
+    (row,) = [row for row in rows if row["id"] == "claim.gpp_beats_gap"]
+    assert (row["reproduced_mean"], row["sd"], row["n"], row["verdict"]) == (7, None, 1, "inconclusive")
+    assert row["command"] == "aeft run gap_vs_gpp --seeds 2"  # the least that can decide
+
+
+def test_written_files_say_the_same(built, tmp_path):
+    whole = {"profile": "tiny", "claims": list(built.values())}
+    files = report.write(whole, tmp_path / "new")
+    assert [file.name for file in files] == ["report.json", "report.csv", "report.md"]
+    assert report.load(tmp_path / "new") == whole
+    assert "NaN" not in files[0].read_text(encoding="utf-8")
+    stored = pd.read_csv(files[1]).set_index("id")
+    assert stored.loc["claim.gpp_beats_gap", ["reproduced_mean", "sd", "n", "verdict"]].tolist() == [5, 1, 3, "holds"]
+    assert list(stored.index) == list(built)
+    lines = files[2].read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 2 + len(built)
+    number = "G (gated, coarse to fine) gives better seeds than GAP | 54.2 | 46.0 ± 1.0 (3) | holds | not run | not run"
+    assert f"| `table1.G` | {number} |" in lines
+    claim = "The GPP layer gives better seeds than global average pooling"
+    photos = report._photos_cell(built["claim.gpp_beats_gap"])
+    assert photos.startswith("fails, -1.")
+    assert f"| `claim.gpp_beats_gap` | {claim} | +6.2 | +5.0 ± 1.0 (3) | holds | {photos} | not run |" in lines
+
+
+def test_a_missing_report_names_the_command(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no .*report\.json: write it with `aeft report`"):
+        report.load(tmp_path)
+
+
+# --- the README ------------------------------------------------------------------------------------------------------
+
+
+def small_report() -> dict:
+    return json.loads(json.dumps(report.build({"gap_vs_gpp": table(gap=[40.0, 41.0], gated=[45.0, 47.0])}, "tiny")))
+
+
+def test_the_readme_block_holds_every_claim_and_nothing_else():
+    whole = small_report()
+    block = report.readme_block(whole)
+    shown = [line.split("`")[1] for line in block.splitlines() if line.startswith("| `")]
+    assert shown == [claim["id"] for claim in report.published()["claims"]]
+    assert "`tiny`" in block
+    assert block.startswith(report.README_START)
+    assert block.endswith(report.README_END)
+
+
+def test_update_readme_replaces_its_block_alone_and_twice_is_once(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text(f"# Título\n\n{report.README_START}\nold\n{report.README_END}\n\nafter ±\n", encoding="utf-8")
+    report.update_readme(small_report(), readme)
+    once = readme.read_text(encoding="utf-8")
+    assert once == f"# Título\n\n{report.readme_block(small_report())}\n\nafter ±\n"
+    report.update_readme(small_report(), readme)
+    assert readme.read_text(encoding="utf-8") == once
+
+
+@pytest.mark.parametrize("text", ["", report.README_START, report.README_END])
+def test_update_readme_refuses_a_file_without_both_markers(tmp_path, text):
+    readme = tmp_path / "README.md"
+    readme.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"README\.md has no results block: put the lines"):
+        report.update_readme(small_report(), readme)
+    assert readme.read_text(encoding="utf-8") == text
+
+
+def test_the_committed_readme_shows_the_committed_report():
+    readme = paths.ROOT / "README.md"
+    for file in (readme, paths.FIGURES / "report.json"):
+        if not file.is_file():
+            pytest.skip(f"there is no {file.relative_to(paths.ROOT)} yet")
+    assert report.readme_block(report.load()) in readme.read_text(encoding="utf-8")

@@ -1,0 +1,465 @@
+"""Studies on the smoke profile: the same numbers twice, rows shared and found, a real kill -9, wrong requests.
+
+One store for the whole file holds the features and a few rows, so most tests read; computing happens in this process with
+one thread, as it does in a worker.
+"""
+
+import dataclasses
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from aeft_lib import paths
+from aeft_lib.data.collages import CLASSES, Collages, SceneSpec
+from aeft_lib.stages import cache_features as features_stage
+from aeft_lib.stages import store
+from aeft_lib.stages import train_classifier as classifier_stage
+from aeft_lib.stages.cache_features import FeatureSpec, load_features
+from aeft_lib.stages.infer_seeds import SeedSpec, infer_seeds
+from aeft_lib.stages.train_classifier import ClassifierSpec, NetworkSpec, PoolingSpec, train_classifier
+from aeft_lib.studies import catalogue, profiles, run
+from aeft_lib.studies.profiles import SMOKE
+
+NUMBERS = [
+    "miou",
+    "precision",
+    "recall",
+    "threshold",
+    "miou_maskless",
+    "precision_maskless",
+    "recall_maskless",
+    "threshold_maskless",
+    "tag_map",
+]
+
+
+pytestmark = pytest.mark.usefixtures("stored")
+
+
+@pytest.fixture
+def row(stored):
+    """The gated row with seed 0, computed by whichever test comes first."""
+    return run.artefacts(SMOKE, catalogue.GATED, 0)
+
+
+@pytest.fixture
+def nothing_is_built(monkeypatch):
+    """Fail where anything is computed."""
+
+    def refuse(*_, **__):
+        raise AssertionError("something was computed")
+
+    monkeypatch.setattr(store, "_build", refuse)
+    monkeypatch.setattr(run, "_compute", refuse)
+
+
+# --- the same numbers --------------------------------------------------------------------------------------------------
+
+
+def test_same_seed_in_two_fresh_stores_gives_the_same_bits(row, tmp_path, monkeypatch):
+    monkeypatch.setenv("AEFT_RUNS", str(tmp_path))
+    torch.manual_seed(99)  # the global generators have no say
+    np.random.seed(99)  # noqa: NPY002
+    again = run.artefacts(SMOKE, catalogue.GATED, 0)
+    for name in row:
+        assert again[name].key == row[name].key
+        assert again[name].folder != row[name].folder
+    for kind, file in (("classifier", "weights.safetensors"), ("seeds", "logits.safetensors")):
+        one, two = (load_file(artefacts[kind].folder / file) for artefacts in (row, again))
+        assert one.keys() == two.keys()
+        assert all(torch.equal(one[name], two[name]) for name in one)
+    seeds = [np.load(artefacts["seeds"].folder / "seeds.npz", allow_pickle=False) for artefacts in (row, again)]
+    assert seeds[0].files == seeds[1].files
+    assert all(np.array_equal(seeds[0][name], seeds[1][name]) for name in seeds[0].files)
+    assert again["evaluation"].summary == row["evaluation"].summary
+    for file in ("curve.csv", "classes.csv"):
+        assert (again["evaluation"].folder / file).read_bytes() == (row["evaluation"].folder / file).read_bytes()
+
+
+def test_other_seed_gives_other_numbers(row):
+    other = run.artefacts(SMOKE, catalogue.GATED, 1)
+    assert other["classifier"].key != row["classifier"].key
+    one, two = (load_file(a["classifier"].folder / "weights.safetensors") for a in (row, other))
+    assert not any(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_artefacts_record_where_they_come_from(row):
+    record = row["classifier"].record
+    pooling = {"fusion": "gated", "levels": list(SMOKE.levels), "prediction": "sign_preserving", "gate_gain": 1.0}
+    assert record["spec"]["network"]["pooling"] == pooling
+    assert record["spec"]["seed"] == 0
+    assert record["spec"]["schedule"]["epochs"] == SMOKE.schedule.epochs
+    assert set(row["seeds"].record["inputs"]) == {"classifier", "features"}
+    assert row["seeds"].record["inputs"]["classifier"] == row["classifier"].key
+    assert set(record["files"]) == {"weights.safetensors", "log.csv", "steps.jsonl"}  # no checkpoint is left
+
+
+# --- tables ------------------------------------------------------------------------------------------------------------
+
+
+def test_table_of_stored_rows_computes_nothing(row, nothing_is_built):
+    table = run.run(run.get("gap_vs_gpp"), SMOKE, [0], rows=[catalogue.GATED])
+    assert list(table.columns[:3]) == ["row", "label", "seed"]
+    assert set(table.columns[3:]) == set(NUMBERS)
+    assert len(table) == 1
+    assert table.loc[0, ["row", "label", "seed"]].tolist() == ["gated", "G", 0]
+    assert table.loc[0, NUMBERS].to_dict() == row["evaluation"].summary
+    assert all(0 <= table.loc[0, name] <= 100 for name in NUMBERS)
+    assert 0 < table.loc[0, "threshold"] < 1
+
+
+def test_stored_computes_nothing(row, nothing_is_built, tmp_path, monkeypatch):
+    assert run.stored(SMOKE, catalogue.GATED, 0) == row["evaluation"].summary
+    assert run.stored(SMOKE, catalogue.GATED, 12345) is None
+    monkeypatch.setenv("AEFT_RUNS", str(tmp_path / "not there"))
+    assert run.stored(SMOKE, catalogue.GATED, 0) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_of_two_studies_are_one_artefact(row, nothing_is_built):
+    small, large = run.get("gap_vs_gpp"), run.get("pyramid_ablation")
+    assert [r.name for r in small.rows] == ["gap", "gated"]
+    for name in ("gap", "gated"):
+        assert small.row(name) == large.row(name)
+    found = run.artefacts(SMOKE, large.row("gated"), 0)
+    assert {name: a.key for name, a in found.items()} == {name: a.key for name, a in row.items()}
+
+
+def test_all_rows_are_different_networks():
+    rows = run.get("pyramid_ablation").rows
+    assert len({r.name for r in rows}) == len(rows) >= 10
+    assert len({dataclasses.astuple(r.pooling(SMOKE)) for r in rows}) == len(rows)
+    for row in rows:
+        classifier_stage.build_pooling(row.pooling(SMOKE), SMOKE.num_classes)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_every_result_is_that_of_its_own_job(monkeypatch, workers):
+    monkeypatch.setattr(run, "_job", lambda profile, row, seed: (row, seed))
+    jobs = [(row, seed) for seed in range(2) for row in run.get("gap_vs_gpp").rows]
+    with ThreadPoolExecutor(workers) as pool:
+        returned = {job: future.result() for job, future in run._in_turn(pool, SMOKE, jobs, workers)}
+    assert returned == {job: job for job in jobs}
+
+
+def test_summary_by_hand():
+    table = pd.DataFrame(
+        {
+            "row": ["b", "a", "b", "a", "b", "a", "c"],
+            "label": ["B", "A", "B", "A", "B", "A", "C"],
+            "seed": [0, 0, 1, 1, 2, 2, 0],
+            "miou": [10.0, 1.0, 20.0, 1.0, 30.0, 4.0, 7.0],
+        }
+    )
+    summary = run.summarise(table)
+    assert summary["row"].tolist() == ["b", "a", "c"]
+    assert summary["n"].tolist() == [3, 3, 1]
+    assert summary["miou"].tolist() == [20.0, 2.0, 7.0]
+    assert summary["miou_sd"].tolist()[:2] == pytest.approx([10.0, math.sqrt(3)])
+    assert math.isnan(summary["miou_sd"].iloc[2])
+
+
+# --- no mask reaches training ------------------------------------------------------------------------------------------
+
+
+class Maskless:
+    """A scene that only gives what a tag learner may see."""
+
+    def __init__(self, scene):
+        self.image, self.tags, self.name = scene.image, scene.tags, scene.name
+
+    @property
+    def mask(self):
+        raise AssertionError("a mask was read")
+
+    def __getitem__(self, index):
+        raise AssertionError("a scene was unpacked, mask and all")
+
+    def __iter__(self):
+        raise AssertionError("a scene was unpacked, mask and all")
+
+
+def test_features_and_training_never_see_a_mask(row, tmp_path, monkeypatch):
+    """With scenes whose mask cannot be read the same bits come out."""
+    cached, render, shown = run.features(SMOKE, "train"), Collages.__getitem__, []
+    assert set(load_features(cached)) == {"scale_1.0", "tags"}
+
+    def maskless(self, index):
+        shown.append(index)
+        return Maskless(render(self, index))
+
+    monkeypatch.setattr(Collages, "__getitem__", maskless)  # all that is read of a scene goes through it
+    for read in (lambda scenes: scenes[0].mask, lambda scenes: scenes.mask(0), lambda scenes: tuple(scenes[0])):
+        with pytest.raises(AssertionError, match=r"mask was read|mask and all"):
+            read(SMOKE.train.open())
+    monkeypatch.setenv("AEFT_RUNS", str(tmp_path))
+    shown.clear()
+    again = run.features(SMOKE, "train")
+    assert again.folder.is_relative_to(tmp_path)
+    assert again.record["files"] == cached.record["files"]
+    assert set(shown) == set(range(SMOKE.train.count))
+    # Training reads this artefact and no scene at all.
+    shown.clear()
+    trained = store.obtain(train_classifier, spec(), {"features": again})
+    assert trained.record["files"]["weights.safetensors"] == row["classifier"].record["files"]["weights.safetensors"]
+    assert shown == []
+
+
+# --- K -----------------------------------------------------------------------------------------------------------------
+
+
+def spec(**changes) -> ClassifierSpec:
+    """The spec of the gated row, seed 0."""
+    plain = ClassifierSpec(
+        network=NetworkSpec(catalogue.GATED.pooling(SMOKE), SMOKE.num_classes, SMOKE.backbone),
+        scenes=SMOKE.train,
+        schedule=SMOKE.schedule,
+        seed=0,
+    )
+    return replace(plain, **changes)
+
+
+def five_classes(spec, inputs, folder):
+    """Features as of a data set of five classes."""
+    generator = torch.Generator().manual_seed(0)
+    tags = torch.rand(8, 5, generator=generator) > 0.5
+    features = torch.rand(8, 2, 1280, 6, 6, generator=generator).half()
+    save_file({"scale_1.0": features, "tags": tags}, folder / "features.safetensors")
+    return {"scenes": 8}
+
+
+def test_classifier_and_data_of_different_k(stored):
+    other = store.obtain(five_classes, FeatureSpec(SMOKE.train, SMOKE.backbone, (1.0,), "none"))
+    with pytest.raises(ValueError, match="the data has K=5 classes, the network K=9"):
+        store.obtain(train_classifier, spec(), {"features": other})
+    network = NetworkSpec(PoolingSpec("gap"), 5, SMOKE.backbone)
+    of_five = store.obtain(train_classifier, spec(network=network), {"features": other})
+    inputs = {"classifier": of_five, "features": run.features(SMOKE, "val")}
+    with pytest.raises(ValueError, match="the data has K=9 classes, the classifier K=5"):
+        store.obtain(infer_seeds, SeedSpec(SMOKE.seed_scales, SMOKE.val.size), inputs)
+
+
+def test_weights_of_another_k_than_the_record_says(row):
+    trained = row["classifier"]
+    spec = trained.record["spec"]
+    told = replace(trained, record=trained.record | {"spec": spec | {"network": spec["network"] | {"num_classes": 5}}})
+    with pytest.raises(ValueError, match="K=5"):
+        classifier_stage.load_network(told)
+
+
+# --- damage in a study -------------------------------------------------------------------------------------------------
+
+
+def test_truncated_weights_are_trained_again_and_the_table_is_the_same(row, tmp_path, monkeypatch):
+    shutil.copytree(os.environ["AEFT_RUNS"], tmp_path / "copy")
+    monkeypatch.setenv("AEFT_RUNS", str(tmp_path / "copy"))
+    key = row["classifier"].key
+    os.truncate(tmp_path / "copy" / "train_classifier" / key / "weights.safetensors", 1000)
+    with pytest.warns(UserWarning, match=f"train_classifier {key}: weights.safetensors does not match"):
+        again = run.artefacts(SMOKE, catalogue.GATED, 0)
+    assert again["classifier"].record["files"] == row["classifier"].record["files"]
+    assert again["evaluation"].summary == row["evaluation"].summary
+
+
+# --- kill -9 -----------------------------------------------------------------------------------------------------------
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "aeft_lib.cli", *words]
+
+
+def environment(folder: Path) -> dict[str, str]:
+    return os.environ | {"AEFT_RUNS": str(folder), "AEFT_QUIET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(paths.ROOT)}
+
+
+def records(folder: Path) -> dict[Path, tuple[int, bytes]]:
+    """Time and content of every finished record, by path in the store."""
+    files = [f for f in folder.glob("*/*/record.json") if "." not in f.parent.name]
+    return {f.relative_to(folder): (f.stat().st_mtime_ns, f.read_bytes()) for f in files}
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="kill -9 of a process group is POSIX")
+def test_kill_minus_nine_loses_nothing_and_changes_nothing(tmp_path):
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    words = command("run", "gap_vs_gpp", "--profile", "smoke", "--seeds", "2", "--workers", "1")
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": tmp_path}
+    first = subprocess.Popen(words, env=environment(killed), start_new_session=True, **options)
+    uninterrupted = subprocess.Popen(words, env=environment(whole), **options)
+    deadline = time.monotonic() + 240
+    try:
+        while not any("evaluate_seeds" in str(f) for f in records(killed)):
+            assert first.poll() is None, first.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        os.killpg(first.pid, signal.SIGKILL)
+    first.communicate()
+    finished = records(killed)
+    evaluated = [f for f in finished if "evaluate_seeds" in str(f)]
+    assert 1 <= len(evaluated) < 4, "it was killed too late to show anything"
+    again = subprocess.run(words, env=environment(killed), timeout=240, **(options | {"stdout": -1, "stderr": -1}))
+    table, _ = uninterrupted.communicate(timeout=240)
+    assert (again.returncode, uninterrupted.returncode) == (0, 0), again.stderr
+    assert again.stdout == table
+    assert "set aside" not in again.stderr
+    after = records(killed)
+    assert {f: after[f] for f in finished} == finished
+    assert after.keys() == records(whole).keys()
+    stages = Counter(f.parts[0] for f in after)
+    assert stages == {"cache_features": 2, "train_classifier": 4, "infer_seeds": 4, "evaluate_seeds": 4}
+    assert not list(killed.glob("*/*.partial"))
+
+
+# --- workers -----------------------------------------------------------------------------------------------------------
+
+
+class FakePool:
+    """In place of a process pool: every job ends with `error`, or in this process where there is none."""
+
+    error: BaseException | None = None
+
+    def __init__(self, **_):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+    def shutdown(self, **_):
+        pass
+
+    def submit(self, function, *arguments):
+        future = Future()
+        try:
+            if self.error and function is not run.features:
+                raise self.error
+            future.set_result(function(*arguments))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+def test_worker_that_dies_is_told_with_the_remedy(stored, monkeypatch):
+    monkeypatch.setattr(run, "ProcessPoolExecutor", type("Pool", (FakePool,), {"error": BrokenProcessPool("gone")}))
+    with pytest.raises(RuntimeError, match=r"worker process died: out of memory.*finished rows are kept, run again"):
+        run.run(run.get("gap_vs_gpp"), SMOKE, [77], rows=[catalogue.GAP])
+
+
+def test_error_of_a_row_names_row_and_seed(stored, monkeypatch):
+    monkeypatch.setattr(run, "ProcessPoolExecutor", FakePool)
+
+    def diverge(*_, **__):
+        raise classifier_stage.training.TrainingDiverged("the loss is nan at step 3")
+
+    monkeypatch.setattr(classifier_stage.training, "fit", diverge)
+    with pytest.raises(classifier_stage.training.TrainingDiverged, match="step 3") as caught:
+        run.run(run.get("gap_vs_gpp"), SMOKE, [77], rows=[catalogue.GAP])
+    if sys.version_info >= (3, 11):
+        assert caught.value.__notes__ == ["in row gap, seed 77, profile smoke"]
+
+
+def test_store_below_a_file_is_refused_before_workers_start(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("AEFT_RUNS", str(tmp_path / "file" / "runs"))
+    monkeypatch.setattr(run, "ProcessPoolExecutor", None)
+    with pytest.raises(store.StoreError, match="AEFT_RUNS"):
+        run.run(run.get("gap_vs_gpp"), SMOKE, [0])
+
+
+# --- wrong requests ----------------------------------------------------------------------------------------------------
+
+
+def test_unknown_study_row_and_profile(monkeypatch):
+    with pytest.raises(ValueError, match=r"unknown study 'gap'; there are gap_vs_gpp, pyramid_ablation"):
+        run.get("gap")
+    with pytest.raises(ValueError, match=r"study gap_vs_gpp has no row 'average'; there are gap, gated"):
+        run.get("gap_vs_gpp").row("average")
+    with pytest.raises(ValueError, match=r"unknown profile 'huge'; there are smoke, laptop"):
+        profiles.get("huge")
+    monkeypatch.setenv("AEFT_PROFILE", "labtop")
+    with pytest.raises(ValueError, match=r"unknown profile 'labtop'"):
+        profiles.get()
+
+
+def test_profile_of_the_environment_and_of_the_caller(monkeypatch):
+    assert profiles.get() is profiles.LAPTOP
+    monkeypatch.setenv("AEFT_PROFILE", "smoke")
+    assert profiles.get() is profiles.SMOKE
+    assert profiles.get("laptop") is profiles.LAPTOP
+    monkeypatch.setenv("AEFT_PROFILE", "")
+    assert profiles.get() is profiles.LAPTOP
+
+
+@pytest.mark.parametrize("asked", ["3", "", True, False, -1, 2.0, None, [3], 1j])
+def test_number_of_seeds_that_is_none(asked):
+    with pytest.raises(ValueError, match="seeds must be a whole number"):
+        profiles.seeds(SMOKE, asked)
+
+
+def test_number_of_seeds():
+    assert profiles.seeds(SMOKE) == profiles.seeds(SMOKE, 0) == SMOKE.seeds
+    assert profiles.seeds(SMOKE, 4) == 4
+
+
+@pytest.mark.parametrize("seeds", ["3", [True], [-1], [2.0], ["0"], [None]], ids=str)
+def test_seeds_of_the_wrong_type_are_refused_before_workers_start(monkeypatch, seeds):
+    monkeypatch.setattr(run, "ProcessPoolExecutor", None)
+    with pytest.raises(ValueError, match="seed"):
+        run.run(run.get("gap_vs_gpp"), SMOKE, seeds)
+
+
+@pytest.mark.parametrize(
+    "levels",
+    [(1, 2, 3, 7), (2, 4, 8, 16), (3, 2, 1, 6), (1, 2, 2, 3), (1, 2, 3), (6,), (1, 2, 3, 4, 5)],
+    ids=str,
+)
+def test_levels_that_do_not_fit(levels):
+    with pytest.raises(ValueError, match=r"profile smoke: levels \(.*\) must") as caught:
+        replace(SMOKE, levels=levels)
+    assert str(levels) in str(caught.value)
+
+
+@pytest.mark.parametrize("levels", [(), (0, 1, 2, 3), (-1, 1, 2, 3), (1.5, 2, 3, 4), ("1", "2", "3", "4")], ids=str)
+def test_levels_that_are_no_levels(levels):
+    with pytest.raises(ValueError, match="levels"):
+        replace(SMOKE, levels=levels)
+
+
+def test_whole_numbers_are_scales(stored):
+    assert features_stage.scale_name(1) == features_stage.scale_name(1.0)
+
+
+def test_profile_without_scale_one():
+    with pytest.raises(ValueError, match=r"seed_scales \(0\.5,\) must contain 1\.0"):
+        replace(SMOKE, seed_scales=(0.5,))
+
+
+@pytest.mark.parametrize("profile", profiles.PROFILES.values(), ids=profiles.PROFILES)
+def test_profiles_are_sound(profile):
+    if isinstance(profile.train, SceneSpec):  # the others' data is not there
+        assert profile.num_classes == len(CLASSES)
+    assert len(profile.levels) == 4
+    assert profile.levels[-1] <= profile.map_side
+    assert (profile.train.split[:5], profile.val.split[:3]) == ("train", "val")
+    assert (profile.train.count or math.inf) >= profile.schedule.batch_size  # 0 is all there is
+    assert profile.cached == (profile.train.size > 0)
+    assert all(a < b for a, b in zip(profile.thresholds, profile.thresholds[1:], strict=False))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        profile.seeds = 9

@@ -1,0 +1,229 @@
+"""The rows of the triplet's studies as specs and keys, and the common threshold by hand; nothing is computed."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from aeft_lib.paper.triplet import CORRECTED, LOSS_QUIRKS, REFERENCE
+from aeft_lib.stages import store
+from aeft_lib.studies import catalogue, run
+from aeft_lib.studies.catalogue import GAP, GATED, STUDIES, Study
+from aeft_lib.studies.profiles import LAPTOP, SMOKE
+from aeft_lib.studies.settings import OPTIMISER_QUIRKS
+
+TRIPLET, QUIRKS = (STUDIES[name] for name in ("triplet_ablation", "quirks"))
+SECOND_PHASES = tuple(dict.fromkeys(row for study in STUDIES.values() for row in study.rows if getattr(row, "triplet", None)))
+
+
+def named(stage, spec, inputs=None) -> SimpleNamespace:
+    """In place of `runs.obtain`: what an artefact is called and made of."""
+    inputs = inputs or {}
+    key = store.key_of(stage, spec, {name: artefact.key for name, artefact in inputs.items()})
+    return SimpleNamespace(stage=stage.__name__, spec=spec, inputs=inputs, key=key)
+
+
+def artefacts(row, profile=SMOKE, seed=0) -> dict[str, SimpleNamespace]:
+    return run.artefacts(profile, row, seed, obtain=named)
+
+
+# --- which row, which study ------------------------------------------------------------------------------------------
+
+
+def test_a_row_is_found_whatever_study_it_is_in_and_the_largest_study_wins():
+    assert run.row("gated") is GATED
+    assert run.study_of("gated").name == run.study_of("gap").name == "pyramid_ablation"
+    assert run.study_of("ours") is TRIPLET
+    assert run.study_of("gpp_only") is STUDIES["erasing_settings"]
+    assert run.study_of("reference") is run.study_of("detached") is QUIRKS
+    assert run.row("with_head_lr").name == "with_head_lr"
+
+
+@pytest.mark.parametrize("name", ["", "G", "soft", "quirks", "with_missing_negative"])
+def test_a_row_that_no_study_has_is_refused(name):
+    for find in (run.row, run.study_of):
+        with pytest.raises(ValueError, match=f"no study has a row '{name}'"):
+            find(name)
+
+
+def test_a_name_is_one_row_and_a_label_one_name_in_a_study():
+    for study in STUDIES.values():
+        assert len({row.name for row in study.rows}) == len({row.label for row in study.rows}) == len(study.rows)
+        assert study.common is None or study.row(study.common)
+    rows = {row for study in STUDIES.values() for row in study.rows}
+    assert len({row.name for row in rows}) == len(rows)
+
+
+# --- warm start and keys ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("profile", [SMOKE, LAPTOP], ids=lambda profile: profile.name)
+def test_second_phases_go_on_from_the_gated_row_of_the_same_seed(profile):
+    gated = {
+        (scale, seed): artefacts(GATED, profile.scaled(scale), seed)["classifier"].key for scale in (1, 1.5) for seed in (0, 1)
+    }
+    assert len(set(gated.values())) == 4
+    for row in [row for row in SECOND_PHASES if row.condition is None]:
+        for seed in (0, 1):
+            found, warm_start = artefacts(row, profile, seed), gated[row.scale, seed]
+            classifier = found["classifier"]
+            assert (classifier.stage, classifier.inputs["classifier"].key) == ("train_triplet", warm_start), row.name
+            assert found["seeds"].inputs["classifier"] is classifier
+            if row.keep_epochs:
+                assert found["epochs"].inputs["warm_start"].key == warm_start
+                assert found["epochs"].inputs["classifier"] is classifier
+
+
+def test_rows_without_a_second_phase_have_none():
+    assert artefacts(GATED)["classifier"].stage == "train_classifier"
+    assert set(artefacts(GATED)) == {"classifier", "seeds", "evaluation"}
+
+
+def test_epochs_are_kept_for_the_rows_of_the_curves_over_steps():
+    kept = [row.name for row in TRIPLET.rows if "epochs" in artefacts(row)]
+    assert kept == ["gpp_only", "attract_rigid", "attract_soft", "attract_soft_repel", "ours"]
+
+
+def test_the_detached_row_is_soft_repel_and_the_reference_without_mask_gradient():
+    detached, soft_repel = QUIRKS.row("detached"), TRIPLET.row("attract_soft_repel")
+    as_quirks = catalogue._with_quirks("detached", "", set(catalogue.QUIRKS) - {"mask_gradient"})
+    for field in ("fusion", "levels", "prediction", "triplet", "quirks"):
+        assert getattr(detached, field) == getattr(as_quirks, field), field
+    ours, theirs = artefacts(detached), artefacts(soft_repel)
+    assert {name: a.key for name, a in ours.items()} == {name: a.key for name, a in theirs.items()}
+
+
+def test_other_rows_share_no_classifier():
+    keys = [artefacts(row)["classifier"].key for row in SECOND_PHASES if row.name != "detached"]
+    assert len(set(keys)) == len(keys) == len(SECOND_PHASES) - 1
+
+
+# --- quirks ----------------------------------------------------------------------------------------------------------
+
+# What a quirk changes: of the loss its own field, of the optimiser these.
+OF_SCHEDULE = {"sgd_momentum": {"momentum", "lr", "head_lr"}, "schedule_length": {"decay_steps"}, "head_lr": {"head_lr"}}
+
+
+def differences(one, two) -> set[str]:
+    return {field.name for field in dataclasses.fields(one) if getattr(one, field.name) != getattr(two, field.name)}
+
+
+def pairs() -> list[tuple[str, str, str]]:
+    """Quirk, the row that has it, the row that has not."""
+    taken_away = [(q, "detached", f"without_{q}") for q in catalogue.TAKEN_AWAY]
+    return [("mask_gradient", "reference", "detached"), *taken_away] + [
+        (q, f"with_{q}", "corrected") for q in catalogue.MEASURED_QUIRKS
+    ]
+
+
+@pytest.mark.parametrize(("quirk", "having", "lacking"), pairs(), ids=lambda value: value)
+def test_a_row_differs_from_its_partner_in_one_quirk(quirk, having, lacking):
+    having, lacking = QUIRKS.row(having), QUIRKS.row(lacking)
+    with_it, without = (SMOKE.erasing.schedule(row.quirks) for row in (having, lacking))
+    if quirk in LOSS_QUIRKS:
+        assert differences(having.triplet, lacking.triplet) == {quirk}
+        assert getattr(having.triplet, quirk) == getattr(REFERENCE, quirk)
+        assert getattr(lacking.triplet, quirk) == getattr(CORRECTED, quirk)
+        assert with_it == without
+    else:
+        assert having.triplet == lacking.triplet
+        assert set(having.quirks) - set(lacking.quirks) == {quirk}
+        assert set(lacking.quirks) < set(having.quirks)
+        assert differences(with_it, without) == OF_SCHEDULE[quirk]
+    others = differences(having, lacking) - {"name", "label", "keep_epochs", "published"}
+    assert others == {"triplet" if quirk in LOSS_QUIRKS else "quirks"}
+
+
+def test_momentum_as_the_reference_passes_it_changes_no_effective_rate():
+    with_it, without = (SMOKE.erasing.schedule(QUIRKS.row(name).quirks) for name in ("with_sgd_momentum", "corrected"))
+    for rate in ("lr", "head_lr"):
+        effective = [getattr(s, rate) / (1 - s.momentum) for s in (with_it, without)]
+        assert effective[0] == pytest.approx(effective[1], rel=1e-3)
+
+
+def test_reference_and_corrected_are_the_ends():
+    reference, corrected = QUIRKS.row("reference"), QUIRKS.row("corrected")
+    assert (reference.triplet, reference.quirks) == (REFERENCE, OPTIMISER_QUIRKS)
+    assert (corrected.triplet, corrected.quirks) == (CORRECTED, ())
+    assert len(QUIRKS.rows) == 2 * len(catalogue.MEASURED_QUIRKS) + 2
+
+
+# --- erasing settings ------------------------------------------------------------------------------------------------
+
+
+def test_rigid_and_soft_erasing_differ_from_the_plain_rows_in_one_setting():
+    plain = {"gpp_only": TRIPLET.row("gpp_only"), "rigid": TRIPLET.row("attract_rigid"), "soft": TRIPLET.row("attract_soft")}
+    others = {
+        "low": {"erase_threshold"},
+        "high": {"erase_threshold"},
+        "slow": {"lr", "head_lr"},
+        "long": {"epochs", "decay_steps"},
+        "fine": set(),  # the scenes alone
+    }
+    for row in STUDIES["erasing_settings"].rows[3:]:
+        kind, tag = row.name.rsplit("_", 1)
+        specs = [artefacts(r, LAPTOP)["classifier"].spec for r in (row, plain[kind])]
+        changed = differences(specs[0].triplet, specs[1].triplet) | differences(specs[0].schedule, specs[1].schedule)
+        assert changed == others[tag], row.name
+        assert specs[0].warm_start.scenes.size == (384 if tag == "fine" else LAPTOP.train.size), row.name
+
+
+def test_settings_are_what_their_labels_say():
+    rows = {tag: STUDIES["erasing_settings"].row(f"soft_{tag}") for tag in ("low", "high", "slow", "long")}
+    specs = {tag: artefacts(row, LAPTOP)["classifier"].spec for tag, row in rows.items()}
+    assert (specs["low"].triplet.erase_threshold, specs["high"].triplet.erase_threshold) == (0.4, 0.8)
+    assert specs["slow"].schedule.lr == pytest.approx(LAPTOP.erasing.rate / 3)
+    assert specs["long"].schedule.epochs * specs["long"].schedule.steps_per_epoch == 60
+    assert [row.label for row in rows.values()] == ["soft, t_H 0.4", "soft, t_H 0.8", "soft, rate / 3", "soft, 60 steps"]
+
+
+# --- the common threshold --------------------------------------------------------------------------------------------
+
+TWO = Study("two", "?", (GAP, GATED), common="gap")
+COMMON = ["miou_common", "precision_common", "recall_common"]
+
+
+@pytest.fixture
+def curves(tmp_path, monkeypatch):
+    """Curves at t = 0.1, 0.2, 0.3: mIoU 11, 12, 13, precision 21..., recall 31...; 100 more for gated, 1000 a seed."""
+
+    def found(profile, row, seed, obtain):
+        assert (profile, obtain) == (SMOKE, run._lookup)
+        folder = tmp_path / f"{row.name} {seed}"
+        folder.mkdir()
+        base = 100 * (row == GATED) + 1000 * seed + np.array([1, 2, 3])
+        lines = {"threshold": [0.1, 0.2, 0.3], "miou": base + 10, "precision": base + 20, "recall": base + 30}
+        pd.DataFrame(lines).to_csv(folder / "curve.csv", index=False)
+        return {"evaluation": SimpleNamespace(folder=folder)}
+
+    monkeypatch.setattr(run, "artefacts", found)
+
+
+def table(*lines: tuple[str, int, float]) -> pd.DataFrame:
+    return pd.DataFrame(lines, columns=["row", "seed", "threshold"])
+
+
+def test_every_row_stands_at_its_seeds_best_threshold_of_the_common_row(curves):
+    plain = table(("gated", 1, 0.3), ("gap", 0, 0.2), ("gap", 1, 0.1), ("gated", 0, 0.1))
+    found = run.at_common_threshold(TWO, SMOKE, plain)
+    assert found[COMMON].to_numpy().tolist() == [[1111, 1121, 1131], [12, 22, 32], [1011, 1021, 1031], [112, 122, 132]]
+    pd.testing.assert_frame_equal(found[list(plain)], plain)
+
+
+def test_a_threshold_between_two_is_the_nearest(curves):
+    found = run.at_common_threshold(TWO, SMOKE, table(("gap", 0, 0.26), ("gated", 0, 0.1)))
+    assert found["miou_common"].tolist() == [13, 113]
+
+
+def test_a_seed_without_the_common_row_has_no_common_numbers(curves):
+    found = run.at_common_threshold(TWO, SMOKE, table(("gated", 0, 0.3), ("gated", 1, 0.3), ("gap", 1, 0.3)))
+    assert found.loc[0, COMMON].isna().all()
+    assert found.loc[1, COMMON].tolist() == [1113, 1123, 1133]
+
+
+def test_a_study_without_a_common_row_keeps_its_table():
+    plain = table(("gated", 0, 0.3))
+    assert run.at_common_threshold(dataclasses.replace(TWO, common=None), SMOKE, plain) is plain
+    assert run.at_common_threshold(TWO, SMOKE, table()).empty
