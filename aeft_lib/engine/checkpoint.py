@@ -11,41 +11,47 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.amp import GradScaler
+from torch.optim import Optimizer
 
 from aeft_lib.engine import ranks
-from aeft_lib.engine.step import Stepper
 
 
 def save_checkpoint(
     file: Path,
     network: nn.Module,
-    stepper: Stepper,
+    optimiser: Optimizer,
+    scaler: GradScaler,
     rows: Sequence[dict[str, float]],
     terms: Sequence[dict[str, Tensor]] = (),
 ) -> None:
-    """Write trained parameters, the optimiser's state and the log so far, atomically, without pickle; on rank 0 alone.
+    """Write trained parameters, the optimiser's state and the log so far, on rank 0 alone.
 
-    terms: of the steps of an epoch that is not over.
+    Written aside and renamed, without pickle.  terms: of the steps of an epoch that is not over.
     """
     if not ranks.is_main():
         return
-    tensors = {f"network/{name}": p.detach() for name, p in network.named_parameters() if p.requires_grad}
-    for index, state in stepper.optimiser.state_dict()["state"].items():
-        tensors |= {f"optimiser/{index}/{name}": torch.as_tensor(value) for name, value in state.items() if value is not None}
+    parameters = network.named_parameters()
+    tensors = {f"network/{name}": p.detach() for name, p in parameters if p.requires_grad}
+    for index, state in optimiser.state_dict()["state"].items():
+        kept = {name: value for name, value in state.items() if value is not None}
+        tensors |= {f"optimiser/{index}/{name}": torch.as_tensor(v) for name, v in kept.items()}
     if terms:
-        tensors |= {f"terms/{name}": torch.stack([step[name] for step in terms]) for name in terms[0]}
+        tensors |= {f"terms/{k}": torch.stack([step[k] for step in terms]) for k in terms[0]}
     tensors = {name: t.cpu().contiguous() for name, t in tensors.items()}
-    metadata = {"rows": json.dumps(list(rows)), "scaler": json.dumps(stepper.scaler.state_dict()), "digest": _digest(tensors)}
+    metadata = {"rows": json.dumps(list(rows)), "scaler": json.dumps(scaler.state_dict())}
     aside = file.with_name(f".{file.name}.{os.getpid()}")
-    save_file(tensors, aside, metadata=metadata)
+    save_file(tensors, aside, metadata=metadata | {"digest": _digest(tensors)})
     aside.replace(file)
 
 
-def resume(file: Path, network: nn.Module, stepper: Stepper) -> tuple[list[dict[str, float]], list[dict[str, Tensor]]]:
-    """Load a checkpoint into network and optimiser; returns its log, and the terms of an epoch that was not over.
+def resume(
+    file: Path, network: nn.Module, optimiser: Optimizer, scaler: GradScaler
+) -> tuple[list[dict[str, float]], list[dict[str, Tensor]]]:
+    """Load a checkpoint; returns its log, and the terms of an epoch that was not over.
 
-    Two empty lists where there is none.  One that is damaged, or of another network, is said and left: nothing of it is loaded.
-    Every rank reads rank 0's file.
+    Two empty lists where there is none.  A warning reports one that is damaged, or of another
+    network: nothing of it is loaded.  Every rank reads rank 0's file.
     """
     file = Path(ranks.same(str(file)))
     if not ranks.same(file.is_file()):
@@ -53,29 +59,32 @@ def resume(file: Path, network: nn.Module, stepper: Stepper) -> tuple[list[dict[
     trained = {f"network/{name}": p for name, p in network.named_parameters() if p.requires_grad}
     try:
         with safe_open(file, framework="pt") as opened:
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (no mapping)
-            rows, scaler, digest = (opened.metadata()[name] for name in ("rows", "scaler", "digest"))
+            names = opened.keys()
+            tensors = {name: opened.get_tensor(name) for name in names}
+            rows, scale, digest = (opened.metadata()[k] for k in ("rows", "scaler", "digest"))
         if digest != _digest(tensors):
             raise ValueError("its contents do not match their digest")
         if any(tensors[name].shape != p.shape for name, p in trained.items()):
             raise ValueError("it belongs to another network")
-        rows, scaler = json.loads(rows), json.loads(scaler)
+        rows, scale = json.loads(rows), json.loads(scale)
     except (OSError, KeyError, ValueError, TypeError, SafetensorError) as error:
-        warnings.warn(f"checkpoint {file.name} is damaged ({error}): training starts again", stacklevel=2)
+        problem = f"checkpoint {file.name} is damaged ({error}): training starts again"
+        warnings.warn(problem, stacklevel=2)
         return [], []
     with torch.no_grad():
         for name, parameter in trained.items():
             parameter.copy_(tensors[name])
-    state = stepper.optimiser.state_dict()
+    state = optimiser.state_dict()
     for name, tensor in tensors.items():
         kind, index, *field = name.split("/")
         if kind == "optimiser":
             state["state"].setdefault(int(index), {})[field[0]] = tensor
-    stepper.optimiser.load_state_dict(state)
-    stepper.scaler.load_state_dict(scaler)
-    kept = {name.removeprefix("terms/"): t for name, t in tensors.items() if name.startswith("terms/")}
-    terms = {name: t.to(stepper.device).unbind() for name, t in kept.items()}
-    return rows, [dict(zip(terms, values, strict=True)) for values in zip(*terms.values(), strict=True)]
+    optimiser.load_state_dict(state)
+    scaler.load_state_dict(scale)
+    device = next(network.parameters()).device
+    kept = {k.removeprefix("terms/"): t for k, t in tensors.items() if k.startswith("terms/")}
+    terms = {name: t.to(device).unbind() for name, t in kept.items()}
+    return rows, [dict(zip(terms, v, strict=True)) for v in zip(*terms.values(), strict=True)]
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:

@@ -1,4 +1,7 @@
-"""Work on many images, spread over processes, or over the ranks of a job; the results do not depend on how many."""
+"""Work on many images, spread over processes, or over the ranks of a job.
+
+The results do not depend on how many there are.
+"""
 
 import multiprocessing
 import os
@@ -10,12 +13,12 @@ import torch
 
 from aeft_lib.engine import ranks
 
-SHARD = 32  # images a process takes at a time: each shard loads its network anew
+SHARD = 32  # images a process takes at a time
 VARIABLE = "AEFT_PROCESSES"
 
 
 def processes() -> int:
-    """How many processes a stage may start for its images: ``AEFT_PROCESSES``, which a study sets for its workers, else 1.
+    """How many processes a stage may start: ``AEFT_PROCESSES``, which a study sets, else 1.
 
     Raises ValueError for anything but a whole number from 1 on.
     """
@@ -25,18 +28,21 @@ def processes() -> int:
     return int(asked)
 
 
-def over_images(function: Callable[..., list], count: int, *arguments: Any) -> Iterator[Any]:
+def over_images(
+    function: Callable[..., list], count: int, *arguments: Any, at_most: int = 0
+) -> Iterator[Any]:
     """Results of ``function(range, *arguments)`` for shards of 0..count-1, image by image in order.
 
-    function: of a module, since other processes import it; returns one result an image.  arguments: what can be pickled.
-    Under torchrun every rank calls it and takes its share of the shards; rank 0 gets all results, the others none.
-    Raises what the function raises; shards that are under way end first.
+    function: of a module, since other processes import it; returns one result an image.
+    arguments: what can be pickled.  at_most: so many processes; 0 is no bound.
+    Under torchrun every rank calls it and takes its share of the shards; rank 0 gets all results,
+    the others none.  Raises what the function raises; shards that are under way end first.
     """
     shards = [range(start, min(start + SHARD, count)) for start in range(0, count, SHARD)]
     if ranks.world() > 1:
         yield from _over_ranks(function, shards, *arguments)
         return
-    workers = min(processes(), len(shards))
+    workers = min(processes(), len(shards), at_most or len(shards))
     if workers <= 1:
         for shard in shards:
             yield from function(shard, *arguments)

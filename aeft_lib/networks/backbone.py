@@ -1,15 +1,40 @@
-"""What all backbones have in common: batch norms that never move, blocks that may forget, and the shape images must have."""
+"""What all backbones share: their spec, norms that never move, blocks that may forget, image shapes."""
+
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+WEIGHTS = ("imagenet", "none")
+
+
+class BackboneSpec(Protocol):
+    """A frozen dataclass that builds a backbone.
+
+    stride: pixels of the image along a cell of the feature map.
+    weights: "imagenet", or "none" for random ones (tests, counting).
+    """
+
+    stride: int
+    weights: str
+
+    def build(self, *, dropout: tuple[float, float] = (0.2, 0.2)) -> nn.Module:
+        """The backbone: ``trunk``, ``tail``, ``taps``, ``normalise``, ``out_channels``, ``stride``.
+
+        dropout: of ResNet38d's last two blocks; the others have none.
+        Raises ValueError where weights do not fit or are missing, with what to do.
+        """
+
+    def check(self) -> None:
+        """Raises ValueError where weights are missing that `build` would need; builds nothing."""
+
 
 class FrozenNorms(nn.Module):
-    """A network whose batch norms keep their statistics and affine parameters, in training too, as in the paper.
+    """A network whose batch norms keep statistics and affine parameters, in training too (paper).
 
-    checkpointing: keep the input of each block for the backward pass and compute the rest again: a third more time, a fifth
-        of the memory.
+    checkpointing: keep the input of each block for the backward pass and compute the rest again: a
+        third more time, a fifth of the memory.
     """
 
     checkpointing = False

@@ -4,11 +4,14 @@ The laptop's stand-in for ResNet38d (not in the paper).  The stride of stage 5 i
 without dilation: dilated depthwise convolutions are very slow on a CPU.
 """
 
+from dataclasses import dataclass
+
 import timm
 import torch
 from torch import Tensor, nn
 
-from aeft_lib.networks.backbone import FrozenNorms, check_images
+from aeft_lib.engine.fields import choice, whole
+from aeft_lib.networks.backbone import WEIGHTS, FrozenNorms, check_images
 from aeft_lib.networks.weights import efficientnet_lite0_file, load_in_order
 
 N_STAGES = 7
@@ -84,3 +87,26 @@ def normalise(images: Tensor) -> Tensor:
     if images.dtype != torch.uint8:
         raise ValueError(f"images must be uint8 0..255, got {images.dtype}")
     return (images.float() - 127) / 128
+
+
+@dataclass(frozen=True)
+class EfficientNetLiteSpec:
+    """EfficientNet-Lite0.  trained_stages: of its seven, counted from the last; 0 freezes all."""
+
+    trained_stages: int = 0
+    weights: str = "imagenet"
+    stride = EfficientNetLite0.stride
+
+    def __post_init__(self) -> None:
+        whole(self, "trained_stages", most=N_STAGES)
+        choice(self, weights=WEIGHTS)
+
+    def build(self, *, dropout: tuple[float, float] = (0.0, 0.0)) -> EfficientNetLite0:
+        """The backbone; it has no dropout.  Raises FileNotFoundError without its weights."""
+        pretrained = self.weights == "imagenet"
+        return EfficientNetLite0(trained_stages=self.trained_stages, pretrained=pretrained)
+
+    def check(self) -> None:
+        """Raises FileNotFoundError where the package with its weights is not installed."""
+        if self.weights == "imagenet":
+            efficientnet_lite0_file()

@@ -3,12 +3,15 @@
 Dependency choice: torchvision's ResNets are the field's second baseline, timm has the rest; both bring their own weights.
 """
 
+from dataclasses import dataclass
+
 import timm
 import torchvision
 from torch import Tensor, nn
 
+from aeft_lib.engine.fields import choice
 from aeft_lib.networks import resnet38d
-from aeft_lib.networks.backbone import FrozenNorms, check_images
+from aeft_lib.networks.backbone import WEIGHTS, FrozenNorms, check_images
 
 STRIDES = (8, 16)
 TORCHVISION = {
@@ -48,38 +51,16 @@ class GenericBackbone(FrozenNorms):
         return self.tail(self.trunk(images))
 
     def _outputs(self, x: Tensor) -> list[Tensor]:
-        found = []
+        outputs = []
         for block in self._tail:
             x = self.run(block, x)
-            found.append(x)
-        return found
+            outputs.append(x)
+        return outputs
 
     @staticmethod
     def normalise(images: Tensor) -> Tensor:
         """uint8 0..255 (B, 3, H, W) -> ImageNet's normalisation."""
         return resnet38d.normalise(images)
-
-
-def torchvision_backbone(name: str, *, stride: int, pretrained: bool) -> GenericBackbone:
-    """ResNet-50 or ResNet-101, its last stages dilated.  Raises ValueError for another name or stride."""
-    _check(name, stride, TORCHVISION)
-    make, weights = getattr(torchvision.models, name), TORCHVISION[name] if pretrained else None
-    net = make(weights=weights, replace_stride_with_dilation=[False, stride == 8, True])
-    blocks = [nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool), net.layer1, net.layer2, net.layer3, net.layer4]
-    return GenericBackbone(blocks, channels=[64, 256, 512, 1024, 2048], stride=stride)
-
-
-def timm_backbone(name: str, *, stride: int, pretrained: bool) -> nn.Module:
-    """A network of timm by its name there.  Raises ValueError for one without features at this stride."""
-    _check(name, stride, timm.list_models(pretrained=False))
-    try:
-        net = timm.create_model(name, pretrained=pretrained, features_only=True, output_stride=stride)
-    except (TypeError, NotImplementedError, AssertionError, RuntimeError, AttributeError) as error:
-        raise ValueError(f"timm:{name} gives no features at stride {stride} ({error or type(error).__name__})") from error
-    reduction = net.feature_info.reduction()
-    if reduction[-1] != stride or len(reduction) < 3:
-        raise ValueError(f"timm:{name} gives features at strides {reduction}, not at {stride} in the end")
-    return TimmBackbone(net, stride=stride)
 
 
 class TimmBackbone(FrozenNorms):
@@ -129,8 +110,71 @@ class TimmBackbone(FrozenNorms):
         return resnet38d.normalise(images)
 
 
-def _check(name: str, stride: int, known: object) -> None:
-    if name not in known:
-        raise ValueError(f"unknown backbone {name!r}; timm.list_models() has the names of timm's")
-    if stride not in STRIDES:
-        raise ValueError(f"stride must be one of {STRIDES}, got {stride}")
+@dataclass(frozen=True)
+class TorchvisionSpec:
+    """ResNet-50 or ResNet-101, its last stages dilated to an output stride of 8 or 16."""
+
+    name: str = "resnet50"
+    output_stride: int = 16
+    weights: str = "imagenet"
+
+    def __post_init__(self) -> None:
+        choice(self, name=tuple(TORCHVISION), output_stride=STRIDES, weights=WEIGHTS)
+
+    @property
+    def stride(self) -> int:
+        """Pixels of the image along a cell of the feature map."""
+        return self.output_stride
+
+    def build(self, *, dropout: tuple[float, float] = (0.0, 0.0)) -> GenericBackbone:
+        """The backbone; it has no dropout."""
+        make, weights = getattr(torchvision.models, self.name), TORCHVISION[self.name]
+        dilated = [False, self.output_stride == 8, True]
+        weights = weights if self.weights == "imagenet" else None
+        net = make(weights=weights, replace_stride_with_dilation=dilated)
+        stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
+        blocks = [stem, net.layer1, net.layer2, net.layer3, net.layer4]
+        channels = [64, 256, 512, 1024, 2048]
+        return GenericBackbone(blocks, channels=channels, stride=self.output_stride)
+
+    def check(self) -> None:
+        """Nothing: torchvision brings its weights when they are asked for."""
+
+
+@dataclass(frozen=True)
+class TimmSpec:
+    """A network of timm that gives features, by its name there."""
+
+    name: str
+    output_stride: int = 16
+    weights: str = "imagenet"
+
+    def __post_init__(self) -> None:
+        choice(self, output_stride=STRIDES, weights=WEIGHTS)
+
+    @property
+    def stride(self) -> int:
+        """Pixels of the image along a cell of the feature map."""
+        return self.output_stride
+
+    def build(self, *, dropout: tuple[float, float] = (0.0, 0.0)) -> TimmBackbone:
+        """The backbone.  Raises ValueError for a network without features at this stride."""
+        self.check()
+        pretrained, stride = self.weights == "imagenet", self.output_stride
+        options = {"pretrained": pretrained, "features_only": True, "output_stride": stride}
+        refused = (TypeError, NotImplementedError, AssertionError, RuntimeError, AttributeError)
+        try:
+            net = timm.create_model(self.name, **options)
+        except refused as error:
+            reason = str(error) or type(error).__name__
+            message = f"timm:{self.name} gives no features at stride {stride} ({reason})"
+            raise ValueError(message) from error
+        reduction = net.feature_info.reduction()
+        if reduction[-1] != stride or len(reduction) < 3:
+            raise ValueError(f"timm:{self.name} gives features at strides {reduction}, not {stride}")
+        return TimmBackbone(net, stride=stride)
+
+    def check(self) -> None:
+        """Raises ValueError for a name that timm does not know."""
+        if self.name not in timm.list_models(pretrained=False):
+            raise ValueError(f"unknown backbone 'timm:{self.name}'; timm.list_models() has the names of timm's")

@@ -3,13 +3,19 @@
 Names of modules and tensors are the reference's, so that published checkpoints fit.  As there, the first convolution and stage
 2 are frozen, and every batch norm keeps its statistics and its affine parameters, in training too.
 
-Cost of a 320 x 320 image (computed, SPEC of the reference): 411 GFLOP forward; 105.1 M parameters.
+Cost of a 320 x 320 image (computed): 411 GFLOP forward; 105.1 M parameters.
 """
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from aeft_lib.networks.backbone import FrozenNorms, check_images
+from aeft_lib.engine.fields import choice
+from aeft_lib.networks.backbone import WEIGHTS, FrozenNorms, check_images
+from aeft_lib.networks.weights import load_mxnet_resnet38d
 
 # name, input channels, middle channels, output channels, stride, dilation of the first and of the second convolution
 BASIC = (
@@ -28,6 +34,7 @@ BASIC = (
 BOTTLENECKS = (("b6", 1024, 2048), ("b7", 2048, 4096))
 TRUNK = ("b2", "b2_1", "b2_2")
 TAIL = tuple(name for name, *_ in (*BASIC, *BOTTLENECKS) if name not in TRUNK)
+VARIABLE = "AEFT_RESNET38D_PARAMS"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -150,3 +157,38 @@ def normalise(images: Tensor) -> Tensor:
 
 def _conv3(inner: int, outer: int, *, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
     return nn.Conv2d(inner, outer, kernel_size=3, stride=stride, padding=dilation, dilation=dilation, bias=False)
+
+
+@dataclass(frozen=True)
+class ResNet38dSpec:
+    """ResNet38d; it trains what the paper trains."""
+
+    weights: str = "imagenet"
+    stride = ResNet38d.stride
+
+    def __post_init__(self) -> None:
+        choice(self, weights=WEIGHTS)
+
+    def build(self, *, dropout: tuple[float, float] = (0.2, 0.2)) -> ResNet38d:
+        """The backbone.  Raises ValueError where its weights are missing or do not fit."""
+        backbone = ResNet38d(dropout=dropout)
+        if self.weights == "imagenet":
+            load_mxnet_resnet38d(backbone, weights_file())
+        return backbone
+
+    def check(self) -> None:
+        """Raises ValueError where no file of its weights is named."""
+        if self.weights == "imagenet":
+            weights_file()
+
+
+def weights_file() -> Path:
+    """The MXNet file that ``AEFT_RESNET38D_PARAMS`` names.  Raises ValueError without it."""
+    named = os.environ.get(VARIABLE)
+    if not named or not Path(named).is_file():
+        raise ValueError(
+            "the ImageNet weights of ResNet38d are an MXNet file, "
+            "ilsvrc-cls_rna-a1_cls1000_ep-0001.params (480 MB), that the authors of AffinityNet "
+            f"publish: point {VARIABLE} at it (now {named!r})"
+        )
+    return Path(named)

@@ -5,18 +5,19 @@ Not in the reference, whose author points to the setting of MCTformer: two 3 x 3
 pixels from the centre to the outer taps.
 """
 
-from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from aeft_lib.engine.fields import whole
+from aeft_lib.engine.samples import Batch
 from aeft_lib.maps.labels import VOID
 
 REACH = 96  # pixels: dilation 12 at stride 8
 
 
-class LargeFOV(nn.Module):
+class LargeFovHead(nn.Module):
     """Features (B, C, h, w) -> logits (B, K + 1, h, w), background first."""
 
     def __init__(self, *, in_channels: int, num_classes: int, dilation: int, hidden: int = 512) -> None:
@@ -43,11 +44,42 @@ class Segmenter(nn.Module):
         self.num_classes = num_classes
         self.backbone = backbone
         dilation = max(1, REACH // backbone.stride)
-        self.head = LargeFOV(in_channels=backbone.out_channels, num_classes=num_classes, dilation=dilation, hidden=hidden)
+        self.head = LargeFovHead(in_channels=backbone.out_channels, num_classes=num_classes, dilation=dilation, hidden=hidden)
 
     def forward(self, images: Tensor) -> Tensor:
         coarse = self.head(self.backbone(images))
         return F.interpolate(coarse, size=images.shape[-2:], mode="bilinear", align_corners=False)
+
+
+@dataclass(frozen=True)
+class LargeFov:
+    """A segmentation network and its loss, as a value.
+
+    hidden: channels of its head, 512 in the paper; 0 is the profile's number.
+    """
+
+    hidden: int = 0
+
+    def __post_init__(self) -> None:
+        whole(self, "hidden")
+
+    def fitted(self, hidden: int) -> "LargeFov":
+        """With the profile's number of channels where it names none."""
+        return self if self.hidden else replace(self, hidden=hidden)
+
+    def build(self, backbone: nn.Module, num_classes: int) -> Segmenter:
+        """The network on a backbone, its head drawn from the global random stream."""
+        return Segmenter(backbone=backbone, num_classes=num_classes, hidden=self.hidden or 512)
+
+    def measure(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Sum and count of the batch's known pixels, (1,) each."""
+        summed, known = segmentation_sum(network(batch.images).float(), batch.labels)
+        return {"summed": summed[None], "known": known[None]}
+
+    def combine(self, measures: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The mean cross-entropy over all known pixels of a batch."""
+        known = measures["known"].sum().clamp(min=1)
+        return {"segmentation": measures["summed"].sum() / known}
 
 
 def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -73,23 +105,3 @@ def segmentation_sum(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     except IndexError as error:
         raise ValueError(f"labels must lie in 0..{logits.shape[1] - 1} or be void ({VOID}): {error}") from error
     return summed, (labels != VOID).sum()
-
-
-@torch.inference_mode()
-def multi_scale_probabilities(network: nn.Module, images: Tensor, scales: Sequence[float]) -> Tensor:
-    """Mean of the softmax over scales, each plain and mirrored, (B, K + 1, H, W), sums to 1 over classes.
-
-    network: images -> logits at image size.  images: (B, 3, H, W) in the network's range.
-    Raises ValueError for no scales, or one that is not positive.
-    """
-    if not scales or min(scales) <= 0:
-        raise ValueError(f"scales must be positive, and at least one, got {tuple(scales)}")
-    size, total = images.shape[-2:], 0
-    for scale in scales:
-        sides = [max(1, round(side * scale)) for side in size]
-        scaled = F.interpolate(images, size=sides, mode="bilinear", align_corners=False, antialias=scale < 1)
-        for mirrored in (False, True):
-            logits = network(scaled.flip(-1) if mirrored else scaled)
-            logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-            total = total + (logits.flip(-1) if mirrored else logits).softmax(dim=1)
-    return total / (2 * len(scales))

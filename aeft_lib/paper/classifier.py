@@ -3,11 +3,14 @@
 ``f = fc9(relu(fc8(x)))`` is the signed CAM itself, so no gradient and no weight of a last layer is needed to read it.
 """
 
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from aeft_lib.paper.gpp import PooledPrediction
+from aeft_lib.engine.samples import Batch, forward
+from aeft_lib.paper import losses
+from aeft_lib.paper.gpp import Gap, PooledPrediction, Pyramid
 
 
 class CamOutput(NamedTuple):
@@ -35,7 +38,7 @@ class CamHead(nn.Module):
 class CamClassifier(nn.Module):
     """Multi-label classifier over K classes, read as a CAM.
 
-    backbone: has ``trunk``, ``tail`` and ``out_channels`` (see `aeft_lib.backbones`).
+    backbone: has ``trunk``, ``tail`` and ``out_channels`` (see `networks.backbone`).
     pooling: `gpp.GlobalAveragePooling` or `gpp.PyramidPooling` built for the same K.
     """
 
@@ -63,3 +66,38 @@ class CamClassifier(nn.Module):
     def cam(self, features: Tensor) -> Tensor:
         """The signed CAM (B, K, h, w) alone: inference needs no pooling."""
         return self.head(self.backbone.tail(features.to(self.head.fc8.weight.dtype)))
+
+
+@dataclass(frozen=True)
+class CamMethod:
+    """What methods on a `CamClassifier` share: how the network is built and read as a CAM."""
+
+    pooling: Gap | Pyramid = Gap()
+    needs = ()
+
+    def build(self, backbone: nn.Module, num_classes: int) -> CamClassifier:
+        """The network on a backbone; head and gates come from the global random stream."""
+        pooling = self.pooling.build(num_classes)
+        return CamClassifier(backbone=backbone, pooling=pooling, num_classes=num_classes)
+
+    def cam(self, network: CamClassifier, batch: Batch) -> Tensor:
+        """The signed CAM (B, K, h, w) of images, or of cached features."""
+        trunk = network.backbone.trunk
+        return network.cam(trunk(batch.images) if batch.features is None else batch.features)
+
+    def fitted(self, side: int, strength: float = 1.0) -> "CamMethod":
+        """The method for a map of `side` cells; strength: of what a second phase adds."""
+        return replace(self, pooling=self.pooling.fitted(side))
+
+
+@dataclass(frozen=True)
+class Classification(CamMethod):
+    """Tags alone, L_cls: the paper's first phase, and every baseline of its first table."""
+
+    def measure(self, network: CamClassifier, batch: Batch) -> dict[str, Tensor]:
+        """``logits`` and ``tags``, (B, K) each."""
+        return {"logits": forward(network, batch).logits, "tags": batch.tags}
+
+    def combine(self, measures: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The loss of the whole batch."""
+        return {"classification": losses.classification(measures["logits"], measures["tags"])}

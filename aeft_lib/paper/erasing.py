@@ -1,6 +1,6 @@
 """The triplet of the paper's second idea: masks that erase, embeddings that are compared, and who is compared with whom.
 
-Three images (SPEC of the triplet in the poster's middle column): the anchor ``I_A``; the positive ``I_P``, which is the anchor
+Three images (poster, middle column): the anchor ``I_A``; the positive ``I_P``, which is the anchor
 with its most active region erased; the negative ``I_N``, an image that shares no class with the anchor.
 
 Shapes: B images, K classes (no background), H x W image, h x w feature map.  Tags are (B, K), 0 or 1, of any type.

@@ -1,6 +1,6 @@
 """Pooling of class activation maps: GAP, and the paper's Gated Pyramid Pooling layer (GPP).
 
-GPP (the poster's first idea, SPEC of the layer in its Eq. 5) pools the signed CAM ``f`` at several levels, fuses the
+GPP (the poster's first idea, poster Eq. 5) pools the signed CAM ``f`` at several levels, fuses the
 levels coarse to fine through one gate per sign, and lets the fused pyramid attend ``f``::
 
     P_r    = up(adaptive_avg_pool(f, r x r))                                  r in levels
@@ -16,6 +16,7 @@ Shapes: B images, K classes (no background), h x w feature map.
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
@@ -24,6 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+PAPER_LEVELS = (2, 4, 8, 16)
+PAPER_SIDE = 40  # cells along one side of the paper's map
 FUSIONS = ("gated", "average", "inverse", "single")
 PREDICTIONS = ("sign_preserving", "positive_only", "attention_off")
 VARIANTS = ("square_root", "normalised")  # predictions of ours, see notebook 8
@@ -79,7 +82,7 @@ def pool_level(cam: Tensor, level: int) -> Tensor:
     return rows.mT @ cam @ columns
 
 
-def scaled_levels(side: int, levels: Sequence[int] = (2, 4, 8, 16), paper_side: int = 40) -> tuple[int, ...]:
+def scaled_levels(side: int, levels: Sequence[int] = PAPER_LEVELS, paper_side: int = PAPER_SIDE) -> tuple[int, ...]:
     """The paper's levels for a map of another side: the same cells per bin (16 bins on 40 cells are 2.5 cells each).
 
     Rounded, at least 1 and strictly increasing, so that every row of the paper's table keeps a counterpart:
@@ -195,7 +198,7 @@ class PyramidPooling(nn.Module):
         self,
         *,
         num_classes: int,
-        levels: Sequence[int] = (2, 4, 8, 16),
+        levels: Sequence[int] = PAPER_LEVELS,
         fusion: str = "gated",
         prediction: str = "sign_preserving",
         gate_gain: float = 1.0,
@@ -263,3 +266,55 @@ class PyramidPooling(nn.Module):
         for gate, level in zip(self.gates, rest, strict=True):
             fused.append(gate(fused[-1] if fused else first, level))
         return tuple(fused)
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Global average pooling, as a value."""
+
+    def build(self, num_classes: int) -> GlobalAveragePooling:
+        """The layer; it is the same for every K."""
+        return GlobalAveragePooling()
+
+    def fitted(self, side: int) -> "Gap":
+        """Itself: it has no bins."""
+        return self
+
+
+@dataclass(frozen=True)
+class Pyramid:
+    """The GPP layer or one of its rivals, as a value; fields as of `PyramidPooling`.
+
+    levels: bins of the paper's 40x40 map, which `fitted` turns into those of the map at hand;
+    printed: they are bins of the map at hand already.
+    """
+
+    fusion: str = "gated"
+    levels: tuple[int, ...] = PAPER_LEVELS
+    prediction: str = "sign_preserving"
+    gate_gain: float = 1.0
+    printed: bool = False
+
+    def build(self, num_classes: int) -> PyramidPooling:
+        """The layer for K classes.  Raises ValueError as `PyramidPooling` does."""
+        return PyramidPooling(
+            num_classes=num_classes,
+            levels=self.levels,
+            fusion=self.fusion,
+            prediction=self.prediction,
+            gate_gain=self.gate_gain,
+        )
+
+    def fitted(self, side: int) -> "Pyramid":
+        """The layer for a map of `side` cells: the same cells per bin; printed bins where they fit.
+
+        >>> Pyramid(levels=(2, 16)).fitted(16).levels, Pyramid(printed=True).fitted(12).levels
+        ((1, 6), (2, 4, 8))
+        """
+        scaled = dict(zip(PAPER_LEVELS, scaled_levels(side), strict=True))
+        if self.printed:
+            return replace(self, levels=tuple(level for level in self.levels if level <= side))
+        levels = tuple(scaled[level] for level in self.levels)
+        if levels[-1] > side:
+            raise ValueError(f"a {side}x{side} map has no room for levels {levels}: take larger scenes")
+        return replace(self, levels=levels, printed=True)

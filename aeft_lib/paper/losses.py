@@ -1,6 +1,6 @@
-"""Losses of the triplet (SPEC of the method, poster's middle column): classification, attract (soft, rigid) and repel.
+"""Losses of the triplet (poster, middle column): classification, attract (soft, rigid) and repel.
 
-``L = L_cls + lambda_att L_att + lambda_rep L_rep``.  Pure functions of logits and embeddings (see `aeft_lib.paper.erasing`), so that
+``L = L_cls + lambda_att L_att + lambda_rep L_rep``.  Pure functions of logits and embeddings (see `erasing`), so that
 they can be tried on three numbers; none of them waits for the device.  Shapes: B images, K classes.
 """
 

@@ -1,7 +1,8 @@
-"""Stage `cache_features`: what the frozen trunk makes of every scene, plain and mirrored, at every scale.
+"""Stage `cache_features`: the frozen trunk's output for every scene, plain and mirrored, by scale.
 
-The trunk has no gradient and no randomness, so every row of a study and every seed reads the same cache.  Half precision
-halves the disk; tests/test_features.py bounds what it changes in a CAM.
+The trunk has no gradient and no randomness, so every row of a study and every repeat reads the same
+cache.  Half precision halves the disk; tests/stages/test_cache_features.py bounds what it changes
+in a CAM.
 """
 
 from collections.abc import Mapping
@@ -11,15 +12,17 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from aeft_lib.data.scene import SceneSet
 from aeft_lib.engine.device import device
-from aeft_lib.networks.registry import BackboneSpec, build_backbone
+from aeft_lib.networks.backbone import BackboneSpec
 from aeft_lib.stages.store import Artefact
 
 BATCH = 8
+FILE = "features.safetensors"
 
 
 @dataclass(frozen=True)
@@ -32,27 +35,36 @@ class FeatureSpec:
     data: str
 
 
-def cache_features(spec: FeatureSpec, inputs: Mapping[str, Artefact], folder: Path) -> dict[str, float]:
-    """Write ``features.safetensors``: per scale a (N, 2, C, h, w) float16 tensor (plain, mirrored), and ``tags`` (N, K)."""
+def cache_features(
+    spec: FeatureSpec, inputs: Mapping[str, Artefact], folder: Path
+) -> dict[str, float]:
+    """Write ``features.safetensors``: see `load_features`."""
     scenes = spec.scenes.open()
-    backbone = build_backbone(spec.backbone).eval().to(device(), memory_format=torch.channels_last)
-    parts: dict[str, list[Tensor]] = {scale_name(scale): [] for scale in spec.scales} | {"tags": []}
+    backbone = spec.backbone.build().eval().to(device(), memory_format=torch.channels_last)
+    parts: dict[str, list[Tensor]] = {scale_name(scale): [] for scale in spec.scales}
+    tags = []
     for start in range(0, len(scenes), BATCH):
         indices = range(start, min(start + BATCH, len(scenes)))
-        images = torch.from_numpy(np.stack([scenes.image(i) for i in indices])).permute(0, 3, 1, 2)
-        parts["tags"].append(torch.from_numpy(np.stack([scenes.tags(i) for i in indices])))
-        images = images.to(device())
+        images = torch.from_numpy(np.stack([scenes.image(i) for i in indices]))
+        tags.append(torch.from_numpy(np.stack([scenes.tags(i) for i in indices])))
+        images = backbone.normalise(images.permute(0, 3, 1, 2).to(device()))
         for scale in spec.scales:
-            scaled = rescale(backbone.normalise(images), scale)
-            both = [backbone.trunk(x.contiguous(memory_format=torch.channels_last)) for x in (scaled, scaled.flip(-1))]
+            plain = rescale(images, scale)
+            both = [_trunk(backbone, x) for x in (plain, plain.flip(-1))]
             parts[scale_name(scale)].append(torch.stack(both, dim=1).half().contiguous().cpu())
-    save_file({name: torch.cat(items) for name, items in parts.items()}, folder / "features.safetensors")
+    tensors = {name: torch.cat(items) for name, items in (parts | {"tags": tags}).items()}
+    save_file(tensors, folder / FILE)
     return {"scenes": len(scenes)}
 
 
-def load_features(artefact: Artefact) -> dict[str, Tensor]:
-    """``{"scale_1.0": (N, 2, C, h, w) float16, ..., "tags": (N, K) bool}``."""
-    return load_file(artefact.folder / "features.safetensors")
+def load_features(artefact: Artefact, part: slice = slice(None)) -> dict[str, Tensor]:
+    """``{"scale_1.0": (N, 2, C, h, w) float16 (plain, mirrored), ..., "tags": (N, K) bool}``.
+
+    part: of the N scenes.
+    """
+    with safe_open(artefact.folder / FILE, framework="pt") as opened:
+        names = opened.keys()
+        return {name: opened.get_slice(name)[part] for name in names}
 
 
 def scale_name(scale: float) -> str:
@@ -61,8 +73,13 @@ def scale_name(scale: float) -> str:
 
 
 def rescale(images: Tensor, scale: float) -> Tensor:
-    """Images (B, 3, H, W) at another size, bilinear with antialiasing, sides rounded to whole pixels."""
+    """Images (B, 3, H, W) at another size, bilinear with antialiasing, in whole pixels."""
     if scale == 1:
         return images
     size = [round(side * scale) for side in images.shape[-2:]]
-    return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=scale < 1)
+    options = {"mode": "bilinear", "align_corners": False, "antialias": scale < 1}
+    return F.interpolate(images, size=size, **options)
+
+
+def _trunk(backbone: torch.nn.Module, images: Tensor) -> Tensor:
+    return backbone.trunk(images.contiguous(memory_format=torch.channels_last))

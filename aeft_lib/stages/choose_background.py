@@ -1,4 +1,4 @@
-"""Stage `choose_background`: a threshold for seeds and the powers of their background, chosen without a mask."""
+"""Stage `choose_background`: a threshold for seeds and powers of their background, without masks."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,15 +12,21 @@ from aeft_lib.stages.store import Artefact
 
 @dataclass(frozen=True)
 class BackgroundSpec:
-    """thresholds: those to choose from, increasing, in 0..1.  powers: fixed ones (low, middle, high); None: by the rule."""
+    """thresholds: those to choose from, increasing, in 0..1.
+
+    powers: fixed ones (low, middle, high); None: by the rule.
+    """
 
     thresholds: tuple[float, ...]
     powers: tuple[float, float, float] | None = None
 
 
-def choose_background(spec: BackgroundSpec, inputs: Mapping[str, Artefact], folder: Path) -> dict[str, float]:
-    """Read ``seeds``; the summary has ``threshold`` (Otsu's) and the powers ``low``, ``middle``, ``high``; no file."""
-    top = top_histogram((seed.cam for _, seed in read_seeds(inputs["seeds"].folder / "seeds.npz")), spec.thresholds)
+def choose_background(
+    spec: BackgroundSpec, inputs: Mapping[str, Artefact], folder: Path
+) -> dict[str, float]:
+    """Read ``seeds``; the summary has ``threshold`` (Otsu's) and powers ``low, middle, high``."""
+    seeds = read_seeds(inputs["seeds"].folder / "seeds.npz")
+    top = top_histogram((seed.cam for _, seed in seeds), spec.thresholds)
     threshold = spec.thresholds[otsu(top, spec.thresholds)]
     powers = powers_around(threshold) if spec.powers is None else Powers(*spec.powers)
     return {"threshold": threshold, **powers._asdict()}

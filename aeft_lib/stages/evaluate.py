@@ -32,7 +32,7 @@ def evaluate_seeds(spec: EvaluationSpec, inputs: Mapping[str, Artefact], folder:
     masks = (scenes.mask(i) for i in range(len(scenes)))
     swept = evaluation.sweep(cams, masks, spec.thresholds, num_classes=len(scenes.classes))
     np.savez_compressed(folder / "sweep.npz", tp=swept.tp, predicted=swept.predicted, true=swept.true, top=swept.top)
-    _curve(swept).to_csv(folder / "curve.csv", index=False)
+    curve_of(swept).to_csv(folder / "curve.csv", index=False)
     _per_class(swept.at(swept.best), scenes.classes).to_csv(folder / "classes.csv", index=False)
     return _headline(swept) | {"tag_map": evaluation.mean_average_precision(*load_logits(inputs["seeds"]))}
 
@@ -48,7 +48,7 @@ def evaluate_scores(spec: EvaluationSpec, inputs: Mapping[str, Artefact], folder
     cams = (tuple(seed) for _, seed in read_seeds(file))
     masks = (scenes.mask(i) for i in range(len(scenes)))
     swept = evaluation.sweep(cams, masks, spec.thresholds, num_classes=len(scenes.classes))
-    _curve(swept).to_csv(folder / "curve.csv", index=False)
+    curve_of(swept).to_csv(folder / "curve.csv", index=False)
     best = {name: value for name, value in _headline(swept).items() if not name.endswith("maskless")}
     return best | {f"{name}_maskless": value for name, value in _of_labels(inputs["labels"], scenes, folder).items()}
 
@@ -86,7 +86,8 @@ def _headline(swept: evaluation.Sweep) -> dict[str, float]:
     }
 
 
-def _curve(swept: evaluation.Sweep) -> pd.DataFrame:
+def curve_of(swept: evaluation.Sweep) -> pd.DataFrame:
+    """mIoU, precision and recall (percent) at every threshold."""
     return pd.DataFrame(
         {"threshold": swept.thresholds, "miou": swept.miou, "precision": swept.precision, "recall": swept.recall}
     )

@@ -1,55 +1,65 @@
-"""What every stage that trains has in common: its checkpoint while it runs, its weights and logs when it has run."""
+"""What stages that train share: a checkpoint and a log while they run, weights when they are done."""
 
 import importlib.util
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from aeft_lib.engine import loop, ranks
+from aeft_lib.engine import ranks
 from aeft_lib.engine.device import device
 from aeft_lib.networks import state
 from aeft_lib.stages.store import Artefact
 
-WEIGHTS, LOG, STEPS, CHECKPOINT = "weights.safetensors", "log.csv", "steps.jsonl", "checkpoint.safetensors"
+WEIGHTS, LOG = "weights.safetensors", "log.csv"
+STEPS, CHECKPOINT = "steps.jsonl", "checkpoint.safetensors"
 TENSORBOARD = "AEFT_TENSORBOARD"
-_ready: dict[tuple[str, Path], nn.Module] = {}
 LONG = 1000  # steps from which on a training has a bar of its own
+Normalise = Callable[[Tensor], Tensor]
+_ready: dict[tuple[str, Path], nn.Module] = {}
 
 
-def fit(network: nn.Module, folder: Path, **course: Any) -> dict[str, float | str]:
-    """`training.fit` in a stage's folder: write ``weights.safetensors`` (trained tensors), ``log.csv`` and ``steps.jsonl``.
+def options(folder: Path) -> dict[str, Any]:
+    """``checkpoint`` and ``progress`` of `loop.fit` for a stage's folder.
 
-    course: what `training.fit` takes besides network, checkpoint and progress.  Returns the last epoch's row, and the device.
-    ``steps.jsonl`` has a line per look at the loss: step, steps, lr, terms.  They go to TensorBoard as well where
-    ``AEFT_TENSORBOARD`` names a folder.
+    ``steps.jsonl`` gets a line per check of the loss: step, steps, lr, terms.  They go to
+    TensorBoard as well where ``AEFT_TENSORBOARD`` names a folder.
     """
-    rows = loop.fit(network, checkpoint=folder / CHECKPOINT, progress=_progress(folder), **course)
+    return {"checkpoint": folder / CHECKPOINT, "progress": _progress(folder)}
+
+
+def finish(
+    network: nn.Module, folder: Path, rows: Sequence[dict[str, float]]
+) -> dict[str, float | str]:
+    """Write ``weights.safetensors`` (trained tensors) and ``log.csv``; the last row, the device."""
     if ranks.is_main():
         state.save_trained(network, folder / WEIGHTS)
         pd.DataFrame(rows).to_csv(folder / LOG, index=False)
-    return {**{name: value for name, value in rows[-1].items() if name != "epoch"}, "device": str(device())}
+    last = {name: value for name, value in rows[-1].items() if name != "epoch"}
+    return last | {"device": str(device())}
 
 
 def _progress(folder: Path) -> Callable[[dict[str, float]], None]:
-    """What is done at every look at the loss: a line to the log, a point to TensorBoard, for a long training a bar."""
+    """At every check of the loss: a line to the log, a point to TensorBoard, a bar."""
     board = _board(folder) if os.environ.get(TENSORBOARD) and ranks.is_main() else None
-    log = folder / STEPS
-    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.is_file() else []
-
+    log, lines = folder / STEPS, []
+    if log.is_file():
+        lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     bar = tqdm(disable=True)
 
     def report(seen: dict[str, float]) -> None:
         nonlocal bar
         if bar.disable and seen["steps"] >= LONG and not os.environ.get("AEFT_QUIET"):
-            bar = tqdm(total=int(seen["steps"]), desc=folder.parent.name, unit="step", leave=False)
+            name = folder.parent.name
+            bar = tqdm(total=int(seen["steps"]), desc=name, unit="step", leave=False)
         bar.update(seen["step"] - bar.n)
-        while lines and lines[-1]["step"] >= seen["step"]:  # of a run that was killed after its last checkpoint
+        # Lines of a run that was killed after its last checkpoint.
+        while lines and lines[-1]["step"] >= seen["step"]:
             lines.pop()
         lines.append(seen)
         aside = log.with_name(f".{log.name}")
@@ -62,7 +72,7 @@ def _progress(folder: Path) -> Callable[[dict[str, float]], None]:
 
 
 def ready(load: Callable[[Artefact], nn.Module], artefact: Artefact) -> nn.Module:
-    """The network of an artefact on the device; a process keeps the last, so that shards of images do not load it anew."""
+    """The network of an artefact on the device; a process keeps the last one for its shards."""
     key = (load.__name__, artefact.folder)
     if key not in _ready:
         _ready.clear()
@@ -73,7 +83,9 @@ def ready(load: Callable[[Artefact], nn.Module], artefact: Artefact) -> nn.Modul
 def check_tensorboard() -> None:
     """Raises RuntimeError where ``AEFT_TENSORBOARD`` is set and TensorBoard is not installed."""
     if os.environ.get(TENSORBOARD) and importlib.util.find_spec("tensorboard") is None:
-        raise RuntimeError(f"{TENSORBOARD} is set, but TensorBoard is not installed: pip install tensorboard")
+        raise RuntimeError(
+            f"{TENSORBOARD} is set, but TensorBoard is not installed: pip install tensorboard"
+        )
 
 
 def _board(folder: Path) -> Any:

@@ -1,4 +1,4 @@
-"""Stage `refine_by_crf`: the dense CRF on the seeds of a scene set, for one or more background powers at once."""
+"""Stage `refine_by_crf`: the dense CRF on seeds, for one or more background powers at once."""
 
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -18,7 +18,10 @@ from aeft_lib.stages.store import Artefact
 
 @dataclass(frozen=True)
 class CrfSpec:
-    """scenes: of the seeds.  powers: names of background powers, of ``low, middle, high``.  iterations: of mean field."""
+    """scenes: of the seeds.  powers: names of background powers, of ``low, middle, high``.
+
+    iterations: of mean field.
+    """
 
     scenes: SceneSet
     powers: tuple[str, ...]
@@ -26,16 +29,18 @@ class CrfSpec:
 
 
 @ranks.collective
-def refine_by_crf(spec: CrfSpec, inputs: Mapping[str, Artefact], folder: Path) -> dict[str, float]:
-    """Read ``seeds`` and ``background``; write ``<power>.npz`` per power: posteriors of the tagged classes, as seeds are.
+def refine_by_crf(
+    spec: CrfSpec, inputs: Mapping[str, Artefact], folder: Path
+) -> dict[str, float]:
+    """Read ``seeds`` and ``background``; write ``<power>.npz``: posteriors of the tagged classes.
 
-    The background's posterior is what is left of 1.  In steps of 1/255 and compressed, see `seeds.SeedWriter`.
+    The background's posterior is what is left of 1.  Stored as seeds are, see `SeedWriter`.
     """
     alphas = tuple(inputs["background"].summary[name] for name in spec.powers)
-    file = inputs["seeds"].folder / "seeds.npz"
-    count = len(spec.scenes.open())
+    file, count = inputs["seeds"].folder / "seeds.npz", len(spec.scenes.open())
     with ExitStack() as stack:
-        writers = [stack.enter_context(SeedWriter(folder / f"{name}.npz")) for name in spec.powers]
+        files = [folder / f"{name}.npz" for name in spec.powers]
+        writers = [stack.enter_context(SeedWriter(path)) for path in files]
         for name, seeds in over_images(_refined, count, spec, file, alphas):
             for writer, seed in zip(writers, seeds, strict=True):
                 writer.add(name, seed)
@@ -43,14 +48,18 @@ def refine_by_crf(spec: CrfSpec, inputs: Mapping[str, Artefact], folder: Path) -
 
 
 @torch.inference_mode()
-def _refined(indices: range, spec: CrfSpec, file: Path, alphas: tuple[float, ...]) -> list[tuple[str, list[Seed]]]:
+def _refined(
+    indices: range, spec: CrfSpec, file: Path, alphas: tuple[float, ...]
+) -> list[tuple[str, list[Seed]]]:
     """Name and one posterior a power of these scenes."""
-    scenes = spec.scenes.open()
-    found = []
-    for index, (name, seed) in zip(indices, read_seeds(file, [f"{i:05d}" for i in indices]), strict=True):
+    scenes, refined = spec.scenes.open(), []
+    named = read_seeds(file, [f"{i:05d}" for i in indices])
+    for index, (name, seed) in zip(indices, named, strict=True):
         if not len(seed.cam):  # no tags, nothing to refine
-            found.append((name, [seed] * len(alphas)))
+            refined.append((name, [seed] * len(alphas)))
             continue
-        posteriors = dense_crf.refine(scenes.image(index), seed.cam.to(device()), alphas, iterations=spec.iterations)
-        found.append((name, [Seed(seed.class_ids, q[1:].clamp(0, 1).cpu()) for q in posteriors]))
-    return found
+        cam, iterations = seed.cam.to(device()), spec.iterations
+        posteriors = dense_crf.refine(scenes.image(index), cam, alphas, iterations=iterations)
+        seeds = [Seed(seed.class_ids, q[1:].clamp(0, 1).cpu()) for q in posteriors]
+        refined.append((name, seeds))
+    return refined

@@ -1,78 +1,68 @@
-"""What a classifier is trained on: cached features of whole scenes, or random views of photos.  No mask is in their reach.
+"""What networks are trained on: scenes held in memory, or random views of photos read from disk.
 
-A source is a pure function of (indices, generator): it draws what is random for the whole batch, and prepares the wanted part
-of it.  So the ranks of one job see the batch that one process would see.
+A source is a pure function of (indices, generator): it draws what is random for the whole batch,
+and prepares the wanted part of it.  So the ranks of one job see the batch that one process would
+see.  Two sources serve every training; what they differ in is the view that a stage gives them.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Protocol
+from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from aeft_lib.data.augment import ViewSpec, training_view
 from aeft_lib.data.scene import SceneSet
-from aeft_lib.paper.triplet import Batch
-from aeft_lib.stages.cache_features import load_features, scale_name
-from aeft_lib.stages.load_scenes import load_images, load_tags
-from aeft_lib.stages.store import Artefact
+from aeft_lib.engine.samples import Batch
 
-Normalise = Callable[[Tensor], Tensor]
+MemoryView = Callable[[Tensor, torch.Generator, slice], Batch]
+PhotoView = Callable[[int, torch.Generator], Batch]
 
 
-class Source(Protocol):
-    """tags: (N, K) bool of all samples."""
+class InMemory:
+    """Samples of one size; `view` takes all indices of a batch and gives the wanted samples."""
 
-    tags: Tensor
-
-    def __call__(self, indices: Tensor, generator: torch.Generator, wanted: slice) -> Batch:
-        """The wanted ones of these samples."""
-
-
-def open_source(
-    scenes: SceneSet, view: ViewSpec | None, inputs: Mapping[str, Artefact], normalise: Normalise, *, pairs: bool
-) -> Source:
-    """The source of a scene set: random views where there is a `view`, else ``inputs["features"]``, cached.
-
-    pairs: images to erase from and noise to draw negatives with are needed as well.
-    """
-    if view:
-        return RandomViews(scenes, view, normalise, pairs)
-    return CachedFeatures(scenes, inputs["features"], normalise, pairs)
-
-
-class CachedFeatures:
-    """Features of the frozen trunk for whole scenes, mirrored half the time."""
-
-    def __init__(self, scenes: SceneSet, features: Artefact, normalise: Normalise, pairs: bool) -> None:
-        cache = load_features(features)
-        self.features, self.tags, self.normalise = cache[scale_name(1.0)], cache["tags"], normalise
-        self.images = load_images(scenes) if pairs else None
+    def __init__(self, count: int, view: MemoryView, *, noise: bool = False) -> None:
+        self.count, self.view, self.noise = count, view, noise
 
     def __call__(self, indices: Tensor, generator: torch.Generator, wanted: slice) -> Batch:
-        mirrored = torch.randint(2, (len(indices),), generator=generator)[wanted]
-        noise = images = None
-        if self.images is not None:
-            noise = torch.rand(len(indices), len(indices), generator=generator)[wanted]
-            plain = self.normalise(self.images[indices[wanted]])
-            images = torch.where(mirrored[:, None, None, None] == 1, plain.flip(-1), plain)
-        indices = indices[wanted]
-        return Batch(images, self.features[indices, mirrored], self.tags[indices], noise)
+        batch = self.view(indices, generator, wanted)
+        return batch._replace(noise=_noise(indices, generator, wanted)) if self.noise else batch
 
 
-class RandomViews:
-    """Random views of photos as the paper trains on them, read from disk as they are needed."""
+class OnDisk:
+    """Photos of any size; `view` makes one sample of a photo, from a random stream of its own."""
 
-    def __init__(self, scenes: SceneSet, view: ViewSpec, normalise: Normalise, pairs: bool) -> None:
-        self.scenes, self.view, self.normalise, self.pairs = scenes.open(), view, normalise, pairs
-        self.tags = load_tags(scenes)
+    def __init__(self, count: int, view: PhotoView, *, noise: bool = False) -> None:
+        self.count, self.view, self.noise = count, view, noise
 
     def __call__(self, indices: Tensor, generator: torch.Generator, wanted: slice) -> Batch:
-        noise = torch.rand(len(indices), len(indices), generator=generator)[wanted] if self.pairs else None
+        noise = _noise(indices, generator, wanted) if self.noise else None
         seeds = torch.randint(2**62, (len(indices),), generator=generator)[wanted].tolist()
-        indices = indices[wanted]
-        views = [
-            training_view(self.scenes.image(i), torch.Generator().manual_seed(seed), self.view, self.normalise)
-            for i, seed in zip(indices.tolist(), seeds, strict=True)
-        ]
-        return Batch(torch.stack(views), None, self.tags[indices], noise)
+        streams = [torch.Generator().manual_seed(seed) for seed in seeds]
+        samples = list(map(self.view, indices[wanted].tolist(), streams))
+        fields = (None if f[0] is None else torch.stack(f) for f in zip(*samples, strict=True))
+        return Batch(*fields)._replace(noise=noise)
+
+
+def load_images(scenes: SceneSet) -> Tensor:
+    """All scenes, of one size, as (N, 3, H, W) uint8: 126 MB for 640 of 256 px."""
+    opened = scenes.open()
+    images = np.stack([opened.image(i) for i in range(len(opened))])
+    return torch.from_numpy(images).permute(0, 3, 1, 2)
+
+
+def load_tags(scenes: SceneSet) -> Tensor:
+    """The tags of all scenes, (N, K) bool."""
+    opened = scenes.open()
+    return torch.from_numpy(np.stack([opened.tags(i) for i in range(len(opened))]))
+
+
+def same_count(images: int, others: int, kind: str) -> int:
+    """The number of images.  Raises ValueError where there are more or fewer of another kind."""
+    if images != others:
+        raise ValueError(f"there are {images} images and {others} {kind}")
+    return images
+
+
+def _noise(indices: Tensor, generator: torch.Generator, wanted: slice) -> Tensor:
+    return torch.rand(len(indices), len(indices), generator=generator)[wanted]

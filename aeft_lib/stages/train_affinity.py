@@ -1,9 +1,12 @@
-"""Stage `train_affinity`: AffinityNet learns from two CRFs which pixels belong together.  No mask is within its reach."""
+"""Stage `train_affinity`: AffinityNet learns from two CRFs which pixels belong together.
+
+No mask is within its reach.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,16 +15,18 @@ from aeft_lib.data.augment import ViewSpec, paired_crop
 from aeft_lib.data.scene import SceneSet
 from aeft_lib.engine import loop, ranks
 from aeft_lib.engine.device import device
+from aeft_lib.engine.samples import Batch
+from aeft_lib.engine.schedule import Schedule
 from aeft_lib.engine.step import PLAIN, Compute, Objective
 from aeft_lib.maps.labels import with_rest
 from aeft_lib.maps.seeds import SeedReader, read_seeds
 from aeft_lib.networks import state
-from aeft_lib.networks.registry import BackboneSpec, build_backbone
+from aeft_lib.networks.backbone import BackboneSpec
 from aeft_lib.refinement import affinity
 from aeft_lib.refinement.affinity_net import AffinityNet
 from aeft_lib.refinement.propagation import CELL
 from aeft_lib.stages import fitting
-from aeft_lib.stages.load_scenes import load_images
+from aeft_lib.stages.sources import InMemory, OnDisk, load_images, same_count
 from aeft_lib.stages.store import Artefact
 
 DROPOUT = (0.3, 0.5)  # of ResNet38d here
@@ -31,112 +36,118 @@ DROPOUT = (0.3, 0.5)  # of ResNet38d here
 class AffinitySpec:
     """All that decides the weights, next to the two CRFs.
 
-    view: random crops of the scenes; None: whole scenes, mirrored.  radius: of the pairs, in grid cells.
+    view: random crops of the scenes; None: whole scenes, mirrored.
+    radius: of the pairs, in grid cells.
     """
 
     scenes: SceneSet
     backbone: BackboneSpec
-    schedule: loop.Schedule
+    schedule: Schedule
     seed: int
     view: ViewSpec | None = None
     compute: Compute = PLAIN
     radius: int = affinity.RADIUS
 
 
-class Samples(NamedTuple):
-    """images: (B, 3, H, W) in the backbone's range.  labels: (B, h, w) uint8 on the grid: 0 background, 255 void."""
-
-    images: Tensor
-    labels: Tensor
-
-
-def build_affinity_net(backbone: BackboneSpec, seed: int, *, checkpointing: bool = False) -> AffinityNet:
+def build_affinity_net(backbone: BackboneSpec, seed: int) -> AffinityNet:
     """The network before training: ImageNet backbone, new layers drawn from the seed."""
-
-    def make() -> AffinityNet:
-        return AffinityNet(backbone=build_backbone(backbone, dropout=DROPOUT, checkpointing=checkpointing))
-
-    return state.build(make, seed)
+    return state.build(lambda: AffinityNet(backbone=backbone.build(dropout=DROPOUT)), seed)
 
 
 @ranks.collective
-def train_affinity(spec: AffinitySpec, inputs: Mapping[str, Artefact], folder: Path) -> dict[str, float | str]:
-    """Train on ``inputs["posteriors"]`` (``low.npz``, ``high.npz``); write what `fitting.fit` writes.
+def train_affinity(
+    spec: AffinitySpec, inputs: Mapping[str, Artefact], folder: Path
+) -> dict[str, float | str]:
+    """Train on ``inputs["posteriors"]`` (``low.npz``, ``high.npz``); write weights and logs.
 
-    Of whole scenes the summary has ``known``: the part of the grid that the two CRFs are sure of.
+    Of whole scenes the summary has ``known``: the part of the grid that both CRFs are sure of.
     """
-    network = build_affinity_net(spec.backbone, spec.seed, checkpointing=spec.compute.checkpointing).to(device())
-    source = (RandomCrops if spec.view else WholeScenes)(spec, inputs["posteriors"].folder, network.backbone.normalise)
-
-    def measure(net: nn.Module, samples: Samples) -> dict[str, Tensor]:
-        features = net(samples.images)
-        radius = affinity.effective_radius(tuple(features.shape[-2:]), spec.radius)
-        pairs = affinity.pair_affinity(features.float(), radius)
-        sums, counts = affinity.loss_sums(pairs, affinity.pair_labels(samples.labels, radius))
-        return {"sums": sums[None], "counts": counts[None]}
-
-    def combine(measures: dict[str, Tensor]) -> dict[str, Tensor]:
-        found = affinity.mean_loss(measures["sums"].sum(dim=0), measures["counts"].sum(dim=0))
-        return {"background": found.background / 4, "foreground": found.foreground / 4, "negative": found.negative / 2}
-
-    course = {"schedule": spec.schedule, "seed": spec.seed, "compute": spec.compute, "objective": Objective(measure, combine)}
-    return fitting.fit(network, folder, n_samples=source.count, batch=source, **course) | source.summary
-
-
-class WholeScenes:
-    """Scenes of one size, with the label map that their two CRFs give, mirrored together half the time."""
-
-    def __init__(self, spec: AffinitySpec, posteriors: Path, normalise: object) -> None:
-        self.images, self.labels, self.normalise = load_images(spec.scenes), label_maps(posteriors), normalise
-        self.count, known = len(self.images), float((self.labels != affinity.VOID).float().mean())
-        self.summary = {"known": known}
-        if len(self.labels) != self.count:
-            raise ValueError(f"there are {self.count} images and posteriors of {len(self.labels)}")
-
-    def __call__(self, indices: Tensor, generator: torch.Generator, wanted: slice) -> Samples:
-        mirrored = torch.randint(2, (len(indices), 1, 1), generator=generator).bool()[wanted]
-        indices = indices[wanted]
-        pictures, maps = self.images[indices], self.labels[indices]
-        pictures = torch.where(mirrored[..., None], pictures.flip(-1), pictures)
-        return Samples(self.normalise(pictures), torch.where(mirrored, maps.flip(-1), maps))
-
-
-class RandomCrops:
-    """Random crops of photos together with their two CRFs, as the reference trains; padding is black, its labels void."""
-
-    def __init__(self, spec: AffinitySpec, posteriors: Path, normalise: object) -> None:
-        self.scenes, self.view, self.normalise = spec.scenes.open(), spec.view, normalise
-        self.low, self.high = (SeedReader(posteriors / f"{name}.npz") for name in ("low", "high"))
-        self.count, self.summary = len(self.scenes), {}
-        if len(self.low.names) != self.count:
-            raise ValueError(f"there are {self.count} images and posteriors of {len(self.low.names)}")
-        if spec.view.crop % CELL:
-            raise ValueError(f"a crop for AffinityNet must be a multiple of {CELL}, got {spec.view.crop}")
-
-    def __call__(self, indices: Tensor, generator: torch.Generator, wanted: slice) -> Samples:
-        seeds = torch.randint(2**62, (len(indices),), generator=generator)[wanted].tolist()
-        drawn = [
-            self._one(i, torch.Generator().manual_seed(seed)) for i, seed in zip(indices[wanted].tolist(), seeds, strict=True)
-        ]
-        pictures, labels = (torch.stack(items) for items in zip(*drawn, strict=True))
-        return Samples(self.normalise(pictures), labels)
-
-    def _one(self, index: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        rows = [with_rest(reader[f"{index:05d}"].cam) for reader in (self.low, self.high)]
-        picture, (low, high) = paired_crop(self.scenes.image(index), rows, [0.0, 0.0], generator, self.view)
-        return picture, affinity.affinity_labels(low, high, cell=CELL)
+    network = build_affinity_net(spec.backbone, spec.seed)
+    network.backbone.checkpointing = spec.compute.checkpointing
+    network = network.to(device())
+    make = _crops if spec.view else _whole_scenes
+    source, summary = make(spec, inputs["posteriors"].folder, network.backbone.normalise)
+    rows = loop.fit(
+        network,
+        n_samples=source.count,
+        batch=source,
+        objective=Objective(partial(_measure, radius=spec.radius), _combine),
+        schedule=spec.schedule,
+        seed=spec.seed,
+        compute=spec.compute,
+        **fitting.options(folder),
+    )
+    return fitting.finish(network, folder, rows) | summary
 
 
 def label_maps(folder: Path) -> Tensor:
-    """The grid's labels of every image, (N, h, w) uint8, from its two CRFs: rows of its scores, 0 background, 255 void."""
+    """The grid's labels of every image from its two CRFs, (N, h, w) uint8.
+
+    Rows of its scores, 0 background, 255 void.
+    """
     pairs = zip(read_seeds(folder / "low.npz"), read_seeds(folder / "high.npz"), strict=True)
-    maps = [affinity.affinity_labels(with_rest(low.cam), with_rest(high.cam), cell=CELL) for (_, low), (_, high) in pairs]
-    return torch.stack(maps)
+    scores = ((with_rest(low.cam), with_rest(high.cam)) for (_, low), (_, high) in pairs)
+    return torch.stack([affinity.affinity_labels(low, high, cell=CELL) for low, high in scores])
 
 
 def load_affinity_net(artefact: Artefact) -> AffinityNet:
     """The trained network of a `train_affinity` artefact, in eval mode."""
-    spec = artefact.record["spec"]
-    network = build_affinity_net(BackboneSpec(**spec["backbone"]), spec["seed"])
+    network = build_affinity_net(artefact.spec.backbone, artefact.spec.seed)
     state.load_trained(network, artefact.folder / fitting.WEIGHTS)
     return network.eval()
+
+
+def _measure(network: nn.Module, batch: Batch, radius: int) -> dict[str, Tensor]:
+    """Sums and counts of the three kinds of pairs, (1, 3) each."""
+    features = network(batch.images)
+    radius = affinity.effective_radius(tuple(features.shape[-2:]), radius)
+    pairs = affinity.pair_affinity(features.float(), radius)
+    sums, counts = affinity.loss_sums(pairs, affinity.pair_labels(batch.labels, radius))
+    return {"sums": sums[None], "counts": counts[None]}
+
+
+def _combine(measures: dict[str, Tensor]) -> dict[str, Tensor]:
+    means = affinity.mean_loss(measures["sums"].sum(dim=0), measures["counts"].sum(dim=0))
+    return {
+        "background": means.background / 4,
+        "foreground": means.foreground / 4,
+        "negative": means.negative / 2,
+    }
+
+
+def _whole_scenes(
+    spec: AffinitySpec, posteriors: Path, normalise: fitting.Normalise
+) -> tuple[InMemory, dict[str, float]]:
+    """Scenes of one size with the label map of their two CRFs, mirrored half the time."""
+    images, labels = load_images(spec.scenes), label_maps(posteriors)
+    known = float((labels != affinity.VOID).float().mean())
+
+    def view(indices: Tensor, generator: torch.Generator, wanted: slice) -> Batch:
+        mirrored = torch.randint(2, (len(indices), 1, 1), generator=generator).bool()[wanted]
+        pictures, maps = images[indices[wanted]], labels[indices[wanted]]
+        pictures = torch.where(mirrored[..., None], pictures.flip(-1), pictures)
+        maps = torch.where(mirrored, maps.flip(-1), maps)
+        return Batch(images=normalise(pictures), labels=maps)
+
+    return InMemory(same_count(len(images), len(labels), "posteriors"), view), {"known": known}
+
+
+def _crops(
+    spec: AffinitySpec, posteriors: Path, normalise: fitting.Normalise
+) -> tuple[OnDisk, dict[str, float]]:
+    """Crops of photos with their two CRFs, as the reference; padding is black, its labels void."""
+    scenes = spec.scenes.open()
+    low, high = (SeedReader(posteriors / f"{name}.npz") for name in ("low", "high"))
+    if spec.view.crop % CELL:
+        raise ValueError(
+            f"a crop for AffinityNet must be a multiple of {CELL}, got {spec.view.crop}"
+        )
+
+    def view(index: int, generator: torch.Generator) -> Batch:
+        scores = [with_rest(reader[f"{index:05d}"].cam) for reader in (low, high)]
+        image, fills = scenes.image(index), [0.0, 0.0]
+        picture, (near, far) = paired_crop(image, scores, fills, generator, spec.view)
+        labels = affinity.affinity_labels(near, far, cell=CELL)
+        return Batch(images=normalise(picture[None])[0], labels=labels)
+
+    return OnDisk(same_count(len(scenes), len(low.names), "posteriors"), view), {}

@@ -1,56 +1,50 @@
-"""Stage `train_classifier`: image tags in, a network that can be read as CAMs out.  No mask is within its reach."""
+"""Stage `train_classifier`: image tags in, a network that can be read as CAMs out.
+
+Which network, which loss: the spec's method says it, the paper's or a rival's.  A warm start makes
+it a second phase.  No mask is within its reach.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from aeft_lib.data.augment import ViewSpec
+from aeft_lib.data.augment import ViewSpec, training_view
 from aeft_lib.data.scene import SceneSet
 from aeft_lib.engine import loop, ranks
 from aeft_lib.engine.device import device
-from aeft_lib.engine.step import PLAIN, Compute
+from aeft_lib.engine.samples import Batch
+from aeft_lib.engine.schedule import Schedule
+from aeft_lib.engine.step import PLAIN, Compute, Objective
 from aeft_lib.networks import state
-from aeft_lib.networks.registry import BackboneSpec, build_backbone
-from aeft_lib.paper import triplet
-from aeft_lib.paper.classifier import CamClassifier
-from aeft_lib.paper.gpp import GlobalAveragePooling, PyramidPooling
+from aeft_lib.networks.backbone import BackboneSpec
 from aeft_lib.stages import fitting
-from aeft_lib.stages.sources import open_source
+from aeft_lib.stages.cache_features import load_features, scale_name
+from aeft_lib.stages.method import Method
+from aeft_lib.stages.sources import InMemory, OnDisk, load_images, load_tags
 from aeft_lib.stages.store import Artefact
 
-
-@dataclass(frozen=True)
-class PoolingSpec:
-    """fusion: "gap", or one of `gpp.FUSIONS` with its levels; prediction and gate_gain: see `gpp.PyramidPooling`."""
-
-    fusion: str
-    levels: tuple[int, ...] = ()
-    prediction: str = "sign_preserving"
-    gate_gain: float = 1.0
-
-
-@dataclass(frozen=True)
-class NetworkSpec:
-    """What a classifier is made of; its random weights come from a seed."""
-
-    pooling: PoolingSpec
-    num_classes: int
-    backbone: BackboneSpec
+WARM_START = "warm_start"  # input: a trained classifier of the same network
+JUDGE = "judge_"  # inputs: trained classifiers that the method asks, by name
 
 
 @dataclass(frozen=True)
 class ClassifierSpec:
-    """All that decides the weights.
+    """All that decides the weights, next to a warm start and judges.
 
-    view: random views of the scenes; None: whole scenes, from ``inputs["features"]``.  data: fingerprint of the scenes.
+    num_classes: K, without background.  data: fingerprint of the scenes.
+    view: random views of the scenes; None: whole scenes, from ``inputs["features"]``.
     keep_epochs: write the weights of every epoch, for curves over time.
     """
 
-    network: NetworkSpec
+    method: Method
+    num_classes: int
+    backbone: BackboneSpec
     scenes: SceneSet
-    schedule: loop.Schedule
+    schedule: Schedule
     seed: int
     data: str = ""
     view: ViewSpec | None = None
@@ -58,66 +52,91 @@ class ClassifierSpec:
     keep_epochs: bool = False
 
 
-def build_network(spec: NetworkSpec, seed: int, *, checkpointing: bool = False) -> CamClassifier:
-    """The network before training: ImageNet backbone, head and gates drawn from the seed."""
-
-    def make() -> CamClassifier:
-        return CamClassifier(
-            backbone=build_backbone(spec.backbone, checkpointing=checkpointing),
-            pooling=build_pooling(spec.pooling, spec.num_classes),
-            num_classes=spec.num_classes,
-        )
-
-    return state.build(make, seed)
-
-
-def build_pooling(spec: PoolingSpec, num_classes: int) -> nn.Module:
-    """GAP or a pyramid, as the spec says."""
-    if spec.fusion == "gap":
-        return GlobalAveragePooling()
-    course = {"prediction": spec.prediction, "gate_gain": spec.gate_gain}
-    return PyramidPooling(num_classes=num_classes, levels=spec.levels, fusion=spec.fusion, **course)
+def build_network(spec: ClassifierSpec) -> nn.Module:
+    """The network before training: ImageNet backbone, everything else drawn from the seed."""
+    return state.build(
+        lambda: spec.method.build(spec.backbone.build(), spec.num_classes), spec.seed
+    )
 
 
 @ranks.collective
-def train_classifier(spec: ClassifierSpec, inputs: Mapping[str, Artefact], folder: Path) -> dict[str, float | str]:
-    """Train on tags alone; write ``weights.safetensors`` (trained tensors), ``log.csv``; on demand ``epoch_1.safetensors``"""
-    network = build_network(spec.network, spec.seed, checkpointing=spec.compute.checkpointing).to(device())
-    course = (triplet.CLASSIFICATION, spec.schedule, spec.compute)
-    last = train_on(network, spec, inputs, folder, *course, keep_epochs=spec.keep_epochs)
-    return {"loss": last["classification"], "device": last["device"]}
-
-
-def train_on(
-    network: CamClassifier,
-    spec: ClassifierSpec,
-    inputs: Mapping[str, Artefact],
-    folder: Path,
-    loss: triplet.Triplet,
-    schedule: loop.Schedule,
-    compute: Compute,
-    *,
-    keep_epochs: bool = False,
+def train_classifier(
+    spec: ClassifierSpec, inputs: Mapping[str, Artefact], folder: Path
 ) -> dict[str, float | str]:
-    """Train a classifier on the scenes of its spec, in either phase; what is written and returned: `fitting.fit`."""
+    """Train on tags; write ``weights.safetensors`` (trained tensors), logs, ``epoch_1.safetensors``.
+
+    inputs: ``features`` where there is no view; ``warm_start``; ``judge_<name>`` for each judge.
+    """
+    network = build_network(spec)
+    if WARM_START in inputs:
+        state.load_trained(network, inputs[WARM_START].folder / fitting.WEIGHTS)
+    network.backbone.checkpointing = spec.compute.checkpointing
+    network = network.to(device())
+    source = _source(spec, inputs, network.backbone.normalise)
 
     def after_epoch(epoch: int) -> None:
-        if keep_epochs and ranks.is_main():
+        if spec.keep_epochs and ranks.is_main():
             state.save_trained(network, folder / f"epoch_{epoch}.safetensors")
 
-    pairs = loss.attract != "off" or loss.repel_weight > 0
-    source = open_source(spec.scenes, spec.view, inputs, network.backbone.normalise, pairs=pairs)
-    if source.tags.shape[1] != spec.network.num_classes:
-        raise ValueError(f"the data has K={source.tags.shape[1]} classes, the network K={spec.network.num_classes}")
-    course = {"schedule": schedule, "compute": compute, "seed": spec.seed, "objective": triplet.objective(loss)}
-    return fitting.fit(network, folder, n_samples=len(source.tags), batch=source, after_epoch=after_epoch, **course)
+    rows = loop.fit(
+        network,
+        n_samples=source.count,
+        batch=source,
+        objective=Objective(partial(spec.method.measure, **_judges(inputs)), spec.method.combine),
+        schedule=spec.schedule,
+        seed=spec.seed,
+        compute=spec.compute,
+        after_epoch=after_epoch,
+        **fitting.options(folder),
+    )
+    return fitting.finish(network, folder, rows)
 
 
-def load_network(artefact: Artefact, weights: str = fitting.WEIGHTS) -> CamClassifier:
-    """The trained network of a `train_classifier` artefact, or of a stage that went on from one, in eval mode."""
-    spec = artefact.record["spec"].get("warm_start", artefact.record["spec"])
-    written = spec["network"]
-    pooling = PoolingSpec(**written["pooling"] | {"levels": tuple(written["pooling"]["levels"])})
-    network = build_network(NetworkSpec(pooling, written["num_classes"], BackboneSpec(**written["backbone"])), spec["seed"])
+def load_network(artefact: Artefact, weights: str = fitting.WEIGHTS) -> nn.Module:
+    """The trained network of a `train_classifier` artefact, in eval mode."""
+    network = build_network(artefact.spec)
     state.load_trained(network, artefact.folder / weights)
     return network.eval()
+
+
+def _judges(inputs: Mapping[str, Artefact]) -> dict[str, nn.Module]:
+    """Trained classifiers by name, frozen: gradients reach the pixels that they are given."""
+    named = {name.removeprefix(JUDGE): item for name, item in inputs.items() if JUDGE in name}
+    return {
+        name: load_network(artefact).requires_grad_(False).to(device())
+        for name, artefact in named.items()
+    }
+
+
+def _source(
+    spec: ClassifierSpec, inputs: Mapping[str, Artefact], normalise: fitting.Normalise
+) -> InMemory | OnDisk:
+    """Random views of photos where there is a view, else cached features of whole scenes."""
+    needs, noise = spec.method.needs, "noise" in spec.method.needs
+    if spec.view:
+        opened, tags = spec.scenes.open(), load_tags(spec.scenes)
+
+        def photo(index: int, generator: torch.Generator) -> Batch:
+            view = training_view(opened.image(index), generator, spec.view, normalise)
+            return Batch(images=view, tags=tags[index])
+
+        source = OnDisk(len(tags), photo, noise=noise)
+    else:
+        cache = load_features(inputs["features"])
+        features, tags = cache[scale_name(1.0)], cache["tags"]
+        images = load_images(spec.scenes) if "images" in needs else None
+
+        def whole(indices: Tensor, generator: torch.Generator, wanted: slice) -> Batch:
+            mirrored = torch.randint(2, (len(indices),), generator=generator)[wanted]
+            chosen, pixels = indices[wanted], None
+            if images is not None:
+                plain = normalise(images[chosen])
+                pixels = torch.where(mirrored[:, None, None, None] == 1, plain.flip(-1), plain)
+            return Batch(images=pixels, features=features[chosen, mirrored], tags=tags[chosen])
+
+        source = InMemory(len(tags), whole, noise=noise)
+    if tags.shape[1] != spec.num_classes:
+        raise ValueError(
+            f"the data has K={tags.shape[1]} classes, the network K={spec.num_classes}"
+        )
+    return source

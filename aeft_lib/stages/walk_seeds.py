@@ -19,7 +19,10 @@ from aeft_lib.stages.train_affinity import load_affinity_net
 
 @dataclass(frozen=True)
 class WalkSpec:
-    """beta, steps: of the walk (8 and 64 in the reference).  crf_iterations: after it; 0 leaves the CRF out."""
+    """beta, steps: of the walk (8 and 64 in the reference).
+
+    crf_iterations: after it; 0 leaves the CRF out.
+    """
 
     scenes: SceneSet
     beta: float = 8
@@ -28,34 +31,37 @@ class WalkSpec:
 
 
 @ranks.collective
-def walk_seeds(spec: WalkSpec, inputs: Mapping[str, Artefact], folder: Path) -> dict[str, float]:
-    """Read ``seeds``, ``background`` and ``affinity``; write ``middle.npz``: posteriors as `refine_by_crf` writes them."""
-    alpha = inputs["background"].summary["middle"]
-    walked = over_images(
-        _walked, len(spec.scenes.open()), spec, inputs["seeds"].folder / "seeds.npz", inputs["affinity"], alpha
-    )
+def walk_seeds(
+    spec: WalkSpec, inputs: Mapping[str, Artefact], folder: Path
+) -> dict[str, float]:
+    """Read ``seeds``, ``background`` and ``affinity``; write ``middle.npz`` as `refine_by_crf`."""
+    alpha, file = inputs["background"].summary["middle"], inputs["seeds"].folder / "seeds.npz"
+    count = len(spec.scenes.open())
+    walked = over_images(_walked, count, spec, file, inputs["affinity"], alpha)
     return {"images": write_seeds(folder / "middle.npz", walked)}
 
 
 @torch.inference_mode()
-def _walked(indices: range, spec: WalkSpec, file: Path, affinity: Artefact, alpha: float) -> list[tuple[str, Seed]]:
-    network = ready(load_affinity_net, affinity)
-    scenes = spec.scenes.open()
-    found = []
-    for index, (name, seed) in zip(indices, read_seeds(file, [f"{i:05d}" for i in indices]), strict=True):
+def _walked(
+    indices: range, spec: WalkSpec, file: Path, affinity: Artefact, alpha: float
+) -> list[tuple[str, Seed]]:
+    network, scenes, walked = ready(load_affinity_net, affinity), spec.scenes.open(), []
+    named = read_seeds(file, [f"{i:05d}" for i in indices])
+    for index, (name, seed) in zip(indices, named, strict=True):
         if not len(seed.cam):  # no tags, nothing to refine
-            found.append((name, seed))
+            walked.append((name, seed))
             continue
         image = scenes.image(index)
         picture = padded(torch.from_numpy(image.copy()).permute(2, 0, 1))[None].to(device())
+        picture = network.backbone.normalise(picture)
         posterior = refine_by_walk(
             image,
             seed.cam.to(device()),
-            network.affinity(network.backbone.normalise(picture).contiguous(memory_format=torch.channels_last))[0],
+            network.affinity(picture.contiguous(memory_format=torch.channels_last))[0],
             alpha=alpha,
             beta=spec.beta,
             steps=spec.steps,
             crf_iterations=spec.crf_iterations,
         )
-        found.append((name, Seed(seed.class_ids, posterior[1:].clamp(0, 1).cpu())))
-    return found
+        walked.append((name, Seed(seed.class_ids, posterior[1:].clamp(0, 1).cpu())))
+    return walked

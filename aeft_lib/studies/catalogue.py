@@ -1,43 +1,71 @@
-"""The experiments as data: every study with its question, its rows and their published counterparts, found by name."""
+"""The experiments as data: every study with its question, its rows and their published numbers."""
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
 
+from aeft_lib.networks.segmenter import LargeFov
+from aeft_lib.paper.gpp import Pyramid
 from aeft_lib.paper.triplet import CORRECTED, LOSS_QUIRKS
+from aeft_lib.rivals.occse import OcCse
+from aeft_lib.rivals.ours import OURS
+from aeft_lib.stages.psa import Psa
 from aeft_lib.studies.conditions import CONDITION_STUDIES
-from aeft_lib.studies.rows import AnyRow, RefinedRow, Row, SegmentationRow
-from aeft_lib.studies.settings import OPTIMISER_QUIRKS
-from aeft_lib.studies.study import Study
-from aeft_lib.studies.variants import NOTHING_ADDED, OFF, OURS, RIGID, SOFT, SOFT_REPEL, STRONG, second
-
-GAP = Row("gap", "GAP", "gap", levels=(), published="known.gap_seed")
-GATED = Row("gated", "G", "gated", published="table1.G")
-SINGLE_LEVELS = tuple(
-    Row(f"level{level}", f"{level}×{level}", "single", levels=(i,), published=f"table1.{level}x{level}")
-    for i, level in enumerate((2, 4, 8, 16))
+from aeft_lib.studies.methods import (
+    GAP,
+    GATED,
+    NOTHING_ADDED,
+    OFF,
+    RIGID,
+    SOFT,
+    SOFT_REPEL,
+    classified,
+    second,
 )
+from aeft_lib.studies.rows import PLAIN, Prediction, Row, Study
+from aeft_lib.studies.settings import AS_PROFILED, OPTIMISER_QUIRKS, Setting
+
+SINGLE_LEVELS = tuple(
+    replace(
+        classified(f"level{level}", f"{level}×{level}", Pyramid("single", (level,))),
+        published=f"table1.{level}x{level}",
+    )
+    for level in (2, 4, 8, 16)
+)
+AVERAGE = classified("average", "A", Pyramid("average"))
+INVERSE = classified("inverse", "$G_I$", Pyramid("inverse"))
 
 
 def _with_quirks(name: str, label: str, quirks: Iterable[str]) -> Row:
     """The whole method with these quirks of the reference, and all others corrected."""
     quirks = set(quirks)
-    loss = replace(CORRECTED, **{field: value for field, value in LOSS_QUIRKS.items() if field in quirks})
-    return second(name, label, loss, quirks=tuple(quirk for quirk in OPTIMISER_QUIRKS if quirk in quirks))
+    values = {field: value for field, value in LOSS_QUIRKS.items() if field in quirks}
+    optimiser = tuple(quirk for quirk in OPTIMISER_QUIRKS if quirk in quirks)
+    return second(name, label, replace(CORRECTED, **values), quirks=optimiser)
 
 
 QUIRKS = (*OPTIMISER_QUIRKS, *LOSS_QUIRKS)
-# Measured one by one.  `missing_negative` has no row: every anchor finds a negative here (logged as ``without_negative``).
+# Measured one by one.  `missing_negative` has no row: every anchor has a negative here (logged as
+# ``without_negative``).
 MEASURED_QUIRKS = tuple(quirk for quirk in QUIRKS if quirk != "missing_negative")
 # The others are taken away from the reference with a detached mask, at half the cost.
 DETACHED = set(QUIRKS) - {"mask_gradient"}
 TAKEN_AWAY = tuple(quirk for quirk in MEASURED_QUIRKS if quirk in DETACHED)
-GPP_ONLY = second("gpp_only", "GPP only", OFF, published="table2.gpp_only", keep_epochs=True)
-RIGID_ROW = second("attract_rigid", "attract (rigid)", RIGID, published="table2.attract_rigid", keep_epochs=True)
-SOFT_ROW = second("attract_soft", "attract (soft)", SOFT, published="table2.attract_soft", keep_epochs=True)
+KEPT = {"keep_epochs": True}
+GPP_ONLY = second("gpp_only", "GPP only", OFF, published="table2.gpp_only", **KEPT)
+RIGID_ROW = second(
+    "attract_rigid", "attract (rigid)", RIGID, published="table2.attract_rigid", **KEPT
+)
+SOFT_ROW = second("attract_soft", "attract (soft)", SOFT, published="table2.attract_soft", **KEPT)
 # The paper's method, complete: what refinement and segmentation start from.
-AEFT = second("attract_soft_repel", "soft + repel", SOFT_REPEL, published="table2.attract_soft_repel", keep_epochs=True)
-OURS_ROW = second("ours", "ours", OURS, quirks=(), keep_epochs=True)
+AEFT = second(
+    "attract_soft_repel",
+    "soft + repel",
+    SOFT_REPEL,
+    published="table2.attract_soft_repel",
+    **KEPT,
+)
+OURS_ROW = second("ours", "ours", OURS, quirks=(), **KEPT)
+OURS_WEIGHTS = {name: getattr(OURS, name) for name in ("attract_weight", "repel_weight")}
 TRIPLET_ROWS = (
     GPP_ONLY,
     RIGID_ROW,
@@ -45,47 +73,85 @@ TRIPLET_ROWS = (
     second("repel_only", "repel", replace(SOFT_REPEL, attract="off")),
     AEFT,
     second("attract_soft_repel_cam", "soft + repel, in the CAM", replace(SOFT_REPEL, space="cam")),
-    second("soft_repel_strong", "soft + repel, ours' weights", STRONG),
+    second(
+        "soft_repel_strong", "soft + repel, ours' weights", replace(SOFT_REPEL, **OURS_WEIGHTS)
+    ),
     OURS_ROW,
 )
 
-AEFT_SEED = RefinedRow("aeft_seed", "seed", AEFT, published="table2.attract_soft_repel")
-AEFT_PSEUDO = RefinedRow("aeft_pseudo", "+ walk + CRF", AEFT, crf=True, walk=True, published="known.pseudo_label")
+
+def _refined(name: str, label: str, refiner: Psa, published: str | None = None) -> Row:
+    """AEFT's seeds refined on the training scenes, where pseudo-labels are made."""
+    changes = {"scored_on": "train", "published": published, "keep_epochs": False}
+    return replace(AEFT, name=name, label=label, refiner=refiner, **changes)
 
 
-def _settings(tag: str, label: str, course: dict[str, Any] | None = None, **changes: float) -> tuple[Row, ...]:
-    """Soft and rigid erasing with other settings of the loss, or on another course, then with a baseline of their own."""
-    course = course or {}
+AEFT_SEED = _refined("aeft_seed", "seed", Psa(), "table2.attract_soft_repel")
+AEFT_PSEUDO = _refined(
+    "aeft_pseudo", "+ walk + CRF", Psa(crf=True, walk=True), "known.pseudo_label"
+)
+
+
+def _segmented(
+    name: str, label: str, teacher: Row, prediction: Prediction = PLAIN
+) -> Row:
+    """A network that learned from a row's label maps, on unseen scenes."""
+    changes = {"segmenter": LargeFov(), "prediction": prediction, "scored_on": "val"}
+    return replace(teacher, name=name, label=label, published=None, **changes)
+
+
+TRUTH = Row("truth", "true masks", None)
+
+
+def _settings(
+    tag: str, label: str, setting: Setting = AS_PROFILED, **changes: float
+) -> tuple[Row, ...]:
+    """Soft and rigid erasing under other settings; of the training, with a baseline of its own."""
     rows = [
-        second(f"rigid_{tag}", f"rigid, {label}", replace(RIGID, **changes), **course),
-        second(f"soft_{tag}", f"soft, {label}", replace(SOFT, **changes), **course),
+        second(f"rigid_{tag}", f"rigid, {label}", replace(RIGID, **changes), setting=setting),
+        second(f"soft_{tag}", f"soft, {label}", replace(SOFT, **changes), setting=setting),
     ]
-    if course:
-        rows.insert(0, second(f"gpp_only_{tag}", f"GPP only, {label}", OFF, **course))
+    if setting != AS_PROFILED:
+        baseline = second(f"gpp_only_{tag}", f"GPP only, {label}", OFF, setting=setting)
+        rows.insert(0, baseline)
     return tuple(rows)
 
 
+RIVALS = (
+    GAP,
+    Row("occse", "OC-CSE", OcCse(), judges=(("oc", GAP),)),
+)
 STUDIES = {
     study.name: study
     for study in (
-        Study("gap_vs_gpp", "Do CAMs trained with GPP fit objects better than CAMs trained with GAP?", (GAP, GATED)),
+        Study(
+            "gap_vs_gpp",
+            "Do CAMs trained with GPP fit objects better than CAMs trained with GAP?",
+            (GAP, GATED),
+        ),
         Study(
             "pyramid_ablation",
-            "Which part of the GPP layer does the work: the levels, the gates, their direction, the negative evidence?",
+            "Which part of the GPP layer does the work: the levels, the gates, their direction, "
+            "the negative evidence?",
             (
                 GAP,
                 *SINGLE_LEVELS,
-                Row("average", "A", "average", published="table1.A"),
-                Row("inverse", "$G_I$", "inverse", published="table1.G_I"),
+                replace(AVERAGE, published="table1.A"),
+                replace(INVERSE, published="table1.G_I"),
                 GATED,
-                Row("gated_unscaled", "G, bins as printed", "gated", scaled=False),
-                Row("positive_only", "G, positive only", "gated", prediction="positive_only"),
-                Row("attention_off", "G, attention off", "gated", prediction="attention_off"),
+                classified("gated_unscaled", "G, bins as printed", Pyramid(printed=True)),
+                classified(
+                    "positive_only", "G, positive only", Pyramid(prediction="positive_only")
+                ),
+                classified(
+                    "attention_off", "G, attention off", Pyramid(prediction="attention_off")
+                ),
             ),
         ),
         Study(
             "triplet_ablation",
-            "What do attract (soft or rigid) and repel do to seeds, at the same number of further steps?",
+            "What do attract (soft or rigid) and repel do to seeds, at the same number of further "
+            "steps?",
             TRIPLET_ROWS,
             common="gpp_only",
         ),
@@ -93,82 +159,135 @@ STUDIES = {
             "ours_ablation",
             "Is it the triplet that makes ours better, or its optimiser, and which part of it?",
             (
-                second("gpp_only_corrected", "GPP only, corrected optimiser", NOTHING_ADDED, quirks=()),
+                second(
+                    "gpp_only_corrected",
+                    "GPP only, corrected optimiser",
+                    NOTHING_ADDED,
+                    quirks=(),
+                ),
                 OURS_ROW,
-                second("ours_anchor_moves", "ours, anchor moves", replace(OURS, anchor_gradient=True), quirks=()),
+                second(
+                    "ours_anchor_moves",
+                    "ours, anchor moves",
+                    replace(OURS, anchor_gradient=True),
+                    quirks=(),
+                ),
                 second("ours_ring", "ours, ring mask", replace(OURS, keep="ring"), quirks=()),
-                second("ours_own_tags", "ours, own-tag negatives", replace(OURS, repel_target="own_tags"), quirks=()),
+                second(
+                    "ours_own_tags",
+                    "ours, own-tag negatives",
+                    replace(OURS, repel_target="own_tags"),
+                    quirks=(),
+                ),
             ),
             common="ours",
         ),
         Study(
             "quirks",
-            "What does each quirk of the reference do, taken away from the reference, or put into the corrected method?",
+            "What does each quirk of the reference do, taken away from the reference, or put into "
+            "the corrected method?",
             (
                 _with_quirks("reference", "reference", QUIRKS),
-                replace(AEFT, name="detached", label="reference, mask_gradient corrected", published=None),
-                *(_with_quirks(f"without_{q}", f"reference, {q} corrected", DETACHED - {q}) for q in TAKEN_AWAY),
+                replace(
+                    AEFT,
+                    name="detached",
+                    label="reference, mask_gradient corrected",
+                    published=None,
+                ),
+                *(
+                    _with_quirks(f"without_{q}", f"reference, {q} corrected", DETACHED - {q})
+                    for q in TAKEN_AWAY
+                ),
                 _with_quirks("corrected", "corrected", ()),
-                *(_with_quirks(f"with_{q}", f"corrected, {q} as the reference", {q}) for q in MEASURED_QUIRKS),
+                *(
+                    _with_quirks(f"with_{q}", f"corrected, {q} as the reference", {q})
+                    for q in MEASURED_QUIRKS
+                ),
             ),
             common="reference",
             long=True,
-            most_seeds=2,
+            most_repeats=2,
         ),
         Study(
             "erasing_settings",
-            "Do the claims about rigid and soft erasing depend on the erasing threshold, the rate, the steps or the map?",
+            "Do the claims about rigid and soft erasing depend on the erasing threshold, the rate, "
+            "the steps or the map?",
             (
                 GPP_ONLY,
                 RIGID_ROW,
                 SOFT_ROW,
                 *_settings("low", "t_H 0.4", erase_threshold=0.4),
                 *_settings("high", "t_H 0.8", erase_threshold=0.8),
-                *_settings("slow", "rate / 3", {"phase": (("rate", 0.01),)}),
-                *_settings("long", "60 steps", {"phase": (("epochs", 12),)}),
-                *_settings("fine", "finer map", {"scale": 1.5}),
+                *_settings("slow", "rate / 3", Setting(phase=(("rate", 0.01),))),
+                *_settings("long", "60 steps", Setting(phase=(("epochs", 12),))),
+                *_settings("fine", "finer map", Setting(scale=1.5)),
             ),
             common="gpp_only",
             long=True,
-            most_seeds=1,
+            most_repeats=1,
         ),
         Study(
             "refinement",
-            "What do the CRF and the random walk make of seeds, on the training scenes where pseudo-labels are needed?",
+            "What do the CRF and the random walk make of seeds, on the training scenes where "
+            "pseudo-labels are needed?",
             (
                 AEFT_SEED,
-                RefinedRow("aeft_crf", "+ CRF", AEFT, crf=True),
-                RefinedRow("aeft_walk", "+ walk", AEFT, walk=True),
+                _refined("aeft_crf", "+ CRF", Psa(crf=True)),
+                _refined("aeft_walk", "+ walk", Psa(walk=True)),
                 AEFT_PSEUDO,
             ),
             first=("aeft_pseudo",),
         ),
         Study(
             "segmentation",
-            "How good is a segmentation network on unseen scenes, trained on seeds, pseudo-labels or true masks?",
+            "How good is a segmentation network on unseen scenes, trained on seeds, pseudo-labels "
+            "or true masks?",
             (
-                SegmentationRow("segment_truth", "true masks", None),
-                SegmentationRow("segment_aeft", "pseudo-labels", AEFT_PSEUDO),
-                SegmentationRow("segment_seed", "seeds", AEFT_SEED),
-                SegmentationRow("segment_aeft_crf", "pseudo-labels, CRF at the end", AEFT_PSEUDO, crf=True),
-                SegmentationRow("segment_aeft_tags", "pseudo-labels, tags known", AEFT_PSEUDO, tags_known=True),
-                replace(AEFT_PSEUDO, name="aeft_unseen", label="no network: tags known", split="val", published=None),
+                _segmented("segment_truth", "true masks", TRUTH),
+                _segmented("segment_aeft", "pseudo-labels", AEFT_PSEUDO),
+                _segmented("segment_seed", "seeds", AEFT_SEED),
+                _segmented(
+                    "segment_aeft_crf",
+                    "pseudo-labels, CRF at the end",
+                    AEFT_PSEUDO,
+                    Prediction(crf=True),
+                ),
+                _segmented(
+                    "segment_aeft_tags",
+                    "pseudo-labels, tags known",
+                    AEFT_PSEUDO,
+                    Prediction(tags_known=True),
+                ),
+                replace(
+                    AEFT_PSEUDO,
+                    name="aeft_unseen",
+                    label="no network: tags known",
+                    scored_on="val",
+                    published=None,
+                ),
             ),
             first=("segment_truth", "segment_aeft", "segment_seed"),
+        ),
+        Study(
+            "rivals",
+            "Do other methods of the poster's results table give better seeds than GAP, in the "
+            "same harness?",
+            RIVALS,
         ),
         *CONDITION_STUDIES,
     )
 }
 
 
-def row(name: str) -> AnyRow:
+def row(name: str) -> Row:
     """The row of this name, whatever study it is in.  Raises ValueError where there is none."""
     return study_of(name).row(name)
 
 
 def study_of(row: str) -> Study:
     """The largest study that has this row.  Raises ValueError where none has."""
-    having = [study for study in STUDIES.values() if any(known.name == row for known in study.rows)]
+    studies = STUDIES.values()
+    having = [study for study in studies if any(known.name == row for known in study.rows)]
     if not having:
         raise ValueError(f"no study has a row {row!r}")
     return max(having, key=lambda study: len(study.rows))

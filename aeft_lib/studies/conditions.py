@@ -16,81 +16,105 @@ Decided later, when seed 0 had been seen: depths four and seven, and which cause
 
 from dataclasses import replace
 
+from aeft_lib.paper.gpp import Gap, Pyramid
 from aeft_lib.paper.triplet import CORRECTED, Triplet
-from aeft_lib.studies.rows import Row
-from aeft_lib.studies.settings import Condition
-from aeft_lib.studies.study import Study
-from aeft_lib.studies.variants import NOTHING_ADDED, OFF, RIGID, SOFT, SOFT_REPEL, second
+from aeft_lib.studies.levels import BASE, LEVELS
+from aeft_lib.studies.methods import (
+    NOTHING_ADDED,
+    OFF,
+    RIGID,
+    SOFT,
+    SOFT_REPEL,
+    classified,
+    second,
+)
+from aeft_lib.studies.rows import Row, Study
+from aeft_lib.studies.settings import OPTIMISER_QUIRKS, Condition, Setting
 
-BASE = "base"
-# The levels of every knob other than the base's, which is in the middle of the first and at the beginning of the others.
-LEVELS = {
-    "object_area": (0.03, 0.07, 0.35),
-    "objects": (2, 3),
-    "context": (0.5, 1.0),
-    "clutter": (6, 12),
-    "occlusion": (0.25, 0.5),
-}
-BASE_LEVELS = {"object_area": 0.15, "objects": 1, "context": 0.0, "clutter": 0, "occlusion": 0.0}
 METHODS = ("gap", "gated", "average", "aeft")
+POOLINGS = {"gap": Gap(), "gated": Pyramid(), "average": Pyramid("average")}
+SHORT = {"gap": "GAP", "gated": "G", "average": "A"}
 CONDITIONS = {BASE: Condition()} | {
-    f"{knob}_{value:g}": Condition(((knob, value),)) for knob, values in LEVELS.items() for value in values
+    f"{knob}_{value:g}": Condition(((knob, value),))
+    for knob, values in LEVELS.items()
+    for value in values
 }
 STRENGTHS = (1, 4)  # times the profile's weights of attract and repel
 
 
-def condition_row(level: str, method: str, **changes: object) -> Row:
-    """The row of a level and a method, named ``LEVEL.METHOD``.  changes: of `Row`."""
-    name = f"{level}.{method}"
-    rows = {
-        "gap": Row(name, f"GAP, {level}", "gap", levels=()),
-        "gated": Row(name, f"G, {level}", "gated"),
-        "average": Row(name, f"A, {level}", "average"),
-        "aeft": second(name, f"soft + repel, {level}", SOFT_REPEL),
-    }
-    return replace(rows[method], condition=CONDITIONS.get(level, CONDITIONS[BASE]), **changes)
+def condition_row(level: str, method: str) -> Row:
+    """The row of a level and a method, named ``LEVEL.METHOD``."""
+    name, setting = f"{level}.{method}", Setting(CONDITIONS[level])
+    if method == "aeft":
+        return second(name, f"soft + repel, {level}", SOFT_REPEL, setting=setting)
+    return classified(name, f"{SHORT[method]}, {level}", POOLINGS[method], setting=setting)
 
 
-def _variant(name: str, label: str, method: str, condition: Condition | None = None, **changes: object) -> Row:
-    """A row at the base level that differs from it in one thing."""
-    row = condition_row(BASE, method, **changes)
-    return replace(row, name=f"{name}.{method}", label=label, condition=condition or row.condition)
+def _variant(name: str, label: str, pooling: Pyramid) -> Row:
+    """Another layer in place of G at the base level."""
+    return classified(f"{name}.gated", label, pooling, setting=Setting(CONDITIONS[BASE]))
 
 
-def _both(name: str, label: str, condition: Condition, **changes: object) -> tuple[Row, Row]:
+def _both(name: str, label: str, setting: Setting, *, keep_epochs: bool = False) -> tuple[Row, Row]:
     """GAP and G under other conditions of training."""
-    return tuple(_variant(name, f"{short}, {label}", m, condition, **changes) for m, short in (("gap", "GAP"), ("gated", "G")))
+    return tuple(
+        classified(
+            f"{name}.{method}",
+            f"{SHORT[method]}, {label}",
+            POOLINGS[method],
+            setting=setting,
+            keep_epochs=keep_epochs,
+        )
+        for method in ("gap", "gated")
+    )
 
 
-def _erasing(name: str, label: str, triplet: Triplet, strength: int = 1, **changes: object) -> Row:
-    """Forty steps of a triplet at the base level, looked at every ten, its weights times `strength`."""
+def _depth(stages: int) -> Setting:
+    """The base level with so many trained stages."""
+    return Setting(CONDITIONS[BASE], trained_stages=stages)
+
+
+def _erasing(
+    name: str,
+    label: str,
+    triplet: Triplet,
+    strength: int = 1,
+    quirks: tuple[str, ...] = OPTIMISER_QUIRKS,
+) -> Row:
+    """Forty steps of a triplet at the base level, measured every ten, its weights times strength."""
     phase = (("epochs", 4), ("steps_per_epoch", 10))
-    scaled = replace(triplet, attract_weight=strength * triplet.attract_weight, repel_weight=strength * triplet.repel_weight)
-    course = {"condition": CONDITIONS[BASE], "keep_epochs": True, "phase": phase} | changes
-    return second(f"erase_{name}.x{strength}", f"{label}, ×{strength}", scaled, **course)
+    weights = (strength * triplet.attract_weight, strength * triplet.repel_weight)
+    return second(
+        f"erase_{name}.x{strength}",
+        f"{label}, ×{strength}",
+        replace(triplet, attract_weight=weights[0], repel_weight=weights[1]),
+        quirks=quirks,
+        setting=Setting(CONDITIONS[BASE], phase=phase),
+        keep_epochs=True,
+    )
 
 
 MECHANISM = (
     condition_row(BASE, "gap"),
     condition_row(BASE, "gated"),
-    _variant("root", "G, square root", "gated", prediction="square_root"),
-    _variant("coarsest", "coarsest level alone", "gated", fusion="single", levels=(0,)),
-    _variant("finest", "finest level alone", "gated", fusion="single", levels=(3,)),
-    *_both("depth0", "frozen backbone", CONDITIONS[BASE], trained_stages=0),
-    *_both("depth2", "two stages trained", CONDITIONS[BASE], trained_stages=2),
-    *_both("depth4", "four stages trained", CONDITIONS[BASE], trained_stages=4),
+    _variant("root", "G, square root", Pyramid(prediction="square_root")),
+    _variant("coarsest", "coarsest level alone", Pyramid("single", (2,))),
+    _variant("finest", "finest level alone", Pyramid("single", (16,))),
+    *_both("depth0", "frozen backbone", _depth(0)),
+    *_both("depth2", "two stages trained", _depth(2)),
+    *_both("depth4", "four stages trained", _depth(4)),
 )
 SETTINGS = (
     condition_row(BASE, "gap"),
     condition_row(BASE, "gated"),
-    _variant("normalised", "G, normalised", "gated", prediction="normalised"),
-    _variant("open", "G, gates begin open", "gated", gate_gain=2.0),
-    _variant("printed", "G, bins as printed", "gated", scaled=False),
-    *_both("short", "2 epochs", Condition(epochs=2)),
-    *_both("long", "12 epochs", Condition(epochs=12), keep_epochs=True),
-    *_both("depth7", "all stages trained", CONDITIONS[BASE], trained_stages=7),
-    *_both("map16", "16×16 map", Condition(size=256)),
-    *_both("map20", "20×20 map", Condition(size=320)),
+    _variant("normalised", "G, normalised", Pyramid(prediction="normalised")),
+    _variant("open", "G, gates begin open", Pyramid(gate_gain=2.0)),
+    _variant("printed", "G, bins as printed", Pyramid(printed=True)),
+    *_both("short", "2 epochs", Setting(Condition(epochs=2))),
+    *_both("long", "12 epochs", Setting(Condition(epochs=12)), keep_epochs=True),
+    *_both("depth7", "all stages trained", _depth(7)),
+    *_both("map16", "16×16 map", Setting(Condition(size=256))),
+    *_both("map20", "20×20 map", Setting(Condition(size=320))),
 )
 ERASING_STRENGTH = (
     _erasing("off", "GPP only", OFF),
@@ -98,13 +122,15 @@ ERASING_STRENGTH = (
     *(_erasing("soft", "soft", SOFT, strength) for strength in STRENGTHS),
     *(_erasing("soft_repel", "soft + repel", SOFT_REPEL, strength) for strength in STRENGTHS),
     _erasing("off_corrected", "GPP only, corrected optimiser", NOTHING_ADDED, quirks=()),
-    *(_erasing("corrected", "corrected", CORRECTED, strength, quirks=()) for strength in STRENGTHS),
+    *(_erasing("corrected", "corrected", CORRECTED, strength, ()) for strength in STRENGTHS),
 )
-# On photos, where depth can be turned and scenes cannot; the profile's own depth is in other studies.
+# On photos, where depth can be turned and scenes cannot; the profile's own depth: other studies.
 PHOTO_DEPTH = tuple(
-    Row(f"photos_depth{stages}.{method}", f"{label}, {stages} stages trained", fusion, levels, trained_stages=stages)
+    row
     for stages in (1, 4)
-    for method, label, fusion, levels in (("gap", "GAP", "gap", ()), ("gated", "G", "gated", (0, 1, 2, 3)))
+    for row in _both(
+        f"photos_depth{stages}", f"{stages} stages trained", Setting(trained_stages=stages)
+    )
 )
 CONDITION_STUDIES = (
     Study(
@@ -131,10 +157,10 @@ CONDITION_STUDIES = (
     ),
     Study(
         "settings",
-        "And which other settings of the layer and its training might: a look with one seed.",
+        "And which other settings of the layer and its training might: one repeat.",
         SETTINGS,
         long=True,
-        most_seeds=1,
+        most_repeats=1,
         needs="collages",
     ),
     Study(
@@ -142,7 +168,7 @@ CONDITION_STUDIES = (
         "How do recall and precision move with the strength and the steps of erasing, and where does each kind stop?",
         ERASING_STRENGTH,
         long=True,
-        most_seeds=2,
+        most_repeats=2,
         needs="collages",
     ),
     Study(

@@ -1,4 +1,4 @@
-"""Effects with their uncertainty: paired differences over seeds, intervals, and what is left of them when there are many."""
+"""Effects with their uncertainty: paired differences over repeats, intervals, and what is left of them when there are many."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ LEVEL = 0.95
 
 
 class Effect(NamedTuple):
-    """A mean of paired differences, the ends of its interval, the p value of "it is 0", and over how many seeds."""
+    """A mean of paired differences, the ends of its interval, the p value of "it is 0", and over how many repeats."""
 
     mean: float
     low: float
@@ -27,16 +27,16 @@ class Effect(NamedTuple):
 
 
 def effect(differences: Sequence[float], level: float = LEVEL) -> Effect:
-    """Student's t over paired differences, one a seed.
+    """Student's t over paired differences, one a repeat.
 
-    Raises ValueError for fewer than two seeds, a difference that is not finite, or a level outside 0..1.
+    Raises ValueError for fewer than two repeats, a difference that is not finite, or a level outside 0..1.
 
     >>> [round(x, 2) for x in effect([1.0, 2.0, 3.0])]
     [2.0, -0.48, 4.48, 0.07, 3]
     """
     values = np.asarray(differences, dtype=float)
     if values.ndim != 1 or len(values) < 2:
-        raise ValueError(f"an interval needs at least two seeds, got {values.size}: run the study with --seeds 2 or more")
+        raise ValueError(f"an interval needs at least two repeats, got {values.size}: run the study with --repeats 2 or more")
     if not np.isfinite(values).all():
         raise ValueError(f"differences must be finite, got {values.tolist()}")
     if not 0 < level < 1:
@@ -48,18 +48,18 @@ def effect(differences: Sequence[float], level: float = LEVEL) -> Effect:
 
 
 def paired(table: pd.DataFrame, more: str, less: str, metric: str) -> pd.Series:
-    """`metric` of row `more` minus that of row `less`, by seed, for the seeds that both have; empty where a row is missing.
+    """`metric` of row `more` minus that of row `less`, by repeat, for the repeats that both have; empty where a row is missing.
 
-    table: long, with ``row``, ``seed`` and the metric.
+    table: long, with ``row``, ``repeat`` and the metric.
     """
     if metric not in table:
         return pd.Series(dtype=float)
-    wide = table.pivot_table(index="seed", columns="row", values=metric, sort=True)
+    wide = table.pivot_table(index="repeat", columns="row", values=metric, sort=True)
     return (wide[more] - wide[less]).dropna() if more in wide and less in wide else pd.Series(dtype=float)
 
 
 def half_width(sd: float, n: int, level: float = LEVEL) -> float:
-    """Half of the interval of a mean over n seeds with this sd."""
+    """Half of the interval of a mean over n repeats with this sd."""
     return float(stats.t.ppf((1 + level) / 2, n - 1)) * sd / math.sqrt(n)
 
 

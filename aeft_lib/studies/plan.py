@@ -1,12 +1,13 @@
-"""``aeft explain``: what a study would run on a profile, what of it is there, and what the rest costs; nothing is computed.
+"""``aeft explain``: what a study would run on a profile, what of it is there, what the rest costs.
 
-Work and memory are counted, not guessed: operations and the tensors that autograd keeps, on the networks themselves, with
-tensors that have no contents.  Hours are that work at a rate that is said.  A training step is three forward passes (four with
-checkpointing, one more in parts), and twice that with a masked image.
+Nothing is computed.  Work and memory are counted, not guessed: operations and the tensors that
+autograd keeps, on the networks themselves, with tensors that have no contents.  Hours are that work
+at a stated rate.  A training step is three forward passes (four with checkpointing, one more in
+parts), and twice that with a masked image.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -15,31 +16,33 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from aeft_lib import paths
 from aeft_lib.engine.step import PLAIN, PRECISIONS, Compute
-from aeft_lib.networks.registry import BackboneSpec, build_backbone
+from aeft_lib.networks.backbone import BackboneSpec
 from aeft_lib.paper.classifier import CamClassifier
 from aeft_lib.paper.gpp import GlobalAveragePooling
 from aeft_lib.stages import store
 from aeft_lib.stages.cache_features import FeatureSpec
-from aeft_lib.stages.infer_seeds import PhotoSeedSpec
+from aeft_lib.stages.infer_seeds import SeedSpec
 from aeft_lib.stages.predict_labels import PredictionSpec
 from aeft_lib.stages.train_affinity import AffinitySpec
 from aeft_lib.stages.train_classifier import ClassifierSpec
 from aeft_lib.stages.train_segmenter import SegmenterSpec
-from aeft_lib.stages.train_triplet import TripletSpec
-from aeft_lib.studies.rows import AnyRow
+from aeft_lib.studies.pipeline import artefacts
+from aeft_lib.studies.rows import Row
 from aeft_lib.studies.settings import Profile
 
 PHOTO = (375, 500)  # VOC's usual size, where scenes have their own
-TFLOPS = 60.0  # of a GPU that is kept busy: an A100 in bf16 reaches about this on such convolutions; not measured here
+# Of a GPU that is kept busy: an A100 in bf16 reaches about this on such convolutions; not measured.
+TFLOPS = 60.0
 
 
 @dataclass(frozen=True)
 class Planned:
     """One artefact of the plan.
 
-    pflop: 10^15 operations.  memory: bytes of weights, gradients, momentum and activations, on each GPU of one.  disk: bytes of
-    weights, or of cached features.  None: not a network's, or not known before.
+    pflop: 10^15 operations.  memory: bytes of weights, gradients, momentum and activations, on each
+    GPU of one.  disk: bytes of weights, or of cached features.  None: not a network's, or unknown.
     """
 
     stage: str
@@ -51,42 +54,46 @@ class Planned:
     disk: int | None = None
 
 
-def plan(profile: Profile, rows: Sequence[AnyRow], seeds: Sequence[int]) -> list[Planned]:
-    """The artefacts that rows and seeds need, each once, in the order they would be made.
+def plan(profile: Profile, rows: Sequence[Row], repeats: Sequence[int]) -> list[Planned]:
+    """The artefacts that rows and repeats need, each once, in the order they would be made.
 
     Raises ValueError where the profile's data is missing.
     """
-    found: dict[str, Planned] = {}
+    planned: dict[str, Planned] = {}
 
-    def obtain(stage: store.Stage, spec: Any, inputs: Mapping[str, store.Artefact] | None = None) -> store.Artefact:
-        key = store.key_of(stage, spec, {name: artefact.key for name, artefact in (inputs or {}).items()})
-        there = store.find(stage.__name__, key)
-        if key not in found:
-            found[key] = Planned(stage.__name__, key, there is not None, *_cost(profile, spec))
-        return there or store.Artefact(
-            stage.__name__, key, store.paths.runs() / stage.__name__ / key, {"summary": {}, "spec": {}}
-        )
+    def obtain(
+        stage: store.Stage, spec: Any, inputs: store.Inputs | None = None
+    ) -> store.Artefact:
+        key, name = store.key_for(stage, spec, inputs), stage.__name__
+        there = store.find(name, key, spec)
+        if key not in planned:
+            cost = _cost(profile, spec, bool(inputs and "features" in inputs))
+            planned[key] = Planned(name, key, there is not None, *cost)
+        empty = {"summary": {}, "spec": {}}
+        return there or store.Artefact(name, key, paths.runs() / name / key, empty, spec)
 
-    for seed in seeds:
+    for repeat in repeats:
         for row in rows:
-            row.artefacts(profile, seed, obtain)
-    return list(found.values())
+            artefacts(profile, row, repeat, obtain)
+    return list(planned.values())
 
 
 def table(planned: Sequence[Planned]) -> pd.DataFrame:
-    """One line a stage: artefacts, how many are there, and of the missing ones images, PFLOP, hours at `TFLOPS`, GB."""
+    """One line a stage: artefacts, how many are there; of the missing images, PFLOP, hours, GB."""
     lines = []
-    for stage in dict.fromkeys(one.stage for one in planned):
-        of_stage = [one for one in planned if one.stage == stage]
-        missing = [one for one in of_stage if not one.there]
-        work, memory, disk = ([getattr(one, name) for one in missing] for name in ("pflop", "memory", "disk"))
-        work, memory, disk = ([value for value in values if value is not None] for values in (work, memory, disk))
+    for stage in dict.fromkeys(item.stage for item in planned):
+        of_stage = [item for item in planned if item.stage == stage]
+        missing = [item for item in of_stage if not item.there]
+        work, memory, disk = (
+            [value for item in missing if (value := getattr(item, name)) is not None]
+            for name in ("pflop", "memory", "disk")
+        )
         lines.append(
             {
                 "stage": stage,
                 "artefacts": len(of_stage),
                 "there": len(of_stage) - len(missing),
-                "images": sum(one.images for one in missing),
+                "images": sum(item.images for item in missing),
                 "PFLOP": sum(work) if work else None,
                 "GPU hours": sum(work) * 1e3 / TFLOPS / 3600 if work else None,
                 "GB on a GPU": max(memory) / 1e9 if memory else None,
@@ -111,11 +118,12 @@ class Forward(NamedTuple):
 
 @lru_cache(maxsize=32)
 def forward(backbone: BackboneSpec, size: tuple[int, int], compute: Compute = PLAIN) -> Forward:
-    """Count one image (H, W); a multiply-add is two operations.  Nothing is computed, and no weights are needed."""
-    spec = BackboneSpec(backbone.name, backbone.trained_stages, backbone.output_stride, "none")
+    """Count one image (H, W); a multiply-add is two operations.  No weights are needed."""
     with torch.device("meta"):
-        bare = build_backbone(spec, checkpointing=compute.checkpointing)
-        network = CamClassifier(backbone=bare, pooling=GlobalAveragePooling(), num_classes=20).train()
+        bare = replace(backbone, weights="none").build()
+        bare.checkpointing = compute.checkpointing
+        pooling = GlobalAveragePooling()
+        network = CamClassifier(backbone=bare, pooling=pooling, num_classes=20).train()
         network = network.to(PRECISIONS[compute.precision] or torch.float32)
         image = torch.empty(1, 3, *size, dtype=next(network.parameters()).dtype)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -143,34 +151,45 @@ def saved_bytes(run: Callable[[], Tensor], network: nn.Module) -> int:
     return sum(t.numel() * t.element_size() for t in seen.values())
 
 
-def _cost(profile: Profile, spec: Any) -> tuple[int, float | None, int | None, int | None]:
-    """Images that a stage of this spec takes through a network, the PFLOP of that, its memory and its disk."""
-    scenes = getattr(spec, "scenes", None) or getattr(getattr(spec, "warm_start", None), "scenes", None)
+def _cost(
+    profile: Profile, spec: Any, cached: bool
+) -> tuple[int, float | None, int | None, int | None]:
+    """Images that a stage takes through a network, the PFLOP of that, its memory and its disk.
+
+    cached: it reads cached features.
+    """
+    scenes = getattr(spec, "scenes", None)
     if scenes is None:
         return 0, None, None, None
     count = len(scenes.open())
     whole = (scenes.size, scenes.size) if scenes.size else PHOTO
-    if isinstance(spec, ClassifierSpec | TripletSpec | AffinitySpec | SegmenterSpec):
+    if isinstance(spec, ClassifierSpec | AffinitySpec | SegmenterSpec):
         return _training(profile, spec, count, _view(spec) or whole)
-    if not isinstance(spec, FeatureSpec | PhotoSeedSpec | PredictionSpec):
+    if not isinstance(spec, FeatureSpec | SeedSpec | PredictionSpec) or (
+        cached and isinstance(spec, SeedSpec)
+    ):
         return count, None, None, None
-    one = forward(profile.backbone, whole)
-    passes = 2 * sum(scale**2 for scale in spec.scales)
-    disk = round(count * passes * one.features) if isinstance(spec, FeatureSpec) else None
-    return count, count * passes * one.flops / 1e15, None, disk
+    scales = getattr(spec, "scales", None) or getattr(spec.reader, "scales", (1.0,))
+    image, passes = forward(profile.backbone, whole), 2 * sum(scale**2 for scale in scales)
+    disk = round(count * passes * image.features) if isinstance(spec, FeatureSpec) else None
+    return count, count * passes * image.flops / 1e15, None, disk
 
 
-def _training(profile: Profile, spec: Any, count: int, size: tuple[int, int]) -> tuple[int, float, int, int]:
-    one, schedule, compute = forward(profile.backbone, size, spec.compute), spec.schedule, spec.compute
-    looks = 2 if isinstance(spec, TripletSpec) and spec.triplet.attract != "off" else 1  # at the image, and at the masked one
+def _training(
+    profile: Profile, spec: Any, count: int, size: tuple[int, int]
+) -> tuple[int, float, int, int]:
+    schedule, compute = spec.schedule, spec.compute
+    image = forward(profile.backbone, size, compute)
+    erased = isinstance(spec, ClassifierSpec) and getattr(spec.method, "attract", "off") != "off"
+    views = 2 if erased else 1  # of a scene: the masked image too
     images = schedule.epochs * schedule.epoch_steps(count) * schedule.batch_size
-    passes = looks * (3 + compute.checkpointing + (compute.parts > 1))
+    passes = views * (3 + compute.checkpointing + (compute.parts > 1))
     together = -(-schedule.batch_size // compute.parts)
-    memory = 4 * one.parameters + 8 * one.trained + looks * together * one.saved
-    return images, images * passes * one.flops / 1e15, memory, 4 * one.trained
+    memory = 4 * image.parameters + 8 * image.trained + views * together * image.saved
+    return images, images * passes * image.flops / 1e15, memory, 4 * image.trained
 
 
 def _view(spec: Any) -> tuple[int, int] | None:
-    view = getattr(spec, "view", None) or getattr(getattr(spec, "warm_start", None), "view", None)
+    view = getattr(spec, "view", None)
     side = view.crop if view else getattr(spec, "crop", 0)
     return (side, side) if side else None

@@ -11,7 +11,6 @@ import numpy as np
 from aeft_lib.data.scene import Photos, Scenes
 from aeft_lib.engine.device import check_device
 from aeft_lib.maps.labels import image_size
-from aeft_lib.networks.registry import resnet38d_file
 from aeft_lib.stages.fitting import check_tensorboard
 from aeft_lib.studies.settings import Profile
 
@@ -26,16 +25,14 @@ def check(profile: Profile) -> None:
     """
     check_device()
     check_tensorboard()
-    if profile.backbone.name == "resnet38d" and profile.backbone.weights == "imagenet":
-        resnet38d_file()
+    profile.backbone.check()
     for split in {profile.scenes(split): split for split in reversed(SETS)}.values():  # each set once, by its first name
         _check_scenes(profile, split, profile.scenes(split).open())
 
 
 def _check_scenes(profile: Profile, split: str, scenes: Scenes) -> None:
     if split == "train":
-        phases = (profile.schedule, profile.erasing, profile.refinement.schedule, profile.segmentation.schedule)
-        largest = max(phase.batch_size for phase in phases)
+        largest = max(phase.batch_size for phase in profile.phases)
         if len(scenes) < largest:
             raise ValueError(
                 f"{profile.name}: its {len(scenes)} training scenes ({profile.train}) cannot fill a batch of {largest}"

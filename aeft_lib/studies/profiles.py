@@ -14,13 +14,12 @@ from aeft_lib.data.collages import SceneSpec
 from aeft_lib.data.folder import FolderSpec
 from aeft_lib.data.scene import SceneSet
 from aeft_lib.data.voc import VocSpec
-from aeft_lib.engine.loop import Schedule
+from aeft_lib.engine.schedule import Schedule
 from aeft_lib.engine.step import Compute
-from aeft_lib.networks.registry import BackboneSpec
-from aeft_lib.paper.gpp import scaled_levels
+from aeft_lib.networks.efficientnet_lite import EfficientNetLiteSpec
+from aeft_lib.networks.resnet38d import ResNet38dSpec
 from aeft_lib.studies.settings import (
     OPTIMISER_QUIRKS,
-    PAPER_LEVELS,
     ControlledTraining,
     Profile,
     Refinement,
@@ -28,8 +27,8 @@ from aeft_lib.studies.settings import (
     Segmentation,
 )
 
-COMMITTED_SEEDS = 3  # what the committed notebooks, figures and report come from
-MAX_SEEDS = 1000  # more is a slip of the keyboard
+COMMITTED_REPEATS = 3  # what the committed notebooks, figures and report come from
+MAX_REPEATS = 1000  # more is a slip of the keyboard
 THRESHOLDS = tuple(round(0.01 * i, 2) for i in range(1, 100))
 
 
@@ -39,16 +38,15 @@ def _collages(name: str, *, size: int, train: int, val: int, **rest: object) -> 
         name=name,
         train=SceneSpec("train", train, size),
         val=SceneSpec("val", val, size),
-        levels=scaled_levels(size // 16, PAPER_LEVELS),
         thresholds=THRESHOLDS,
         **rest,
     )
 
 
 def _fresh_layers(*, epochs: int, lr: float, steps_per_epoch: int = 0) -> Schedule:
-    """A course for a network whose head is new: ten times the backbone's rate for it, as everywhere in the paper."""
-    course = Schedule(epochs=epochs, batch_size=8, lr=lr, head_lr=10 * lr, weight_decay=1e-2, warmup_steps=20)
-    return replace(course, steps_per_epoch=steps_per_epoch)
+    """A schedule for a network whose head is new: ten times the backbone's rate for it, as everywhere in the paper."""
+    schedule = Schedule(epochs=epochs, batch_size=8, lr=lr, head_lr=10 * lr, weight_decay=1e-2, warmup_steps=20)
+    return replace(schedule, steps_per_epoch=steps_per_epoch)
 
 
 SMOKE = _collages(
@@ -56,14 +54,14 @@ SMOKE = _collages(
     size=96,  # a 6x6 map, the smallest that holds four levels
     train=32,
     val=8,
-    backbone=BackboneSpec(trained_stages=0),  # head and gates only: seconds
+    backbone=EfficientNetLiteSpec(trained_stages=0),  # head and gates only: seconds
     schedule=Schedule(epochs=2, batch_size=8, lr=3e-4, head_lr=1e-3, weight_decay=1e-2, warmup_steps=2),
     erasing=SecondPhase(epochs=2, steps_per_epoch=1, batch_size=16, rate=0.03, loss_scale=5.0),
     refinement=Refinement(_fresh_layers(epochs=1, lr=1e-4)),
     segmentation=Segmentation(_fresh_layers(epochs=2, lr=3e-4), scales=(1.0,), hidden=32),
     seed_scales=(1.0,),
-    seeds=1,
-    long_from=COMMITTED_SEEDS,
+    repeats=1,
+    long_from=COMMITTED_REPEATS,
     controlled=ControlledTraining(
         train=32,
         val=8,
@@ -81,7 +79,7 @@ LAPTOP = _collages(
     # By rules that look at no mask: object sizes like VOC's (collages.py), levels with the paper's cells per bin (gpp.py), more
     # steps than those in which tag mAP saturates on controlled collages (120, there 80).  Depth is what time allows, ten rows
     # in 30 minutes on two cores; notebook 8 shows that this choice decides between GAP and GPP.
-    backbone=BackboneSpec(trained_stages=2),
+    backbone=EfficientNetLiteSpec(trained_stages=2),
     schedule=Schedule(
         epochs=3,
         batch_size=16,
@@ -97,8 +95,8 @@ LAPTOP = _collages(
     refinement=Refinement(_fresh_layers(epochs=2, lr=1e-4)),  # the loss of a third epoch is hardly lower
     segmentation=Segmentation(_fresh_layers(epochs=4, lr=3e-4, steps_per_epoch=50), scales=(1.0, 1.5), hidden=256),
     seed_scales=(0.5, 1.0),  # the paper adds 1.5 and 2.0: five times the pixels of these two
-    seeds=1,
-    long_from=COMMITTED_SEEDS,
+    repeats=1,
+    long_from=COMMITTED_REPEATS,
     # Rules for all five numbers stand in condition_studies.py.
     controlled=ControlledTraining(
         train=320,
@@ -117,8 +115,8 @@ VOC_LITE = replace(
     # By tags alone, on 640 photos of six classes: of 0.003, 0.01 and 0.03 the largest rate at which plain classification does
     # not collapse (with 0.03 it did for one seed of two).
     erasing=replace(LAPTOP.erasing, rate=0.01),
-    seeds=3,
-    long_from=MAX_SEEDS + 1,
+    repeats=3,
+    long_from=MAX_REPEATS + 1,
     controlled=None,
 )
 """VOC 2012 on a laptop: the network, the steps and the rules of ``laptop``, on real photos squared to 256 px.
@@ -139,8 +137,9 @@ def _paper(name: str, train: SceneSet, val: SceneSet, scored: SceneSet, n_train:
     first, second = n_train // 8, n_train // 32  # steps an epoch
     before, asked = 18 * first, 40 * first
     erasing = SecondPhase(22, second, batch_size=32, rate=0.01, decay_from=before, decay_too_long=asked)
-    course = replace(
-        erasing.schedule(() if corrected else OPTIMISER_QUIRKS),
+    quirks = () if corrected else OPTIMISER_QUIRKS
+    schedule = replace(
+        replace(erasing, quirks=quirks).schedule(),
         epochs=18,
         batch_size=8,
         steps_per_epoch=0,
@@ -149,7 +148,7 @@ def _paper(name: str, train: SceneSet, val: SceneSet, scored: SceneSet, n_train:
     # AffinityNet has the classifier's optimiser, quirk of its momentum and all; its new layers do get ten times the rate.  Both
     # CRFs' powers and the walk's are the reference's.
     refinement = Refinement(
-        replace(course, epochs=8, head_lr=10 * course.lr, decay_steps=0),
+        replace(schedule, epochs=8, head_lr=10 * schedule.lr, decay_steps=0),
         powers=(2.0, 19.0, 21.0),
         view=ViewSpec(crop=448, long_side=None, jitter=(0.3, 0.3, 0.3, 0.1), jitter_probability=1.0),
     )
@@ -162,16 +161,15 @@ def _paper(name: str, train: SceneSet, val: SceneSet, scored: SceneSet, n_train:
         train=train,
         val=val,
         scored=scored,
-        backbone=BackboneSpec("resnet38d"),
-        schedule=course,
+        backbone=ResNet38dSpec(),
+        schedule=schedule,
         erasing=erasing,
         refinement=refinement,
         segmentation=segmentation,
-        levels=PAPER_LEVELS,  # of the 40x40 map of a 320 px view
         seed_scales=(0.5, 1.0, 1.5, 2.0),
         thresholds=THRESHOLDS,
-        seeds=1,
-        long_from=MAX_SEEDS + 1,
+        repeats=1,
+        long_from=MAX_REPEATS + 1,
         view=ViewSpec(),
         compute=compute,
         erasing_compute=replace(compute, parts=2),  # fits 12 GB
@@ -218,10 +216,14 @@ def get(name: str = "") -> Profile:
     return replace(profile, **sets)
 
 
-def seeds(profile: Profile, asked: int = 0) -> int:
-    """How many seeds to run: `asked`, or the profile's own number for 0.  Raises ValueError for anything else."""
-    if not isinstance(asked, int) or isinstance(asked, bool) or not 0 <= asked <= MAX_SEEDS:
+def repeats(profile: Profile, asked: int = 0) -> int:
+    """How many repeats to run: `asked`, or the profile's own number for 0.
+
+    Raises ValueError for anything else.
+    """
+    if not isinstance(asked, int) or isinstance(asked, bool) or not 0 <= asked <= MAX_REPEATS:
         raise ValueError(
-            f"seeds must be a whole number up to {MAX_SEEDS}, 0 for the profile's own {profile.seeds}; got {asked!r}"
+            f"repeats must be a whole number up to {MAX_REPEATS}, 0 for the profile's own "
+            f"{profile.repeats}; got {asked!r}"
         )
-    return asked or profile.seeds
+    return asked or profile.repeats

@@ -1,10 +1,10 @@
-"""Published against reproduced: every claim of the poster with a verdict that follows from the seeds, not from a wish.
+"""Published against reproduced: every claim of the poster with a verdict that follows from the repeats, not from a wish.
 
-A claim is a sign: "this row beats that one".  It is tested as a paired difference, seed by seed (same data, same order):
+A claim is a sign: "this row beats that one".  It is tested as a paired difference, repeat by repeat (same data, same order):
 
 - holds: the mean difference has the claimed sign and exceeds its standard error, sd / sqrt(n);
 - fails: it has the other sign and exceeds its standard error;
-- inconclusive: neither, or fewer than two seeds;
+- inconclusive: neither, or fewer than two repeats;
 - not run: its study has not been run on this profile.
 
 Claims about a level of a knob (``condition.KNOB.LEVEL``) are held to more: the whole 95 % interval must lie on one side of 0.
@@ -22,10 +22,9 @@ import numpy as np
 import pandas as pd
 
 from aeft_lib import paths
-from aeft_lib.lab import ch08_effects
 from aeft_lib.stages import store
-from aeft_lib.studies import photo_results
-from aeft_lib.studies.effects import effect, half_width, paired
+from aeft_lib.studies import levels, photo_results
+from aeft_lib.studies.effects import effect, paired
 
 try:
     import tomllib
@@ -47,7 +46,7 @@ def published() -> dict[str, Any]:
 
 
 def verdict(differences: Sequence[float]) -> str:
-    """The verdict of a claim from its paired differences, one per seed, positive where the seed agrees with the claim.
+    """The verdict of a claim from its paired differences, one per repeat, positive where the repeat agrees with the claim.
 
     >>> verdict([2.0, 3.0, 2.5]), verdict([-2.0, -3.0]), verdict([1.0, -1.0]), verdict([4.0]), verdict([])
     ('holds', 'fails', 'inconclusive', 'inconclusive', 'not run')
@@ -63,7 +62,7 @@ def verdict(differences: Sequence[float]) -> str:
 
 
 def paired_differences(table: pd.DataFrame, more: str, less: str, metric: str) -> np.ndarray:
-    """`metric` of row `more` minus that of row `less`, for the seeds that both rows have, in the order of the seeds."""
+    """`metric` of row `more` minus that of row `less`, for the repeats that both rows have, in their order."""
     return paired(table, more, less, metric).to_numpy()
 
 
@@ -76,13 +75,13 @@ def build(tables: Mapping[str, pd.DataFrame], profile: str) -> dict[str, Any]:
     rows = [_number(name, number, tables) for name, number in numbers.items()]
     rows += [_result(column) for column in ("voc_val", "voc_test", "coco_val")]
     rows += [_claim(claim, tables) for claim in published()["claims"]]
-    rows += [_condition(claim, tables) for claim in ch08_effects.claims()]
+    rows += [_condition(claim, tables) for claim in levels.claims()]
     origin = {"profile": profile, "commit": store.commit(), "machine": store.environment()["machine"]}
     return {"profile": profile, "claims": [row | origin for row in rows]}
 
 
 def carry_over(report: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """`report`, with lines of fewer seeds than the one in `folder` replaced by that one's: each names its own commit.
+    """`report`, with lines of fewer repeats than the one in `folder` replaced by that one's: each names its own commit.
 
     So a store that holds one study does not wipe out the results of another.  Reports of other profiles are not looked at.
     """
@@ -93,13 +92,10 @@ def carry_over(report: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _richer(line: dict[str, Any], earlier: Mapping[str, Any]) -> dict[str, Any]:
-    """The line of more seeds, of equals the new one; what does not come from the store, as photos, is the new line's."""
+    """The line of more repeats, of equals the new one; what does not come from the store, as photos, is the new line's."""
     if line["n"] >= earlier["n"]:
         return line
     kept = {name: value for name, value in earlier.items() if name not in ELSEWHERE}
-    if kept.get("sd") is not None and kept.get("low") is None:  # written before reports had intervals
-        half = half_width(kept["sd"], kept["n"])
-        kept |= {"low": round(kept["reproduced_mean"] - half, 4), "high": round(kept["reproduced_mean"] + half, 4)}
     return line | kept
 
 
@@ -171,7 +167,7 @@ def _claim(claim: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> dict
     return line | _summary(on_photos, "photos_") | {"photos_verdict": verdict(on_photos)}
 
 
-def _condition(claim: ch08_effects.Claim, tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
+def _condition(claim: levels.Claim, tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
     """A level of a knob, or a depth of training; with its interval, which decides the verdict."""
     table = tables.get(claim.study)
     found = [] if table is None else paired_differences(table, claim.more, claim.less, "miou")
@@ -193,7 +189,7 @@ def _number(name: str, number: Mapping[str, Any], tables: Mapping[str, pd.DataFr
     table = tables.get(study)
     if table is None or "row" not in number or number["row"] not in set(table["row"]):
         return _line(name, f"{number['label']}: {number['task']}", "mIoU", number["value"], [], "not run", number)
-    values = table.loc[table["row"] == number["row"]].sort_values("seed")["miou"].to_numpy()
+    values = table.loc[table["row"] == number["row"]].sort_values("repeat")["miou"].to_numpy()
     both = table if baseline in set(table["row"]) else pd.concat([table, tables.get("pyramid_ablation")])
     differences = paired_differences(both, number["row"], baseline, "miou")
     above = verdict(differences) if len(differences) else "inconclusive"  # the baseline itself may be missing
@@ -221,12 +217,12 @@ def _line(
         "photos_verdict": "not run",
         "paper_scale": "not run",
         "place": source["place"],
-        "command": f"aeft run {source['study']} --seeds {max(len(ours), 2)}" if "study" in source else None,
+        "command": f"aeft run {source['study']} --repeats {max(len(ours), 2)}" if "study" in source else None,
     }
 
 
 def _summary(values: Sequence[float], prefix: str = "") -> dict[str, float | int | None]:
-    """Mean, sd, the ends of the 95 % interval and n of values by seed; None for what so few do not have."""
+    """Mean, sd, the ends of the 95 % interval and n of values by repeat; None for what so few do not have."""
     n = len(values)
     found = {"reproduced_mean" if not prefix else "mean": float(np.mean(values)) if n else None, "sd": None}
     found |= {"low": None, "high": None}

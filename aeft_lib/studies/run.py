@@ -1,6 +1,7 @@
-"""Running studies: rows that are in the stage store are read, the others are computed, side by side on the cores at hand.
+"""Running studies: rows in the store are read, the others computed side by side on the cores.
 
-Every computation runs in a process of its own with one thread, so results do not depend on how many run at once.
+Every computation runs in a process of its own with one thread, so results do not depend on how many
+run at once.
 """
 
 import multiprocessing
@@ -22,76 +23,93 @@ from aeft_lib.engine import ranks, shards
 from aeft_lib.engine.device import device
 from aeft_lib.stages import store
 from aeft_lib.studies import preflight
-from aeft_lib.studies.catalogue import STUDIES, Study, get, row, study_of
-from aeft_lib.studies.rows import AnyRow, Found, Obtain, features
+from aeft_lib.studies.pipeline import Artefacts, artefacts, features
+from aeft_lib.studies.rows import Row, Study
 from aeft_lib.studies.settings import Profile
 
-__all__ = ["STUDIES", "Study", "artefacts", "features", "get", "row", "run", "stored", "study_of", "summarise"]
+Job = tuple[Row, int]
 
 
-def artefacts(profile: Profile, row: AnyRow, seed: int, obtain: Obtain = store.obtain) -> Found:
-    """One row with one seed from tags to numbers: its artefacts by name, ``evaluation`` among them."""
-    return row.artefacts(profile, seed, obtain)
-
-
-def numbers(found: Found) -> dict[str, float]:
+def numbers(made: Artefacts) -> dict[str, float]:
     """The numbers of a row's artefacts: of its evaluation, and where objects were measured the spread of their CAMs."""
-    return found["evaluation"].summary | (found["objects"].summary if "objects" in found else {})
+    spread = made["objects"].summary if "objects" in made else {}
+    return made["evaluation"].summary | spread
 
 
-def run(study: Study, profile: Profile, seeds: Sequence[int], *, rows: Sequence[AnyRow] = (), workers: int = 0) -> pd.DataFrame:
-    """The study's table: one line per row and seed, ``row, label, seed`` and the numbers of `evaluate_seeds` (percent).
+def run_study(
+    study: Study,
+    profile: Profile,
+    repeats: Sequence[int],
+    *,
+    rows: Sequence[Row] = (),
+    workers: int = 0,
+) -> pd.DataFrame:
+    """The study's table: one line per row and repeat, ``row, label, repeat`` and its numbers.
 
     rows: only these.  workers: processes; 0 is one per core, and a single one on a GPU.
-    What is finished stays in the store whatever happens to the rest; errors of a row carry its name and seed.
-    Raises ValueError for seeds that are none, before anything runs.
+    Finished rows stay in the store whatever happens to the rest; errors carry row and repeat.
+    Raises ValueError for repeats that are none, before anything runs.
     """
-    jobs = [(row, seed) for seed in check_seeds(seeds) for row in (rows or study.rows)]
-    found = {job: stored(profile, *job) for job in jobs}
-    if missing := [job for job in _in_order(study, jobs) if found[job] is None]:
-        found |= _compute(f"{study.name} on {profile.name}", profile, missing, workers or default_workers())
-    lines = [{"row": row.name, "label": row.label, "seed": seed, **found[row, seed]} for row, seed in jobs]
+    jobs = [(row, repeat) for repeat in check_repeats(repeats) for row in (rows or study.rows)]
+    values = {job: stored(profile, *job) for job in jobs}
+    if missing := [job for job in _in_order(study, jobs) if values[job] is None]:
+        title = f"{study.name} on {profile.name}"
+        values |= _compute(title, profile, missing, workers or default_workers())
+    lines = [
+        {"row": row.name, "label": row.label, "repeat": repeat, **values[row, repeat]}
+        for row, repeat in jobs
+    ]
     return at_common_threshold(study, profile, pd.DataFrame(lines))
 
 
-def prepare(chosen: Sequence[tuple[Study, Sequence[int]]], profile: Profile, *, workers: int = 0) -> None:
-    """Compute what the store lacks of several studies, each with its seeds, in one go: no core waits between two of them.
+def prepare(
+    chosen: Sequence[tuple[Study, Sequence[int]]], profile: Profile, *, workers: int = 0
+) -> None:
+    """Compute what the store lacks of several studies in one go: no core waits between two.
 
-    Rows that stand in more than one study are computed once.  Errors and their rows as in `run`.
+    chosen: studies, each with its repeats.  Rows of more than one study are computed once.
     """
-    jobs: list[tuple[AnyRow, int]] = []
-    for study, seeds in chosen:
-        jobs += _in_order(study, [(row, seed) for seed in check_seeds(seeds) for row in study.rows])
+    jobs: list[Job] = []
+    for study, repeats in chosen:
+        all_jobs = [(row, repeat) for repeat in check_repeats(repeats) for row in study.rows]
+        jobs += _in_order(study, all_jobs)
     if missing := [job for job in dict.fromkeys(jobs) if stored(profile, *job) is None]:
-        _compute(f"{len(chosen)} studies on {profile.name}", profile, missing, workers or default_workers())
+        title = f"{len(chosen)} studies on {profile.name}"
+        _compute(title, profile, missing, workers or default_workers())
 
 
-def _in_order(study: Study, jobs: Sequence[tuple[AnyRow, int]]) -> list[tuple[AnyRow, int]]:
+def _in_order(study: Study, jobs: Sequence[Job]) -> list[Job]:
     """Jobs as they should begin: the study's first rows, then the others as they stand."""
     return sorted(jobs, key=lambda job: job[0].name not in study.first)
 
 
 def at_common_threshold(study: Study, profile: Profile, table: pd.DataFrame) -> pd.DataFrame:
-    """The table with ``miou_common, precision_common, recall_common``: every row at its seed's best threshold of row `common`.
+    """The table with ``miou_common, precision_common, recall_common``.
 
-    Unchanged for a study without such a row; seeds that lack it get NaN.
+    Every row at its repeat's best threshold of row `common`.  Unchanged for a study without such a
+    row; repeats that lack it get NaN.
     """
     if study.common is None or table.empty:
         return table
-    best = table[table["row"] == study.common].set_index("seed")["threshold"]
+    best = table[table["row"] == study.common].set_index("repeat")["threshold"]
     at_threshold = []
     for line in table.itertuples():
-        found = artefacts(profile, study.row(line.row), line.seed, obtain=_lookup)["evaluation"]
-        curve = pd.read_csv(found.folder / "curve.csv").set_index("threshold")
-        at = curve.index[np.abs(curve.index - best.get(line.seed, np.nan)).argmin()] if line.seed in best else None
-        at_threshold.append(curve.loc[at].to_dict() if at is not None else {})
-    at_common = pd.DataFrame(at_threshold, index=table.index, columns=["miou", "precision", "recall"])
+        made = artefacts(profile, study.row(line.row), line.repeat, store.lookup)
+        curve = pd.read_csv(made["evaluation"].folder / "curve.csv").set_index("threshold")
+        threshold = best.get(line.repeat)
+        if threshold is None:
+            at_threshold.append({})
+        else:
+            nearest = curve.index[np.abs(curve.index - threshold).argmin()]
+            at_threshold.append(curve.loc[nearest].to_dict())
+    columns = ["miou", "precision", "recall"]
+    at_common = pd.DataFrame(at_threshold, index=table.index, columns=columns)
     return table.join(at_common.add_suffix("_common"))
 
 
-def left_out(study: Study, profile: Profile, n_seeds: int) -> bool:
-    """Whether a study is not for such scenes, or too long for so few seeds while there is a committed table to show."""
-    return not study.fits(profile) or (study.long and n_seeds < profile.long_from and committed_table(study).is_file())
+def left_out(study: Study, profile: Profile, n_repeats: int) -> bool:
+    """Whether a study is not for such scenes, or too long for so few repeats while there is a committed table to show."""
+    return not study.fits(profile) or (study.long and n_repeats < profile.long_from and committed_table(study).is_file())
 
 
 def committed_table(study: Study) -> Path:
@@ -99,13 +117,17 @@ def committed_table(study: Study) -> Path:
     return paths.FIGURES / f"{study.committed or study.name}.csv"
 
 
-def check_seeds(seeds: Iterable[int]) -> list[int]:
-    """The seeds as a list.  Raises ValueError where one is no whole number from 0 to 2^32 - 1, or stands twice."""
-    checked = list(seeds)
-    if any(not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32 for seed in checked):
-        raise ValueError(f"seeds must be whole numbers from 0 to {2**32 - 1}, got {checked}")
+def check_repeats(repeats: Iterable[int]) -> list[int]:
+    """The repeats as a list.
+
+    Raises ValueError where one is no whole number from 0 to 2^32 - 1, or stands twice.
+    """
+    checked = list(repeats)
+    whole = [isinstance(r, int) and not isinstance(r, bool) for r in checked]
+    if not all(whole) or any(not 0 <= repeat < 2**32 for repeat in checked):
+        raise ValueError(f"repeats must be whole numbers from 0 to {2**32 - 1}, got {checked}")
     if len(set(checked)) < len(checked):
-        raise ValueError(f"every seed counts once, got {checked}")
+        raise ValueError(f"every repeat counts once, got {checked}")
     return checked
 
 
@@ -119,72 +141,74 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def stored(profile: Profile, row: AnyRow, seed: int) -> dict[str, Any] | None:
-    """The numbers of a row and seed where the store has them, else None; computes nothing."""
+def stored(profile: Profile, row: Row, repeat: int) -> dict[str, Any] | None:
+    """The numbers of a row and repeat where the store has them, else None; computes nothing."""
     try:
-        return numbers(artefacts(profile, row, seed, obtain=_lookup))
+        return numbers(artefacts(profile, row, repeat, store.lookup))
     except LookupError:
         return None
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean and sd over seeds of every number, one line per row in the study's order, and ``n``.  sd of one seed is NaN."""
-    columns = [column for column in table.columns if column not in ("row", "label", "seed")]
+    """Mean and sd over repeats of every number, one line per row in the study's order, and ``n``.
+
+    The sd of one repeat is NaN.
+    """
+    columns = [column for column in table.columns if column not in ("row", "label", "repeat")]
     grouped = table.groupby(["row", "label"], sort=False)[columns]
     summary = grouped.mean().join(grouped.std().add_suffix("_sd"))
     return summary.assign(n=grouped.size()).reset_index()
 
 
 def track(items: Iterable[Any], total: int, title: str) -> Iterable[Any]:
-    """A progress bar for people; silent under ``AEFT_QUIET`` (papermill, tests), where it would land in stored outputs."""
-    return tqdm(items, total=total, desc=title, leave=False, disable=bool(os.environ.get("AEFT_QUIET")))
+    """A progress bar for people; silent under ``AEFT_QUIET`` (papermill, tests)."""
+    quiet = bool(os.environ.get("AEFT_QUIET"))
+    return tqdm(items, total=total, desc=title, leave=False, disable=quiet)
 
 
-def _lookup(stage: store.Stage, spec: Any, inputs: dict[str, store.Artefact] | None = None) -> store.Artefact:
-    key = store.key_of(stage, spec, {name: artefact.key for name, artefact in (inputs or {}).items()})
-    artefact = store.find(stage.__name__, key)
-    if artefact is None:
-        raise LookupError(f"{stage.__name__} {key}")
-    return artefact
+def _compute(
+    title: str, profile: Profile, jobs: list[Job], workers: int
+) -> dict[Job, dict[str, Any]]:
+    """Run jobs in processes of one thread each; nothing begins after an error or Ctrl-C.
 
-
-def _compute(title: str, profile: Profile, jobs: list[tuple[AnyRow, int]], workers: int) -> dict[tuple[AnyRow, int], dict]:
-    """Run jobs in processes of one thread each; shared features first.  Nothing is begun after an error or Ctrl-C."""
+    Shared features come first.
+    """
     if workers < 1:
         raise ValueError(f"workers must be a whole number, at least 1, got {workers}")
     preflight.check(profile)
     if ranks.world() > 1:  # the ranks work together on one job after the other
         return {job: _job(profile, *job) for job in jobs}
     store.check_writable()
-    found: dict[tuple[AnyRow, int], dict] = {}
-    context = multiprocessing.get_context("spawn")
+    values: dict[Job, dict[str, Any]] = {}
     workers = min(workers, len(jobs))
-    # Of the cores, for work image by image within a job; on a GPU a second process would need the memory again.
-    share = (1 if device().type == "cuda" else max(1, cores() // workers),)
-    with ProcessPoolExecutor(max_workers=workers, mp_context=context, initializer=_start_worker, initargs=share) as pool:
+    # Cores for work image by image within a job; on a GPU a second process needs memory again.
+    share = 1 if device().type == "cuda" else max(1, cores() // workers)
+    context = multiprocessing.get_context("spawn")
+    options = {"mp_context": context, "initializer": _start_worker, "initargs": (share,)}
+    with ProcessPoolExecutor(max_workers=workers, **options) as pool:
         try:
-            shared = profile.cached and any(getattr(row, "condition", None) is None for row, _ in jobs)
-            for future in [pool.submit(features, profile, split) for split in ("train", "val") if shared]:
-                future.result()
+            if profile.cached and any(row.setting.condition is None for row, _ in jobs):
+                for future in [pool.submit(features, profile, s) for s in ("train", "val")]:
+                    future.result()
             for job, future in track(_in_turn(pool, profile, jobs, workers), len(jobs), title):
-                found[job] = future.result()
+                values[job] = future.result()
         except BrokenProcessPool as error:
             raise RuntimeError(
-                "a worker process died: out of memory, or a script without `if __name__ == '__main__':`; "
-                "finished rows are kept, run again to go on"
+                "a worker process died: out of memory, or a script without "
+                "`if __name__ == '__main__':`; finished rows are kept, run again to resume"
             ) from error
         except BaseException:
             for worker in multiprocessing.active_children():
                 worker.terminate()
             raise
-    return found
+    return values
 
 
 def _in_turn(
-    pool: ProcessPoolExecutor, profile: Profile, jobs: list[tuple[AnyRow, int]], workers: int
-) -> Iterator[tuple[tuple[AnyRow, int], Future]]:
+    pool: ProcessPoolExecutor, profile: Profile, jobs: list[Job], workers: int
+) -> Iterator[tuple[Job, Future]]:
     """Finished jobs as they come; a job is handed over only when a worker is free for it."""
-    waiting: dict[Future, tuple[AnyRow, int]] = {}
+    waiting: dict[Future, Job] = {}
     left = list(jobs)
     while left or waiting:
         while left and len(waiting) < workers:
@@ -195,7 +219,7 @@ def _in_turn(
 
 
 def _start_worker(processes: int) -> None:
-    """One thread for the arithmetic, and an end as soon as the parent's: an orphan would hold a gigabyte for nothing."""
+    """One thread for the arithmetic; it ends with its parent: an orphan would hold a gigabyte."""
     torch.set_num_threads(1)
     os.environ[shards.VARIABLE] = str(processes)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -206,10 +230,10 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _job(profile: Profile, row: AnyRow, seed: int) -> dict[str, Any]:
+def _job(profile: Profile, row: Row, repeat: int) -> dict[str, Any]:
     try:
-        return numbers(artefacts(profile, row, seed))
+        return numbers(artefacts(profile, row, repeat))
     except Exception as error:
         if hasattr(error, "add_note"):  # Python 3.10 has no notes
-            error.add_note(f"in row {row.name}, seed {seed}, profile {profile.name}")
+            error.add_note(f"in row {row.name}, repeat {repeat}, profile {profile.name}")
         raise

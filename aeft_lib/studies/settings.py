@@ -1,38 +1,41 @@
-"""What a profile consists of: the phases of its trainings, its refinement, its segmentation, its scenes.
+"""What a profile consists of: the phases of its trainings, refinement, segmentation, scenes.
 
-Frozen dataclasses that check themselves; their values stand in `aeft_lib.studies.profiles`.
+Frozen dataclasses that check themselves; their values stand in `profiles`.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 from aeft_lib.data.augment import ViewSpec
 from aeft_lib.data.controlled import KNOBS, ControlledSpec
 from aeft_lib.data.scene import SceneSet
-from aeft_lib.engine.loop import Schedule
+from aeft_lib.engine.fields import number, whole
+from aeft_lib.engine.schedule import Schedule
 from aeft_lib.engine.step import PLAIN, Compute
-from aeft_lib.networks.registry import BackboneSpec
+from aeft_lib.networks.backbone import BackboneSpec
 from aeft_lib.paper.gpp import scaled_levels
-from aeft_lib.paper.triplet import Triplet
 
-PAPER_LEVELS = (2, 4, 8, 16)
-# The quirks of the reference that live in its optimiser; those in its loss are in `triplet.LOSS_QUIRKS`.
+# Quirks of the reference that live in its optimiser; those in its loss: `triplet.LOSS_QUIRKS`.
 OPTIMISER_QUIRKS = ("sgd_momentum", "schedule_length", "head_lr")
 WEIGHT_DECAY = 5e-4  # the paper's; the reference passes it as SGD's momentum too
 
 
 @dataclass(frozen=True)
 class SecondPhase:
-    """The steps after the warm start: SGD, as in the paper.
+    """The steps after a warm start: SGD, as in the paper.
 
-    epochs, steps_per_epoch: an epoch is just the grain at which progress is looked at.
+    epochs, steps_per_epoch: an epoch is just the grain at which progress is measured.
     batch_size: of triplets; an anchor finds its negative among them.
     rate: learning rate without momentum; with momentum 0.9 a tenth of it goes as far.
-    loss_scale: what the paper's weights of attract and repel are multiplied by, where there are fewer steps for them to act in.
-    decay_from: steps before this phase, where both phases share one poly course; 0: a course of its own.
-    decay_too_long: length of the course with the quirk `schedule_length`; 0: four times too long.
+    loss_scale: what the paper's weights of attract and repel are multiplied by, where there are
+        fewer steps for them to act in.
+    decay_from: steps before this phase, where both phases share one poly schedule; 0: its own.
+    decay_too_long: length of the schedule with the quirk `schedule_length`; 0: four times too long.
+    quirks: of the reference's optimiser.  sgd_momentum: weight decay passed as momentum.
+        head_lr: new layers at the backbone's rate instead of ten times it.  schedule_length: a poly
+        schedule four times too long, as if batches were still the first phase's (8 against 32).
     """
 
     epochs: int
@@ -42,22 +45,16 @@ class SecondPhase:
     loss_scale: float = 1.0
     decay_from: int = 0
     decay_too_long: int = 0
+    quirks: tuple[str, ...] = ()
 
-    def scaled(self, triplet: Triplet) -> Triplet:
-        """The triplet with this phase's weights."""
-        weights = (triplet.attract_weight * self.loss_scale, triplet.repel_weight * self.loss_scale)
-        return replace(triplet, attract_weight=weights[0], repel_weight=weights[1])
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.quirks) - set(OPTIMISER_QUIRKS)):
+            raise ValueError(f"unknown quirks {unknown}; there are {', '.join(OPTIMISER_QUIRKS)}")
 
-    def schedule(self, quirks: Sequence[str] = ()) -> Schedule:
-        """The course with these quirks of the reference; without any it is the corrected one.
-
-        sgd_momentum: weight decay passed as momentum.  head_lr: new layers at the backbone's rate instead of ten times it.
-        schedule_length: a poly course four times too long, as if batches were still the first phase's (8 against 32).
-        """
-        if unknown := set(quirks) - set(OPTIMISER_QUIRKS):
-            raise ValueError(f"unknown quirks {sorted(unknown)}; there are {', '.join(OPTIMISER_QUIRKS)}")
-        momentum = WEIGHT_DECAY if "sgd_momentum" in quirks else 0.9
-        rate = self.rate if "sgd_momentum" in quirks else self.rate / 10
+    def schedule(self) -> Schedule:
+        """The schedule with these quirks; without any it is the corrected one."""
+        momentum = WEIGHT_DECAY if "sgd_momentum" in self.quirks else 0.9
+        rate = self.rate if "sgd_momentum" in self.quirks else self.rate / 10
         own = self.epochs * self.steps_per_epoch
         too_long = self.decay_too_long or 4 * own
         together = self.decay_from + own if self.decay_from else 0
@@ -65,12 +62,12 @@ class SecondPhase:
             epochs=self.epochs,
             batch_size=self.batch_size,
             lr=rate,
-            head_lr=rate if "head_lr" in quirks else 10 * rate,
+            head_lr=rate if "head_lr" in self.quirks else 10 * rate,
             weight_decay=WEIGHT_DECAY,
             warmup_steps=0,
             optimiser="sgd",
             momentum=momentum,
-            decay_steps=too_long if "schedule_length" in quirks else together,
+            decay_steps=too_long if "schedule_length" in self.quirks else together,
             steps_per_epoch=self.steps_per_epoch,
             decay_from=self.decay_from,
         )
@@ -80,9 +77,10 @@ class SecondPhase:
 class Refinement:
     """From seeds to pseudo-labels; defaults are the reference's.
 
-    schedule: of AffinityNet.  powers: of the background (low, middle, high); None chooses them by the rule of
-        `refinement.background`, which looks at no mask.
-    beta, steps: of the random walk.  crf_iterations: of the CRF on seeds.  last_crf_iterations: of the one after the walk.
+    schedule: of AffinityNet.  powers: of the background (low, middle, high); None chooses them by
+        the rule of `refinement.background`, which looks at no mask.
+    beta, steps: of the random walk.  crf_iterations: of the CRF on seeds.
+    last_crf_iterations: of the one after the walk.
     view: random crops that AffinityNet is trained on; None: whole scenes.
     """
 
@@ -95,13 +93,15 @@ class Refinement:
     view: ViewSpec | None = None
 
     def __post_init__(self) -> None:
-        if self.powers is not None and not 0 < self.powers[0] <= self.powers[1] <= self.powers[2] < math.inf:
-            raise ValueError(f"background powers must be positive and increase from low to high, got {self.powers}")
-        if not 0 < self.beta < math.inf:
-            raise ValueError(f"beta must be positive and finite, got {self.beta}")
-        for name in ("steps", "crf_iterations", "last_crf_iterations"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 0:
-                raise ValueError(f"{name} must be a whole number and not negative, got {getattr(self, name)!r}")
+        if self.powers is not None:
+            low, middle, high = self.powers
+            if not 0 < low <= middle <= high < math.inf:
+                raise ValueError(
+                    "background powers must be positive and increase from low to high, "
+                    f"got {self.powers}"
+                )
+        number(self, "beta", positive=True)
+        whole(self, "steps", "crf_iterations", "last_crf_iterations")
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Segmentation:
 
 @dataclass(frozen=True)
 class Condition:
-    """One level of the controlled collages, and what of the training is other than in `ControlledTraining`.
+    """One level of the controlled collages, and what of `ControlledTraining` is other for it.
 
     knobs: (name, value) of those that are turned, see `data.controlled`; none is the base level.
     epochs, size: None as the profile has them.
@@ -138,16 +138,14 @@ class Condition:
     def __post_init__(self) -> None:
         if unknown := sorted({name for name, _ in self.knobs} - set(KNOBS)):
             raise ValueError(f"unknown knob {', '.join(unknown)}; there are {', '.join(KNOBS)}")
-        for name in ("epochs", "size"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise ValueError(f"{name} must be a whole number, at least 1, or None for the profile's; got {value!r}")
-        ControlledSpec("val", 1, **dict(self.knobs))  # refuses a level that cannot be, before anything is trained
+        whole(self, *(n for n in ("epochs", "size") if getattr(self, n) is not None), least=1)
+        # Refuses a level that cannot be, before anything is trained.
+        ControlledSpec("val", 1, **dict(self.knobs))
 
 
 @dataclass(frozen=True)
 class ControlledTraining:
-    """The numbers of trainings on controlled collages: scenes of train and val, their side, course, stages that are trained."""
+    """Trainings on controlled collages: scenes, their side, schedule, stages that are trained."""
 
     train: int
     val: int
@@ -160,18 +158,21 @@ class ControlledTraining:
 class Profile:
     """One scale of the same experiments.
 
-    train, val: scene sets; classifiers see the tags of `train`; seeds and segmentation are scored on `val` (unseen scenes).
-    scored: scenes that seeds are scored on where that is not `val`.
-    backbone: of all networks.  levels: the counterparts of the paper's 2, 4, 8, 16 on this map.
-    erasing: the second phase, which a trained GPP classifier goes on with.
+    train, val: scene sets; classifiers see the tags of `train`; seeds and segmentation are scored
+        on `val` (unseen scenes).  scored: scenes that seeds are scored on where that is not `val`.
+    backbone: of all networks.  schedule: of classifiers.
+    erasing: the second phase, in which a trained GPP classifier is trained further.
     refinement, segmentation: the numbers of the second half, see there.
-    seed_scales: passes of the seed inference, each plain and mirrored.  thresholds: background scores that are tried.
-    seeds: how many a study runs unless told otherwise.
-    long_from: from how many seeds on `aeft reproduce` runs the long studies too; below, notebooks read their committed tables.
-    view: random views of photos that classifiers are trained on; None: whole scenes of one size, whose frozen features are
-        cached once for all rows and seeds.
+    seed_scales: passes of the seed inference, each plain and mirrored.
+    thresholds: background scores that are tried.
+    repeats: how many a study runs unless told otherwise.
+    long_from: from how many repeats on `aeft reproduce` runs the long studies too; below, notebooks
+        read their committed tables.
+    view: random views of photos that classifiers are trained on; None: whole scenes of one size,
+        whose frozen features are cached once for all rows and repeats.
     controlled: trainings on controlled collages (`under`); None where scenes are photos.
-    compute: how steps are computed; erasing_compute: those of the second phase, where they need more memory.
+    compute: how steps are computed; erasing_compute: those of the second phase, where they need
+        more memory.
     """
 
     name: str
@@ -182,10 +183,9 @@ class Profile:
     erasing: SecondPhase
     refinement: Refinement
     segmentation: Segmentation
-    levels: tuple[int, ...]
     seed_scales: tuple[float, ...]
     thresholds: tuple[float, ...]
-    seeds: int
+    repeats: int
     long_from: int = 1
     view: ViewSpec | None = None
     compute: Compute = PLAIN
@@ -195,30 +195,34 @@ class Profile:
 
     def __post_init__(self) -> None:
         if self.cached and not (self.train.size and self.val.size):
-            raise ValueError(f"profile {self.name}: without random views all scenes must be of one size")
-        side, levels = self.map_side, self.levels
-        whole = len(levels) == len(PAPER_LEVELS) and all(isinstance(level, int) and level >= 1 for level in levels)
-        if not whole or levels[-1] > side or any(a >= b for a, b in pairwise(levels)):
-            raise ValueError(
-                f"profile {self.name}: levels {levels} must be {len(PAPER_LEVELS)} whole numbers that increase and fit the "
-                f"{side}x{side} map"
-            )
+            raise self._error("without random views all scenes must be of one size")
         if 1.0 not in self.seed_scales:
-            raise ValueError(f"profile {self.name}: seed_scales {self.seed_scales} must contain 1.0, where tags are scored")
+            scales = self.seed_scales
+            raise self._error(f"seed_scales {scales} must contain 1.0, where tags are scored")
         if any(a >= b for a, b in pairwise((0, *self.thresholds, 1))):
-            raise ValueError(f"profile {self.name}: thresholds must increase between 0 and 1, got {self.thresholds}")
-        for phase in (self.schedule, self.erasing, self.refinement.schedule, self.segmentation.schedule):
-            if self.train.count and phase.batch_size > self.train.count:
-                raise ValueError(f"profile {self.name}: {self.train.count} scenes cannot fill a batch of {phase.batch_size}")
-        if self.train.count and self.erasing.steps_per_epoch > self.train.count // self.erasing.batch_size:
-            raise ValueError(
-                f"profile {self.name}: {self.train.count} scenes do not hold {self.erasing.steps_per_epoch} batches of "
-                f"{self.erasing.batch_size}, the steps of an epoch of the second phase"
+            raise self._error(f"thresholds must increase between 0 and 1, got {self.thresholds}")
+        count, steps = self.train.count, self.erasing.steps_per_epoch
+        for phase in self.phases if count else ():
+            if phase.batch_size > count:
+                raise self._error(f"{count} scenes cannot fill a batch of {phase.batch_size}")
+        if count and steps > count // self.erasing.batch_size:
+            raise self._error(
+                f"{count} scenes do not hold {steps} batches of {self.erasing.batch_size}, "
+                "the steps of an epoch of the second phase"
             )
+
+    def _error(self, problem: str) -> ValueError:
+        return ValueError(f"profile {self.name}: {problem}")
+
+    @property
+    def phases(self) -> tuple[Schedule | SecondPhase, ...]:
+        """All trainings: classifier, second phase, AffinityNet, segmentation network."""
+        later = (self.refinement.schedule, self.segmentation.schedule)
+        return (self.schedule, self.erasing, *later)
 
     @property
     def cached(self) -> bool:
-        """Whether classifiers read cached features of whole scenes, instead of random views of photos."""
+        """Whether classifiers read cached features of whole scenes, not random views of photos."""
         return self.view is None
 
     @property
@@ -227,42 +231,78 @@ class Profile:
         return (self.view.crop if self.view else self.train.size) // self.backbone.stride
 
     @property
+    def levels(self) -> tuple[int, ...]:
+        """The counterparts of the paper's 2, 4, 8, 16 bins on this map."""
+        return scaled_levels(self.map_side)
+
+    @property
     def num_classes(self) -> int:
         """K, without background; raises ValueError where the data is missing."""
         return len(self.train.open().classes)
 
     def scenes(self, split: str) -> SceneSet:
         """The scene set of "train", "val", or "scored", the one that seeds are scored on."""
-        return {"train": self.train, "val": self.val, "scored": self.scored or self.val}[split]
+        sets = {"train": self.train, "val": self.val, "scored": self.scored or self.val}
+        return sets[split]
 
     def scaled(self, scale: float) -> "Profile":
-        """The same profile on scenes whose side is `scale` times as long; levels keep their cells per bin."""
-        if scale == 1:
-            return self
+        """The same profile on scenes whose side is `scale` times as long."""
         if not self.cached:
-            raise ValueError(f"profile {self.name} has scenes of their own sizes: rows on another map need whole scenes")
-        train, val = (replace(scenes, size=round(scenes.size * scale)) for scenes in (self.train, self.val))
-        return replace(self, train=train, val=val, levels=scaled_levels(train.size // self.backbone.stride, PAPER_LEVELS))
+            raise self._error("its scenes have sizes of their own: other maps need whole scenes")
+        resized = {n: getattr(self, n) for n in ("train", "val")}
+        resized = {n: replace(s, size=round(s.size * scale)) for n, s in resized.items()}
+        return replace(self, **resized)
 
-    def under(self, condition: Condition, seed: int) -> "Profile":
-        """The same profile on controlled collages, which `seed` draws: an interval over seeds covers the draw of scenes too.
+    def under(self, condition: Condition, repeat: int) -> "Profile":
+        """The same profile on controlled collages, which the repeat draws.
 
+        So an interval over repeats covers the draw of scenes too.
         Raises ValueError where the profile's scenes are photos.
         """
         if self.controlled is None:
-            raise ValueError(f"profile {self.name} has no collages, whose knobs could be turned: choose laptop or smoke")
-        numbers = self.controlled
+            raise self._error("it has no collages to turn knobs of: choose laptop or smoke")
+        numbers, knobs = self.controlled, dict(condition.knobs)
         size = condition.size or numbers.size
-        train, val = (
-            ControlledSpec(split, count, size, seed, **dict(condition.knobs))
-            for split, count in (("train", numbers.train), ("val", numbers.val))
-        )
+        epochs = condition.epochs or numbers.schedule.epochs
         return replace(
             self,
-            train=train,
-            val=val,
+            train=ControlledSpec("train", numbers.train, size, repeat, **knobs),
+            val=ControlledSpec("val", numbers.val, size, repeat, **knobs),
             backbone=replace(self.backbone, trained_stages=numbers.trained_stages),
-            schedule=replace(numbers.schedule, epochs=condition.epochs or numbers.schedule.epochs),
-            levels=scaled_levels(size // self.backbone.stride, PAPER_LEVELS),
+            schedule=replace(numbers.schedule, epochs=epochs),
             seed_scales=(1.0,),
         )
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What of a profile is other for one row.
+
+    condition: controlled collages in place of the profile's scenes.
+    scale: of its scenes against the profile's, above 1: the same scenes on a finer map.
+    trained_stages: of the backbone; None as the profile has it.
+    phase: (field, value) of the second phase.
+    """
+
+    condition: Condition | None = None
+    scale: float = 1.0
+    trained_stages: int | None = None
+    phase: tuple[tuple[str, Any], ...] = ()
+
+    def applied(self, profile: Profile, repeat: int) -> Profile:
+        """The profile of a row with this setting.  Raises ValueError where it has no such thing."""
+        if self.condition:
+            profile = profile.under(self.condition, repeat)
+        if self.scale != 1:
+            profile = profile.scaled(self.scale)
+        if self.trained_stages is not None:
+            backbone = profile.backbone
+            if not hasattr(backbone, "trained_stages"):
+                kind = type(backbone).__name__
+                raise ValueError(f"profile {profile.name}: {kind} has no trained_stages to set")
+            backbone = replace(backbone, trained_stages=self.trained_stages)
+            profile = replace(profile, backbone=backbone)
+        return replace(profile, erasing=replace(profile.erasing, **dict(self.phase)))
+
+
+AS_PROFILED = Setting()  # nothing is other

@@ -1,0 +1,179 @@
+"""The key of an artefact: what was asked for, from what, by which code.
+
+A spec opens itself: its dataclasses name what runs, so the code that counts is the stage's module,
+the modules that define the classes in its spec, and what these reach by imports.  Code counts by
+what it says and not by where it stands: modules may be renamed and moved.  Comments, docstrings and
+layout do not count, nor does a new field that is off (None, False, 0, "", ()).
+"""
+
+import ast
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from aeft_lib.engine.fields import NO_RESULT
+
+PACKAGE = Path(__file__).resolve().parents[1]
+STORE = ("aeft_lib.paths", "aeft_lib.stages.store", "aeft_lib.stages.keys")  # they keep results
+BODIES = ("body", "orelse", "finalbody")
+
+
+def key_of(stage: Callable, spec: Any, inputs: Mapping[str, str]) -> str:
+    """16 hex digits that name the result of `stage` for a spec and input keys, by today's code."""
+    parts = {
+        "stage": stage.__name__,
+        "spec": decisive(spec),
+        "inputs": dict(inputs),
+        "code": code_hash(frozenset({stage.__module__, *spec_modules(spec)})),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def decisive(spec: Any) -> Any:
+    """A spec as plain data: classes by name, without fields at their default or marked NO_RESULT."""
+    if dataclasses.is_dataclass(spec):
+        fields = [f for f in dataclasses.fields(spec) if f.metadata != NO_RESULT]
+        values = {f.name: getattr(spec, f.name) for f in fields if not _at_default(spec, f)}
+        named = {name: decisive(value) for name, value in values.items()}
+        return {"class": type(spec).__qualname__} | named
+    if isinstance(spec, tuple | list):
+        return [decisive(item) for item in spec]
+    return spec
+
+
+def described(spec: Any) -> Any:
+    """A spec as plain data for people: every field, and the class of everything in it."""
+    if dataclasses.is_dataclass(spec):
+        values = {f.name: described(getattr(spec, f.name)) for f in dataclasses.fields(spec)}
+        return {"class": type(spec).__qualname__} | values
+    return [described(item) for item in spec] if isinstance(spec, tuple | list) else spec
+
+
+def spec_modules(spec: Any) -> Iterator[str]:
+    """The modules that define the classes of a spec and of the dataclasses in it."""
+    if dataclasses.is_dataclass(spec):
+        yield from (base.__module__ for base in type(spec).__mro__)
+        for field in dataclasses.fields(spec):
+            yield from spec_modules(getattr(spec, field.name))
+    elif isinstance(spec, tuple | list):
+        for item in spec:
+            yield from spec_modules(item)
+
+
+@cache
+def code_hash(modules: frozenset[str]) -> str:
+    """Hash of the code of these modules and of every module of ours that they reach."""
+    reached = set().union(*(reachable_modules(module) for module in modules))
+    digests = sorted(hashlib.sha256(_code(module).encode()).hexdigest() for module in reached)
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+@cache
+def reachable_modules(module: str) -> frozenset[str]:
+    """`module` and what its imports lead to, inside the package; others count by their version."""
+    seen: set[str] = set()
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        if name not in seen and name not in STORE and _file(name) is not None:
+            seen.add(name)
+            tree = ast.parse(_file(name).read_text(encoding="utf-8"))
+            waiting += (target for node in ast.walk(tree) for target in _targets(node))
+    return frozenset(seen)
+
+
+def forget() -> None:
+    """Read the code anew: for tests that change it."""
+    for kept in (code_hash, reachable_modules, _code, _bare):
+        kept.cache_clear()
+
+
+@cache
+def _code(module: str) -> str:
+    """A module without layout, docstrings and paths: its imports, sorted, and its bare code."""
+    tree = ast.parse(_file(module).read_text(encoding="utf-8"))
+    imports = sorted({line for node in ast.walk(tree) for line in _imported(node)})
+    return "\n".join([*imports, _bare(module)])
+
+
+@cache
+def _bare(module: str) -> str:
+    """A module's code without imports, docstrings and fields that are off."""
+    tree = ast.parse(_file(module).read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        for name in BODIES:
+            body = getattr(node, name, None)
+            if isinstance(body, list):
+                kept = [part for part in body if _counts(node, part)]
+                setattr(node, name, kept or ([ast.Pass()] if body and name == "body" else []))
+    return ast.unparse(tree)
+
+
+def _counts(owner: ast.AST, part: ast.AST) -> bool:
+    """Whether a statement is code: no import, no docstring, no field that is off."""
+    if isinstance(part, ast.Import | ast.ImportFrom):
+        return False
+    if isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant):
+        return not isinstance(part.value.value, str)
+    return not (isinstance(owner, ast.ClassDef) and _is_dataclass(owner) and _is_off(part))
+
+
+def _is_dataclass(owner: ast.ClassDef) -> bool:
+    return any("dataclass" in ast.unparse(decorator) for decorator in owner.decorator_list)
+
+
+def _is_off(part: ast.AST) -> bool:
+    """Whether a statement is a field whose default is off: ``name: type = None``."""
+    value = part.value if isinstance(part, ast.AnnAssign) else None
+    if isinstance(value, ast.Tuple):
+        return not value.elts
+    return isinstance(value, ast.Constant) and value.value in (None, False, 0, "")
+
+
+def _imported(node: ast.AST) -> Iterable[str]:
+    """What an import binds, without paths of ours: a name, what it stands for, its module's code."""
+    if isinstance(node, ast.Import):
+        yield from (f"import {alias.name} as {alias.asname}" for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        for alias in node.names:
+            bound, module = alias.asname or alias.name, f"{node.module}.{alias.name}"
+            if _file(module) is not None:
+                yield f"{bound} is {_digest(module)}"
+            elif _file(node.module) is not None:
+                yield f"{bound} is {alias.name} of {_digest(node.module)}"
+            else:
+                yield f"from {node.module} import {alias.name} as {bound}"
+
+
+def _digest(module: str) -> str:
+    return hashlib.sha256(_bare(module).encode()).hexdigest()
+
+
+def _targets(node: ast.AST) -> Iterable[str]:
+    """The modules that an import statement may lead to."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom) and node.module:
+        yield node.module
+        yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _file(name: str | None) -> Path | None:
+    """The file of a module or package of ours; None for anything else, the package itself too."""
+    if not name or name.split(".")[0] != PACKAGE.name or "." not in name:
+        return None
+    stem = PACKAGE.joinpath(*name.split(".")[1:])
+    files = (stem.with_suffix(".py"), stem / "__init__.py")
+    return next((file for file in files if file.is_file()), None)
+
+
+def _at_default(spec: Any, field: dataclasses.Field) -> bool:
+    """Whether a field holds its default."""
+    value = getattr(spec, field.name)
+    if field.default_factory is not dataclasses.MISSING:
+        return value == field.default_factory()
+    return field.default is not dataclasses.MISSING and value == field.default

@@ -1,0 +1,122 @@
+"""What moves in from outside, as protocols: methods, readers, refiners, segmenters.
+
+Each is a frozen dataclass.  Its fields are its numbers and its part of an artefact's key; a spec
+names it, so no stage imports one.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from torch import Tensor, nn
+
+from aeft_lib.data.scene import SceneSet
+from aeft_lib.engine.samples import Batch
+from aeft_lib.stages.store import Artefact
+
+
+class Method(Protocol):
+    """A way to train a classifier on tags, and to read it as a CAM.
+
+    needs: what `measure` reads of a batch besides tags and the anchor's features (or images, where
+    nothing is cached): "images", "noise".
+    """
+
+    needs: tuple[str, ...]
+
+    def build(self, backbone: nn.Module, num_classes: int) -> nn.Module:
+        """The network; random weights come from the global stream, which the stage seeds.
+
+        It has ``backbone``, ``num_classes`` and ``pooling``; called on images, or through
+        ``from_trunk`` on cached features, it gives an output with ``cam`` and ``logits``.
+        """
+
+    def measure(self, network: nn.Module, batch: Batch, **judges: nn.Module) -> dict[str, Tensor]:
+        """What the loss needs of every sample, sample by sample on the first axis.
+
+        Parts of a batch and ranks are joined before `combine`.  judges: trained classifiers, frozen
+        and in eval mode, by the names that the row gives them.
+        """
+
+    def combine(self, measures: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Named scalar terms of the whole batch, summed; comparisons over the batch live here.
+
+        measures also has ``progress``, a scalar in 0..1: the part of the training that is done.
+        """
+
+    def cam(self, network: nn.Module, batch: Batch) -> Tensor:
+        """The signed CAM (B, K, h, w) of a batch's images, or of its cached features."""
+
+    def fitted(self, side: int, strength: float = 1.0) -> "Method":
+        """The method for a map of `side` cells; `strength` scales what a second phase adds."""
+
+
+class Reading(NamedTuple):
+    """What a reader makes of one image.  cam: (K', H, W) in 0..1.  logits: (K,) at scale 1."""
+
+    cam: Tensor
+    logits: Tensor | None
+
+
+class Reader(Protocol):
+    """Turns a trained network and an image into a seed."""
+
+    def fitted(self, scales: Sequence[float]) -> "Reader":
+        """The reader with the profile's test scales."""
+
+    def from_image(
+        self, method: Method, network: nn.Module, image: np.ndarray, class_ids: Tensor
+    ) -> Reading:
+        """One photo (H, W, 3) uint8, whose tags are class_ids (K',) int64."""
+
+    def from_features(
+        self,
+        method: Method,
+        network: nn.Module,
+        features: Mapping[float, Tensor],
+        class_ids: Tensor,
+        size: int,
+    ) -> Reading:
+        """One scene of `size` pixels from cached features (2, C, h, w) by scale; no logits."""
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What a refiner works with: seeds of a trained classifier, and the profile's numbers.
+
+    obtain: makes artefacts, or finds them.  seeds: of a split, "train" the first.
+    scenes: the scene set of a split.  numbers: the profile's `Refinement`.
+    """
+
+    obtain: Callable[..., Artefact]
+    seeds: Callable[[str], Artefact]
+    scenes: Callable[[str], SceneSet]
+    numbers: Any
+    thresholds: tuple[float, ...]
+    backbone: Any
+    compute: Any
+    repeat: int
+
+
+class Refiner(Protocol):
+    """Turns seeds into pseudo-labels."""
+
+    def refine(self, workshop: Workshop, split: str) -> dict[str, Artefact]:
+        """``scores`` and ``labels`` of a split's scenes, and what led to them, by name."""
+
+
+class Segmenter(Protocol):
+    """A segmentation network and its loss; `measure` and `combine` as of a method."""
+
+    def fitted(self, hidden: int) -> "Segmenter":
+        """With the profile's number of hidden channels."""
+
+    def build(self, backbone: nn.Module, num_classes: int) -> nn.Module:
+        """Images -> logits (B, K + 1, H, W)."""
+
+    def measure(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Of images and label maps."""
+
+    def combine(self, measures: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Named terms of the whole batch, summed."""
