@@ -15,7 +15,16 @@ from typing import Any
 
 from aeft_lib import paths
 from aeft_lib.data import coco, folder, voc
-from aeft_lib.data.prepare.findings import Findings, Photo, Seen, look, mask_problems, other_size, read_photo, summary
+from aeft_lib.data.prepare.findings import (
+    Findings,
+    Photo,
+    Seen,
+    look,
+    mask_problems,
+    other_size,
+    read_photo,
+    summary,
+)
 
 VOC_ARCHIVE = (
     "VOC 2012: VOCtrainval_11-May-2012.tar from the PASCAL VOC site, 2.0 GB, md5 6cd6e144f989b92b3379bac3b3de84fd;"
@@ -49,7 +58,9 @@ def check(what: str, root: Path | None = None, *, deep: bool = False) -> Finding
         return _check_coco(root or paths.coco_root(), deep)
     if what and Path(what).expanduser().is_dir():
         return _check_folder(Path(what).expanduser(), deep)
-    raise ValueError(f"there is a check of voc, of coco, and of an existing folder with photos of your own, got {what!r}")
+    raise ValueError(
+        f"there is a check of voc, of coco, and of an existing folder with photos of your own, got {what!r}"
+    )
 
 
 # --- VOC -------------------------------------------------------------------------------------------------------------
@@ -59,13 +70,23 @@ def _check_voc(root: Path, deep: bool) -> Findings:
     home, found = root / voc.HOME, Findings([f"VOC 2012 in {root}"])
     lists = {split: _voc_list(home, split, found) for split in voc.SPLITS} if home.is_dir() else {}
     if not home.is_dir():
-        found.problems.append(f"{home}: no such folder; AEFT_VOC_ROOT must name the folder that holds {voc.HOME}")
+        found.problems.append(
+            f"{home}: no such folder; AEFT_VOC_ROOT must name the folder that holds {voc.HOME}"
+        )
     elif not any(lists.values()):
         found.problems.append(f"{home / 'ImageSets' / 'Segmentation'}: no list of images")
     there = {name for name in ("JPEGImages", "Annotations") if (home / name).is_dir()}
     if home.is_dir():
-        found.problems += [f"{home / name}: no such folder" for name in ("JPEGImages", "Annotations") if name not in there]
-    seen = look(partial(_voc_image, home, there, deep), (name for names in lists.values() for name in names), found)
+        found.problems += [
+            f"{home / name}: no such folder"
+            for name in ("JPEGImages", "Annotations")
+            if name not in there
+        ]
+    seen = look(
+        partial(_voc_image, home, there, deep),
+        (name for names in lists.values() for name in names),
+        found,
+    )
     for split, names in lists.items():
         found.lines += summary(split, names, seen, voc.CLASSES, voc.SPLITS[split])
     found.problems += _leaks(lists)
@@ -81,7 +102,9 @@ def _voc_list(home: Path, split: str, found: Findings) -> list[str]:
     entries = file.read_text(encoding="utf-8-sig", errors="replace").split()
     found.problems += [] if entries else [f"{file}: lists no image"]
     if odd := [name for name in entries if "/" in name]:
-        found.problems.append(f"{file}: {len(odd)} entries like {odd[0]!r}; names without folder and suffix are needed")
+        found.problems.append(
+            f"{file}: {len(odd)} entries like {odd[0]!r}; names without folder and suffix are needed"
+        )
     counts = Counter(name for name in entries if "/" not in name)
     found.problems += [f"{file}: {name} stands {n} times" for name, n in counts.items() if n > 1]
     return list(counts)
@@ -89,7 +112,9 @@ def _voc_list(home: Path, split: str, found: Findings) -> list[str]:
 
 def _voc_image(home: Path, there: set[str], deep: bool, name: str) -> Seen:
     """One image of VOC; there: the folders that exist, each other is one problem and not one an image."""
-    photo = read_photo(home / "JPEGImages" / f"{name}.jpg", deep) if "JPEGImages" in there else Photo()
+    photo = (
+        read_photo(home / "JPEGImages" / f"{name}.jpg", deep) if "JPEGImages" in there else Photo()
+    )
     file = home / "Annotations" / f"{name}.xml"
     classes, problems = _voc_annotation(file, photo) if "Annotations" in there else (set(), ())
     masks = [mask for part in voc.MASKS if (mask := home / part / f"{name}.png").is_file()]
@@ -98,7 +123,9 @@ def _voc_image(home: Path, there: set[str], deep: bool, name: str) -> Seen:
         *problems,
         *(wrong for mask in masks for wrong in mask_problems(mask, photo, len(voc.CLASSES), deep)),
     ]
-    return Seen(frozenset(classes), file.is_file(), bool(masks), photo.kind, photo.turned, tuple(problems))
+    return Seen(
+        frozenset(classes), file.is_file(), bool(masks), photo.kind, photo.turned, tuple(problems)
+    )
 
 
 def _voc_annotation(file: Path, photo: Photo) -> tuple[set[str], tuple[str, ...]]:
@@ -126,13 +153,19 @@ def _leaks(lists: Mapping[str, Sequence[str]]) -> list[str]:
     held_out, leaks = set(lists.get("val", ())), []
     for name in sorted(held_out & {*lists.get("train", ()), *lists.get("train_aug", ())}):
         where = [split for split in ("train", "train_aug") if name in lists.get(split, ())]
-        leaks.append(f"{name}: stands in {' and '.join(where)}, and in val too; results on val would not count")
+        leaks.append(
+            f"{name}: stands in {' and '.join(where)}, and in val too; results on val would not count"
+        )
     return leaks
 
 
-def _voc_advice(root: Path, lists: Mapping[str, Sequence[str]], seen: Mapping[str, Seen], found: Findings) -> list[str]:
+def _voc_advice(
+    root: Path, lists: Mapping[str, Sequence[str]], seen: Mapping[str, Seen], found: Findings
+) -> list[str]:
     """The archives of what is missing or wrong."""
-    partly = {split for split, published in voc.SPLITS.items() if len(lists.get(split, ())) < published}
+    partly = {
+        split for split, published in voc.SPLITS.items() if len(lists.get(split, ())) < published
+    }
     maskless = any(not seen[name].masked for name in lists.get("train_aug", ()))
     advice = [VOC_ARCHIVE.format(root=root)] if found.problems or partly - {"train_aug"} else []
     return advice + ([SBD_ARCHIVE] if "train_aug" in partly or maskless else [])
@@ -146,11 +179,18 @@ def _check_coco(root: Path, deep: bool) -> Findings:
     for split in coco.SPLITS:
         ids[split] = _coco_split(root, split, deep, found)
     if not root.is_dir():
-        found.problems.append(f"{root}: no such folder; AEFT_COCO_ROOT must name the folder that holds annotations")
+        found.problems.append(
+            f"{root}: no such folder; AEFT_COCO_ROOT must name the folder that holds annotations"
+        )
     elif not any(ids.values()) and found.ok:
-        found.problems.append(f"{root / 'annotations'}: no instances_train2014.json and no instances_val2014.json")
+        found.problems.append(
+            f"{root / 'annotations'}: no instances_train2014.json and no instances_val2014.json"
+        )
     both = sorted(ids["train2014"] & ids["val2014"])
-    found.problems += [f"image {i}: stands in train2014 and in val2014; results on val2014 would not count" for i in both]
+    found.problems += [
+        f"image {i}: stands in train2014 and in val2014; results on val2014 would not count"
+        for i in both
+    ]
     if not found.ok or any(len(ids[split]) < published for split, published in coco.SPLITS.items()):
         found.advice.append(COCO_ARCHIVES.format(root=root))
     return found
@@ -180,21 +220,42 @@ def _coco_split(root: Path, split: str, deep: bool, found: Findings) -> set[int]
 
 
 def _coco_objects(
-    file: Path, content: dict[str, Any], categories: Mapping[int, str], names: Mapping[int, str], found: Findings
+    file: Path,
+    content: dict[str, Any],
+    categories: Mapping[int, str],
+    names: Mapping[int, str],
+    found: Findings,
 ) -> dict[str, set[str]]:
     """The classes of every image that has an annotation; what is wrong with annotations goes to the problems."""
     found.problems += [f"{file}: no image"] if not names else []
     found.problems += [f"{file}: no category"] if not categories else []
-    for kind, values in (("id", [one["id"] for one in content["images"]]), ("name", list(names.values()))):
-        found.problems += [f"{file}: image {kind} {value} stands {n} times" for value, n in Counter(values).items() if n > 1]
+    for kind, values in (
+        ("id", [one["id"] for one in content["images"]]),
+        ("name", list(names.values())),
+    ):
+        found.problems += [
+            f"{file}: image {kind} {value} stands {n} times"
+            for value, n in Counter(values).items()
+            if n > 1
+        ]
     classes: dict[str, set[str]] = {}
     for one in content["annotations"]:
         wrong = [] if _outlined(one.get("segmentation")) else ["has no outline"]
-        wrong += [] if one["category_id"] in categories else [f"has the unknown category {one['category_id']}"]
-        wrong += [] if one["image_id"] in names else [f"belongs to the unknown image {one['image_id']}"]
-        found.problems += [f"{file}: annotation {one.get('id')} {' and '.join(wrong)}"] if wrong else []
+        wrong += (
+            []
+            if one["category_id"] in categories
+            else [f"has the unknown category {one['category_id']}"]
+        )
+        wrong += (
+            [] if one["image_id"] in names else [f"belongs to the unknown image {one['image_id']}"]
+        )
+        found.problems += (
+            [f"{file}: annotation {one.get('id')} {' and '.join(wrong)}"] if wrong else []
+        )
         if one["image_id"] in names:
-            classes.setdefault(names[one["image_id"]], set()).update({categories.get(one["category_id"])} - {None})
+            classes.setdefault(names[one["image_id"]], set()).update(
+                {categories.get(one["category_id"])} - {None}
+            )
     return classes
 
 
@@ -203,15 +264,31 @@ def _outlined(outline: object) -> bool:
     if isinstance(outline, dict):
         return bool(outline.get("counts"))
     parts = outline if isinstance(outline, list) else []
-    return bool(parts) and all(isinstance(part, list) and len(part) >= 6 and len(part) % 2 == 0 for part in parts)
+    return bool(parts) and all(
+        isinstance(part, list) and len(part) >= 6 and len(part) % 2 == 0 for part in parts
+    )
 
 
 def _coco_image(
-    photos: Path, deep: bool, sizes: Mapping[str, tuple[int, int]], classes: Mapping[str, set[str]], name: str
+    photos: Path,
+    deep: bool,
+    sizes: Mapping[str, tuple[int, int]],
+    classes: Mapping[str, set[str]],
+    name: str,
 ) -> Seen:
     photo = read_photo(photos / f"{name}.jpg", deep) if photos.is_dir() else Photo()
-    problems = [*photo.problems, *other_size(f"{photos / name}.jpg: the annotations say", sizes[name], photo)]
-    return Seen(frozenset(classes.get(name, ())), name in classes, name in classes, photo.kind, photo.turned, tuple(problems))
+    problems = [
+        *photo.problems,
+        *other_size(f"{photos / name}.jpg: the annotations say", sizes[name], photo),
+    ]
+    return Seen(
+        frozenset(classes.get(name, ())),
+        name in classes,
+        name in classes,
+        photo.kind,
+        photo.turned,
+        tuple(problems),
+    )
 
 
 # --- an own folder ---------------------------------------------------------------------------------------------------
@@ -230,7 +307,9 @@ def _check_folder(root: Path, deep: bool) -> Findings:
         found.problems.append(str(error))
     found.problems += [] if (root / "images").is_dir() else [f"{root / 'images'}: no such folder"]
     tags = {line["image"]: line["tags"] for line in table}
-    seen = look(partial(_folder_image, root, deep, tags, len(classes) or folder.MAX_CLASSES), tags, found)
+    seen = look(
+        partial(_folder_image, root, deep, tags, len(classes) or folder.MAX_CLASSES), tags, found
+    )
     for split in sorted({line["split"] for line in table}):
         names = [line["image"] for line in table if line["split"] == split]
         found.lines += summary(split or "(without a split)", names, seen, classes, None)
@@ -240,11 +319,18 @@ def _check_folder(root: Path, deep: bool) -> Findings:
     return found
 
 
-def _folder_image(root: Path, deep: bool, tags: Mapping[str, set[str]], num_classes: int, name: str) -> Seen:
+def _folder_image(
+    root: Path, deep: bool, tags: Mapping[str, set[str]], num_classes: int, name: str
+) -> Seen:
     photo = read_photo(root / "images" / name, deep) if (root / "images").is_dir() else Photo()
     file = folder.mask_file(root, name)
-    problems = [*photo.problems, *(mask_problems(file, photo, num_classes, deep) if file.is_file() else ())]
-    return Seen(frozenset(tags[name]), True, file.is_file(), photo.kind, photo.turned, tuple(problems))
+    problems = [
+        *photo.problems,
+        *(mask_problems(file, photo, num_classes, deep) if file.is_file() else ()),
+    ]
+    return Seen(
+        frozenset(tags[name]), True, file.is_file(), photo.kind, photo.turned, tuple(problems)
+    )
 
 
 def _unusable(file: Path, table: Sequence[dict]) -> list[str]:
@@ -253,7 +339,10 @@ def _unusable(file: Path, table: Sequence[dict]) -> list[str]:
     if not table:
         return [f"{file}: no image is listed"] if file.is_file() else []
     missing = [split for split in ("train", "val") if split not in splits]
-    found = [f"{file}: no image of the split {split!r}, there are {', '.join(splits)}" for split in missing]
+    found = [
+        f"{file}: no image of the split {split!r}, there are {', '.join(splits)}"
+        for split in missing
+    ]
     return found + ([] if any(line["tags"] for line in table) else [f"{file}: no image has a tag"])
 
 
@@ -261,6 +350,10 @@ def _unnamed(images: Path, tags: Mapping[str, set[str]]) -> list[str]:
     """A line about the files below images/ that the table does not name."""
     listed = {Path(name).as_posix() for name in tags}
     files = [file.relative_to(images) for file in sorted(images.rglob("*")) if file.is_file()]
-    names = [file.as_posix() for file in files if file.as_posix() not in listed and not file.name.startswith(".")]
+    names = [
+        file.as_posix()
+        for file in files
+        if file.as_posix() not in listed and not file.name.startswith(".")
+    ]
     shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
     return [f"in images/, but not in tags.csv: {len(names)} ({shown})"] if names else []

@@ -14,7 +14,9 @@ from aeft_lib.maps.labels import UNREADABLE, read_image, read_label_map
 
 SHOWN = 20  # problems that are printed one by one
 THREADS = 8  # a cold disk is waited for
-ORIENTATION = 0x0112  # EXIF: 1 upright, 2..4 turned by 180 degrees or mirrored, 5..8 lying on the side
+ORIENTATION = (
+    0x0112  # EXIF: 1 upright, 2..4 turned by 180 degrees or mirrored, 5..8 lying on the side
+)
 KINDS = {"L": "grey", "1": "grey", "P": "palette", "CMYK": "CMYK"}  # photos that readers convert
 
 
@@ -36,7 +38,13 @@ class Findings:
         shown = [f"wrong: {problem}" for problem in self.problems[:SHOWN]]
         if len(self.problems) > SHOWN:
             shown.append(f"wrong: and {len(self.problems) - SHOWN} more")
-        return "\n".join([*self.lines, *(shown or ["nothing is wrong"]), *(f"to get: {line}" for line in self.advice)])
+        return "\n".join(
+            [
+                *self.lines,
+                *(shown or ["nothing is wrong"]),
+                *(f"to get: {line}" for line in self.advice),
+            ]
+        )
 
 
 class Seen(NamedTuple):
@@ -70,25 +78,49 @@ def look(at: Callable[[str], Seen], names: Iterable[str], found: Findings) -> di
 
 
 def summary(
-    split: str, names: Sequence[str], seen: Mapping[str, Seen], classes: Sequence[str], published: int | None
+    split: str,
+    names: Sequence[str],
+    seen: Mapping[str, Seen],
+    classes: Sequence[str],
+    published: int | None,
 ) -> list[str]:
     """What a list has: images, masks, images of every class; published: None where there is no published list."""
     if not names:
         return [f"{split}: nothing listed"]
     images = [seen[name] for name in names]
     counts = Counter(name for one in images for name in one.classes)
-    whole = "" if published is None else " (all)" if len(names) == published else f" of {published} in the published list"
-    lines = [f"{split}: {len(names)} images{whole}, {sum(one.masked for one in images)} with a mask"]
-    lines.append("  images a class: " + (", ".join(f"{name} {counts[name]}" for name in classes if counts[name]) or "none"))
+    whole = (
+        ""
+        if published is None
+        else " (all)"
+        if len(names) == published
+        else f" of {published} in the published list"
+    )
+    lines = [
+        f"{split}: {len(names)} images{whole}, {sum(one.masked for one in images)} with a mask"
+    ]
+    lines.append(
+        "  images a class: "
+        + (", ".join(f"{name} {counts[name]}" for name in classes if counts[name]) or "none")
+    )
     absent = [name for name in classes if not counts[name]]
     lines += [f"  no image of: {', '.join(absent)}"] if absent else []
-    bare = sum(not one.annotated for one in images), sum(one.annotated and not one.classes for one in images)
+    bare = (
+        sum(not one.annotated for one in images),
+        sum(one.annotated and not one.classes for one in images),
+    )
     lines += [f"  images without an annotation: {bare[0]}"] if bare[0] else []
     lines += [f"  images without a class: {bare[1]}"] if bare[1] else []
     if kinds := Counter(one.kind for one in images if one.kind):
-        lines.append(f"  read as RGB: {', '.join(f'{n} {kind}' for kind, n in sorted(kinds.items()))}")
+        lines.append(
+            f"  read as RGB: {', '.join(f'{n} {kind}' for kind, n in sorted(kinds.items()))}"
+        )
     turned = sum(one.turned for one in images)
-    return lines + ([f"  turned by an EXIF tag: {turned}; look whether their masks are turned too"] if turned else [])
+    return lines + (
+        [f"  turned by an EXIF tag: {turned}; look whether their masks are turned too"]
+        if turned
+        else []
+    )
 
 
 def read_photo(file: Path, deep: bool) -> Photo:
@@ -121,8 +153,13 @@ def mask_problems(file: Path, photo: Photo, num_classes: int, deep: bool) -> lis
         return [_unreadable(file, error)]
     problems = other_size(f"{file}: has", size, photo)
     if kind != "PNG" or mode not in ("P", "L"):
-        return [*problems, f"{file}: a mask must be a PNG with one 8-bit channel of labels, this is {kind}, mode {mode}"]
-    return problems + (_refused(partial(read_label_map, file, num_classes=num_classes)) if deep else [])
+        return [
+            *problems,
+            f"{file}: a mask must be a PNG with one 8-bit channel of labels, this is {kind}, mode {mode}",
+        ]
+    return problems + (
+        _refused(partial(read_label_map, file, num_classes=num_classes)) if deep else []
+    )
 
 
 def _not_there(file: Path) -> str | None:
@@ -150,4 +187,6 @@ def other_size(whose: str, size: tuple[int, int], photo: Photo) -> list[str]:
     if photo.size in (None, size):
         return []
     turned = "; an EXIF tag turns the photo: save it without" if photo.stored == size else ""
-    return [f"{whose} {size[0]}x{size[1]} pixels, the photo has {photo.size[0]}x{photo.size[1]}{turned}"]
+    return [
+        f"{whose} {size[0]}x{size[1]} pixels, the photo has {photo.size[0]}x{photo.size[1]}{turned}"
+    ]

@@ -37,16 +37,24 @@ def convert(benchmark: Path, home: Path) -> dict[str, int]:
     listed = sorted((ours | train) - val)
     for name in listed:
         if not (home / "JPEGImages" / f"{name}.jpg").is_file():
-            raise ValueError(f"{name} is listed, but there is no {home / 'JPEGImages' / name}.jpg: unpack VOC 2012 first")
+            raise ValueError(
+                f"{name} is listed, but there is no {home / 'JPEGImages' / name}.jpg: unpack VOC 2012 first"
+            )
     (home / MASKS).mkdir(exist_ok=True)
     wanted = [name for name in listed if name not in train]
     missing = [name for name in wanted if not _mask(home, name).is_file()]
-    for name in tqdm(missing, desc="masks of SBD", leave=False, disable=bool(os.environ.get("AEFT_QUIET"))):
+    for name in tqdm(
+        missing, desc="masks of SBD", leave=False, disable=bool(os.environ.get("AEFT_QUIET"))
+    ):
         _write(_mask(home, name), read_mat(benchmark / "cls" / f"{name}.mat"))
     aside = home / LIST.with_name(f".{LIST.name}.part")
     aside.write_text("".join(f"{name}\n" for name in listed), encoding="utf-8")
     aside.replace(home / LIST)
-    return {"converted": len(missing), "skipped": len(wanted) - len(missing), "train_aug": len(listed)}
+    return {
+        "converted": len(missing),
+        "skipped": len(wanted) - len(missing),
+        "train_aug": len(listed),
+    }
 
 
 def sbd_names(benchmark: Path) -> set[str]:
@@ -57,7 +65,9 @@ def sbd_names(benchmark: Path) -> set[str]:
             raise ValueError(f"no {file}: unpack SBD's benchmark.tgz again")
         found = file.read_text(encoding="utf-8").split()
         if wrong := [name for name in found if not name.replace("_", "").isalnum()]:
-            raise ValueError(f"{file}: {wrong[0]!r} is no name of an image; unpack SBD's benchmark.tgz again")
+            raise ValueError(
+                f"{file}: {wrong[0]!r} is no name of an image; unpack SBD's benchmark.tgz again"
+            )
         if not found:
             raise ValueError(f"{file} lists no image: unpack SBD's benchmark.tgz again")
         names.update(found)
@@ -74,12 +84,20 @@ def read_mat(file: Path) -> np.ndarray:
     try:
         labels = np.asarray(loadmat(file, variable_names=["GTcls"])["GTcls"]["Segmentation"][0, 0])
     except Exception as error:  # scipy raises what it likes
-        raise ValueError(f"{file}: no readable GTcls.Segmentation ({error!r}); unpack SBD's benchmark.tgz again") from error
-    if labels.ndim != 2 or not labels.size or labels.dtype.kind not in "uif":  # MATLAB's numbers are float by default
-        raise ValueError(f"{file}: GTcls.Segmentation must be an (H, W) array of labels, got {labels.dtype} {labels.shape}")
+        raise ValueError(
+            f"{file}: no readable GTcls.Segmentation ({error!r}); unpack SBD's benchmark.tgz again"
+        ) from error
+    if (
+        labels.ndim != 2 or not labels.size or labels.dtype.kind not in "uif"
+    ):  # MATLAB's numbers are float by default
+        raise ValueError(
+            f"{file}: GTcls.Segmentation must be an (H, W) array of labels, got {labels.dtype} {labels.shape}"
+        )
     foreign = labels[~(np.isin(labels, np.arange(len(CLASSES) + 1)) | (labels == VOID))]
     if foreign.size:
-        raise ValueError(f"{file}: label {foreign[0]} is outside 0..{len(CLASSES)} and is not void ({VOID})")
+        raise ValueError(
+            f"{file}: label {foreign[0]} is outside 0..{len(CLASSES)} and is not void ({VOID})"
+        )
     return labels.astype(np.uint8)
 
 
