@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as T
 
+from aeft_lib.data.images import resized
 from aeft_lib.maps.labels import VOID
 
 
@@ -103,12 +103,6 @@ def color_jitter(picture: Tensor, generator: torch.Generator, strength: Sequence
     for i in torch.randperm(4, generator=generator).tolist():
         picture = change[i](picture, factors[i])
     return picture
-
-
-def resized(image: np.ndarray, size: tuple[int, int], *, labels: bool = False) -> np.ndarray:
-    """A photo (H, W, 3), bicubic, or its labels (H, W), nearest, at another (height, width)."""
-    how = Image.Resampling.NEAREST if labels else Image.Resampling.BICUBIC
-    return np.array(Image.fromarray(image).resize((size[1], size[0]), how))
 
 
 def _with_long_side(image: np.ndarray, length: int) -> np.ndarray:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from PIL import Image
 
-from aeft_lib.maps.labels import VOID, image_size, read_image
+from aeft_lib.data.images import image_size, read_image, squared
+from aeft_lib.maps.labels import VOID
 
 
 class Scene(NamedTuple):
@@ -142,14 +142,6 @@ def ends(file: Path, kept: int = 4096) -> bytes:
 def contents(file: Path) -> bytes:
     """A digest of a whole file; empty where there is none."""
     return hashlib.sha256(file.read_bytes()).digest() if file.is_file() else b""
-
-
-def squared(picture: np.ndarray, size: int) -> np.ndarray:
-    """A photo (H, W, 3), bicubic, or a mask (H, W), nearest, as a square of `size`; 0 leaves it as it is."""
-    if not size:
-        return picture
-    how = Image.Resampling.BICUBIC if picture.ndim == 3 else Image.Resampling.NEAREST
-    return np.array(Image.fromarray(picture).resize((size, size), how))
 
 
 def check_selection(count: int, size: int) -> None:

@@ -301,7 +301,7 @@ def test_photos_of_other_kinds_become_rgb(root, kind):
 
 def test_a_photo_of_16_bits_is_refused(root):
     recode(root / "images" / FIRST, "16 bits")
-    with pytest.raises(ValueError, match=r"photo_001\.jpg: a picture of mode I;16, 16 bits or more"):
+    with pytest.raises(ValueError, match=r"photo_001\.jpg: 16 bits or more a channel"):
         folder(root).image(0)
 
 

@@ -345,7 +345,7 @@ def test_a_photo_that_is_empty_or_cut_off_is_refused(root, part):
 
 def test_a_photo_of_16_bits_is_refused(root):
     recode(photo(root), "16 bits")
-    with pytest.raises(ValueError, match=rf"{FIRST}\.jpg: a picture of mode I;16, 16 bits or more; save it with 8 bits"):
+    with pytest.raises(ValueError, match=rf"{FIRST}\.jpg: 16 bits or more a channel \(mode I;16\); save it with 8"):
         voc(root).image(0)
 
 

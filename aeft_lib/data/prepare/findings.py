@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
-from aeft_lib.maps.labels import UNREADABLE, read_image, read_label_map
+from aeft_lib.data.images import read_image
+from aeft_lib.maps.labels import UNREADABLE, read_label_map
 
 SHOWN = 20  # problems that are printed one by one
 THREADS = 8  # a cold disk is waited for
