@@ -33,9 +33,13 @@ class ViewSpec:
 
     def __post_init__(self) -> None:
         if not isinstance(self.crop, int) or self.crop < 16:
-            raise ValueError(f"crop must be a whole number of pixels, at least 16, got {self.crop!r}")
+            raise ValueError(
+                f"crop must be a whole number of pixels, at least 16, got {self.crop!r}"
+            )
         if self.long_side is not None and not 16 <= self.long_side[0] <= self.long_side[1]:
-            raise ValueError(f"long_side must be two whole numbers in order, at least 16, got {self.long_side}")
+            raise ValueError(
+                f"long_side must be two whole numbers in order, at least 16, got {self.long_side}"
+            )
         if min(self.jitter) < 0 or self.jitter[3] > 0.5 or not 0 <= self.jitter_probability <= 1:
             raise ValueError(
                 f"jitter must not be negative, its hue at most 0.5, its probability in 0..1, got {self.jitter}, "
@@ -44,14 +48,20 @@ class ViewSpec:
 
 
 def training_view(
-    image: np.ndarray, generator: torch.Generator, view: ViewSpec, normalise: Callable[[Tensor], Tensor]
+    image: np.ndarray,
+    generator: torch.Generator,
+    view: ViewSpec,
+    normalise: Callable[[Tensor], Tensor],
 ) -> Tensor:
     """The reference's view for classification, (3, crop, crop) normalised: resize, mirror, jitter, normalise, crop.
 
     The padding comes after the normalisation, so it is the mean colour.  image: (H, W, 3) uint8.
     """
     if view.long_side:
-        image = _with_long_side(image, int(torch.randint(view.long_side[0], view.long_side[1] + 1, (), generator=generator)))
+        image = _with_long_side(
+            image,
+            int(torch.randint(view.long_side[0], view.long_side[1] + 1, (), generator=generator)),
+        )
     picture = torch.from_numpy(image.copy()).permute(2, 0, 1)
     if torch.rand((), generator=generator) < 0.5:
         picture = picture.flip(-1)
@@ -61,7 +71,11 @@ def training_view(
 
 
 def paired_crop(
-    image: np.ndarray, maps: Sequence[Tensor], fills: Sequence[float], generator: torch.Generator, view: ViewSpec
+    image: np.ndarray,
+    maps: Sequence[Tensor],
+    fills: Sequence[float],
+    generator: torch.Generator,
+    view: ViewSpec,
 ) -> tuple[Tensor, list[Tensor]]:
     """A random crop of a photo, (3, crop, crop) uint8 with black padding, and the same crop of its maps, mirrored together.
 
@@ -76,7 +90,9 @@ def paired_crop(
     return cut[0], cut[1:]
 
 
-def random_crop(maps: Sequence[Tensor], fills: Sequence[float], side: int, generator: torch.Generator) -> list[Tensor]:
+def random_crop(
+    maps: Sequence[Tensor], fills: Sequence[float], side: int, generator: torch.Generator
+) -> list[Tensor]:
     """The same random square of every map (..., H, W); along a side that is too short, the map at a random place in it.
 
     fills: what stands where a map does not reach.
@@ -85,7 +101,11 @@ def random_crop(maps: Sequence[Tensor], fills: Sequence[float], side: int, gener
     for length in maps[0].shape[-2:]:
         start = int(torch.randint(abs(length - side) + 1, (), generator=generator))
         kept = min(length, side)
-        places.append((slice(start, start + kept), slice(kept)) if length > side else (slice(kept), slice(start, start + kept)))
+        places.append(
+            (slice(start, start + kept), slice(kept))
+            if length > side
+            else (slice(kept), slice(start, start + kept))
+        )
     (from_y, to_y), (from_x, to_x) = places
     cut = []
     for one, fill in zip(maps, fills, strict=True):
@@ -99,7 +119,9 @@ def color_jitter(picture: Tensor, generator: torch.Generator, strength: Sequence
     """Brightness, contrast, saturation and hue of a picture (3, H, W) uint8, each changed at random, in a random order."""
     low_high = [(max(0.0, 1 - s), 1 + s) for s in strength[:3]] + [(-strength[3], strength[3])]
     change = [T.adjust_brightness, T.adjust_contrast, T.adjust_saturation, T.adjust_hue]
-    factors = [low + (high - low) * float(torch.rand((), generator=generator)) for low, high in low_high]
+    factors = [
+        low + (high - low) * float(torch.rand((), generator=generator)) for low, high in low_high
+    ]
     for i in torch.randperm(4, generator=generator).tolist():
         picture = change[i](picture, factors[i])
     return picture
@@ -126,13 +148,20 @@ def random_views(
         raise ValueError(f"scales must be positive and in order, got {scales}")
     scale, x, y, mirror = torch.rand(4, len(images), generator=generator)
     inverse = 1 / (low + (high - low) * scale)
-    reach = (1 - inverse).abs()  # how far the middle of the view may lie from the middle of the image
+    reach = (
+        1 - inverse
+    ).abs()  # how far the middle of the view may lie from the middle of the image
     sides = torch.where(mirror < 0.5, -inverse, inverse)
     zeros = torch.zeros_like(inverse)
-    rows = [torch.stack([sides, zeros, (2 * x - 1) * reach]), torch.stack([zeros, inverse, (2 * y - 1) * reach])]
+    rows = [
+        torch.stack([sides, zeros, (2 * x - 1) * reach]),
+        torch.stack([zeros, inverse, (2 * y - 1) * reach]),
+    ]
     theta = torch.stack(rows).permute(2, 0, 1).to(images.device)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     views = F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     # Shifted by one, so that the zeros outside stand for void.
-    shifted = F.grid_sample(labels[:, None].float() + 1, grid, mode="nearest", padding_mode="zeros", align_corners=False)[:, 0]
+    shifted = F.grid_sample(
+        labels[:, None].float() + 1, grid, mode="nearest", padding_mode="zeros", align_corners=False
+    )[:, 0]
     return views, torch.where(shifted == 0, VOID, shifted - 1).to(torch.uint8)

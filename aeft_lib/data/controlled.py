@@ -90,7 +90,12 @@ class ControlledSpec:
 
 
 def _whole(name: str, value: object, low: int, high: int | None) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < low or (high is not None and value > high):
+    if (
+        not isinstance(value, int)
+        or isinstance(value, bool)
+        or value < low
+        or (high is not None and value > high)
+    ):
         limits = f"at least {low}" if high is None else f"{low} to {high}"
         raise ValueError(f"{name} must be a whole number, {limits}, got {value!r}")
 
@@ -117,7 +122,13 @@ class ControlledCollages(Collages):
             raise IndexError(f"scene {index} of {self.spec.count}")
         chosen = self._stream(index, _SCENE).permutation(len(CLASSES))[: self.spec.objects].tolist()
         places, context = self.pack.backgrounds["train"], self.spec.context
-        canvas = background_crop(self._stream(index, _BACKGROUND), places, chosen[0], context=context, size=self.spec.size)
+        canvas = background_crop(
+            self._stream(index, _BACKGROUND),
+            places,
+            chosen[0],
+            context=context,
+            size=self.spec.size,
+        )
         self._add_clutter(canvas, self._stream(index, _CLUTTER))
         owner = np.zeros((self.spec.size, self.spec.size), np.uint8)
         for place, class_index in enumerate(chosen):
@@ -133,21 +144,31 @@ class ControlledCollages(Collages):
 
     def _corner(self, share: np.ndarray, stamp: Image.Image) -> tuple[int, int]:
         """Upper left corner (x, y) of a stamp that is inside the frame; share: (2,) in 0..1, from one end to the other."""
-        x, y = (round(part * (self.spec.size - length)) for part, length in zip(share.tolist(), stamp.size, strict=True))
+        x, y = (
+            round(part * (self.spec.size - length))
+            for part, length in zip(share.tolist(), stamp.size, strict=True)
+        )
         return x, y
 
     @cached_property
     def _surfaces(self) -> list[Image.Image]:
         """Of what belongs to no class."""
-        return [photo.resize((self.spec.size,) * 2, Image.Resampling.BICUBIC) for photo in self.pack.backgrounds["val"]]
+        return [
+            photo.resize((self.spec.size,) * 2, Image.Resampling.BICUBIC)
+            for photo in self.pack.backgrounds["val"]
+        ]
 
     @cached_property
     def _shapes(self) -> list[Image.Image]:
         """Silhouettes of all cut-outs of the split, at the size of clutter."""
         stamps = [stamp for name in CLASSES for stamp in self.pack.cutouts[self.spec.split, name]]
-        return [resized_to_area(stamp, CLUTTER_AREA, self.spec.size, longest=1.0) for stamp in stamps]
+        return [
+            resized_to_area(stamp, CLUTTER_AREA, self.spec.size, longest=1.0) for stamp in stamps
+        ]
 
-    def _place_object(self, canvas: Image.Image, owner: np.ndarray, class_index: int, rng: np.random.Generator) -> None:
+    def _place_object(
+        self, canvas: Image.Image, owner: np.ndarray, class_index: int, rng: np.random.Generator
+    ) -> None:
         """Paste one cut-out inside the frame, at the one of some random positions where it hides least of what is there."""
         choices = self.pack.cutouts[self.spec.split, CLASSES[class_index]]
         stamp = turned(rng, choices[int(rng.integers(len(choices)))])
@@ -168,11 +189,20 @@ class ControlledCollages(Collages):
         for _ in range(self.spec.clutter):
             shape = turned(rng, self._shapes[int(rng.integers(len(self._shapes)))])
             surface = self._surfaces[int(rng.integers(len(self._surfaces)))]
-            canvas.paste(surface.crop((0, 0, *shape.size)), self._corner(rng.uniform(size=2), shape), shape.getchannel("A"))
+            canvas.paste(
+                surface.crop((0, 0, *shape.size)),
+                self._corner(rng.uniform(size=2), shape),
+                shape.getchannel("A"),
+            )
 
-    def _occlude(self, canvas: Image.Image, owner: np.ndarray, label: int, rng: np.random.Generator) -> None:
+    def _occlude(
+        self, canvas: Image.Image, owner: np.ndarray, label: int, rng: np.random.Generator
+    ) -> None:
         """Hide the wanted part of an object: from a random side up to a straight edge, within the object's bounding box."""
-        angle, surface = rng.uniform(0, 2 * np.pi), self._surfaces[int(rng.integers(len(self._surfaces)))]
+        angle, surface = (
+            rng.uniform(0, 2 * np.pi),
+            self._surfaces[int(rng.integers(len(self._surfaces)))],
+        )
         pixels = np.argwhere(owner == label)
         if not len(pixels):
             return
@@ -180,7 +210,9 @@ class ControlledCollages(Collages):
         (top, left), (bottom, right) = pixels.min(axis=0), pixels.max(axis=0) + 1
         box = np.stack(np.mgrid[top:bottom, left:right], axis=-1)
         cover = np.zeros(owner.shape, bool)
-        cover[top:bottom, left:right] = box @ direction <= np.quantile(pixels @ direction, self.spec.occlusion)
+        cover[top:bottom, left:right] = box @ direction <= np.quantile(
+            pixels @ direction, self.spec.occlusion
+        )
         cover &= (owner == 0) | (owner == label)  # other objects stay in front
         canvas.paste(surface, (0, 0), Image.fromarray((255 * cover).astype(np.uint8)))
         owner[cover] = 0

@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from aeft_lib.data.images import image_size, read_image, squared
+from aeft_lib.engine import fields
 from aeft_lib.maps.labels import VOID
 
 
@@ -99,7 +100,9 @@ class Photos:
         name = self.names[index]
         mask, size = self.read_mask(name), image_size(self.image_file(name))
         if mask.shape != size:
-            raise ValueError(f"{name}: the mask is {mask.shape}, its image {size}; one of them is damaged, or turned")
+            raise ValueError(
+                f"{name}: the mask is {mask.shape}, its image {size}; one of them is damaged, or turned"
+            )
         return squared(mask, self.spec.size)
 
     def __getitem__(self, index: int) -> Scene:
@@ -113,7 +116,9 @@ class Photos:
         """A digest of classes, names and tags, and of each photo's size in bytes, beginning and end."""
         digest = hashlib.sha256("\n".join(self.classes).encode())
         for name in self.names:
-            digest.update(f"{name}\n".encode() + self.read_tags(name).tobytes() + ends(self.image_file(name)))
+            digest.update(
+                f"{name}\n".encode() + self.read_tags(name).tobytes() + ends(self.image_file(name))
+            )
         return digest.hexdigest()
 
     @cached_property
@@ -144,11 +149,11 @@ def contents(file: Path) -> bytes:
     return hashlib.sha256(file.read_bytes()).digest() if file.is_file() else b""
 
 
-def check_selection(count: int, size: int) -> None:
-    """Raises ValueError where a count of scenes or a side in pixels is none; 0 is "all" and "as it is"."""
-    for name, value, least in (("count", count, 1), ("size", size, 32)):
-        if not isinstance(value, int) or isinstance(value, bool) or (value != 0 and value < least):
-            raise ValueError(f"{name} must be a whole number, at least {least}, or 0 for all there is, got {value!r}")
+def check_selection(spec: SceneSet) -> None:
+    """Raises ValueError where `count` or `size` of a spec of photos is odd; 0 is all, and as is."""
+    fields.whole(spec, "count", "size")
+    if spec.size:
+        fields.whole(spec, "size", least=32)
 
 
 def selected(names: Sequence[str], count: int) -> list[str]:

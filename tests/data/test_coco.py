@@ -259,7 +259,7 @@ def test_an_unknown_split_is_refused(split):
 
 @pytest.mark.parametrize(("name", "value"), [("count", -1), ("count", False), ("size", 16), ("size", 64.0)])
 def test_an_odd_count_or_size_is_refused(name, value):
-    with pytest.raises(ValueError, match=rf"{name} must be a whole number, at least \d+, or 0 for all there is, got {value!r}"):
+    with pytest.raises(ValueError, match=rf"{name} must be a whole number, at least \d+, got {value!r}"):
         CocoSpec("val2014", **{name: value})
 
 
@@ -303,9 +303,9 @@ def test_a_file_that_was_cut_off_is_refused(root):
 
 
 def test_a_file_without_images_or_categories_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="3 categories and 0 images: fetch it again"):
+    with pytest.raises(ValueError, match="json: no image; fetch it again"):
         with_annotations(tmp_path, images=[])
-    with pytest.raises(ValueError, match="0 categories and 1 images: fetch it again"):
+    with pytest.raises(ValueError, match="json: no category; fetch it again"):
         with_annotations(tmp_path, categories=[])
 
 
@@ -318,7 +318,7 @@ def test_unknown_categories_and_images_are_refused(tmp_path):
 
 @pytest.mark.parametrize("second", [(1, "one"), (2, "one"), (1, "two")], ids=["both", "name", "id"])
 def test_an_image_that_stands_twice_is_refused(tmp_path, second):
-    with pytest.raises(ValueError, match="an image stands twice: fetch it again"):
+    with pytest.raises(ValueError, match=r"json: image (id 1|name one) stands 2 times; fetch it"):
         with_annotations(tmp_path, images=[coco_image(1, "one", SIZE), coco_image(*second, SIZE)])
 
 

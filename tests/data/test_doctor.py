@@ -177,7 +177,7 @@ VOC_DAMAGE = {
     "photo empty": (lambda r: jpeg(r).write_bytes(b""), "{ONE}.jpg: empty (0 bytes)"),
     "photo no picture": (
         lambda r: jpeg(r).write_text("<html>404</html>"),
-        "{ONE}.jpg: not a readable picture (of no known kind)",
+        "{ONE}.jpg: not a readable image (of no known kind)",
     ),
     "photo of 16 bits": (
         lambda r: recode(jpeg(r), "16 bits"),
@@ -193,7 +193,7 @@ VOC_DAMAGE = {
     ),
     "annotation of no size": (
         lambda r: xml(r).write_text(voc_annotation(["cat"]).replace("64", "wide")),
-        "{ONE}.xml: its size ['wide', '48'] is no number",
+        "{ONE}.xml: its size ['48', 'wide'] is no number",
     ),
     "mask of another size": (
         lambda r: write_label_map(png(r), np.zeros((50, 64), np.uint8)),
@@ -205,7 +205,7 @@ VOC_DAMAGE = {
     ),
     "mask as JPEG": (lambda r: save_jpeg(png(r), np.zeros(SIZE, np.uint8)), "this is JPEG, mode L"),
     "mask empty": (lambda r: png(r).write_bytes(b""), "{ONE}.png: empty (0 bytes)"),
-    "mask no picture": (lambda r: png(r).write_text("none"), "{ONE}.png: not a readable picture"),
+    "mask no picture": (lambda r: png(r).write_text("none"), "{ONE}.png: not a readable mask"),
     "second mask of another size": (
         lambda r: write_label_map(r / HOME / MASKS[1] / f"{ONE}.png", np.zeros((48, 65), np.uint8)),
         "SegmentationClassAug/{ONE}.png: has 65x48 pixels",

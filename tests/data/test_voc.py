@@ -9,7 +9,7 @@ import pytest
 from photo_sets import colour_map, cut, make_voc, present_classes, recode, save_jpeg, turn, voc_annotation
 from PIL import Image
 
-from aeft_lib.data.voc import CLASSES, HOME, MASKS, SPLITS, Voc, VocSpec, annotated_classes, read_list
+from aeft_lib.data.voc import CLASSES, HOME, MASKS, SPLITS, Voc, VocSpec, read_annotation, read_list
 from aeft_lib.maps.labels import VOID, write_label_map
 
 NAMES = ("cat", "dog", "person")
@@ -162,7 +162,7 @@ def test_a_difficult_object_is_tagged(root):
 def test_a_part_of_an_object_is_no_tag(root):
     parts = "<part><name>head</name></part>"
     annotation(root).write_text(voc_annotation(["person"]).replace("</object>", f"{parts}</object>"))
-    assert annotated_classes(annotation(root)) == {"person"}
+    assert read_annotation(annotation(root)) == ({"person"}, (48, 64))
 
 
 # --- fingerprint -----------------------------------------------------------------------------------------------------
@@ -222,7 +222,7 @@ def test_an_unknown_split_is_refused(split):
     ("name", "value"), [("count", -1), ("count", 1.0), ("count", True), ("size", -32), ("size", 31), ("size", "64")]
 )
 def test_an_odd_count_or_size_is_refused(name, value):
-    with pytest.raises(ValueError, match=rf"{name} must be a whole number, at least \d+, or 0 for all there is, got {value!r}"):
+    with pytest.raises(ValueError, match=rf"{name} must be a whole number, at least \d+, got {value!r}"):
         VocSpec("val", **{name: value})
 
 
@@ -270,20 +270,20 @@ def test_half_a_data_set_is_refused_where_it_is_read(root):
 
 def test_an_empty_list_is_refused(root):
     listed(root).write_text("\n\n")
-    with pytest.raises(ValueError, match=r"train_aug\.txt lists no image: fetch it again"):
+    with pytest.raises(ValueError, match=r"train_aug\.txt: lists no image; fetch it again"):
         voc(root)
 
 
 def test_a_name_that_stands_twice_is_refused(root):
     listed(root).write_text(f"2007_000002\n{FIRST}\n2007_000003\n{FIRST}\n")
-    with pytest.raises(ValueError, match=rf"train_aug\.txt lists {FIRST} twice"):
+    with pytest.raises(ValueError, match=rf"train_aug\.txt: {FIRST} stands 2 times; fetch it again"):
         voc(root)
 
 
 def test_a_list_of_paths_is_refused(root):
     listed(root).write_text(f"/JPEGImages/{FIRST}.jpg /SegmentationClassAug/{FIRST}.png\n")
     with pytest.raises(
-        ValueError, match=rf"lists '/JPEGImages/{FIRST}\.jpg': one name a line is needed, without folder and suffix"
+        ValueError, match=rf"2 entries like '/JPEGImages/{FIRST}\.jpg'; names without folder and suffix are needed"
     ):
         voc(root)
 
