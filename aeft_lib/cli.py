@@ -202,8 +202,8 @@ def data_fetch(arguments: argparse.Namespace) -> None:
         (root / ".probe").touch()
         (root / ".probe").unlink()
     except OSError as error:
-        variable = f"AEFT_{arguments.what.upper()}_ROOT"
-        raise ValueError(f"cannot write to {root} ({error}): point {variable} at a folder that can be written") from error
+        remedy = f"point AEFT_{arguments.what.upper()}_ROOT at a folder that can be written"
+        raise ValueError(f"cannot write to {root} ({error}): {remedy}") from error
     for line in fetch(arguments.what, root, local=[Path(file) for file in arguments.local]):
         print(line)
     data_check(argparse.Namespace(what=arguments.what, deep=False))
@@ -215,10 +215,10 @@ def data_check(arguments: argparse.Namespace) -> None:
         return _check_collages()
     from aeft_lib.data.prepare.doctor import check
 
-    found = check(arguments.what, deep=arguments.deep)
-    print(found.text())
-    if not found.ok:
-        raise ValueError(f"{len(found.problems)} problem(s) in {arguments.what}, see above")
+    findings = check(arguments.what, deep=arguments.deep)
+    print(findings.text())
+    if not findings.ok:
+        raise ValueError(f"{len(findings.problems)} problem(s) in {arguments.what}, see above")
 
 
 def _check_collages() -> None:
@@ -227,7 +227,8 @@ def _check_collages() -> None:
 
     pack = load_pack()
     for split, backgrounds in pack.backgrounds.items():
-        counts = {name: len(items) for (where, name), items in sorted(pack.cutouts.items()) if where == split}
+        names = sorted(name for where, name in pack.cutouts if where == split)
+        counts = {name: len(pack.cutouts[split, name]) for name in names}
         print(f"{split}: {sum(counts.values())} cut-outs {counts}, {len(backgrounds)} backgrounds")
 
 

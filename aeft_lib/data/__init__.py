@@ -1,4 +1,4 @@
-"""Images with tags, and with masks that only evaluation reads: one file for each data set, opened by its spec.
+"""Images with tags, and with masks that only evaluation reads: one module a data set.
 
-Specs name data sets; stages import none of them.  `prepare` fetches and checks what is on disk.
+A spec opens its set; stages import none of them.  `prepare` fetches and checks what is on disk.
 """

@@ -1,7 +1,8 @@
 """Random views of training images and their labels.
 
-`random_views` works on batches of one size, on the device.  The others take one photo of any size at a time, as the reference
-does: `training_view` for the classifier, `paired_crop` for networks that learn from maps.
+`random_views` works on batches of one size, on the device.  The others take one photo of any size
+at a time, as the reference does: `training_view` for the classifier, `paired_crop` for networks
+that learn from maps.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,10 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as T
 
+from aeft_lib.data.images import resized
+from aeft_lib.engine import fields
 from aeft_lib.maps.labels import VOID
 
 
@@ -22,7 +24,8 @@ class ViewSpec:
     """A random view of a photo.
 
     crop: side of the square that is cut out, in pixels; what the photo does not fill is zero.
-    long_side: the photo is first resized so that its longer side is drawn from this range, ends included; None leaves it.
+    long_side: the range, ends included, from which the photo's longer side is drawn before the cut;
+    None leaves the photo as it is.
     jitter: brightness, contrast, saturation, hue.  jitter_probability: how often.
     """
 
@@ -32,26 +35,32 @@ class ViewSpec:
     jitter_probability: float = 0.8
 
     def __post_init__(self) -> None:
-        if not isinstance(self.crop, int) or self.crop < 16:
-            raise ValueError(f"crop must be a whole number of pixels, at least 16, got {self.crop!r}")
+        fields.whole(self, "crop", least=16)
+        fields.fraction(self, "jitter_probability")
         if self.long_side is not None and not 16 <= self.long_side[0] <= self.long_side[1]:
-            raise ValueError(f"long_side must be two whole numbers in order, at least 16, got {self.long_side}")
-        if min(self.jitter) < 0 or self.jitter[3] > 0.5 or not 0 <= self.jitter_probability <= 1:
-            raise ValueError(
-                f"jitter must not be negative, its hue at most 0.5, its probability in 0..1, got {self.jitter}, "
-                f"{self.jitter_probability}"
-            )
+            text = "two whole numbers in order, at least 16"
+            raise ValueError(f"long_side must be {text}, got {self.long_side}")
+        if min(self.jitter) < 0 or self.jitter[3] > 0.5:
+            text = "not be negative, its hue at most 0.5"
+            raise ValueError(f"jitter must {text}, got {self.jitter}")
 
 
 def training_view(
-    image: np.ndarray, generator: torch.Generator, view: ViewSpec, normalise: Callable[[Tensor], Tensor]
+    image: np.ndarray,
+    generator: torch.Generator,
+    view: ViewSpec,
+    normalise: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """The reference's view for classification, (3, crop, crop) normalised: resize, mirror, jitter, normalise, crop.
+    """The reference's view for classification: resize, mirror, jitter, normalise, crop.
 
-    The padding comes after the normalisation, so it is the mean colour.  image: (H, W, 3) uint8.
+    The padding comes after the normalisation, so it is the mean colour.
+    image: (H, W, 3) uint8.  Returns (3, crop, crop), normalised.
     """
     if view.long_side:
-        image = _with_long_side(image, int(torch.randint(view.long_side[0], view.long_side[1] + 1, (), generator=generator)))
+        image = _with_long_side(
+            image,
+            int(torch.randint(view.long_side[0], view.long_side[1] + 1, (), generator=generator)),
+        )
     picture = torch.from_numpy(image.copy()).permute(2, 0, 1)
     if torch.rand((), generator=generator) < 0.5:
         picture = picture.flip(-1)
@@ -61,54 +70,65 @@ def training_view(
 
 
 def paired_crop(
-    image: np.ndarray, maps: Sequence[Tensor], fills: Sequence[float], generator: torch.Generator, view: ViewSpec
+    image: np.ndarray,
+    maps: Sequence[Tensor],
+    fills: Sequence[float],
+    generator: torch.Generator,
+    view: ViewSpec,
 ) -> tuple[Tensor, list[Tensor]]:
-    """A random crop of a photo, (3, crop, crop) uint8 with black padding, and the same crop of its maps, mirrored together.
+    """A random crop of a photo and the same crop of its maps, mirrored together, not resized.
 
-    maps: (..., H, W) each.  fills: what stands in each where the photo does not reach.  The photo is not resized.
+    image: (H, W, 3) uint8.  maps: (..., H, W) each.  fills: what stands in each where the photo
+    does not reach.  Returns the photo's crop, (3, crop, crop) uint8 padded black, and the maps'.
     """
     picture = torch.from_numpy(image.copy()).permute(2, 0, 1)
     if torch.rand((), generator=generator) < view.jitter_probability:
         picture = color_jitter(picture, generator, view.jitter)
     cut = random_crop([picture, *maps], [0, *fills], view.crop, generator)
     if torch.rand((), generator=generator) < 0.5:
-        cut = [one.flip(-1) for one in cut]
+        cut = [square.flip(-1) for square in cut]
     return cut[0], cut[1:]
 
 
-def random_crop(maps: Sequence[Tensor], fills: Sequence[float], side: int, generator: torch.Generator) -> list[Tensor]:
-    """The same random square of every map (..., H, W); along a side that is too short, the map at a random place in it.
+def random_crop(
+    maps: Sequence[Tensor], fills: Sequence[float], side: int, generator: torch.Generator
+) -> list[Tensor]:
+    """The same random square of every map (..., H, W).
 
+    Along a side that is too short the map lies at a random place in the square.
     fills: what stands where a map does not reach.
     """
     places = []
     for length in maps[0].shape[-2:]:
         start = int(torch.randint(abs(length - side) + 1, (), generator=generator))
         kept = min(length, side)
-        places.append((slice(start, start + kept), slice(kept)) if length > side else (slice(kept), slice(start, start + kept)))
+        places.append(
+            (slice(start, start + kept), slice(kept))
+            if length > side
+            else (slice(kept), slice(start, start + kept))
+        )
     (from_y, to_y), (from_x, to_x) = places
     cut = []
-    for one, fill in zip(maps, fills, strict=True):
-        square = one.new_full((*one.shape[:-2], side, side), fill)
-        square[..., to_y, to_x] = one[..., from_y, from_x]
+    for source, fill in zip(maps, fills, strict=True):
+        square = source.new_full((*source.shape[:-2], side, side), fill)
+        square[..., to_y, to_x] = source[..., from_y, from_x]
         cut.append(square)
     return cut
 
 
 def color_jitter(picture: Tensor, generator: torch.Generator, strength: Sequence[float]) -> Tensor:
-    """Brightness, contrast, saturation and hue of a picture (3, H, W) uint8, each changed at random, in a random order."""
+    """A picture (3, H, W) uint8 of other brightness, contrast, saturation and hue.
+
+    Each is changed at random, in a random order.
+    """
     low_high = [(max(0.0, 1 - s), 1 + s) for s in strength[:3]] + [(-strength[3], strength[3])]
     change = [T.adjust_brightness, T.adjust_contrast, T.adjust_saturation, T.adjust_hue]
-    factors = [low + (high - low) * float(torch.rand((), generator=generator)) for low, high in low_high]
+    factors = [
+        low + (high - low) * float(torch.rand((), generator=generator)) for low, high in low_high
+    ]
     for i in torch.randperm(4, generator=generator).tolist():
         picture = change[i](picture, factors[i])
     return picture
-
-
-def resized(image: np.ndarray, size: tuple[int, int], *, labels: bool = False) -> np.ndarray:
-    """A photo (H, W, 3), bicubic, or its labels (H, W), nearest, at another (height, width)."""
-    how = Image.Resampling.NEAREST if labels else Image.Resampling.BICUBIC
-    return np.array(Image.fromarray(image).resize((size[1], size[0]), how))
 
 
 def _with_long_side(image: np.ndarray, length: int) -> np.ndarray:
@@ -119,11 +139,12 @@ def _with_long_side(image: np.ndarray, length: int) -> np.ndarray:
 def random_views(
     images: Tensor, labels: Tensor, generator: torch.Generator, *, scales: tuple[float, float]
 ) -> tuple[Tensor, Tensor]:
-    """Each image and its labels at a random scale and place, mirrored half the time, at the size they came in.
+    """Each image and its labels at a random scale and place, mirrored half the time; sizes stay.
 
-    What a smaller image leaves open is zero in the image (the mean colour, where it is normalised) and void in the labels.
+    What a smaller image leaves open is zero in the image (the mean colour, where it is normalised)
+    and void in the labels.
 
-    images: (B, C, H, W) float.  labels: (B, H, W) uint8.  generator: on the CPU, decides everything.
+    images: (B, C, H, W) float.  labels: (B, H, W) uint8.  generator: on the CPU, draws everything.
     scales: the least and the largest, positive; (1, 1) mirrors alone.
     Raises ValueError for scales that are not positive or not in order.
     """
@@ -132,13 +153,20 @@ def random_views(
         raise ValueError(f"scales must be positive and in order, got {scales}")
     scale, x, y, mirror = torch.rand(4, len(images), generator=generator)
     inverse = 1 / (low + (high - low) * scale)
-    reach = (1 - inverse).abs()  # how far the middle of the view may lie from the middle of the image
+    reach = (
+        1 - inverse
+    ).abs()  # how far the middle of the view may lie from the middle of the image
     sides = torch.where(mirror < 0.5, -inverse, inverse)
     zeros = torch.zeros_like(inverse)
-    rows = [torch.stack([sides, zeros, (2 * x - 1) * reach]), torch.stack([zeros, inverse, (2 * y - 1) * reach])]
+    rows = [
+        torch.stack([sides, zeros, (2 * x - 1) * reach]),
+        torch.stack([zeros, inverse, (2 * y - 1) * reach]),
+    ]
     theta = torch.stack(rows).permute(2, 0, 1).to(images.device)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     views = F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     # Shifted by one, so that the zeros outside stand for void.
-    shifted = F.grid_sample(labels[:, None].float() + 1, grid, mode="nearest", padding_mode="zeros", align_corners=False)[:, 0]
+    shifted = F.grid_sample(
+        labels[:, None].float() + 1, grid, mode="nearest", padding_mode="zeros", align_corners=False
+    )[:, 0]
     return views, torch.where(shifted == 0, VOID, shifted - 1).to(torch.uint8)

@@ -1,11 +1,12 @@
-"""Photo collages: scenes with exact masks and tags, made from the embedded pack of photographic cut-outs.
+"""Photo collages: scenes with exact masks and tags, made of the embedded pack of cut-outs.
 
-Not in the paper: they stand in for VOC where there is no download and no GPU.  Two rules keep them honest:
+Not in the paper: they stand in for VOC where there is no download and no GPU.  Two rules:
 
 - ``val`` uses cut-outs and backgrounds that ``train`` never shows;
-- the number of classes per scene and the areas objects are *drawn* with follow VOC 2012, measured on 2,155 of its photos (six
-  animal and person classes; area of a class per image, quantiles below), not whatever makes a method look good.  What is
-  seen of large objects is smaller than VOC's, because each must fit its scene: the median is 0.11 of the scene, VOC's 0.15.
+- the number of classes per scene and the areas objects are *drawn* with follow VOC 2012, measured
+  on 2,155 of its photos (six animal and person classes; area of a class per image, quantiles
+  below), not whatever makes a method look good.  What is seen of large objects is smaller than
+  VOC's, because each must fit its scene: the median is 0.11 of the scene, VOC's 0.15.
 """
 
 import csv
@@ -21,12 +22,16 @@ from PIL import Image, ImageEnhance
 
 from aeft_lib import paths
 from aeft_lib.data.scene import Scene, opened
+from aeft_lib.engine import fields
 
 CLASSES = ("bird", "hoofed", "rodent", "insect", "fish", "flower", "fruit", "vehicle", "instrument")
 SPLITS = ("train", "val")
 
-# Area of one class as a fraction of its image in VOC 2012: the 5, 10, 25, 50, 75, 90 and 95 % quantiles.
-AREA_QUANTILES = ((0.05, 0.10, 0.25, 0.50, 0.75, 0.90, 0.95), (0.010, 0.021, 0.062, 0.154, 0.318, 0.486, 0.590))
+# Area of a class as a fraction of its image in VOC 2012: 5, 10, 25, 50, 75, 90, 95 % quantiles.
+AREA_QUANTILES = (
+    (0.05, 0.10, 0.25, 0.50, 0.75, 0.90, 0.95),
+    (0.010, 0.021, 0.062, 0.154, 0.318, 0.486, 0.590),
+)
 # Share of VOC images with one, two and three classes.
 CLASSES_PER_SCENE = (0.71, 0.23, 0.06)
 MIN_VISIBLE_PIXELS = 0.002  # of the scene: below this a tag would claim what nobody can see
@@ -36,10 +41,11 @@ PLACEMENTS = 20  # tries before an object is left out, with its tag
 
 @dataclass(frozen=True)
 class SceneSpec:
-    """A reproducible set of scenes: the same (split, index, seed) is the same scene, at other sizes too but for rounding.
+    """A reproducible set of scenes: the same (split, index, seed) is the same scene.
 
-    count: number of scenes.  size: side in pixels.  seed: of the whole set.
-    context: 0..1, how often a scene's background is the one tied to its first class; 0 draws backgrounds freely.
+    At another size it is the same but for rounding.
+    count: number of scenes.  size: side in pixels.  seed: of the whole set.  context: 0..1, how
+    often a scene's background is the one tied to its first class; 0 draws backgrounds freely.
     """
 
     split: str
@@ -49,12 +55,10 @@ class SceneSpec:
     context: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.split not in SPLITS:
-            raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {self.split!r}")
-        if self.count < 1 or self.size < 32:
-            raise ValueError(f"a scene set needs count >= 1 and size >= 32, got count={self.count}, size={self.size}")
-        if not 0 <= self.context <= 1:
-            raise ValueError(f"context must lie in 0..1, got {self.context}")
+        fields.choice(self, split=SPLITS)
+        fields.whole(self, "count", least=1)
+        fields.whole(self, "size", least=32)
+        fields.fraction(self, "context")
 
     def open(self) -> "Collages":
         """The scenes of this spec, kept for the process.  Raises ValueError as `Collages` does."""
@@ -63,7 +67,7 @@ class SceneSpec:
 
 @dataclass(frozen=True)
 class Pack:
-    """The decoded pack: RGBA cut-outs by (split, class), RGB backgrounds by split, and the pack's checksum."""
+    """The decoded pack: RGBA cut-outs by (split, class), RGB backgrounds by split, a checksum."""
 
     cutouts: dict[tuple[str, str], tuple[Image.Image, ...]]
     backgrounds: dict[str, tuple[Image.Image, ...]]
@@ -72,7 +76,7 @@ class Pack:
 
 @lru_cache(maxsize=2)
 def load_pack(folder: Path = paths.COLLAGES) -> Pack:
-    """Read and verify the embedded pack.  Raises ValueError naming the missing or damaged file and the remedy."""
+    """Read and verify the embedded pack.  Raises ValueError naming the file and the remedy."""
     remedy = f"restore it with: git checkout -- {paths.COLLAGES.relative_to(paths.ROOT)}"
     manifest = folder / "manifest.csv"
     if not manifest.is_file():
@@ -82,16 +86,19 @@ def load_pack(folder: Path = paths.COLLAGES) -> Pack:
     for row in _read_manifest(manifest, remedy):
         file = folder / row["file"]
         if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != row["sha256"]:
-            raise ValueError(f"the photo pack is damaged: {file} is missing or differs from the manifest; {remedy}")
+            text = f"{file} is missing or differs from the manifest"
+            raise ValueError(f"the photo pack is damaged: {text}; {remedy}")
         with Image.open(file) as picture:
             if row["kind"] == "cutout":
                 cutouts[row["split"], row["class"]].append(picture.convert("RGBA"))
             else:
                 backgrounds[row["split"]].append(picture.convert("RGB"))
     for split in SPLITS:
-        absent = [name for name in CLASSES if not cutouts[split, name]] + ([] if backgrounds[split] else ["background"])
+        absent = [name for name in CLASSES if not cutouts[split, name]]
+        absent += [] if backgrounds[split] else ["background"]
         if absent:
-            raise ValueError(f"the photo pack's {manifest} lists nothing in {split} for {', '.join(absent)}; {remedy}")
+            text = f"lists nothing in {split} for {', '.join(absent)}"
+            raise ValueError(f"the photo pack's {manifest} {text}; {remedy}")
     return Pack(
         {key: tuple(items) for key, items in cutouts.items()},
         {key: tuple(items) for key, items in backgrounds.items()},
@@ -104,15 +111,19 @@ def _read_manifest(manifest: Path, remedy: str) -> list[dict[str, str]]:
     try:
         rows = list(csv.DictReader(manifest.read_text(encoding="utf-8").splitlines()))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"the photo pack is damaged: {manifest} cannot be read ({error}); {remedy}") from error
+        raise ValueError(
+            f"the photo pack is damaged: {manifest} cannot be read ({error}); {remedy}"
+        ) from error
     for column in ("file", "kind", "class", "split", "sha256"):
         if not rows or rows[0].get(column) is None:
-            raise ValueError(f"the photo pack is damaged: {manifest} has no column {column!r}; {remedy}")
+            raise ValueError(
+                f"the photo pack is damaged: {manifest} has no column {column!r}; {remedy}"
+            )
     return rows
 
 
 class Collages:
-    """The scenes of a `SceneSpec`, rendered when asked for: ``Collages(spec)[3]``, ``len(...)``, iteration."""
+    """The scenes of a `SceneSpec`, rendered when asked for: ``Collages(spec)[3]``."""
 
     classes = CLASSES
 
@@ -152,15 +163,21 @@ class Collages:
         return Scene(np.asarray(canvas), owner, tags, self.names[index])
 
     def _background(self, rng: np.random.Generator, first_class: int) -> Image.Image:
-        """A background, see `background_crop`; tied to the first class where context asks for it."""
+        """A crop of a background, tied to the first class as often as context says."""
         photos = self.pack.backgrounds[self.spec.split]
-        return background_crop(rng, photos, first_class, context=self.spec.context, size=self.spec.size)
+        return background_crop(
+            rng, photos, first_class, context=self.spec.context, size=self.spec.size
+        )
 
-    def _add_object(self, rng: np.random.Generator, canvas: Image.Image, owner: np.ndarray, class_index: int) -> None:
-        """Paste one cut-out where it and everything before it stays visible; leave it out where no place is found."""
+    def _add_object(
+        self, rng: np.random.Generator, canvas: Image.Image, owner: np.ndarray, class_index: int
+    ) -> None:
+        """Paste a cut-out where it and all before it stay visible, or leave it out."""
         stamp = self._stamp(rng, class_index)
         for _ in range(PLACEMENTS):
-            x, y = (int(rng.uniform(0.0, 1.0) * self.spec.size - length / 2) for length in stamp.size)
+            x, y = (
+                int(rng.uniform(0.0, 1.0) * self.spec.size - length / 2) for length in stamp.size
+            )
             after = owner.copy()
             paste_label(after, np.asarray(stamp)[..., 3], x, y, class_index + 1)
             if self._visible(owner, after, stamp, class_index + 1):
@@ -169,25 +186,37 @@ class Collages:
                 return
 
     def _stamp(self, rng: np.random.Generator, class_index: int) -> Image.Image:
-        """A cut-out of the class, scaled to an area drawn like VOC's, flipped, turned by up to 15 degrees, re-lit."""
+        """A cut-out of the class, flipped, turned, scaled to an area drawn like VOC's, re-lit."""
         choices = self.pack.cutouts[self.spec.split, CLASSES[class_index]]
         stamp = turned(rng, choices[int(rng.integers(len(choices)))])
         area = np.interp(rng.uniform(0.05, 0.95), *AREA_QUANTILES)
-        stamp = resized_to_area(stamp, area, self.spec.size, longest=1.1)  # a long object may not leave it on both sides
+        stamp = resized_to_area(
+            stamp, area, self.spec.size, longest=1.1
+        )  # a long object may not leave it on both sides
         return relit(stamp, *rng.uniform(0.8, 1.2, size=2))
 
-    def _visible(self, before: np.ndarray, after: np.ndarray, stamp: Image.Image, label: int) -> bool:
-        """Whether the new object shows enough of itself, and every earlier one keeps enough of what it showed."""
+    def _visible(
+        self, before: np.ndarray, after: np.ndarray, stamp: Image.Image, label: int
+    ) -> bool:
+        """Whether the new object shows enough of itself, and hides too much of no earlier one."""
         floor = MIN_VISIBLE_PIXELS * self.spec.size**2
         whole = (np.asarray(stamp)[..., 3] > 127).sum()
         if (after == label).sum() < max(floor, 0.7 * whole):
             return False
         earlier = set(np.unique(before)) - {0}
-        return all((after == i).sum() >= max(floor, MIN_VISIBLE_PART * (before == i).sum()) for i in earlier)
+        return all(
+            (after == i).sum() >= max(floor, MIN_VISIBLE_PART * (before == i).sum())
+            for i in earlier
+        )
 
 
 def background_crop(
-    rng: np.random.Generator, photos: Sequence[Image.Image], first_class: int, *, context: float, size: int
+    rng: np.random.Generator,
+    photos: Sequence[Image.Image],
+    first_class: int,
+    *,
+    context: float,
+    size: int,
 ) -> Image.Image:
     """A random square crop of one of the photos, `size` pixels a side, flipped half the time.
 
@@ -208,15 +237,22 @@ def turned(rng: np.random.Generator, stamp: Image.Image) -> Image.Image:
 
 
 def resized_to_area(stamp: Image.Image, area: float, size: int, *, longest: float) -> Image.Image:
-    """A cut-out that covers `area` (0..1) of a scene of `size` pixels a side, or as much as `longest` scenes a side allow."""
+    """A cut-out that covers `area` (0..1) of a scene of `size` pixels a side.
+
+    longest: at most so many scenes a side; a long object covers less.
+    """
     scale = np.sqrt(area * size**2 / (np.asarray(stamp)[..., 3] > 127).sum())
     scale = min(scale, longest * size / max(stamp.size))
-    return stamp.resize([max(4, round(side * scale)) for side in stamp.size], Image.Resampling.BICUBIC)
+    return stamp.resize(
+        [max(4, round(side * scale)) for side in stamp.size], Image.Resampling.BICUBIC
+    )
 
 
 def relit(stamp: Image.Image, brightness: float, contrast: float) -> Image.Image:
     """A cut-out with other brightness and contrast, both factors."""
-    rgb = ImageEnhance.Contrast(ImageEnhance.Brightness(stamp.convert("RGB")).enhance(brightness)).enhance(contrast)
+    rgb = ImageEnhance.Contrast(
+        ImageEnhance.Brightness(stamp.convert("RGB")).enhance(brightness)
+    ).enhance(contrast)
     rgb.putalpha(stamp.getchannel("A"))
     return rgb
 
@@ -226,4 +262,6 @@ def paste_label(owner: np.ndarray, alpha: np.ndarray, x: int, y: int, label: int
     h, w = owner.shape
     top, left = max(0, -y), max(0, -x)
     inside = alpha[top : h - y, left : w - x] > 127
-    owner[y + top : y + top + inside.shape[0], x + left : x + left + inside.shape[1]][inside] = label
+    owner[y + top : y + top + inside.shape[0], x + left : x + left + inside.shape[1]][inside] = (
+        label
+    )

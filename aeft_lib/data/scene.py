@@ -1,6 +1,7 @@
-"""What every data set of the companion looks like to a stage: scenes by number, image, tags and mask apart.
+"""What every data set is to a stage: scenes by number; image, tags and mask apart.
 
-A mask is read when it is asked for and not before, so that nothing that trains on tags can touch one by accident.
+A mask is read when it is asked for and not before, so that nothing that trains on tags can read it
+by accident.
 """
 
 import hashlib
@@ -10,13 +11,17 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from PIL import Image
 
-from aeft_lib.maps.labels import VOID, image_size, read_image
+from aeft_lib.data.images import image_size, read_image, squared
+from aeft_lib.engine import fields
+from aeft_lib.maps.labels import VOID
 
 
 class Scene(NamedTuple):
-    """image: (H, W, 3) uint8 RGB.  mask: (H, W) uint8, 0 background, class + 1.  tags: (K,) bool.  name: stable id."""
+    """A photo with its labels; name: its stable id.
+
+    image: (H, W, 3) uint8 RGB.  mask: (H, W) uint8, 0 background, class + 1.  tags: (K,) bool.
+    """
 
     image: np.ndarray
     mask: np.ndarray
@@ -27,8 +32,9 @@ class Scene(NamedTuple):
 class Scenes(Protocol):
     """A set of scenes.
 
-    names: one stable id a scene.  classes: K names, background not among them.  fingerprint: of photos and tags, it changes
-    when a result that was trained on them is out of date; truth: of the masks, for results that were scored on them.
+    names: a stable id for each scene.  classes: K names, background not among them.
+    fingerprint: of photos and tags; it changes when a result trained on them is out of date.
+    truth: of the masks; it changes when a result scored on them is out of date.
     """
 
     classes: tuple[str, ...]
@@ -54,7 +60,8 @@ class Scenes(Protocol):
 class SceneSet(Protocol):
     """The spec of a set of scenes, a frozen dataclass.
 
-    size: side of every scene in pixels, 0 where photos have sizes of their own.  count: of its scenes, 0 for all there are.
+    size: side of every scene in pixels, 0 where photos have sizes of their own.  count: of its
+    scenes, 0 for all there are.
     """
 
     size: int
@@ -73,8 +80,8 @@ def opened(reader: Callable[[SceneSet], Scenes], spec: SceneSet) -> Scenes:
 class Photos:
     """What data sets of photos share: which of them count, and their size.
 
-    A subclass has ``classes``, ``names``, ``spec.size``, and by name ``image_file``, ``read_tags``, ``read_mask`` and
-    ``mask_digest``, bytes that change when the mask does.
+    A subclass has ``classes``, ``names``, ``spec.size``, and by name ``image_file``, ``read_tags``,
+    ``read_mask`` and ``mask_digest``, bytes that change when the mask does.
     """
 
     classes: tuple[str, ...]
@@ -84,7 +91,10 @@ class Photos:
         return len(self.names)
 
     def image(self, index: int) -> np.ndarray:
-        """(H, W, 3) uint8 RGB, squared to `size` where there is one.  Raises ValueError naming a file that is not readable."""
+        """(H, W, 3) uint8 RGB, squared to `size` where that is not 0.
+
+        Raises ValueError naming a file that is not readable.
+        """
         return squared(read_image(self.image_file(self.names[index])), self.spec.size)
 
     def tags(self, index: int) -> np.ndarray:
@@ -99,21 +109,23 @@ class Photos:
         name = self.names[index]
         mask, size = self.read_mask(name), image_size(self.image_file(name))
         if mask.shape != size:
-            raise ValueError(f"{name}: the mask is {mask.shape}, its image {size}; one of them is damaged, or turned")
+            remedy = "one of them is damaged, or turned"
+            raise ValueError(f"{name}: the mask is {mask.shape}, its image {size}; {remedy}")
         return squared(mask, self.spec.size)
 
     def __getitem__(self, index: int) -> Scene:
-        """Scene `index`; raises IndexError outside 0..len-1, ValueError as `image` and `mask` do."""
+        """Scene `index`; raises IndexError outside 0..len-1, ValueError as `mask` does."""
         if not 0 <= index < len(self):
             raise IndexError(f"scene {index} of {len(self)}")
         return Scene(self.image(index), self.mask(index), self.tags(index), self.names[index])
 
     @cached_property
     def fingerprint(self) -> str:
-        """A digest of classes, names and tags, and of each photo's size in bytes, beginning and end."""
+        """A digest of classes, names, tags, and of each photo's `ends`."""
         digest = hashlib.sha256("\n".join(self.classes).encode())
         for name in self.names:
-            digest.update(f"{name}\n".encode() + self.read_tags(name).tobytes() + ends(self.image_file(name)))
+            digest.update(f"{name}\n".encode() + self.read_tags(name).tobytes())
+            digest.update(ends(self.image_file(name)))
         return digest.hexdigest()
 
     @cached_property
@@ -126,7 +138,10 @@ class Photos:
 
 
 def ends(file: Path, kept: int = 4096) -> bytes:
-    """Size, first and last bytes of a file: enough to tell photos apart without reading them; empty where there is none."""
+    """A digest of a file's size, first and last bytes; empty where there is none.
+
+    That tells photos apart without reading them.
+    """
     try:
         with file.open("rb") as stream:
             size = stream.seek(0, 2)
@@ -144,23 +159,18 @@ def contents(file: Path) -> bytes:
     return hashlib.sha256(file.read_bytes()).digest() if file.is_file() else b""
 
 
-def squared(picture: np.ndarray, size: int) -> np.ndarray:
-    """A photo (H, W, 3), bicubic, or a mask (H, W), nearest, as a square of `size`; 0 leaves it as it is."""
-    if not size:
-        return picture
-    how = Image.Resampling.BICUBIC if picture.ndim == 3 else Image.Resampling.NEAREST
-    return np.array(Image.fromarray(picture).resize((size, size), how))
-
-
-def check_selection(count: int, size: int) -> None:
-    """Raises ValueError where a count of scenes or a side in pixels is none; 0 is "all" and "as it is"."""
-    for name, value, least in (("count", count, 1), ("size", size, 32)):
-        if not isinstance(value, int) or isinstance(value, bool) or (value != 0 and value < least):
-            raise ValueError(f"{name} must be a whole number, at least {least}, or 0 for all there is, got {value!r}")
+def check_selection(spec: SceneSet) -> None:
+    """Raises ValueError where `count` or `size` of a spec of photos is odd; 0 is all, and as is."""
+    fields.whole(spec, "count", "size")
+    if spec.size:
+        fields.whole(spec, "size", least=32)
 
 
 def selected(names: Sequence[str], count: int) -> list[str]:
-    """All names, or `count` of them by a draw that is the same everywhere.  Raises ValueError where there are fewer."""
+    """All names, or `count` of them by a draw that is the same everywhere.
+
+    Raises ValueError where there are fewer.
+    """
     if count > len(names):
         raise ValueError(f"{count} scenes are asked for, the list has {len(names)}")
     if not count:
@@ -169,7 +179,7 @@ def selected(names: Sequence[str], count: int) -> list[str]:
 
 
 def relabelled(mask: np.ndarray, table: Sequence[int]) -> np.ndarray:
-    """A mask under other numbers: label i becomes ``table[i]``; labels beyond the table are void."""
+    """A mask under other numbers: label i becomes ``table[i]``, or void beyond the table."""
     numbers = np.full(256, VOID, np.uint8)
     numbers[: len(table)] = table
     return numbers[mask]

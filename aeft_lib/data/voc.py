@@ -1,34 +1,42 @@
-"""PASCAL VOC 2012 in the layout of its own archive: tags from its annotations, masks read only when they are asked for.
+"""PASCAL VOC 2012 in the layout of its own archive: tags from its annotations, masks on demand.
 
-``VOCdevkit/VOC2012/`` below the root holds ``JPEGImages``, ``Annotations``, ``ImageSets/Segmentation`` and
-``SegmentationClass``; ``SegmentationClassAug`` and ``ImageSets/Segmentation/train_aug.txt`` come from SBD (Hariharan et al.,
-2011).  The root is `paths.voc_root`.  A class is tagged where an object of it is annotated, difficult ones too, as AffinityNet
-and the reference take them.
+``VOCdevkit/VOC2012/`` below the root holds ``JPEGImages``, ``Annotations``,
+``ImageSets/Segmentation`` and ``SegmentationClass``; ``SegmentationClassAug`` and
+``ImageSets/Segmentation/train_aug.txt`` come from SBD (Hariharan et al., 2011).  The root is
+`paths.voc_root`.  A class is tagged where an object of it is annotated, difficult ones too, as
+AffinityNet and the reference take them.
 """
 
 import xml.etree.ElementTree as ET
+from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from aeft_lib import paths
+from aeft_lib.data.listing import Entry, Listing
 from aeft_lib.data.scene import Photos, check_selection, contents, opened, relabelled, selected
+from aeft_lib.engine import fields
 from aeft_lib.maps.labels import VOID, read_label_map
 
 CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
-    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+    *("diningtable", "dog", "horse", "motorbike", "person"),
+    *("pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
-SPLITS = {"train": 1464, "val": 1449, "trainval": 2913, "train_aug": 10582}  # images of the published lists
+# Images of the published lists.
+SPLITS = {"train": 1464, "val": 1449, "trainval": 2913, "train_aug": 10582}
 HOME = Path("VOCdevkit") / "VOC2012"
 MASKS = ("SegmentationClass", "SegmentationClassAug")  # VOC's own first: they are finer
 
 
 @dataclass(frozen=True)
 class VocSpec:
-    """split: one of the lists.  count: so many of its images; 0 is all.  size: side they are squared to; 0 leaves them.
+    """split: one of the lists.  count: so many of its images; 0 is all.
 
+    size: side they are squared to, in pixels; 0 leaves them as they are.
     classes: those that count, in this order; pixels of the others are void, and so are their tags.
     """
 
@@ -38,11 +46,11 @@ class VocSpec:
     classes: tuple[str, ...] = CLASSES
 
     def __post_init__(self) -> None:
-        if self.split not in SPLITS:
-            raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {self.split!r}")
-        check_selection(self.count, self.size)
+        fields.choice(self, split=tuple(SPLITS))
+        check_selection(self)
         if unknown := [name for name in self.classes if name not in CLASSES]:
-            raise ValueError(f"class {unknown[0]!r} is none of VOC's; there are {', '.join(CLASSES)}")
+            names = ", ".join(CLASSES)
+            raise ValueError(f"class {unknown[0]!r} is none of VOC's; there are {names}")
         if not self.classes or len(set(self.classes)) < len(self.classes):
             raise ValueError(f"classes must be different, and at least one, got {self.classes}")
 
@@ -52,14 +60,15 @@ class VocSpec:
 
 
 class Voc(Photos):
-    """The scenes of a `VocSpec`: ``image``, ``tags`` and ``mask`` one by one, or all at once as ``Voc(spec)[3]``."""
+    """The scenes of a `VocSpec`: ``Voc(spec)[3]``, or ``image``, ``tags`` and ``mask`` apart."""
 
     def __init__(self, spec: VocSpec, root: Path | None = None) -> None:
-        """root: holds ``VOCdevkit``; `paths.voc_root` by default.  Raises ValueError where the list is missing or empty."""
-        self.spec, self.classes, self.home = spec, spec.classes, (root or paths.voc_root()) / HOME
+        """root: holds ``VOCdevkit``; `paths.voc_root` by default.  Raises as `read_list` does."""
+        self.spec, self.classes = spec, spec.classes
+        self.home = (root or paths.voc_root()) / HOME
         self.names = selected(read_list(self.home, spec.split), spec.count)
-        numbers = [0, *(spec.classes.index(name) + 1 if name in spec.classes else VOID for name in CLASSES)]
-        self._numbers = numbers
+        numbers = {name: number for number, name in enumerate(spec.classes, start=1)}
+        self._numbers = [0, *(numbers.get(name, VOID) for name in CLASSES)]
 
     def image_file(self, name: str) -> Path:
         """Where the photo of this name stands."""
@@ -67,50 +76,111 @@ class Voc(Photos):
 
     def read_tags(self, name: str) -> np.ndarray:
         """Its tags, from its annotation alone."""
-        named = annotated_classes(self.home / "Annotations" / f"{name}.xml")
+        named, _ = read_annotation(self.home / "Annotations" / f"{name}.xml")
         return np.array([known in named for known in self.classes])
 
     def read_mask(self, name: str) -> np.ndarray:
         """Its mask, VOC's own before SBD's."""
-        file = self._mask_file(name)
-        if file is None:
-            files = " nor ".join(str(self.home / folder / f"{name}.png") for folder in MASKS)
-            raise ValueError(f"{name} has no mask: neither {files}; see `aeft data check voc`")
-        return relabelled(read_label_map(file, num_classes=len(CLASSES)), self._numbers)
+        files = _mask_files(self.home, name)
+        if not files:
+            places = " nor ".join(str(self.home / folder / f"{name}.png") for folder in MASKS)
+            raise ValueError(f"{name} has no mask: neither {places}; see `aeft data check voc`")
+        return relabelled(read_label_map(files[0], num_classes=len(CLASSES)), self._numbers)
 
     def mask_digest(self, name: str) -> bytes:
         """Of its mask's file."""
-        file = self._mask_file(name)
-        return contents(file) if file else b""
+        files = _mask_files(self.home, name)
+        return contents(files[0]) if files else b""
 
-    def _mask_file(self, name: str) -> Path | None:
-        files = (self.home / folder / f"{name}.png" for folder in MASKS)
-        return next((file for file in files if file.is_file()), None)
+
+def listing(root: Path) -> Listing:
+    """What VOC lists below a root, for the data doctor."""
+    home = root / HOME
+    if not home.is_dir():
+        remedy = f"AEFT_VOC_ROOT must name the folder that holds {HOME}"
+        return Listing([f"{home}: no such folder; {remedy}"])
+    folders, lists = [home / "JPEGImages", home / "Annotations"], {}
+    problems = [f"{folder}: no such folder" for folder in folders if not folder.is_dir()]
+    for split in SPLITS:
+        lists[split], wrong = _listed(home, split)
+        problems += wrong
+    if not any(lists.values()):
+        problems.append(f"{home / 'ImageSets' / 'Segmentation'}: no list of images")
+    for name in sorted({*lists["train"], *lists["train_aug"]} & set(lists["val"])):
+        where = " and ".join(split for split in ("train", "train_aug") if name in lists[split])
+        problems.append(
+            f"{name}: stands in {where}, and in val too; results on val would not count"
+        )
+    return Listing(problems, lists, SPLITS, partial(_entry, home), CLASSES)
+
+
+def _entry(home: Path, name: str) -> Entry:
+    file, photo = home / "Annotations" / f"{name}.xml", home / "JPEGImages" / f"{name}.jpg"
+    classes, size, problems, masks = set(), None, [], _mask_files(home, name)
+    if not file.is_file():
+        problems = [f"{file}: missing"] if file.parent.is_dir() else []
+    else:
+        try:
+            classes, size = read_annotation(file)
+        except ValueError as error:
+            problems = [str(error)]
+    photo, masked = photo if photo.parent.is_dir() else None, bool(masks)
+    claim = (f"{file}: says", size) if size else None
+    return Entry(photo, frozenset(classes), file.is_file(), masked, masks, claim, problems)
+
+
+def _mask_files(home: Path, name: str) -> list[Path]:
+    files = (home / folder / f"{name}.png" for folder in MASKS)
+    return [file for file in files if file.is_file()]
+
+
+def _list_file(home: Path, split: str) -> Path:
+    return home / "ImageSets" / "Segmentation" / f"{split}.txt"
+
+
+def _listed(home: Path, split: str) -> tuple[list[str], list[str]]:
+    """The names of a split, each once, and what is wrong with its list; none without a list."""
+    if not (file := _list_file(home, split)).is_file():
+        return [], []
+    lines = file.read_text(encoding="utf-8-sig", errors="replace").split()
+    counts = Counter(name for name in lines if "/" not in name)
+    problems = [] if lines else [f"{file}: lists no image"]
+    if paths_listed := [name for name in lines if "/" in name]:  # train_aug circulates in pairs
+        number, remedy = len(paths_listed), "names without folder and suffix are needed"
+        problems.append(f"{file}: {number} entries like {paths_listed[0]!r}; {remedy}")
+    problems += [f"{file}: {name} stands {n} times" for name, n in counts.items() if n > 1]
+    return list(counts), problems
 
 
 def read_list(home: Path, split: str) -> list[str]:
-    """The names of a split.  Raises ValueError where its list is missing, empty, holds paths or names an image twice."""
-    file = home / "ImageSets" / "Segmentation" / f"{split}.txt"
-    if not file.is_file():
-        raise ValueError(f"no {file}: AEFT_VOC_ROOT must name the folder that holds {HOME}; `aeft data check voc` says more")
-    names = file.read_text(encoding="utf-8-sig", errors="replace").split()
-    if not names:
-        raise ValueError(f"{file} lists no image: fetch it again")
-    if paths_listed := [name for name in names if "/" in name]:  # train_aug circulates as pairs of paths, too
-        raise ValueError(f"{file} lists {paths_listed[0]!r}: one name a line is needed, without folder and suffix")
-    if len(set(names)) < len(names):
-        twice = next(name for i, name in enumerate(names) if name in names[:i])
-        raise ValueError(f"{file} lists {twice} twice: fetch it again")
+    """The names of a split.
+
+    Raises ValueError where its list is missing, empty, holds paths or names an image twice.
+    """
+    if not _list_file(home, split).is_file():
+        remedy = f"AEFT_VOC_ROOT must name the folder that holds {HOME}"
+        text = f"{remedy}; `aeft data check voc` says more"
+        raise ValueError(f"no {_list_file(home, split)}: {text}")
+    names, problems = _listed(home, split)
+    if problems:
+        raise ValueError(f"{problems[0]}; fetch it again")
     return names
 
 
-def annotated_classes(file: Path) -> set[str]:
-    """Classes of the annotated objects.  Raises ValueError for a file that is missing, no XML, or names an unknown class."""
+def read_annotation(file: Path) -> tuple[set[str], tuple[int, int] | None]:
+    """Classes of the annotated objects, and the image's size (H, W) where it stands there.
+
+    Raises ValueError for a file that is missing, no XML, names an unknown class or an odd size.
+    """
     try:
-        objects = ET.parse(file).getroot().findall("object")
+        root = ET.parse(file).getroot()
     except (OSError, ET.ParseError) as error:
         raise ValueError(f"{file}: not a readable annotation ({error}); fetch it again") from error
-    names = {(found.findtext("name") or "").strip() for found in objects}
+    names = {(item.findtext("name") or "").strip() for item in root.findall("object")}
     if unknown := sorted(names - set(CLASSES)):
         raise ValueError(f"{file}: class {unknown[0]!r} is none of VOC's {len(CLASSES)}")
-    return names
+    sides = [root.findtext(f"size/{side}") for side in ("height", "width")]
+    try:
+        return names, None if None in sides else (int(sides[0]), int(sides[1]))
+    except ValueError as error:
+        raise ValueError(f"{file}: its size {sides} is no number") from error

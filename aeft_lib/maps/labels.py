@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 VOID = 255
@@ -83,32 +83,6 @@ def read_label_map(file: Path, *, num_classes: int, size: tuple[int, int] | None
     if foreign:
         raise ValueError(f"{file}: label {foreign[0]} is outside 0..{num_classes} and is not void ({VOID})")
     return labels
-
-
-def read_image(file: Path) -> np.ndarray:
-    """Read a photo as (H, W, 3) uint8 RGB, turned as its EXIF tag says; grey, palette and CMYK pictures become RGB.
-
-    Raises ValueError naming the file: cut off or no picture, or one of 16 bits, whose range nobody can know.
-    """
-    try:
-        with Image.open(file) as picture:
-            coding = str(picture.tile[0][3]) if picture.tile else ""  # of RGB with 16 bits the mode says nothing
-            if picture.mode.startswith(("I", "F")) or ";16" in coding:
-                raise ValueError(f"{file}: a picture of mode {picture.mode}, 16 bits or more; save it with 8 bits a channel")
-            return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
-    except UNREADABLE as error:
-        raise ValueError(f"{file}: not a readable image ({error}); fetch it again") from error
-
-
-def image_size(file: Path) -> tuple[int, int]:
-    """(H, W) of a photo as `read_image` gives it, from its header alone.  Raises ValueError naming a file that has none."""
-    try:
-        with Image.open(file) as picture:
-            width, height = picture.size
-            turned = picture.getexif().get(0x0112, 1) >= 5  # EXIF orientation: lying on its side
-    except UNREADABLE as error:
-        raise ValueError(f"{file}: not a readable image ({error}); fetch it again") from error
-    return (width, height) if turned else (height, width)
 
 
 def statistics(labels: np.ndarray) -> dict[str, float | str]:

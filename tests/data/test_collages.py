@@ -1,4 +1,4 @@
-"""The photo collages: determinism, exact masks and tags, the split, contexts, object sizes, and the embedded pack itself."""
+"""The photo collages: determinism, masks, tags, the split, contexts, sizes, the embedded pack."""
 
 import csv
 import hashlib
@@ -29,7 +29,10 @@ SIZE = 64
 @pytest.fixture(scope="module")
 def scenes():
     """150 small scenes of each split."""
-    return {split: list(Collages(SceneSpec(split, 150, SIZE))[i] for i in range(150)) for split in SPLITS}
+    return {
+        split: list(Collages(SceneSpec(split, 150, SIZE))[i] for i in range(150))
+        for split in SPLITS
+    }
 
 
 def manifest() -> list[dict[str, str]]:
@@ -37,7 +40,7 @@ def manifest() -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-# --- scenes ----------------------------------------------------------------------------------------------------------
+# --- scenes ---------------------------------------------------------------------------------------
 
 
 def test_scenes_have_the_stated_shapes_types_and_names():
@@ -52,7 +55,10 @@ def test_scenes_have_the_stated_shapes_types_and_names():
 
 
 def test_a_scene_is_the_same_whenever_and_in_whatever_set_it_is_drawn():
-    first, again = Collages(SceneSpec("train", 5, SIZE))[4], Collages(SceneSpec("train", 500, SIZE))[4]
+    first, again = (
+        Collages(SceneSpec("train", 5, SIZE))[4],
+        Collages(SceneSpec("train", 500, SIZE))[4],
+    )
     for ours, theirs in zip(first[:3], again[:3], strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
@@ -73,7 +79,7 @@ def test_splits_draw_their_own_scenes_even_from_the_same_pictures():
 
 
 def test_scenes_of_another_size_show_the_same_composition():
-    """Placement tests count pixels, so rounding may move an object now and then; the rule is: nearly always the same."""
+    """Rounding may move an object now and then, since placement counts pixels: nearly always."""
     small, large = (Collages(SceneSpec("val", 40, size)) for size in (128, 256))
     pairs = [(small[i], large[i]) for i in range(40)]
     assert np.mean([np.array_equal(a.tags, b.tags) for a, b in pairs]) >= 0.9
@@ -86,7 +92,9 @@ def test_backgrounds_of_another_size_are_the_same_crop():
     for index in range(6):
         crops = []
         for size in (64, 128):
-            canvas = Collages(SceneSpec("train", 1, size))._background(np.random.default_rng(index), 0)
+            canvas = Collages(SceneSpec("train", 1, size))._background(
+                np.random.default_rng(index), 0
+            )
             crops.append(np.asarray(canvas.resize((32, 32), Image.Resampling.BOX), dtype=float))
         assert np.abs(crops[0] - crops[1]).mean() < 3
 
@@ -120,7 +128,7 @@ def test_object_sizes_follow_the_stated_distribution(scenes):
 
 
 def test_masks_are_exact_what_is_outside_them_is_background():
-    """On a pack of one flat colour everything that differs from it is an object, up to its soft edge."""
+    """On a pack of one flat colour all that differs from it is an object and its soft edge."""
     pack = Pack(load_pack().cutouts, {"train": (Image.new("RGB", (200, 200), (255, 0, 255)),)}, "")
     for scene in (Collages(SceneSpec("train", 20, 128), pack)[i] for i in range(20)):
         painted = (scene.image != (255, 0, 255)).any(axis=2)
@@ -131,16 +139,21 @@ def test_masks_are_exact_what_is_outside_them_is_background():
         assert (painted & ~edge).mean() < 0.02
 
 
-# --- contexts --------------------------------------------------------------------------------------------------------
+# --- contexts -------------------------------------------------------------------------------------
 
 COLOURS = [(40 * i, 0, 255 - 40 * i) for i in range(6)]
 
 
 def background_colours(context: float, first_class: int) -> set[tuple[int, ...]]:
-    """The colours that 40 backgrounds behind this class have, on a pack with one colour per photo."""
+    """The colours of 40 backgrounds behind this class, on a pack with one colour a photo."""
     photos = tuple(Image.new("RGB", (50, 40), colour) for colour in COLOURS)
-    data = Collages(SceneSpec("train", 1, 32, context=context), Pack(load_pack().cutouts, {"train": photos}, ""))
-    return {data._background(np.random.default_rng(seed), first_class).getpixel((5, 5)) for seed in range(40)}
+    data = Collages(
+        SceneSpec("train", 1, 32, context=context), Pack(load_pack().cutouts, {"train": photos}, "")
+    )
+    return {
+        data._background(np.random.default_rng(seed), first_class).getpixel((5, 5))
+        for seed in range(40)
+    }
 
 
 def test_full_context_ties_every_class_to_one_background():
@@ -161,15 +174,15 @@ def test_context_changes_the_background_and_nothing_else():
     assert any(not np.array_equal(a.image, b.image) for a, b in pairs)
 
 
-# --- refusals --------------------------------------------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"split": "test"}, "split must be one of train, val, got 'test'"),
-        ({"count": 0}, "count >= 1 and size >= 32, got count=0"),
-        ({"size": 31}, "count >= 1 and size >= 32, got count=5, size=31"),
+        ({"count": 0}, "count must be a whole number, at least 1, got 0"),
+        ({"size": 31}, "size must be a whole number, at least 32, got 31"),
         ({"context": 2.0}, r"context must lie in 0\.\.1, got 2\.0"),
         ({"context": -0.1}, r"context must lie in 0\.\.1, got -0\.1"),
         ({"context": float("nan")}, r"context must lie in 0\.\.1, got nan"),
@@ -186,7 +199,7 @@ def test_an_index_outside_the_set_is_refused(index):
         Collages(SceneSpec("train", 5, SIZE))[index]
 
 
-# --- the pack --------------------------------------------------------------------------------------------------------
+# --- the pack -------------------------------------------------------------------------------------
 
 
 def test_the_manifest_lists_every_picture_with_its_origin_and_no_other():
@@ -231,9 +244,15 @@ def test_the_pack_decodes_to_what_the_manifest_says():
     rows, pack = manifest(), load_pack()
     counts = Counter((row["split"], row["class"]) for row in rows if row["kind"] == "cutout")
     assert {key: len(items) for key, items in pack.cutouts.items()} == counts
-    assert all(picture.mode == "RGBA" and max(picture.size) <= 192 for items in pack.cutouts.values() for picture in items)
+    assert all(
+        picture.mode == "RGBA" and max(picture.size) <= 192
+        for items in pack.cutouts.values()
+        for picture in items
+    )
     assert all(picture.mode == "RGB" for items in pack.backgrounds.values() for picture in items)
-    assert pack.checksum == hashlib.sha256((paths.COLLAGES / "manifest.csv").read_bytes()).hexdigest()
+    assert (
+        pack.checksum == hashlib.sha256((paths.COLLAGES / "manifest.csv").read_bytes()).hexdigest()
+    )
 
 
 def test_the_pack_is_small():
@@ -260,24 +279,50 @@ def truncate(folder, file="cutouts/bird/hen.webp"):
 
 def drop_lines(folder, pattern):
     lines = (folder / "manifest.csv").read_text(encoding="utf-8").splitlines(keepends=True)
-    (folder / "manifest.csv").write_text("".join(line for line in lines if not re.search(pattern, line)), encoding="utf-8")
+    (folder / "manifest.csv").write_text(
+        "".join(line for line in lines if not re.search(pattern, line)), encoding="utf-8"
+    )
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        pytest.param(truncate, r"is damaged: .*hen\.webp is missing or differs from the manifest", id="truncated"),
         pytest.param(
-            lambda f: (f / "cutouts/fish/lionfish.webp").unlink(), r"is damaged: .*lionfish\.webp", id="one file gone"
+            truncate,
+            r"is damaged: .*hen\.webp is missing or differs from the manifest",
+            id="truncated",
         ),
-        pytest.param(lambda f: (f / "manifest.csv").unlink(), r"is missing: no .*manifest\.csv", id="no manifest"),
+        pytest.param(
+            lambda f: (f / "cutouts/fish/lionfish.webp").unlink(),
+            r"is damaged: .*lionfish\.webp",
+            id="one file gone",
+        ),
+        pytest.param(
+            lambda f: (f / "manifest.csv").unlink(),
+            r"is missing: no .*manifest\.csv",
+            id="no manifest",
+        ),
         pytest.param(shutil.rmtree, r"is missing: no .*manifest\.csv", id="no folder"),
-        pytest.param(lambda f: drop_lines(f, ",insect,val,"), "lists nothing in val for insect", id="no insect in val"),
-        pytest.param(lambda f: drop_lines(f, "cutout,f.*,train,"), "in train for fish, flower, fruit", id="no f in train"),
-        pytest.param(lambda f: drop_lines(f, ",background,,val,"), "lists nothing in val for background", id="no background"),
+        pytest.param(
+            lambda f: drop_lines(f, ",insect,val,"),
+            "lists nothing in val for insect",
+            id="no insect in val",
+        ),
+        pytest.param(
+            lambda f: drop_lines(f, "cutout,f.*,train,"),
+            "in train for fish, flower, fruit",
+            id="no f in train",
+        ),
+        pytest.param(
+            lambda f: drop_lines(f, ",background,,val,"),
+            "lists nothing in val for background",
+            id="no background",
+        ),
     ],
 )
 def test_a_damaged_pack_names_what_is_wrong_and_the_remedy(copied_pack, damage, message):
     damage(copied_pack)
-    with pytest.raises(ValueError, match=message + r".*; restore it with: git checkout -- data/collages$"):
+    with pytest.raises(
+        ValueError, match=message + r".*; restore it with: git checkout -- data/collages$"
+    ):
         load_uncached(copied_pack)

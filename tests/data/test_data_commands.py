@@ -8,7 +8,7 @@ from photo_sets import make_folder, make_voc
 
 from aeft_lib.cli import main
 from aeft_lib.data.prepare import fetch
-from aeft_lib.data.prepare.download import Archive
+from aeft_lib.data.prepare.archives import Archive
 from aeft_lib.data.voc import HOME
 
 CLASSES = ("cat", "dog")
@@ -22,7 +22,9 @@ def test_check_of_a_whole_set_ends_well_and_says_what_is_there(tmp_path, monkeyp
         assert "train_aug: 4 images of 10582 in the published list" in capsys.readouterr().out
 
 
-def test_check_of_a_damaged_set_names_the_file_and_ends_with_an_error(tmp_path, monkeypatch, capsys):
+def test_check_of_a_damaged_set_names_the_file_and_ends_with_an_error(
+    tmp_path, monkeypatch, capsys
+):
     make_voc(tmp_path, {"train": 3, "val": 2}, classes=CLASSES)
     photo = next((tmp_path / HOME / "JPEGImages").iterdir())
     photo.write_bytes(b"")
@@ -50,7 +52,11 @@ def archive(tmp_path, monkeypatch):
         tar.add(tmp_path / "notes.txt", "annotations/notes.txt")
     checksum = hashlib.sha256(file.read_bytes()).hexdigest()
     known = Archive(
-        name="coco.tar", urls=("http://127.0.0.1:9/coco.tar",), bytes=0, checksum=f"sha256:{checksum}", unpack_to="."
+        name="coco.tar",
+        urls=("http://127.0.0.1:9/coco.tar",),
+        bytes=file.stat().st_size,
+        checksum=f"sha256:{checksum}",
+        unpack_to=".",
     )
     monkeypatch.setitem(fetch.ARCHIVES, "coco", (known,))
     monkeypatch.setenv("AEFT_COCO_ROOT", str(tmp_path / "root"))
@@ -58,7 +64,9 @@ def archive(tmp_path, monkeypatch):
 
 
 def test_fetch_takes_an_archive_at_hand_and_checks_what_came_out(archive, tmp_path, capsys):
-    assert main(["data", "fetch", "coco", "--from", str(archive)]) == 1  # it holds no photos, and the doctor says so
+    assert (
+        main(["data", "fetch", "coco", "--from", str(archive)]) == 1
+    )  # it holds no photos, and the doctor says so
     said = capsys.readouterr()
     assert "1 files are below" in said.out
     assert "problem(s) in coco" in said.err

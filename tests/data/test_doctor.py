@@ -1,4 +1,4 @@
-"""The data doctor: whole sets are well, each kind of damage is one line that names its file, and none hides another."""
+"""The data doctor: each kind of damage is one line that names its file; none hides another."""
 
 import json
 import os
@@ -27,15 +27,21 @@ from aeft_lib.data.prepare.doctor import Findings, check
 from aeft_lib.data.voc import HOME, MASKS
 from aeft_lib.maps.labels import write_label_map
 
-ONE, TWO = "2007_000001", "2007_000002"
-COCO_ONE = "COCO_train2014_000000000001"
+FIRST, SECOND = "2007_000001", "2007_000002"
+COCO_FIRST = "COCO_train2014_000000000001"
 SIZE = (48, 64)
 
 
 @pytest.fixture
 def voc(tmp_path):
     make_voc(
-        tmp_path, {"train": [ONE, TWO], "val": 2, "trainval": [ONE, TWO, "2007_000003"], "train_aug": [ONE, TWO, "2007_000009"]}
+        tmp_path,
+        {
+            "train": [FIRST, SECOND],
+            "val": 2,
+            "trainval": [FIRST, SECOND, "2007_000003"],
+            "train_aug": [FIRST, SECOND, "2007_000009"],
+        },
     )
     return tmp_path
 
@@ -52,22 +58,22 @@ def photos(tmp_path):
     return tmp_path
 
 
-def problem(found: Findings) -> str:
+def problem(findings: Findings) -> str:
     """The only problem there is."""
-    assert len(found.problems) == 1, found.problems
-    assert not found.ok
-    return found.problems[0]
+    assert len(findings.problems) == 1, findings.problems
+    assert not findings.ok
+    return findings.problems[0]
 
 
-def jpeg(root: Path, name: str = ONE) -> Path:
+def jpeg(root: Path, name: str = FIRST) -> Path:
     return root / HOME / "JPEGImages" / f"{name}.jpg"
 
 
-def xml(root: Path, name: str = ONE) -> Path:
+def xml(root: Path, name: str = FIRST) -> Path:
     return root / HOME / "Annotations" / f"{name}.xml"
 
 
-def png(root: Path, name: str = ONE) -> Path:
+def png(root: Path, name: str = FIRST) -> Path:
     return root / HOME / MASKS[0] / f"{name}.png"
 
 
@@ -75,23 +81,22 @@ def names(root: Path, split: str) -> Path:
     return root / HOME / "ImageSets" / "Segmentation" / f"{split}.txt"
 
 
-# --- what is asked for -----------------------------------------------------------------------------------------------
+# --- what is asked for ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("what", ["", "imagenet", "VOC", "no/such/folder"])
 def test_there_is_no_check_of_anything_else(what):
-    with pytest.raises(
-        ValueError, match=f"check of voc, of coco, and of an existing folder with photos of your own, got '{what}'"
-    ):
+    known = "voc, of coco, and of an existing folder with photos of your own"
+    with pytest.raises(ValueError, match=f"check of {known}, got '{what}'"):
         check(what)
 
 
 @pytest.mark.parametrize("what", ["voc", "coco"])
 def test_roots_come_from_the_variables(tmp_path, monkeypatch, what):
     monkeypatch.setenv(f"AEFT_{what.upper()}_ROOT", str(tmp_path / "elsewhere"))
-    found = check(what)
-    assert f"AEFT_{what.upper()}_ROOT must name the folder" in problem(found)
-    assert str(tmp_path / "elsewhere") in found.text()
+    findings = check(what)
+    assert f"AEFT_{what.upper()}_ROOT must name the folder" in problem(findings)
+    assert str(tmp_path / "elsewhere") in findings.text()
 
 
 def test_a_folder_may_stand_in_the_home_folder(photos, monkeypatch):
@@ -101,41 +106,47 @@ def test_a_folder_may_stand_in_the_home_folder(photos, monkeypatch):
 
 def test_the_text_names_the_first_problems_and_counts_the_rest():
     assert Findings(["a line"]).text() == "a line\nnothing is wrong"
-    found = Findings(["a line"], [f"file {i}" for i in range(23)], ["an archive"])
-    lines = found.text().splitlines()
+    findings = Findings(["a line"], [f"file {i}" for i in range(23)], ["an archive"])
+    lines = findings.text().splitlines()
     assert lines[:2] == ["a line", "wrong: file 0"]
     assert lines[20:] == ["wrong: file 19", "wrong: and 3 more", "to get: an archive"]
-    found.problems = found.problems[:20]
-    assert "more" not in found.text()
+    findings.problems = findings.problems[:20]
+    assert "more" not in findings.text()
 
 
-# --- VOC -------------------------------------------------------------------------------------------------------------
+# --- VOC ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("deep", [False, True])
 def test_voc_as_drawn_is_well(voc, deep):
-    found = check("voc", voc, deep=deep)
-    assert found.ok, found.problems
-    assert found.text().startswith(f"VOC 2012 in {voc}\ntrain: 2 images of 1464 in the published list, 2 with a mask\n")
-    assert "\nval: 2 images of 1449 in the published list, 2 with a mask\n" in found.text()
-    assert "\ntrain_aug: 3 images of 10582 in the published list, 3 with a mask\n" in found.text()
-    assert "  images a class: cat 1, dog 1, person 1" in found.lines  # cat, then dog and person
-    assert "nothing is wrong" in found.text()
+    findings = check("voc", voc, deep=deep)
+    assert findings.ok, findings.problems
+    assert findings.text().startswith(
+        f"VOC 2012 in {voc}\ntrain: 2 images of 1464 in the published list, 2 with a mask\n"
+    )
+    assert "\nval: 2 images of 1449 in the published list, 2 with a mask\n" in findings.text()
+    assert (
+        "\ntrain_aug: 3 images of 10582 in the published list, 3 with a mask\n" in findings.text()
+    )
+    assert "  images a class: cat 1, dog 1, person 1" in findings.lines  # cat, then dog and person
+    assert "nothing is wrong" in findings.text()
 
 
 def test_a_whole_list_is_all_of_it(voc, monkeypatch):
-    monkeypatch.setattr("aeft_lib.data.voc.SPLITS", {"train": 2, "val": 2, "trainval": 3, "train_aug": 3})
-    found = check("voc", voc)
-    assert "train: 2 images (all), 2 with a mask" in found.lines
-    assert not found.advice
+    monkeypatch.setattr(
+        "aeft_lib.data.voc.SPLITS", {"train": 2, "val": 2, "trainval": 3, "train_aug": 3}
+    )
+    findings = check("voc", voc)
+    assert "train: 2 images (all), 2 with a mask" in findings.lines
+    assert not findings.advice
 
 
 def test_a_part_of_voc_is_well_and_the_rest_has_an_address(voc):
     names(voc, "train_aug").unlink()
-    found = check("voc", voc)
-    assert found.ok
-    assert "train_aug: nothing listed" in found.lines
-    first, second = found.advice
+    findings = check("voc", voc)
+    assert findings.ok
+    assert "train_aug: nothing listed" in findings.lines
+    first, second = findings.advice
     for part in (
         "VOCtrainval_11-May-2012.tar",
         "PASCAL VOC site",
@@ -144,80 +155,105 @@ def test_a_part_of_voc_is_well_and_the_rest_has_an_address(voc):
         f"unpack it in {voc}",
     ):
         assert part in first
-    for part in ("benchmark.tgz", "1.4 GB", "82b4d87ceb2ed10f6038a1cba92111cb", "`aeft data fetch voc`"):
+    for part in (
+        "benchmark.tgz",
+        "1.4 GB",
+        "82b4d87ceb2ed10f6038a1cba92111cb",
+        "`aeft data fetch voc`",
+    ):
         assert part in second
 
 
 def test_no_mask_is_needed(voc):
     for folder in MASKS:
         shutil.rmtree(voc / HOME / folder)
-    found = check("voc", voc, deep=True)
-    assert found.ok
-    assert "train: 2 images of 1464 in the published list, 0 with a mask" in found.lines
-    assert "benchmark.tgz" in found.text()
+    findings = check("voc", voc, deep=True)
+    assert findings.ok
+    assert "train: 2 images of 1464 in the published list, 0 with a mask" in findings.lines
+    assert "benchmark.tgz" in findings.text()
 
 
 def test_without_a_root_there_is_one_problem_and_both_addresses(tmp_path):
-    found = check("voc", tmp_path / "nowhere")
-    assert problem(found).endswith("no such folder; AEFT_VOC_ROOT must name the folder that holds VOCdevkit/VOC2012")
-    assert len(found.advice) == 2
+    findings = check("voc", tmp_path / "nowhere")
+    assert problem(findings).endswith(
+        "no such folder; AEFT_VOC_ROOT must name the folder that holds VOCdevkit/VOC2012"
+    )
+    assert len(findings.advice) == 2
 
 
 def test_half_of_voc_is_a_problem_a_folder_and_not_one_an_image(voc):
     shutil.rmtree(voc / HOME / "JPEGImages")
     assert problem(check("voc", voc)) == f"{voc / HOME / 'JPEGImages'}: no such folder"
     shutil.rmtree(voc / HOME / "Annotations")
-    assert check("voc", voc).problems == [f"{voc / HOME / part}: no such folder" for part in ("JPEGImages", "Annotations")]
+    assert check("voc", voc).problems == [
+        f"{voc / HOME / part}: no such folder" for part in ("JPEGImages", "Annotations")
+    ]
     shutil.rmtree(voc / HOME / "ImageSets")
-    assert f"{voc / HOME / 'ImageSets' / 'Segmentation'}: no list of images" in check("voc", voc).problems
+    assert (
+        f"{voc / HOME / 'ImageSets' / 'Segmentation'}: no list of images"
+        in check("voc", voc).problems
+    )
 
 
 VOC_DAMAGE = {
-    "photo missing": (lambda r: jpeg(r).unlink(), r"JPEGImages/{ONE}.jpg: missing"),
-    "photo empty": (lambda r: jpeg(r).write_bytes(b""), "{ONE}.jpg: empty (0 bytes)"),
+    "photo missing": (lambda r: jpeg(r).unlink(), r"JPEGImages/{FIRST}.jpg: missing"),
+    "photo empty": (lambda r: jpeg(r).write_bytes(b""), "{FIRST}.jpg: empty (0 bytes)"),
     "photo no picture": (
         lambda r: jpeg(r).write_text("<html>404</html>"),
-        "{ONE}.jpg: not a readable picture (of no known kind)",
+        "{FIRST}.jpg: not a readable image (of no known kind)",
     ),
     "photo of 16 bits": (
         lambda r: recode(jpeg(r), "16 bits"),
-        "{ONE}.jpg: 16 bits or more a channel (mode I;16); save it with 8",
+        "{FIRST}.jpg: 16 bits or more a channel (mode I;16); save it with 8",
     ),
-    "annotation missing": (lambda r: xml(r).unlink(), "Annotations/{ONE}.xml: missing"),
-    "annotation broken": (lambda r: xml(r).write_text("<annotation>"), "{ONE}.xml: not a readable annotation"),
-    "annotation empty": (lambda r: xml(r).write_text(""), "{ONE}.xml: not a readable annotation"),
-    "unknown class": (lambda r: xml(r).write_text(voc_annotation(["unicorn"])), "{ONE}.xml: class 'unicorn' is none of VOC's"),
+    "annotation missing": (lambda r: xml(r).unlink(), "Annotations/{FIRST}.xml: missing"),
+    "annotation broken": (
+        lambda r: xml(r).write_text("<annotation>"),
+        "{FIRST}.xml: not a readable annotation",
+    ),
+    "annotation empty": (lambda r: xml(r).write_text(""), "{FIRST}.xml: not a readable annotation"),
+    "unknown class": (
+        lambda r: xml(r).write_text(voc_annotation(["unicorn"])),
+        "{FIRST}.xml: class 'unicorn' is none of VOC's",
+    ),
     "annotation of another size": (
         lambda r: xml(r).write_text(voc_annotation(["cat"], (60, 64))),
-        "{ONE}.xml: says 64x60 pixels, the photo has 64x48",
+        "{FIRST}.xml: says 64x60 pixels, the photo has 64x48",
     ),
     "annotation of no size": (
         lambda r: xml(r).write_text(voc_annotation(["cat"]).replace("64", "wide")),
-        "{ONE}.xml: its size ['wide', '48'] is no number",
+        "{FIRST}.xml: its size ['48', 'wide'] is no number",
     ),
     "mask of another size": (
         lambda r: write_label_map(png(r), np.zeros((50, 64), np.uint8)),
-        "{ONE}.png: has 64x50 pixels, the photo has 64x48",
+        "{FIRST}.png: has 64x50 pixels, the photo has 64x48",
     ),
     "mask of colours": (
         lambda r: colour_map(png(r)),
-        "{ONE}.png: a mask must be a PNG with one 8-bit channel of labels, this is PNG, mode RGB",
+        "{FIRST}.png: a mask must be a PNG with one 8-bit channel of labels, this is PNG, mode RGB",
     ),
     "mask as JPEG": (lambda r: save_jpeg(png(r), np.zeros(SIZE, np.uint8)), "this is JPEG, mode L"),
-    "mask empty": (lambda r: png(r).write_bytes(b""), "{ONE}.png: empty (0 bytes)"),
-    "mask no picture": (lambda r: png(r).write_text("none"), "{ONE}.png: not a readable picture"),
+    "mask empty": (lambda r: png(r).write_bytes(b""), "{FIRST}.png: empty (0 bytes)"),
+    "mask no picture": (lambda r: png(r).write_text("none"), "{FIRST}.png: not a readable mask"),
     "second mask of another size": (
-        lambda r: write_label_map(r / HOME / MASKS[1] / f"{ONE}.png", np.zeros((48, 65), np.uint8)),
-        "SegmentationClassAug/{ONE}.png: has 65x48 pixels",
+        lambda r: write_label_map(
+            r / HOME / MASKS[1] / f"{FIRST}.png", np.zeros((48, 65), np.uint8)
+        ),
+        "SegmentationClassAug/{FIRST}.png: has 65x48 pixels",
     ),
-    "name twice": (lambda r: names(r, "train").write_text(f"{ONE}\n{TWO}\n{ONE}\n"), "train.txt: {ONE} stands 2 times"),
+    "name twice": (
+        lambda r: names(r, "train").write_text(f"{FIRST}\n{SECOND}\n{FIRST}\n"),
+        "train.txt: {FIRST} stands 2 times",
+    ),
     "list empty": (lambda r: names(r, "trainval").write_text(""), "trainval.txt: lists no image"),
     "list of paths": (
-        lambda r: names(r, "train").write_text(f"/JPEGImages/{ONE}.jpg /SegmentationClass/{ONE}.png\n{TWO}"),
-        "train.txt: 2 entries like '/JPEGImages/{ONE}.jpg'; names without folder and suffix are needed",
+        lambda r: names(r, "train").write_text(
+            f"/JPEGImages/{FIRST}.jpg /SegmentationClass/{FIRST}.png\n{SECOND}"
+        ),
+        "train.txt: 2 entries like '/JPEGImages/{FIRST}.jpg'; names without folder and suffix",
     ),
     "leak from train": (
-        lambda r: names(r, "train").write_text(f"{ONE}\n2007_000003\n"),
+        lambda r: names(r, "train").write_text(f"{FIRST}\n2007_000003\n"),
         "2007_000003: stands in train, and in val too; results on val would not count",
     ),
     "leak from train_aug": (
@@ -232,15 +268,18 @@ VOC_DAMAGE = {
 def test_damage_of_voc_is_one_problem_that_names_the_file(voc, damage, deep):
     harm, said = VOC_DAMAGE[damage]
     harm(voc)
-    found = check("voc", voc, deep=deep)
-    assert said.replace("{ONE}", ONE) in problem(found)
-    assert "VOCtrainval" in found.text()
+    findings = check("voc", voc, deep=deep)
+    assert said.replace("{FIRST}", FIRST) in problem(findings)
+    assert "VOCtrainval" in findings.text()
 
 
 DEEP_DAMAGE = {
-    "photo cut off": (lambda r: cut(jpeg(r), 0.6), f"{ONE}.jpg: not a readable image"),
-    "mask cut off": (lambda r: cut(png(r), 0.97), f"{ONE}.png: not a readable label map"),
-    "label beyond": (lambda r: write_label_map(png(r), np.full(SIZE, 21, np.uint8)), f"{ONE}.png: label 21 is outside 0..20"),
+    "photo cut off": (lambda r: cut(jpeg(r), 0.6), f"{FIRST}.jpg: not a readable image"),
+    "mask cut off": (lambda r: cut(png(r), 0.97), f"{FIRST}.png: not a readable label map"),
+    "label beyond": (
+        lambda r: write_label_map(png(r), np.full(SIZE, 21, np.uint8)),
+        f"{FIRST}.png: label 21 is outside 0..20",
+    ),
 }
 
 
@@ -254,39 +293,39 @@ def test_damage_of_pixels_is_found_by_decoding(voc, damage):
 
 def test_a_photo_on_its_side_no_longer_fits_annotation_and_mask(voc):
     turn(jpeg(voc))
-    found = check("voc", voc)
+    findings = check("voc", voc)
     said = "64x48 pixels, the photo has 48x64; an EXIF tag turns the photo: save it without"
-    assert found.problems == [f"{xml(voc)}: says {said}", f"{png(voc)}: has {said}"]
+    assert findings.problems == [f"{xml(voc)}: says {said}", f"{png(voc)}: has {said}"]
     png(voc).unlink()  # without a mask the annotation tells
     assert said in problem(check("voc", voc))
 
 
 def test_a_photo_on_its_head_is_worth_a_look(voc):
     turn(jpeg(voc), 3)
-    found = check("voc", voc)
-    assert found.ok
-    assert "  turned by an EXIF tag: 1; look whether their masks are turned too" in found.lines
+    findings = check("voc", voc)
+    assert findings.ok
+    assert "  turned by an EXIF tag: 1; look whether their masks are turned too" in findings.lines
 
 
 def test_kinds_of_photos_that_readers_convert_are_counted(voc):
     recode(jpeg(voc), "CMYK")
-    recode(jpeg(voc, TWO), "L")
+    recode(jpeg(voc, SECOND), "L")
     recode(jpeg(voc, "2007_000009"), "palette")
     recode(jpeg(voc, "2007_000003"), "PNG")
-    found = check("voc", voc, deep=True)
-    assert found.ok, found.problems
-    assert [line for line in found.lines if "RGB" in line] == ["  read as RGB: 1 CMYK, 1 grey"] * 2 + [
-        "  read as RGB: 1 CMYK, 1 grey, 1 palette"
-    ]
+    findings = check("voc", voc, deep=True)
+    assert findings.ok, findings.problems
+    assert [line for line in findings.lines if "RGB" in line] == [
+        "  read as RGB: 1 CMYK, 1 grey"
+    ] * 2 + ["  read as RGB: 1 CMYK, 1 grey, 1 palette"]
 
 
 def test_images_without_annotation_and_without_class_are_counted(voc):
     xml(voc).unlink()
-    xml(voc, TWO).write_text(voc_annotation([]))
-    found = check("voc", voc)
-    assert "  images without an annotation: 1" in found.lines
-    assert "  images without a class: 1" in found.lines
-    assert len(found.problems) == 1  # once, though three lists name it
+    xml(voc, SECOND).write_text(voc_annotation([]))
+    findings = check("voc", voc)
+    assert "  images without an annotation: 1" in findings.lines
+    assert "  images without a class: 1" in findings.lines
+    assert len(findings.problems) == 1  # once, though three lists name it
 
 
 def test_no_problem_hides_another(voc):
@@ -294,11 +333,11 @@ def test_no_problem_hides_another(voc):
     xml(voc).unlink()
     png(voc).write_bytes(b"")
     jpeg(voc, "2007_000003").write_bytes(b"")
-    names(voc, "train").write_text(f"{ONE}\n{ONE}\n2007_000003\n")
+    names(voc, "train").write_text(f"{FIRST}\n{FIRST}\n2007_000003\n")
     assert len(check("voc", voc).problems) == 6
 
 
-# --- COCO ------------------------------------------------------------------------------------------------------------
+# --- COCO -----------------------------------------------------------------------------------------
 
 
 def coco_content(root: Path, split: str = "train2014") -> dict:
@@ -314,9 +353,9 @@ def altered(root: Path, change) -> None:
 
 @pytest.mark.parametrize("deep", [False, True])
 def test_coco_as_drawn_is_well(coco, deep):
-    found = check("coco", coco, deep=deep)
-    assert found.ok, found.problems
-    assert found.lines[:4] == [
+    findings = check("coco", coco, deep=deep)
+    assert findings.ok, findings.problems
+    assert findings.lines[:4] == [
         f"COCO 2014 in {coco}",
         "train2014: 3 images of 82783 in the published list, 3 with a mask",
         "  images a class: person 1, dog 1, car 2",
@@ -327,9 +366,9 @@ def test_coco_as_drawn_is_well(coco, deep):
 def test_a_part_of_coco_is_well_and_the_rest_has_an_address(coco):
     shutil.rmtree(coco / "train2014")
     (coco / "annotations" / "instances_train2014.json").unlink()
-    found = check("coco", coco)
-    assert found.ok
-    assert "train2014: nothing listed" in found.lines
+    findings = check("coco", coco)
+    assert findings.ok
+    assert "train2014: nothing listed" in findings.lines
     for part in (
         "train2014.zip (13 GB)",
         "val2014.zip (6 GB)",
@@ -337,12 +376,16 @@ def test_a_part_of_coco_is_well_and_the_rest_has_an_address(coco):
         "COCO site",
         "No checksum",
     ):
-        assert part in found.advice[0]
+        assert part in findings.advice[0]
 
 
 def test_without_a_root_or_annotations_of_coco_there_is_one_problem(tmp_path):
-    assert "no such folder; AEFT_COCO_ROOT must name the folder" in problem(check("coco", tmp_path / "nowhere"))
-    assert "no instances_train2014.json and no instances_val2014.json" in problem(check("coco", tmp_path))
+    assert "no such folder; AEFT_COCO_ROOT must name the folder" in problem(
+        check("coco", tmp_path / "nowhere")
+    )
+    assert "no instances_train2014.json and no instances_val2014.json" in problem(
+        check("coco", tmp_path)
+    )
     assert check("coco", tmp_path).advice
 
 
@@ -355,16 +398,16 @@ def test_half_of_coco_is_a_problem_a_folder(coco):
 
 
 def coco_jpeg(root: Path) -> Path:
-    return root / "train2014" / f"{COCO_ONE}.jpg"
+    return root / "train2014" / f"{COCO_FIRST}.jpg"
 
 
 COCO_DAMAGE = {
-    "photo missing": (lambda r: coco_jpeg(r).unlink(), f"{COCO_ONE}.jpg: missing"),
-    "photo empty": (lambda r: coco_jpeg(r).write_bytes(b""), f"{COCO_ONE}.jpg: empty (0 bytes)"),
-    "photo of 16 bits": (lambda r: recode(coco_jpeg(r), "16 bits"), f"{COCO_ONE}.jpg: 16 bits"),
+    "photo missing": (lambda r: coco_jpeg(r).unlink(), f"{COCO_FIRST}.jpg: missing"),
+    "photo empty": (lambda r: coco_jpeg(r).write_bytes(b""), f"{COCO_FIRST}.jpg: empty (0 bytes)"),
+    "photo of 16 bits": (lambda r: recode(coco_jpeg(r), "16 bits"), f"{COCO_FIRST}.jpg: 16 bits"),
     "other size": (
         lambda r: altered(r, lambda c: c["images"][0].update(width=70)),
-        f"{COCO_ONE}.jpg: the annotations say 70x48 pixels, the photo has 64x48",
+        f"{COCO_FIRST}.jpg: the annotations say 70x48 pixels, the photo has 64x48",
     ),
     "on its side": (
         lambda r: turn(coco_jpeg(r)),
@@ -378,7 +421,10 @@ COCO_DAMAGE = {
         lambda r: altered(r, lambda c: c["annotations"][0].update(image_id=99)),
         "annotation 1 belongs to the unknown image 99",
     ),
-    "no outline": (lambda r: altered(r, lambda c: c["annotations"][0].pop("segmentation")), "annotation 1 has no outline"),
+    "no outline": (
+        lambda r: altered(r, lambda c: c["annotations"][0].pop("segmentation")),
+        "annotation 1 has no outline",
+    ),
     "empty outline": (
         lambda r: altered(r, lambda c: c["annotations"][0].update(segmentation=[])),
         "annotation 1 has no outline",
@@ -387,22 +433,30 @@ COCO_DAMAGE = {
         lambda r: altered(r, lambda c: c["annotations"][0].update(segmentation=[[1, 2, 3, 4]])),
         "annotation 1 has no outline",
     ),
-    "image twice": (lambda r: altered(r, lambda c: c["images"].append(c["images"][0])), "image id 1 stands 2 times"),
+    "image twice": (
+        lambda r: altered(r, lambda c: c["images"].append(c["images"][0])),
+        "image id 1 stands 2 times",
+    ),
     "name twice": (
         lambda r: altered(r, lambda c: c["images"].append(c["images"][0] | {"id": 77})),
-        f"image name {COCO_ONE} stands 2 times",
+        f"image name {COCO_FIRST} stands 2 times",
     ),
     "cut off": (
         lambda r: cut(r / "annotations" / "instances_train2014.json"),
         "not readable as COCO's instances (JSONDecodeError",
     ),
-    "a list": (lambda r: write_instances(r, "train2014", []), "not readable as COCO's instances (TypeError"),
+    "a list": (
+        lambda r: write_instances(r, "train2014", []),
+        "not readable as COCO's instances (TypeError",
+    ),
     "no categories": (
         lambda r: write_instances(r, "train2014", {"images": []}),
         "not readable as COCO's instances (KeyError('categories')",
     ),
     "no image": (
-        lambda r: write_instances(r, "train2014", {"images": [], "annotations": [], "categories": categories(["a"])}),
+        lambda r: write_instances(
+            r, "train2014", {"images": [], "annotations": [], "categories": categories(["a"])}
+        ),
         "no image",
     ),
     "leak": (
@@ -423,36 +477,41 @@ def test_damage_of_coco_is_one_problem(coco, damage):
 def test_a_photo_of_coco_that_was_cut_off_is_found_by_decoding(coco):
     cut(coco_jpeg(coco), 0.6)
     assert check("coco", coco).ok
-    assert f"{COCO_ONE}.jpg: not a readable image" in problem(check("coco", coco, deep=True))
+    assert f"{COCO_FIRST}.jpg: not a readable image" in problem(check("coco", coco, deep=True))
 
 
 def test_images_without_annotation_are_no_problem_in_coco(coco):
     altered(coco, lambda content: content["annotations"].clear())
-    found = check("coco", coco)
-    assert found.ok
-    assert "train2014: 3 images of 82783 in the published list, 0 with a mask" in found.lines
-    assert "  images without an annotation: 3" in found.lines
+    findings = check("coco", coco)
+    assert findings.ok
+    assert "train2014: 3 images of 82783 in the published list, 0 with a mask" in findings.lines
+    assert "  images without an annotation: 3" in findings.lines
 
 
 def test_several_problems_of_coco_are_all_named(coco):
-    broken = [coco_box(99, 0, (0, 9, 0, 9), i) | {"category_id": 2, "segmentation": None} for i in (20, 21)]
+    broken = [
+        coco_box(99, 0, (0, 9, 0, 9), i) | {"category_id": 2, "segmentation": None}
+        for i in (20, 21)
+    ]
     altered(coco, lambda content: content["annotations"].extend(broken))
     altered(coco, lambda content: content["images"].append(coco_image(5000, "absent", SIZE)))
     problems = check("coco", coco).problems
     assert [p.split(": ", 1)[1] for p in problems[:2]] == [
-        f"annotation {i} has no outline and has the unknown category 2 and belongs to the unknown image 99" for i in (21, 22)
+        f"annotation {i} has no outline and has the unknown category 2"
+        " and belongs to the unknown image 99"
+        for i in (21, 22)
     ]
     assert problems[2].endswith("absent.jpg: missing")
     assert len(problems) == 3
 
 
-# --- an own folder ---------------------------------------------------------------------------------------------------
+# --- an own folder --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("deep", [False, True])
 def test_an_own_folder_as_drawn_is_well(photos, deep):
-    found = check(str(photos), deep=deep)
-    assert found.text().splitlines() == [
+    findings = check(str(photos), deep=deep)
+    assert findings.text().splitlines() == [
         f"photos in {photos}",
         "train: 3 images, 3 with a mask",
         "  images a class: cup 1, key 1, leaf 2",
@@ -465,51 +524,87 @@ def test_an_own_folder_as_drawn_is_well(photos, deep):
 
 def test_an_own_folder_needs_no_mask(photos):
     shutil.rmtree(photos / "masks")
-    found = check(str(photos), deep=True)
-    assert found.ok
-    assert "train: 3 images, 0 with a mask" in found.lines
+    findings = check(str(photos), deep=True)
+    assert findings.ok
+    assert "train: 3 images, 0 with a mask" in findings.lines
 
 
 def test_images_that_the_table_does_not_name_are_a_line(photos):
     for i in range(4):
         save_jpeg(photos / "images" / "more" / f"{i}.jpg", np.zeros((8, 8, 3), np.uint8))
     (photos / "images" / ".hidden").write_text("")
-    found = check(str(photos))
-    assert found.ok
-    assert "in images/, but not in tags.csv: 4 (more/0.jpg, more/1.jpg, more/2.jpg, ...)" in found.lines
+    findings = check(str(photos))
+    assert findings.ok
+    assert (
+        "in images/, but not in tags.csv: 4 (more/0.jpg, more/1.jpg, more/2.jpg, ...)"
+        in findings.lines
+    )
 
 
 def test_an_image_without_split_or_tags_is_shown(photos):
     with (photos / "tags.csv").open("a") as file:
         file.write("other.jpg,,\n")
     save_jpeg(photos / "images" / "other.jpg", np.zeros((8, 8, 3), np.uint8))
-    found = check(str(photos))
-    assert found.ok
-    assert "(without a split): 1 images, 0 with a mask" in found.lines
-    assert "  images without a class: 1" in found.lines
+    findings = check(str(photos))
+    assert findings.ok
+    assert "(without a split): 1 images, 0 with a mask" in findings.lines
+    assert "  images without a class: 1" in findings.lines
 
 
 FOLDER_DAMAGE = {
-    "no class list": (lambda r: (r / "classes.txt").unlink(), "classes.txt: write one class a line"),
-    "class twice": (lambda r: (r / "classes.txt").write_text("cup\nkey\nleaf\ncup\n"), "found 'cup' twice"),
-    "no table": (lambda r: (r / "tags.csv").unlink(), "tags.csv: write the columns image, split, tags"),
-    "no column": (lambda r: (r / "tags.csv").write_text("image,tags\n"), "split is missing; found image, tags"),
+    "no class list": (
+        lambda r: (r / "classes.txt").unlink(),
+        "classes.txt: write one class a line",
+    ),
+    "class twice": (
+        lambda r: (r / "classes.txt").write_text("cup\nkey\nleaf\ncup\n"),
+        "found 'cup' twice",
+    ),
+    "no table": (
+        lambda r: (r / "tags.csv").unlink(),
+        "tags.csv: write the columns image, split, tags",
+    ),
+    "no column": (
+        lambda r: (r / "tags.csv").write_text("image,tags\n"),
+        "split is missing; found image, tags",
+    ),
     "unknown class": (
         lambda r: add_line(r, "photo_009.jpg,val,spoon"),
         "tags.csv, line 7: class 'spoon' is none of cup, key, leaf",
     ),
-    "image twice": (lambda r: add_line(r, "photo_001.jpg,val,cup"), "tags.csv, line 7: image 'photo_001.jpg' stands twice"),
-    "outside": (lambda r: add_line(r, "../x.jpg,val,cup"), "line 7: image '../x.jpg' is no path below images/"),
-    "commas": (lambda r: add_line(r, "x.jpg,val,cup,key"), "line 7: more or fewer fields than columns"),
+    "image twice": (
+        lambda r: add_line(r, "photo_001.jpg,val,cup"),
+        "tags.csv, line 7: image 'photo_001.jpg' stands twice",
+    ),
+    "outside": (
+        lambda r: add_line(r, "../x.jpg,val,cup"),
+        "line 7: image '../x.jpg' is no path below images/",
+    ),
+    "commas": (
+        lambda r: add_line(r, "x.jpg,val,cup,key"),
+        "line 7: more or fewer fields than columns",
+    ),
     "no images": (lambda r: shutil.rmtree(r / "images"), "images: no such folder"),
-    "photo missing": (lambda r: (r / "images" / "photo_001.jpg").unlink(), "photo_001.jpg: missing"),
-    "photo empty": (lambda r: (r / "images" / "photo_001.jpg").write_bytes(b""), "photo_001.jpg: empty (0 bytes)"),
-    "photo of 16 bits": (lambda r: recode(r / "images" / "photo_001.jpg", "16 bits"), "photo_001.jpg: 16 bits"),
+    "photo missing": (
+        lambda r: (r / "images" / "photo_001.jpg").unlink(),
+        "photo_001.jpg: missing",
+    ),
+    "photo empty": (
+        lambda r: (r / "images" / "photo_001.jpg").write_bytes(b""),
+        "photo_001.jpg: empty (0 bytes)",
+    ),
+    "photo of 16 bits": (
+        lambda r: recode(r / "images" / "photo_001.jpg", "16 bits"),
+        "photo_001.jpg: 16 bits",
+    ),
     "photo on its side": (
         lambda r: turn(r / "images" / "photo_001.jpg"),
         "photo_001.png: has 64x48 pixels, the photo has 48x64; an EXIF tag",
     ),
-    "mask of colours": (lambda r: colour_map(r / "masks" / "photo_001.png"), "photo_001.png: a mask must be a PNG"),
+    "mask of colours": (
+        lambda r: colour_map(r / "masks" / "photo_001.png"),
+        "photo_001.png: a mask must be a PNG",
+    ),
 }
 
 
@@ -523,9 +618,9 @@ def add_line(root: Path, line: str) -> None:
 def test_damage_of_an_own_folder_is_one_problem(photos, damage, deep):
     harm, said = FOLDER_DAMAGE[damage]
     harm(photos)
-    found = check(str(photos), deep=deep)
-    assert said in problem(found)
-    assert "an own folder holds classes.txt" in found.text()
+    findings = check(str(photos), deep=deep)
+    assert said in problem(findings)
+    assert "an own folder holds classes.txt" in findings.text()
 
 
 def test_pixels_of_an_own_folder_are_decoded_deep(photos):
@@ -546,7 +641,7 @@ def test_every_line_of_a_table_is_looked_at(photos):
     assert problems[3].endswith("c.jpg: missing")
 
 
-# --- the real data ---------------------------------------------------------------------------------------------------
+# --- the real data --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("deep", [False, True])
@@ -554,5 +649,5 @@ def test_every_line_of_a_table_is_looked_at(photos):
 def test_the_real_data_are_well(what, deep):
     if not os.environ.get(f"AEFT_{what.upper()}_ROOT"):
         pytest.skip(f"AEFT_{what.upper()}_ROOT is not set")
-    found = check(what, deep=deep)
-    assert found.ok, found.text()
+    findings = check(what, deep=deep)
+    assert findings.ok, findings.text()

@@ -1,4 +1,4 @@
-"""Fetching a data set as a whole: which archives, from where, unpacked where; the network is stood in for."""
+"""Fetching a whole data set: which archives, from where, unpacked where; without a network."""
 
 import hashlib
 import tarfile
@@ -7,7 +7,7 @@ from io import BytesIO
 import pytest
 
 from aeft_lib.data.prepare import fetch as fetching
-from aeft_lib.data.prepare.download import Archive
+from aeft_lib.data.prepare.archives import Archive
 from aeft_lib.data.prepare.fetch import ARCHIVES, fetch
 
 
@@ -48,10 +48,18 @@ def small(asked, monkeypatch):
         return root / archive.name
 
     def published(name, content):
-        return Archive(name, ("http://127.0.0.1:9",), len(content), f"md5:{hashlib.md5(content).hexdigest()}", f"to {name}")
+        return Archive(
+            name,
+            ("http://127.0.0.1:9",),
+            len(content),
+            f"md5:{hashlib.md5(content).hexdigest()}",
+            f"to {name}",
+        )
 
     monkeypatch.setattr(fetching, "download", download)
-    monkeypatch.setitem(fetching.ARCHIVES, "coco", tuple(published(*item) for item in contents.items()))
+    monkeypatch.setitem(
+        fetching.ARCHIVES, "coco", tuple(published(*item) for item in contents.items())
+    )
     return contents
 
 
@@ -59,7 +67,9 @@ def test_fetch_downloads_and_unpacks(small, asked, tmp_path):
     lines = fetch("coco", tmp_path / "root")
     assert asked == ["one.tar", "two.tar"]
     assert (tmp_path / "root" / "to two.tar" / "two.tar" / "x.txt").read_bytes() == b"two.tar"
-    assert [line.partition(": md5:")[0] for line in lines] == [str(tmp_path / "root" / name) for name in small]
+    assert [line.partition(": md5:")[0] for line in lines] == [
+        str(tmp_path / "root" / name) for name in small
+    ]
     assert all("; 1 files are below" in line for line in lines)
     assert fetch("coco", tmp_path / "root") == lines
 
@@ -74,9 +84,12 @@ def test_local_archives_are_not_downloaded(small, asked, tmp_path):
 @pytest.mark.parametrize(
     ("names", "text"),
     [
-        (["three.tar"], r"three\.tar is none of the archives of coco; there are one\.tar, two\.tar"),
+        (
+            ["three.tar"],
+            r"three\.tar is none of the archives of coco; there are one\.tar, two\.tar",
+        ),
         (["one.tar", "a/one.tar"], r"one\.tar and .*a/one\.tar are both given as one\.tar"),
-        (["two.tar"], r"two\.tar is not the published two\.tar: expected \d+ bytes, found 5"),
+        (["two.tar"], r"two\.tar is not the published two\.tar: expected \d+ bytes, got 5"),
     ],
 )
 def test_local_files_are_checked_before_anything_is_fetched(small, asked, tmp_path, names, text):
@@ -97,13 +110,18 @@ def test_voc_ends_with_train_aug(tmp_path, monkeypatch):
     made = {"converted": 3, "skipped": 2, "train_aug": 7}
     calls = []
     monkeypatch.setattr(fetching, "download", lambda archive, root: root / archive.name)
-    monkeypatch.setattr(fetching, "unpack", lambda file, folder, whole: calls.append((file, folder, whole)) or 5)
-    monkeypatch.setattr(fetching.sbd, "convert", lambda benchmark, home: calls.append((benchmark, home)) or made)
+    monkeypatch.setattr(fetching, "unpack", lambda file, folder: calls.append((file, folder)) or 5)
+    monkeypatch.setattr(
+        fetching.sbd, "convert", lambda benchmark, home: calls.append((benchmark, home)) or made
+    )
     remark = "but 10582 are published: is this a part of the data?"
-    assert fetch("voc", tmp_path)[-1] == f"train_aug: 7 images, {remark}; 3 masks made of SBD, 2 were there"
+    assert (
+        fetch("voc", tmp_path)[-1]
+        == f"train_aug: 7 images, {remark}; 3 masks made of SBD, 2 were there"
+    )
     assert calls == [
-        (tmp_path / "VOCtrainval_11-May-2012.tar", tmp_path, True),
-        (tmp_path / "benchmark.tgz", tmp_path / "sbd", True),
+        (tmp_path / "VOCtrainval_11-May-2012.tar", tmp_path),
+        (tmp_path / "benchmark.tgz", tmp_path / "sbd"),
         (tmp_path / "sbd" / "benchmark_RELEASE" / "dataset", tmp_path / "VOCdevkit" / "VOC2012"),
     ]
     made["train_aug"] = 10_582

@@ -1,4 +1,4 @@
-"""The lines of paper scale on drawn photos: from tags to label maps at every photo's own size, blind to masks."""
+"""The lines of paper scale on drawn photos: from tags to label maps, blind to masks."""
 
 import json
 from dataclasses import replace
@@ -51,20 +51,22 @@ def stages(folder) -> set[str]:
     return {record.parent.parent.name for record in folder.glob("*/*/record.json")}
 
 
-# --- end to end ------------------------------------------------------------------------------------------------------
+# --- end to end -----------------------------------------------------------------------------------
 
 
 def test_from_tags_to_a_segmentation_network_at_every_photos_own_size(root):
     row = catalogue.row("segment_aeft_crf")
-    found = run.artefacts(photo_profile(), row, 0)
-    assert 0 <= found["evaluation"].summary["miou"] <= 100
-    assert {Image.open(file).size for file in label_files(found["labels"])} == {SIZE[::-1]}
+    artefacts = run.artefacts(photo_profile(), row, 0)
+    assert 0 <= artefacts["evaluation"].summary["miou"] <= 100
+    assert {Image.open(file).size for file in label_files(artefacts["labels"])} == {SIZE[::-1]}
     labels = run.artefacts(photo_profile(), row.teacher, 0)
     seeds = [seed for _, seed in read_seeds(labels["seeds"].folder / "seeds.npz")]
     scenes = (photo_profile().train).open()
     assert len(seeds) == len(scenes) == SPLITS["train_aug"]
     assert all(seed.cam.shape[1:] == SIZE for seed in seeds)
-    assert [seed.class_ids.tolist() for seed in seeds] == [np.flatnonzero(scenes.tags(i)).tolist() for i in range(len(scenes))]
+    assert [seed.class_ids.tolist() for seed in seeds] == [
+        np.flatnonzero(scenes.tags(i)).tolist() for i in range(len(scenes))
+    ]
     log = (labels["seeds"].folder.parent.parent / "train_triplet").glob("*/steps.jsonl")
     assert [json.loads(line)["step"] for line in next(log).read_text().splitlines()] == [2, 4]
 
@@ -76,7 +78,14 @@ def test_training_and_refinement_read_no_mask(root):
             file.unlink()
     with pytest.raises(ValueError, match="has no mask"):
         run.artefacts(photo_profile(), catalogue.AEFT_PSEUDO, 0)
-    made = {"train_classifier", "train_triplet", "infer_photo_seeds", "choose_background", "refine_by_crf", "train_affinity"}
+    made = {
+        "train_classifier",
+        "train_triplet",
+        "infer_photo_seeds",
+        "choose_background",
+        "refine_by_crf",
+        "train_affinity",
+    }
     assert stages(root / "runs") == made | {"walk_seeds", "write_labels"}
 
 
@@ -85,7 +94,9 @@ def test_the_same_weights_twice_and_other_views_for_another_seed(root, row, monk
     first = run.artefacts(photo_profile(), row, 0)["classifier"]
     other = run.artefacts(photo_profile(), row, 1)["classifier"]
     monkeypatch.setenv("AEFT_RUNS", str(root / "again"))
-    again = run.artefacts(photo_profile(compute=replace(photo_profile().compute, lookahead=0)), row, 0)["classifier"]
+    again = run.artefacts(
+        photo_profile(compute=replace(photo_profile().compute, lookahead=0)), row, 0
+    )["classifier"]
     weights = [(a.folder / "weights.safetensors").read_bytes() for a in (first, other, again)]
     assert weights[0] == weights[2]  # whether threads prepare batches in advance does not matter
     assert weights[0] != weights[1]
@@ -95,31 +106,33 @@ def test_objects_of_photos_are_measured_by_size_class_and_number_of_tags(root, m
     monkeypatch.setattr(ch08_conditions, "PHOTO_ROWS", ("gap", "gated"))
     for row in (catalogue.GAP, catalogue.GATED):
         run.artefacts(photo_profile(), row, 0)
-    found = ch08_conditions.photo_objects(Session(photo_profile(), 1))
+    objects = ch08_conditions.photo_objects(Session(photo_profile(), 1))
     scenes = (photo_profile().val).open()
     count = sum(int(scenes.tags(i).sum()) for i in range(len(scenes)))
-    assert found.groupby(["kind", "row"])["n"].sum().to_dict() == {
+    assert objects.groupby(["kind", "row"])["n"].sum().to_dict() == {
         (kind, row): count for kind in ("area", "class", "tags") for row in ("gap", "gated")
     }
-    assert set(found.loc[found["kind"] == "class", "bin"]) <= set(scenes.classes)
-    assert found[["iou", "precision", "recall"]].apply(lambda column: column.between(0, 100)).all(axis=None)
+    assert set(objects.loc[objects["kind"] == "class", "bin"]) <= set(scenes.classes)
+    scores = objects[["iou", "precision", "recall"]]
+    assert scores.apply(lambda column: column.between(0, 100)).all(axis=None)
 
 
 def test_coco_with_untagged_images_goes_the_whole_way(tmp_path, monkeypatch):
     make_coco(tmp_path / "coco", {"train2014": 8, "val2014": 4}, crowd=True)
     annotations = tmp_path / "coco" / "annotations" / "instances_train2014.json"
     content = json.loads(annotations.read_text())
-    content["annotations"] = [found for found in content["annotations"] if found["image_id"] != content["images"][1]["id"]]
+    bare, items = content["images"][1]["id"], content["annotations"]
+    content["annotations"] = [item for item in items if item["image_id"] != bare]
     annotations.write_text(json.dumps(content))
     monkeypatch.setenv("AEFT_COCO_ROOT", str(tmp_path / "coco"))
     monkeypatch.setenv("AEFT_RUNS", str(tmp_path / "runs"))
     profile = photo_profile(train=CocoSpec("train2014"), val=CocoSpec("val2014"))
-    found = run.artefacts(profile, catalogue.AEFT_PSEUDO, 0)
-    maps = [np.asarray(Image.open(file)) for file in label_files(found["labels"])]
+    artefacts = run.artefacts(profile, catalogue.AEFT_PSEUDO, 0)
+    maps = [np.asarray(Image.open(file)) for file in label_files(artefacts["labels"])]
     untagged = [i for i in range(8) if not profile.train.open().tags(i).any()]
     assert len(untagged) == 1
     assert not maps[untagged[0]].any()
-    assert found["evaluation"].summary["miou"] > 0
+    assert artefacts["evaluation"].summary["miou"] > 0
 
 
 def test_an_own_folder_with_squared_scenes_runs_the_laptops_lines(tmp_path, monkeypatch):
@@ -128,8 +141,8 @@ def test_an_own_folder_with_squared_scenes_runs_the_laptops_lines(tmp_path, monk
     monkeypatch.setenv("AEFT_RUNS", str(tmp_path / "runs"))
     sets = {"train": FolderSpec("train", size=96), "val": FolderSpec("val", size=96)}
     profile = photo_profile(**sets, view=None, backbone=BackboneSpec(trained_stages=0))
-    found = run.artefacts(profile, catalogue.GATED, 0)
-    assert found["evaluation"].summary["tag_map"] > 0
+    artefacts = run.artefacts(profile, catalogue.GATED, 0)
+    assert artefacts["evaluation"].summary["tag_map"] > 0
     assert "cache_features" in stages(paths.runs())
 
 
@@ -141,7 +154,8 @@ def test_a_profile_of_another_data_set_is_another_key(root):
         planned = []
 
         def obtain(stage, spec, inputs=None, planned=planned):
-            planned.append(store.key_of(stage, spec, {name: found.key for name, found in (inputs or {}).items()}))
+            parents = {name: artefact.key for name, artefact in (inputs or {}).items()}
+            planned.append(store.key_of(stage, spec, parents))
             return store.Artefact(stage.__name__, planned[-1], paths.runs(), {"summary": {}})
 
         catalogue.GAP.artefacts(profile, 0, obtain)
@@ -150,15 +164,19 @@ def test_a_profile_of_another_data_set_is_another_key(root):
 
 
 def test_how_batches_are_prepared_is_no_part_of_the_key(root, monkeypatch):
-    """Another lookahead or checkpoint interval finds the same artefact; another precision does not."""
+    """Another lookahead or checkpoint interval has the same key; another precision has not."""
     first = run.artefacts(photo_profile(), catalogue.GAP, 0)["classifier"]
     other = replace(photo_profile().compute, lookahead=0, checkpoint_every=7)
-    assert run.artefacts(photo_profile(compute=other), catalogue.GAP, 0)["classifier"].key == first.key
+    assert (
+        run.artefacts(photo_profile(compute=other), catalogue.GAP, 0)["classifier"].key == first.key
+    )
     half = replace(photo_profile().compute, precision="bf16")
-    assert run.artefacts(photo_profile(compute=half), catalogue.GAP, 0)["classifier"].key != first.key
+    assert (
+        run.artefacts(photo_profile(compute=half), catalogue.GAP, 0)["classifier"].key != first.key
+    )
 
 
-# --- views -----------------------------------------------------------------------------------------------------------
+# --- views ----------------------------------------------------------------------------------------
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -196,35 +214,38 @@ def test_image_and_labels_are_cut_alike_and_padding_is_black_and_void():
 
 def test_the_padding_of_a_training_view_is_the_mean_colour():
     view = ViewSpec(64, (16, 32))
-    found = training_view(photo(), generator(), view, lambda images: images.float() + 1000)
-    assert found.shape == (3, 64, 64)
-    assert ((found == 0) | (found >= 1000)).all()
-    assert 0 < (found == 0).float().mean() < 1
+    crop = training_view(photo(), generator(), view, lambda images: images.float() + 1000)
+    assert crop.shape == (3, 64, 64)
+    assert ((crop == 0) | (crop >= 1000)).all()
+    assert 0 < (crop == 0).float().mean() < 1
 
 
 def test_long_sides_are_drawn_from_the_range_with_both_ends():
     sides = set()
     for seed in range(60):
-        found = training_view(photo(30, 60), generator(seed), ViewSpec(64, (20, 23)), lambda images: images.float() + 1)
-        sides.add(int((found[0] > 0).any(dim=0).sum()))
+        view, normalise = ViewSpec(64, (20, 23)), lambda images: images.float() + 1
+        crop = training_view(photo(30, 60), generator(seed), view, normalise)
+        sides.add(int((crop[0] > 0).any(dim=0).sum()))
     assert sides == {20, 21, 22, 23}
 
 
 def test_jitter_is_a_pure_function_of_its_generator_and_off_at_zero():
     picture = torch.from_numpy(photo()).permute(2, 0, 1)
-    one, again, other = (color_jitter(picture, generator(seed), (0.4, 0.4, 0.4, 0.1)) for seed in (1, 1, 2))
-    assert torch.equal(one, again)
-    assert not torch.equal(one, other)
+    first, again, other = (
+        color_jitter(picture, generator(seed), (0.4, 0.4, 0.4, 0.1)) for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
     assert (color_jitter(picture, generator(), (0, 0, 0, 0)).int() - picture.int()).abs().max() <= 2
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"crop": 8}, "crop must be a whole number of pixels, at least 16, got 8"),
+        ({"crop": 8}, "crop must be a whole number, at least 16, got 8"),
         ({"long_side": (300, 200)}, "long_side must be two whole numbers in order"),
         ({"jitter": (0.4, 0.4, 0.4, 0.6)}, "its hue at most 0.5"),
-        ({"jitter_probability": 1.5}, "its probability in 0..1"),
+        ({"jitter_probability": 1.5}, r"jitter_probability must lie in 0\.\.1, got 1\.5"),
     ],
 )
 def test_wrong_views_are_refused(wrong, message):
@@ -232,29 +253,34 @@ def test_wrong_views_are_refused(wrong, message):
         ViewSpec(**wrong)
 
 
-# --- real photos -----------------------------------------------------------------------------------------------------
+# --- real photos ----------------------------------------------------------------------------------
 
 
 def test_one_step_on_real_coco(monkeypatch, tmp_path, real_coco):
     monkeypatch.setenv("AEFT_COCO_ROOT", str(real_coco))
     monkeypatch.setenv("AEFT_RUNS", str(tmp_path / "runs"))
     profile = photo_profile(train=CocoSpec("train2014", count=8), val=CocoSpec("val2014", count=2))
-    one = replace(profile, schedule=replace(profile.schedule, epochs=1, steps_per_epoch=1))
-    found = run.artefacts(one, catalogue.AEFT_SEED, 0)
-    assert found["evaluation"].summary["miou"] > 0
-    assert len(one.train.open().classes) == 80
+    brief = replace(profile, schedule=replace(profile.schedule, epochs=1, steps_per_epoch=1))
+    artefacts = run.artefacts(brief, catalogue.AEFT_SEED, 0)
+    assert artefacts["evaluation"].summary["miou"] > 0
+    assert len(brief.train.open().classes) == 80
 
 
 def test_pseudo_labels_of_real_voc(monkeypatch, tmp_path, real_voc):
     monkeypatch.setenv("AEFT_VOC_ROOT", str(real_voc))
     monkeypatch.setenv("AEFT_RUNS", str(tmp_path / "runs"))
     animals = ("cat", "cow", "dog", "horse", "person", "sheep")
-    sets = {"train": VocSpec("train_aug", 8, classes=animals), "val": VocSpec("val", 2, classes=animals)}
-    found = run.artefacts(photo_profile(**sets), RefinedRow("crf", "crf", catalogue.AEFT, crf=True), 0)
-    assert found["evaluation"].summary["miou"] > 0
+    sets = {
+        "train": VocSpec("train_aug", 8, classes=animals),
+        "val": VocSpec("val", 2, classes=animals),
+    }
+    artefacts = run.artefacts(
+        photo_profile(**sets), RefinedRow("crf", "crf", catalogue.AEFT, crf=True), 0
+    )
+    assert artefacts["evaluation"].summary["miou"] > 0
 
 
-# --- what a result depends on ----------------------------------------------------------------------------------------
+# --- what a result depends on ---------------------------------------------------------------------
 
 
 def score(row) -> float:
@@ -303,7 +329,7 @@ def test_another_list_of_scored_photos_is_predicted_anew(root):
     assert len(label_files(after)) == len(label_files(before)) - 1
 
 
-# --- before long work ------------------------------------------------------------------------------------------------
+# --- before long work -----------------------------------------------------------------------------
 
 
 def harm(root, what: str) -> None:
@@ -351,7 +377,9 @@ def test_devices_and_boards_that_are_not_there_are_named(root, monkeypatch):
     monkeypatch.setenv("AEFT_DEVICE", "cpu")
     monkeypatch.setenv("AEFT_TENSORBOARD", str(root))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(RuntimeError, match="AEFT_TENSORBOARD is set, but TensorBoard is not installed"):
+    with pytest.raises(
+        RuntimeError, match="AEFT_TENSORBOARD is set, but TensorBoard is not installed"
+    ):
         preflight.check(photo_profile())
 
 

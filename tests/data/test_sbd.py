@@ -1,4 +1,4 @@
-"""SBD becomes train_aug: list arithmetic, masks, what is refused, and going on after a kill; on tiny .mat files."""
+"""SBD becomes train_aug: list arithmetic, masks, refusals, resuming; on tiny .mat files."""
 
 from pathlib import Path
 
@@ -12,7 +12,10 @@ from aeft_lib.data.prepare.sbd import convert, read_mat, sbd_names
 from aeft_lib.maps.labels import read_label_map, voc_palette
 
 LABELS = np.array([[0, 1, 20], [255, 15, 0]], dtype=np.uint8)
-SBD = {"train": ["2008_000003", "2008_000001", "2008_000007"], "val": ["2008_000004", "2008_000008"]}
+SBD = {
+    "train": ["2008_000003", "2008_000001", "2008_000007"],
+    "val": ["2008_000004", "2008_000008"],
+}
 VOC = {"train": ["2007_000009", "2008_000001"], "val": ["2008_000004", "2007_000005"]}
 TRAIN_AUG = ["2007_000009", "2008_000001", "2008_000003", "2008_000007", "2008_000008"]
 MADE = ["2008_000003", "2008_000007", "2008_000008"]  # the others have VOC's masks
@@ -42,7 +45,9 @@ def home(tmp_path):
     (folder / "JPEGImages").mkdir(parents=True)
     (folder / "ImageSets" / "Segmentation").mkdir(parents=True)
     for split, names in VOC.items():
-        (folder / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("".join(f"{name}\n" for name in names))
+        (folder / "ImageSets" / "Segmentation" / f"{split}.txt").write_text(
+            "".join(f"{name}\n" for name in names)
+        )
     for name in [name for names in (*SBD.values(), *VOC.values()) for name in names]:
         (folder / "JPEGImages" / f"{name}.jpg").touch()
     return folder
@@ -55,7 +60,16 @@ def labels_of(name: str) -> np.ndarray:
 
 
 def save(file: Path, labels: np.ndarray) -> None:
-    savemat(file, {"GTcls": {"Boundaries": np.zeros((2, 2)), "Segmentation": labels, "CategoriesPresent": [1, 15, 20]}})
+    savemat(
+        file,
+        {
+            "GTcls": {
+                "Boundaries": np.zeros((2, 2)),
+                "Segmentation": labels,
+                "CategoriesPresent": [1, 15, 20],
+            }
+        },
+    )
 
 
 def files(folder: Path) -> set[str]:
@@ -72,7 +86,9 @@ def test_train_aug_is_sbd_and_vocs_train_without_vocs_val(benchmark, home):
 def test_masks_are_palette_pngs_of_the_same_labels(benchmark, home):
     convert(benchmark, home)
     folder = home / "SegmentationClassAug"
-    assert files(folder) == {f"{name}.png" for name in MADE}  # none of VOC's val, none of VOC's train
+    assert files(folder) == {
+        f"{name}.png" for name in MADE
+    }  # none of VOC's val, none of VOC's train
     for name in MADE:
         assert (read_label_map(folder / f"{name}.png", num_classes=20) == labels_of(name)).all()
     with Image.open(folder / f"{MADE[0]}.png") as picture:
@@ -106,7 +122,10 @@ def test_a_kill_leaves_no_half_mask_and_no_list(benchmark, home, monkeypatch):
 def test_a_name_without_a_photo_is_told_before_anything_is_written(benchmark, home):
     for name in ("2008_000007", "2008_000003"):
         (home / "JPEGImages" / f"{name}.jpg").unlink()
-    with pytest.raises(ValueError, match=r"2008_000003 is listed, but there is no .*2008_000003\.jpg: unpack VOC 2012 first"):
+    with pytest.raises(
+        ValueError,
+        match=r"2008_000003 is listed, but there is no .*2008_000003\.jpg: unpack VOC 2012 first",
+    ):
         convert(benchmark, home)
     assert not (home / "SegmentationClassAug").exists()
 
@@ -119,7 +138,9 @@ def test_a_photo_of_vocs_val_is_not_asked_for(benchmark, home):
 
 def test_a_missing_mat_is_told(benchmark, home):
     (benchmark / "cls" / "2008_000007.mat").unlink()
-    with pytest.raises(ValueError, match=r"no .*2008_000007\.mat: unpack SBD's benchmark\.tgz again"):
+    with pytest.raises(
+        ValueError, match=r"no .*2008_000007\.mat: unpack SBD's benchmark\.tgz again"
+    ):
         convert(benchmark, home)
     assert not (home / "ImageSets" / "Segmentation" / "train_aug.txt").exists()
 
@@ -132,12 +153,16 @@ def test_a_mat_that_was_cut_off_is_refused(rng, tmp_path, kept, compressed):
     savemat(file, {"GTcls": {"Segmentation": labels}}, do_compression=compressed)
     content = file.read_bytes()
     file.write_bytes(content[: int(kept * len(content)) if kept < 1 else kept])
-    with pytest.raises(ValueError, match=r"x\.mat: no readable GTcls\.Segmentation \(.*\); unpack SBD's"):
+    with pytest.raises(
+        ValueError, match=r"x\.mat: no readable GTcls\.Segmentation \(.*\); unpack SBD's"
+    ):
         read_mat(file)
 
 
 @pytest.mark.parametrize(
-    "content", [{"other": 1}, {"GTcls": {"Boundaries": 1}}, {"GTcls": np.zeros((2, 3))}, {"GTcls": "text"}], ids=str
+    "content",
+    [{"other": 1}, {"GTcls": {"Boundaries": 1}}, {"GTcls": np.zeros((2, 3))}, {"GTcls": "text"}],
+    ids=str,
 )
 def test_a_mat_without_labels_is_refused(tmp_path, content):
     savemat(tmp_path / "x.mat", content)
@@ -145,21 +170,31 @@ def test_a_mat_without_labels_is_refused(tmp_path, content):
         read_mat(tmp_path / "x.mat")
 
 
-@pytest.mark.parametrize("labels", [np.zeros((2, 3, 4), np.uint8), np.zeros((0, 0)), np.zeros((2, 2), complex)], ids=str)
+@pytest.mark.parametrize(
+    "labels", [np.zeros((2, 3, 4), np.uint8), np.zeros((0, 0)), np.zeros((2, 2), complex)], ids=str
+)
 def test_what_is_no_label_map_is_refused(tmp_path, labels):
     save(tmp_path / "x.mat", labels)
-    with pytest.raises(ValueError, match=r"x\.mat: GTcls\.Segmentation must be an \(H, W\) array of labels, got"):
+    with pytest.raises(
+        ValueError, match=r"x\.mat: GTcls\.Segmentation must be an \(H, W\) array of labels, got"
+    ):
         read_mat(tmp_path / "x.mat")
 
 
 @pytest.mark.parametrize(
     ("labels", "foreign"),
-    [(np.array([[0, 21]], np.uint8), "21"), (np.array([[254, 3]], np.uint8), "254"), (np.array([[-1, 3]], np.int16), "-1")],
+    [
+        (np.array([[0, 21]], np.uint8), "21"),
+        (np.array([[254, 3]], np.uint8), "254"),
+        (np.array([[-1, 3]], np.int16), "-1"),
+    ],
     ids=str,
 )
 def test_labels_of_no_class_are_refused(tmp_path, labels, foreign):
     save(tmp_path / "x.mat", labels)
-    with pytest.raises(ValueError, match=rf"x\.mat: label {foreign} is outside 0\.\.20 and is not void \(255\)"):
+    with pytest.raises(
+        ValueError, match=rf"x\.mat: label {foreign} is outside 0\.\.20 and is not void \(255\)"
+    ):
         read_mat(tmp_path / "x.mat")
 
 
@@ -185,7 +220,11 @@ def test_a_map_of_one_row_stays_one(tmp_path, shape):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [(None, r"no .*val\.txt: unpack"), ("\n", "lists no image"), ("2008_000001\n../../x\n", r"'\.\./\.\./x' is no name")],
+    [
+        (None, r"no .*val\.txt: unpack"),
+        ("\n", "lists no image"),
+        ("2008_000001\n../../x\n", r"'\.\./\.\./x' is no name"),
+    ],
 )
 def test_lists_are_checked(benchmark, text, message):
     assert sbd_names(benchmark) == {name for names in SBD.values() for name in names}

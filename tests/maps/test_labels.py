@@ -1,7 +1,5 @@
-"""Label maps: from scores to labels, palette PNGs there and back, what is read and what is refused."""
+"""Label maps: from scores to labels, palette PNGs there and back, what is refused."""
 
-import struct
-import zlib
 from io import BytesIO
 from pathlib import Path
 
@@ -13,7 +11,6 @@ from PIL import Image
 from aeft_lib.maps.labels import (
     VOID,
     label_map,
-    read_image,
     read_label_map,
     statistics,
     voc_palette,
@@ -185,12 +182,11 @@ def test_a_map_that_was_cut_off_is_refused(rng, tmp_path, kept):
         read_label_map(file, num_classes=9)
 
 
-@pytest.mark.parametrize("read", [lambda file: read_label_map(file, num_classes=9), read_image], ids=["map", "image"])
-def test_what_is_no_picture_is_refused_by_name(tmp_path, read):
+def test_what_is_no_picture_is_refused_by_name(tmp_path):
     (tmp_path / "text.png").write_text("not a picture")
     for name in ("text.png", "absent.png"):
         with pytest.raises(ValueError, match=rf"{name}: not a readable"):
-            read(tmp_path / name)
+            read_label_map(tmp_path / name, num_classes=9)
 
 
 def test_a_map_of_another_size_is_refused(tmp_path):
@@ -212,85 +208,12 @@ def test_254_is_no_other_name_of_void(tmp_path):
         read_label_map(tmp_path / "map.png", num_classes=20)
 
 
-# --- photos ----------------------------------------------------------------------------------------------------------
-
-
-def test_a_photo_is_rgb(rng, tmp_path):
-    colours = rng.integers(0, 256, (5, 7, 3)).astype(np.uint8)
-    assert (read_image(saved(tmp_path / "photo.png", Image.fromarray(colours))) == colours).all()
-
-
-def test_grey_and_palette_pictures_become_rgb(tmp_path):
-    grey = np.array([[0, 100, 255]], dtype=np.uint8)
-    assert (read_image(saved(tmp_path / "grey.png", Image.fromarray(grey))) == grey[..., None]).all()
-    write_label_map(tmp_path / "palette.png", LABELS)
-    assert (read_image(tmp_path / "palette.png") == voc_palette()[LABELS]).all()
-
-
-def test_a_cmyk_jpeg_becomes_rgb(tmp_path):
-    read = read_image(saved(tmp_path / "print.jpg", Image.new("CMYK", (16, 8), (0, 255, 255, 0)), quality=95))
-    assert read.shape == (8, 16, 3)
-    assert np.abs(read.astype(int) - (255, 0, 0)).max() <= 8  # no cyan, all magenta and yellow: red
-
-
-@pytest.mark.parametrize(
-    ("orientation", "corner", "size"), [(1, (0, 0), (16, 32)), (6, (0, -1), (32, 16)), (3, (-1, -1), (16, 32))]
-)
-def test_a_jpeg_is_turned_as_its_exif_tag_says(tmp_path, orientation, corner, size):
-    white = np.zeros((16, 32, 3), dtype=np.uint8)
-    white[:8, :8] = 255  # the first pixel of the file
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    read = read_image(saved(tmp_path / "turned.jpg", Image.fromarray(white), exif=exif, quality=95))
-    assert read.shape == (*size, 3)
-    assert read[corner].min() > 240
-    assert (read > 128).sum() == 8 * 8 * 3
-
-
-def test_a_photo_is_uint8_whatever_it_was(tmp_path):
-    file = saved(tmp_path / "cut-out.png", Image.fromarray(np.full((2, 3, 4), 7, dtype=np.uint8)))
-    read = read_image(file)
-    assert (read.dtype, read.shape) == (np.uint8, (2, 3, 3))
-
-
-def deep_rgb_png(file: Path) -> Path:
-    """A colour PNG of 16 bits a channel, which Pillow cannot write."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
-    row = b"\0" + struct.pack(">6H", *range(300, 306))
-    chunks = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(row)), chunk(b"IEND", b""))
-    file.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
-    return file
-
-
-@pytest.mark.parametrize("channels", ["grey", "colour"])
-def test_a_photo_of_16_bits_is_refused(tmp_path, channels):
-    if channels == "grey":
-        file = saved(tmp_path / "deep.png", Image.fromarray(np.full((2, 3), 300, dtype=np.uint16)))
-    else:
-        file = deep_rgb_png(tmp_path / "deep.png")
-    with pytest.raises(ValueError, match=r"deep\.png: .*16 bits"):
-        read_image(file)
-
-
-@pytest.mark.parametrize("kept", [0, 100, -200])
-def test_a_photo_that_was_cut_off_is_refused(rng, tmp_path, kept):
-    colours = rng.integers(0, 256, (50, 60, 3)).astype(np.uint8)
-    file = saved(tmp_path / "photo.jpg", Image.fromarray(colours))
-    file.write_bytes(file.read_bytes()[:kept])
-    with pytest.raises(ValueError, match=r"photo\.jpg: not a readable image .*; fetch it again"):
-        read_image(file)
-
-
 # --- statistics ------------------------------------------------------------------------------------------------------
 
 
 def test_statistics_by_hand():
-    found = statistics(LABELS)  # six pixels: two background, one void
-    assert found == {"classes": "1 2 9", "foreground": pytest.approx(3 / 6), "void": pytest.approx(1 / 6)}
+    summary = statistics(LABELS)  # six pixels: two background, one void
+    assert summary == {"classes": "1 2 9", "foreground": pytest.approx(3 / 6), "void": pytest.approx(1 / 6)}
     assert statistics(np.zeros((2, 2), np.uint8)) == {"classes": "", "foreground": 0.0, "void": 0.0}
     assert statistics(np.full((2, 2), VOID, np.uint8)) == {"classes": "", "foreground": 0.0, "void": 1.0}
 

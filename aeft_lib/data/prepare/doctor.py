@@ -1,266 +1,216 @@
-"""The data doctor: what of a data set is there, which files are wrong, and where the rest is published.
+"""The data doctor: what of a data set is there, which files are wrong, where the rest is published.
 
-It needs no mask and stops at no problem: one line for each file that a reader would refuse, or read as something else than its
-mask was drawn on.  By default it opens every listed file and reads headers and annotations, which finds what is missing, empty,
-of another size or kind; `deep` also decodes every pixel, which finds files that were cut off and labels that no class has.
+It needs no mask and stops at no problem: one line for each file that a reader would refuse, or read
+as something else than its mask was drawn on.  The readers say what is listed and what is wrong with
+lists and annotations.  By default photos and masks are opened and their headers read, which finds
+what is missing, empty, of another size or kind; `deep` also decodes every pixel, which finds files
+that were cut off and labels that no class has.
 """
 
-import json
-import xml.etree.ElementTree as ET
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
+
+from PIL import Image
 
 from aeft_lib import paths
 from aeft_lib.data import coco, folder, voc
-from aeft_lib.data.prepare.findings import Findings, Photo, Seen, look, mask_problems, other_size, read_photo, summary
+from aeft_lib.data.images import Header, read_header, read_image
+from aeft_lib.data.listing import Entry, Listing
+from aeft_lib.maps.labels import UNREADABLE, read_label_map
 
+SHOWN = 20  # problems that are printed one by one
+THREADS = 8  # a cold disk is waited for
+KINDS = {"L": "grey", "1": "grey", "P": "palette", "CMYK": "CMYK"}  # photos that readers convert
 VOC_ARCHIVE = (
-    "VOC 2012: VOCtrainval_11-May-2012.tar from the PASCAL VOC site, 2.0 GB, md5 6cd6e144f989b92b3379bac3b3de84fd;"
-    " unpack it in {root}, it brings the folder VOCdevkit"
+    "VOC 2012: VOCtrainval_11-May-2012.tar from the PASCAL VOC site, 2.0 GB,"
+    " md5 6cd6e144f989b92b3379bac3b3de84fd; unpack it in {root}, it brings the folder VOCdevkit"
 )
 SBD_ARCHIVE = (
     "train_aug and its masks: benchmark.tgz of SBD, the Semantic Boundaries Dataset, 1.4 GB,"
     " md5 82b4d87ceb2ed10f6038a1cba92111cb; `aeft data fetch voc` makes train_aug of it"
 )
 COCO_ARCHIVES = (
-    "COCO 2014: train2014.zip (13 GB), val2014.zip (6 GB) and annotations_trainval2014.zip (241 MB) from the COCO site;"
-    " unpack them in {root}, they bring train2014, val2014 and annotations."
+    "COCO 2014: train2014.zip (13 GB), val2014.zip (6 GB) and annotations_trainval2014.zip (241 MB)"
+    " from the COCO site; unpack them in {root}, they bring train2014, val2014 and annotations."
     " No checksum is published for them: `unzip -t` says whether a download is whole"
 )
 FOLDER_LAYOUT = (
-    "an own folder holds classes.txt (one class a line), tags.csv (columns image, split, tags) and images/;"
-    " masks/ is needed for mIoU alone"
+    "an own folder holds classes.txt (one class a line), tags.csv (columns image, split, tags) and"
+    " images/; masks/ is needed for mIoU alone"
 )
+
+
+@dataclass
+class Findings:
+    """lines: what is there.  problems: one line a file.  advice: where to get what is missing."""
+
+    lines: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    advice: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong; a part of a data set is not wrong."""
+        return not self.problems
+
+    def text(self) -> str:
+        """All of it for a person; of many problems the first 20."""
+        shown = [f"wrong: {problem}" for problem in self.problems[:SHOWN]]
+        if len(self.problems) > SHOWN:
+            shown.append(f"wrong: and {len(self.problems) - SHOWN} more")
+        advice = [f"to get: {line}" for line in self.advice]
+        return "\n".join([*self.lines, *(shown or ["nothing is wrong"]), *advice])
+
+
+class Examined(NamedTuple):
+    """An image of a list: its entry, its photo's header (None: not readable), what is wrong."""
+
+    entry: Entry
+    header: Header | None
+    problems: list[str]
 
 
 def check(what: str, root: Path | None = None, *, deep: bool = False) -> Findings:
     """What there is of a data set, and what is wrong with it.
 
-    what: voc, coco, or the path of an own folder.  root: of VOC or COCO; `paths.voc_root` and `paths.coco_root` by default.
-    deep: decode every photo and mask.  1,500 images of VOC take a second, deep three, when the disk has been read before.
+    what: voc, coco, or the path of an own folder.  root: of VOC or COCO; `paths.voc_root` and
+    `paths.coco_root` by default.  deep: decode every photo and mask.  1,500 images of VOC take a
+    second, deep three, when the disk has been read before.
     Raises ValueError for another `what`.
     """
     if what == "voc":
-        return _check_voc(root or paths.voc_root(), deep)
-    if what == "coco":
-        return _check_coco(root or paths.coco_root(), deep)
-    if what and Path(what).expanduser().is_dir():
-        return _check_folder(Path(what).expanduser(), deep)
-    raise ValueError(f"there is a check of voc, of coco, and of an existing folder with photos of your own, got {what!r}")
+        root = root or paths.voc_root()
+        listing, title = voc.listing(root), f"VOC 2012 in {root}"
+    elif what == "coco":
+        root = root or paths.coco_root()
+        listing, title = coco.listing(root), f"COCO 2014 in {root}"
+    elif what and Path(what).expanduser().is_dir():
+        root = Path(what).expanduser()
+        listing, title = folder.listing(root), f"photos in {root}"
+    else:
+        known = "voc, of coco, and of an existing folder with photos of your own"
+        raise ValueError(f"there is a check of {known}, got {what!r}")
+    images = _examined(listing, deep)
+    problems = listing.problems + [text for image in images.values() for text in image.problems]
+    findings = Findings([title], problems)
+    for split, names in listing.splits.items():
+        listed = [images[name] for name in names]
+        findings.lines += _summary(split, listed, listing.classes, listing.published.get(split))
+    findings.lines += listing.remarks
+    findings.advice = _advice(what, root, listing, images, findings.ok)
+    return findings
 
 
-# --- VOC -------------------------------------------------------------------------------------------------------------
-
-
-def _check_voc(root: Path, deep: bool) -> Findings:
-    home, found = root / voc.HOME, Findings([f"VOC 2012 in {root}"])
-    lists = {split: _voc_list(home, split, found) for split in voc.SPLITS} if home.is_dir() else {}
-    if not home.is_dir():
-        found.problems.append(f"{home}: no such folder; AEFT_VOC_ROOT must name the folder that holds {voc.HOME}")
-    elif not any(lists.values()):
-        found.problems.append(f"{home / 'ImageSets' / 'Segmentation'}: no list of images")
-    there = {name for name in ("JPEGImages", "Annotations") if (home / name).is_dir()}
-    if home.is_dir():
-        found.problems += [f"{home / name}: no such folder" for name in ("JPEGImages", "Annotations") if name not in there]
-    seen = look(partial(_voc_image, home, there, deep), (name for names in lists.values() for name in names), found)
-    for split, names in lists.items():
-        found.lines += summary(split, names, seen, voc.CLASSES, voc.SPLITS[split])
-    found.problems += _leaks(lists)
-    found.advice += _voc_advice(root, lists, seen, found)
-    return found
-
-
-def _voc_list(home: Path, split: str, found: Findings) -> list[str]:
-    """The names of a list, none where it does not exist; what is wrong with them goes to the problems."""
-    file = home / "ImageSets" / "Segmentation" / f"{split}.txt"
-    if not file.is_file():
-        return []
-    entries = file.read_text(encoding="utf-8-sig", errors="replace").split()
-    found.problems += [] if entries else [f"{file}: lists no image"]
-    if odd := [name for name in entries if "/" in name]:
-        found.problems.append(f"{file}: {len(odd)} entries like {odd[0]!r}; names without folder and suffix are needed")
-    counts = Counter(name for name in entries if "/" not in name)
-    found.problems += [f"{file}: {name} stands {n} times" for name, n in counts.items() if n > 1]
-    return list(counts)
-
-
-def _voc_image(home: Path, there: set[str], deep: bool, name: str) -> Seen:
-    """One image of VOC; there: the folders that exist, each other is one problem and not one an image."""
-    photo = read_photo(home / "JPEGImages" / f"{name}.jpg", deep) if "JPEGImages" in there else Photo()
-    file = home / "Annotations" / f"{name}.xml"
-    classes, problems = _voc_annotation(file, photo) if "Annotations" in there else (set(), ())
-    masks = [mask for part in voc.MASKS if (mask := home / part / f"{name}.png").is_file()]
-    problems = [
-        *photo.problems,
-        *problems,
-        *(wrong for mask in masks for wrong in mask_problems(mask, photo, len(voc.CLASSES), deep)),
-    ]
-    return Seen(frozenset(classes), file.is_file(), bool(masks), photo.kind, photo.turned, tuple(problems))
-
-
-def _voc_annotation(file: Path, photo: Photo) -> tuple[set[str], tuple[str, ...]]:
-    """The classes of an annotation, and what is wrong with it."""
-    if not file.is_file():
-        return set(), (f"{file}: missing",)
-    problems, classes = [], set()
-    try:
-        classes = voc.annotated_classes(file)
-    except ValueError as error:
-        problems.append(str(error))
-    try:
-        values = [ET.parse(file).getroot().findtext(f"size/{side}") for side in ("width", "height")]
-        size = None if None in values else (int(values[0]), int(values[1]))
-        problems += other_size(f"{file}: says", size, photo) if size else []
-    except (OSError, ET.ParseError):
-        pass  # said above
-    except ValueError:
-        problems.append(f"{file}: its size {values} is no number")
-    return classes, tuple(problems)
-
-
-def _leaks(lists: Mapping[str, Sequence[str]]) -> list[str]:
-    """Images of the validation list that a model is also trained on."""
-    held_out, leaks = set(lists.get("val", ())), []
-    for name in sorted(held_out & {*lists.get("train", ()), *lists.get("train_aug", ())}):
-        where = [split for split in ("train", "train_aug") if name in lists.get(split, ())]
-        leaks.append(f"{name}: stands in {' and '.join(where)}, and in val too; results on val would not count")
-    return leaks
-
-
-def _voc_advice(root: Path, lists: Mapping[str, Sequence[str]], seen: Mapping[str, Seen], found: Findings) -> list[str]:
+def _advice(
+    what: str, root: Path, listing: Listing, images: Mapping[Hashable, Examined], ok: bool
+) -> list[str]:
     """The archives of what is missing or wrong."""
-    partly = {split for split, published in voc.SPLITS.items() if len(lists.get(split, ())) < published}
-    maskless = any(not seen[name].masked for name in lists.get("train_aug", ()))
-    advice = [VOC_ARCHIVE.format(root=root)] if found.problems or partly - {"train_aug"} else []
+    published = {"voc": voc.SPLITS, "coco": coco.SPLITS}.get(what, {})
+    partly = {split for split, n in published.items() if len(listing.splits.get(split, ())) < n}
+    if what == "coco":
+        return [COCO_ARCHIVES.format(root=root)] if partly or not ok else []
+    if what != "voc":
+        return [] if ok else [FOLDER_LAYOUT]
+    augmented = listing.splits.get("train_aug", ())
+    maskless = any(not images[name].entry.masked for name in augmented)
+    advice = [VOC_ARCHIVE.format(root=root)] if partly - {"train_aug"} or not ok else []
     return advice + ([SBD_ARCHIVE] if "train_aug" in partly or maskless else [])
 
 
-# --- COCO ------------------------------------------------------------------------------------------------------------
+def _examined(listing: Listing, deep: bool) -> dict[Hashable, Examined]:
+    """Every image, each once though several lists may name it."""
+    names = list(dict.fromkeys(name for split in listing.splits.values() for name in split))
+    num_classes = len(listing.classes) or folder.MAX_CLASSES
+    with ThreadPoolExecutor(THREADS) as threads:
+        examine = partial(_examine, listing.entry, num_classes, deep)
+        return dict(zip(names, threads.map(examine, names), strict=True))
 
 
-def _check_coco(root: Path, deep: bool) -> Findings:
-    found, ids = Findings([f"COCO 2014 in {root}"]), {}
-    for split in coco.SPLITS:
-        ids[split] = _coco_split(root, split, deep, found)
-    if not root.is_dir():
-        found.problems.append(f"{root}: no such folder; AEFT_COCO_ROOT must name the folder that holds annotations")
-    elif not any(ids.values()) and found.ok:
-        found.problems.append(f"{root / 'annotations'}: no instances_train2014.json and no instances_val2014.json")
-    both = sorted(ids["train2014"] & ids["val2014"])
-    found.problems += [f"image {i}: stands in train2014 and in val2014; results on val2014 would not count" for i in both]
-    if not found.ok or any(len(ids[split]) < published for split, published in coco.SPLITS.items()):
-        found.advice.append(COCO_ARCHIVES.format(root=root))
-    return found
+def _examine(
+    entry_of: Callable[[Hashable], Entry], num_classes: int, deep: bool, name: Hashable
+) -> Examined:
+    entry, header = entry_of(name), None
+    problems = list(_absent(entry.photo)) if entry.photo else []
+    if entry.photo and not problems:
+        try:
+            header = read_header(entry.photo)
+            if deep:
+                read_image(entry.photo)
+        except ValueError as error:
+            problems.append(str(error))
+    problems += entry.problems
+    problems += _other_size(*entry.claim, header) if entry.claim else []
+    for mask in entry.masks:
+        problems += _mask_problems(mask, header, num_classes, deep)
+    return Examined(entry, header, problems)
 
 
-def _coco_split(root: Path, split: str, deep: bool, found: Findings) -> set[int]:
-    """Add what one split has to the findings; returns the ids of its images."""
-    file, photos = root / "annotations" / f"instances_{split}.json", root / split
+def _mask_problems(file: Path, photo: Header | None, num_classes: int, deep: bool) -> list[str]:
+    """What is wrong with a mask that exists."""
+    if problems := _absent(file):
+        return problems
+    try:
+        with Image.open(file) as picture:
+            kind, mode, size = picture.format, picture.mode, picture.size[::-1]
+        problems = _other_size(f"{file}: has", size, photo)
+        if kind != "PNG" or mode not in ("P", "L"):
+            rule = "a mask must be a PNG with one 8-bit channel of labels"
+            problems.append(f"{file}: {rule}, this is {kind}, mode {mode}")
+        elif deep:
+            read_label_map(file, num_classes=num_classes)
+    except UNREADABLE as error:
+        problems.append(f"{file}: not a readable mask ({error})")
+    except ValueError as error:
+        problems.append(str(error))
+    return problems
+
+
+def _absent(file: Path) -> list[str]:
     if not file.is_file():
-        found.lines.append(f"{split}: nothing listed")
-        found.problems += [f"{file}: missing, but {photos} is there"] if photos.is_dir() else []
-        return set()
-    try:
-        content = json.loads(file.read_bytes())
-        categories = {one["id"]: str(one["name"]) for one in content["categories"]}
-        images = {one["id"]: one for one in content["images"]}
-        names = {i: Path(one["file_name"]).stem for i, one in images.items()}
-        classes = _coco_objects(file, content, categories, names, found)
-        sizes = {names[i]: (one["width"], one["height"]) for i, one in images.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        found.problems.append(f"{file}: not readable as COCO's instances ({error!r})")
-        return set()
-    found.problems += [] if photos.is_dir() else [f"{photos}: no such folder"]
-    seen = look(partial(_coco_image, photos, deep, sizes, classes), sizes, found)
-    found.lines += summary(split, list(sizes), seen, list(categories.values()), coco.SPLITS[split])
-    return set(images)
+        return [f"{file}: missing"]
+    return [] if file.stat().st_size else [f"{file}: empty (0 bytes)"]
 
 
-def _coco_objects(
-    file: Path, content: dict[str, Any], categories: Mapping[int, str], names: Mapping[int, str], found: Findings
-) -> dict[str, set[str]]:
-    """The classes of every image that has an annotation; what is wrong with annotations goes to the problems."""
-    found.problems += [f"{file}: no image"] if not names else []
-    found.problems += [f"{file}: no category"] if not categories else []
-    for kind, values in (("id", [one["id"] for one in content["images"]]), ("name", list(names.values()))):
-        found.problems += [f"{file}: image {kind} {value} stands {n} times" for value, n in Counter(values).items() if n > 1]
-    classes: dict[str, set[str]] = {}
-    for one in content["annotations"]:
-        wrong = [] if _outlined(one.get("segmentation")) else ["has no outline"]
-        wrong += [] if one["category_id"] in categories else [f"has the unknown category {one['category_id']}"]
-        wrong += [] if one["image_id"] in names else [f"belongs to the unknown image {one['image_id']}"]
-        found.problems += [f"{file}: annotation {one.get('id')} {' and '.join(wrong)}"] if wrong else []
-        if one["image_id"] in names:
-            classes.setdefault(names[one["image_id"]], set()).update({categories.get(one["category_id"])} - {None})
-    return classes
+def _other_size(claimant: str, size: tuple[int, int], photo: Header | None) -> list[str]:
+    """The problem of a size (H, W) that is not the photo's, where that is known."""
+    if photo is None or photo.size == size:
+        return []
+    turned = "; an EXIF tag turns the photo: save it without" if photo.stored == size else ""
+    ours, theirs = (f"{width}x{height}" for height, width in (size, photo.size))
+    return [f"{claimant} {ours} pixels, the photo has {theirs}{turned}"]
 
 
-def _outlined(outline: object) -> bool:
-    """Whether an annotation has polygons of at least three points, or run lengths."""
-    if isinstance(outline, dict):
-        return bool(outline.get("counts"))
-    parts = outline if isinstance(outline, list) else []
-    return bool(parts) and all(isinstance(part, list) and len(part) >= 6 and len(part) % 2 == 0 for part in parts)
-
-
-def _coco_image(
-    photos: Path, deep: bool, sizes: Mapping[str, tuple[int, int]], classes: Mapping[str, set[str]], name: str
-) -> Seen:
-    photo = read_photo(photos / f"{name}.jpg", deep) if photos.is_dir() else Photo()
-    problems = [*photo.problems, *other_size(f"{photos / name}.jpg: the annotations say", sizes[name], photo)]
-    return Seen(frozenset(classes.get(name, ())), name in classes, name in classes, photo.kind, photo.turned, tuple(problems))
-
-
-# --- an own folder ---------------------------------------------------------------------------------------------------
-
-
-def _check_folder(root: Path, deep: bool) -> Findings:
-    found, classes, table = Findings([f"photos in {root}"]), (), []
-    try:
-        classes = folder.read_classes(root / "classes.txt")
-    except ValueError as error:
-        found.problems.append(str(error))
-    try:
-        table, wrong = folder.table_lines(root / "tags.csv", classes)
-        found.problems += wrong
-    except ValueError as error:
-        found.problems.append(str(error))
-    found.problems += [] if (root / "images").is_dir() else [f"{root / 'images'}: no such folder"]
-    tags = {line["image"]: line["tags"] for line in table}
-    seen = look(partial(_folder_image, root, deep, tags, len(classes) or folder.MAX_CLASSES), tags, found)
-    for split in sorted({line["split"] for line in table}):
-        names = [line["image"] for line in table if line["split"] == split]
-        found.lines += summary(split or "(without a split)", names, seen, classes, None)
-    found.problems += [] if found.problems else _unusable(root / "tags.csv", table)
-    found.lines += _unnamed(root / "images", tags)
-    found.advice += [] if found.ok else [FOLDER_LAYOUT]
-    return found
-
-
-def _folder_image(root: Path, deep: bool, tags: Mapping[str, set[str]], num_classes: int, name: str) -> Seen:
-    photo = read_photo(root / "images" / name, deep) if (root / "images").is_dir() else Photo()
-    file = folder.mask_file(root, name)
-    problems = [*photo.problems, *(mask_problems(file, photo, num_classes, deep) if file.is_file() else ())]
-    return Seen(frozenset(tags[name]), True, file.is_file(), photo.kind, photo.turned, tuple(problems))
-
-
-def _unusable(file: Path, table: Sequence[dict]) -> list[str]:
-    """Why nothing can be trained on a table whose lines are right."""
-    splits = sorted({line["split"] for line in table})
-    if not table:
-        return [f"{file}: no image is listed"] if file.is_file() else []
-    missing = [split for split in ("train", "val") if split not in splits]
-    found = [f"{file}: no image of the split {split!r}, there are {', '.join(splits)}" for split in missing]
-    return found + ([] if any(line["tags"] for line in table) else [f"{file}: no image has a tag"])
-
-
-def _unnamed(images: Path, tags: Mapping[str, set[str]]) -> list[str]:
-    """A line about the files below images/ that the table does not name."""
-    listed = {Path(name).as_posix() for name in tags}
-    files = [file.relative_to(images) for file in sorted(images.rglob("*")) if file.is_file()]
-    names = [file.as_posix() for file in files if file.as_posix() not in listed and not file.name.startswith(".")]
-    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-    return [f"in images/, but not in tags.csv: {len(names)} ({shown})"] if names else []
+def _summary(
+    split: str, images: Sequence[Examined], classes: Sequence[str], published: int | None
+) -> list[str]:
+    """What a list has: images, masks, images of every class; published: how many it should have."""
+    if not images:
+        return [f"{split}: nothing listed"]
+    entries = [image.entry for image in images]
+    headers = [image.header for image in images if image.header]
+    counts = Counter(name for entry in entries for name in entry.classes)
+    whole = "" if published is None else f" of {published} in the published list"
+    whole = " (all)" if len(images) == published else whole
+    masked = sum(entry.masked for entry in entries)
+    present = ", ".join(f"{name} {counts[name]}" for name in classes if counts[name])
+    absent = ", ".join(name for name in classes if not counts[name])
+    bare = sum(not entry.annotated for entry in entries)
+    classless = sum(entry.annotated and not entry.classes for entry in entries)
+    kinds = Counter(KINDS[header.mode] for header in headers if header.mode in KINDS)
+    converted = ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items()))
+    turned = sum(header.turn in range(2, 9) for header in headers)
+    lines = {
+        f"{split}: {len(images)} images{whole}, {masked} with a mask": True,
+        f"  images a class: {present or 'none'}": True,
+        f"  no image of: {absent}": absent,
+        f"  images without an annotation: {bare}": bare,
+        f"  images without a class: {classless}": classless,
+        f"  read as RGB: {converted}": converted,
+        f"  turned by an EXIF tag: {turned}; look whether their masks are turned too": turned,
+    }
+    return [line for line, shown in lines.items() if shown]

@@ -1,29 +1,33 @@
-"""Fetches the published archives of PASCAL VOC 2012, SBD and COCO 2014, unpacks them, and makes of SBD VOC's ``train_aug``.
+"""Fetches and unpacks PASCAL VOC 2012, SBD and COCO 2014, and makes VOC's ``train_aug`` of SBD.
 
 ::
 
-    voc    <root>/VOCdevkit/VOC2012/...    VOCtrainval_11-May-2012.tar, 2.0 GB, and SBD's benchmark.tgz, 1.4 GB
+    voc    <root>/VOCdevkit/VOC2012/...    VOCtrainval_11-May-2012.tar, 2.0 GB, and SBD's
+                                           benchmark.tgz, 1.4 GB
     coco   <root>/train2014, val2014, annotations    three zips, 20.4 GB
 
-The archives stay in the root; they may be deleted once they are unpacked.  Where a mirror is dead, an archive from anywhere
-else is as good: it is given as a local file and verified alike.
+The archives stay in the root; they may be deleted once they are unpacked.  Where a mirror is dead,
+an archive from anywhere else is as good: it is given as a local file and verified alike.
 
-Where sizes and checksums come from: VOC's and SBD's md5 stand in torchvision, in ``datasets/voc.py`` and ``datasets/sbd.py``.
-COCO publishes none; its md5 sums are those that many other projects check against.  Sizes are the Content-Length of the
-first mirror as logs of downloads show it.  None of them was fetched here.
+Sizes and checksums: VOC's and SBD's md5 stand in torchvision, in ``datasets/voc.py`` and
+``datasets/sbd.py``.  COCO publishes none; its md5 sums are those that many other projects check
+against.  Sizes are the Content-Length of the first mirror as logs of downloads show it.  None of
+the archives was fetched here.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from aeft_lib.data.prepare import sbd
-from aeft_lib.data.prepare.download import Archive, download, take
-from aeft_lib.data.prepare.unpack import unpack
+from aeft_lib.data.prepare.archives import Archive, download, take, unpack
 from aeft_lib.data.voc import HOME, SPLITS
 
 _VOC = "pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar"
 _SBD = "eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz"
-_COCO = ("http://images.cocodataset.org", "https://s3.amazonaws.com/images.cocodataset.org")  # one store, without and with TLS
+_COCO = (  # one store, without and with TLS
+    "http://images.cocodataset.org",
+    "https://s3.amazonaws.com/images.cocodataset.org",
+)
 
 ARCHIVES: dict[str, tuple[Archive, ...]] = {
     "voc": (
@@ -69,11 +73,13 @@ ARCHIVES: dict[str, tuple[Archive, ...]] = {
 
 
 def fetch(what: str, root: Path, *, local: Sequence[Path] = ()) -> list[str]:
-    """Bring a data set below root; returns lines that say what was done.  Called again it goes on where it stopped.
+    """Bring a data set below root; returns lines that say what was done.
 
-    what: a key of `ARCHIVES`.  local: archives that are at hand, told apart by their file names; the others are downloaded.
-    Raises ValueError for an unknown data set, a local file that is none of its archives or is damaged, and as `unpack` and
-    `sbd.convert` do; RuntimeError as `download` does.
+    A second call resumes where the first one stopped.
+    what: a key of `ARCHIVES`.  local: archives that are at hand, told apart by their file names;
+    the others are downloaded.
+    Raises ValueError for an unknown data set, a local file that is none of its archives or is
+    damaged, and as `unpack` and `sbd.convert` do; RuntimeError as `download` does.
     """
     if what not in ARCHIVES:
         raise ValueError(f"unknown data set {what!r}; there are {', '.join(ARCHIVES)}")
@@ -82,8 +88,8 @@ def fetch(what: str, root: Path, *, local: Sequence[Path] = ()) -> list[str]:
     for archive in ARCHIVES[what]:
         file = given.get(archive.name) or download(archive, root)
         folder = root / archive.unpack_to
-        count = unpack(file, folder, whole=bool(archive.checksum))
-        lines.append(f"{file}: {archive.checksum or 'no checksum is published'}; {count} files are below {folder}")
+        count = unpack(file, folder)
+        lines.append(f"{file}: {archive.checksum}; {count} files are below {folder}")
     if what == "voc":
         lines.append(_add_sbd(root))
     return lines
@@ -95,9 +101,11 @@ def _given(what: str, local: Sequence[Path]) -> dict[str, Path]:
     given: dict[str, Path] = {}
     for file in local:
         if file.name not in archives:
-            raise ValueError(f"{file} is none of the archives of {what}; there are {', '.join(archives)}")
+            names = ", ".join(archives)
+            raise ValueError(f"{file} is none of the archives of {what}; there are {names}")
         if file.name in given:
-            raise ValueError(f"{given[file.name]} and {file} are both given as {file.name}: give one of them")
+            both = f"{given[file.name]} and {file}"
+            raise ValueError(f"{both} are both given as {file.name}: give one of them")
         given[file.name] = take(file, archives[file.name])
     return given
 
@@ -105,5 +113,7 @@ def _given(what: str, local: Sequence[Path]) -> dict[str, Path]:
 def _add_sbd(root: Path) -> str:
     made = sbd.convert(root / "sbd" / "benchmark_RELEASE" / "dataset", root / HOME)
     listed, published = made["train_aug"], SPLITS["train_aug"]
-    remark = "as published" if listed == published else f"but {published} are published: is this a part of the data?"
-    return f"train_aug: {listed} images, {remark}; {made['converted']} masks made of SBD, {made['skipped']} were there"
+    part = f"but {published} are published: is this a part of the data?"
+    remark = "as published" if listed == published else part
+    counts = f"{made['converted']} masks made of SBD, {made['skipped']} were there"
+    return f"train_aug: {listed} images, {remark}; {counts}"

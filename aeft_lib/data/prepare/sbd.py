@@ -1,7 +1,8 @@
-"""Makes of SBD what users of VOC call ``train_aug``: masks as palette PNGs, and the list of 10,582 images.
+"""Makes ``train_aug`` of SBD: masks as palette PNGs, and the list of 10,582 images.
 
-SBD (Semantic Boundaries Dataset; Hariharan et al., "Semantic contours from inverse detectors", ICCV 2011) outlines the objects
-of 11,355 photos of VOC 2011, which all are in VOC 2012.  Its own split ignores VOC's, so images of VOC's val are taken out:
+SBD (Semantic Boundaries Dataset; Hariharan et al., "Semantic contours from inverse detectors", ICCV
+2011) outlines the objects of 11,355 photos of VOC 2011, which all are in VOC 2012.  Its own split
+ignores VOC's, so images of VOC's val are taken out:
 
     train_aug = (SBD train + SBD val + VOC train) - VOC val
 
@@ -25,61 +26,73 @@ LIST = Path("ImageSets") / "Segmentation" / "train_aug.txt"
 
 
 def convert(benchmark: Path, home: Path) -> dict[str, int]:
-    """Write masks and list into VOC's folder, the list last; masks that are there are not made again.
+    """Write masks and list into VOC's folder, the list last; masks that are there stay.
 
     benchmark: SBD's ``benchmark_RELEASE/dataset``.  home: ``VOCdevkit/VOC2012``.
-    Returns how many masks were ``converted`` and ``skipped``, and how many names ``train_aug`` lists: 10,582 for the
-    published data, fewer for a part of it.
-    Raises ValueError where a list is missing, a listed photo is missing, or a .mat file is missing or damaged.
+    Returns how many masks were ``converted`` and ``skipped``, and how many names ``train_aug``
+    lists: 10,582 for the published data, fewer for a part of it.
+    Raises ValueError where a list is missing, a listed photo is missing, or a .mat file is missing
+    or damaged.
     """
     ours = sbd_names(benchmark)
     train, val = set(read_list(home, "train")), set(read_list(home, "val"))
     listed = sorted((ours | train) - val)
     for name in listed:
         if not (home / "JPEGImages" / f"{name}.jpg").is_file():
-            raise ValueError(f"{name} is listed, but there is no {home / 'JPEGImages' / name}.jpg: unpack VOC 2012 first")
+            photo = home / "JPEGImages" / f"{name}.jpg"
+            raise ValueError(f"{name} is listed, but there is no {photo}: unpack VOC 2012 first")
     (home / MASKS).mkdir(exist_ok=True)
     wanted = [name for name in listed if name not in train]
     missing = [name for name in wanted if not _mask(home, name).is_file()]
-    for name in tqdm(missing, desc="masks of SBD", leave=False, disable=bool(os.environ.get("AEFT_QUIET"))):
+    quiet = bool(os.environ.get("AEFT_QUIET"))
+    for name in tqdm(missing, desc="masks of SBD", leave=False, disable=quiet):
         _write(_mask(home, name), read_mat(benchmark / "cls" / f"{name}.mat"))
     aside = home / LIST.with_name(f".{LIST.name}.part")
     aside.write_text("".join(f"{name}\n" for name in listed), encoding="utf-8")
     aside.replace(home / LIST)
-    return {"converted": len(missing), "skipped": len(wanted) - len(missing), "train_aug": len(listed)}
+    skipped = len(wanted) - len(missing)
+    return {"converted": len(missing), "skipped": skipped, "train_aug": len(listed)}
 
 
 def sbd_names(benchmark: Path) -> set[str]:
-    """The names in SBD's two lists.  Raises ValueError where one is missing, empty, or holds what is no plain name."""
-    names: set[str] = set()
+    """The names in SBD's two lists.
+
+    Raises ValueError where a list is missing, empty, or holds what is no plain name.
+    """
+    names, remedy = set(), "unpack SBD's benchmark.tgz again"
     for file in (benchmark / "train.txt", benchmark / "val.txt"):
         if not file.is_file():
-            raise ValueError(f"no {file}: unpack SBD's benchmark.tgz again")
-        found = file.read_text(encoding="utf-8").split()
-        if wrong := [name for name in found if not name.replace("_", "").isalnum()]:
-            raise ValueError(f"{file}: {wrong[0]!r} is no name of an image; unpack SBD's benchmark.tgz again")
-        if not found:
-            raise ValueError(f"{file} lists no image: unpack SBD's benchmark.tgz again")
-        names.update(found)
+            raise ValueError(f"no {file}: {remedy}")
+        listed = file.read_text(encoding="utf-8").split()
+        if wrong := [name for name in listed if not name.replace("_", "").isalnum()]:
+            raise ValueError(f"{file}: {wrong[0]!r} is no name of an image; {remedy}")
+        if not listed:
+            raise ValueError(f"{file} lists no image: {remedy}")
+        names.update(listed)
     return names
 
 
 def read_mat(file: Path) -> np.ndarray:
     """The label map in ``GTcls.Segmentation``, (H, W) uint8 with 0..20 and 255.
 
-    Raises ValueError naming the file where it is missing or damaged, has no such field, or has other labels.
+    Raises ValueError naming the file where it is missing or damaged, has no such field, or has
+    other labels.
     """
     if not file.is_file():
         raise ValueError(f"no {file}: unpack SBD's benchmark.tgz again")
     try:
         labels = np.asarray(loadmat(file, variable_names=["GTcls"])["GTcls"]["Segmentation"][0, 0])
     except Exception as error:  # scipy raises what it likes
-        raise ValueError(f"{file}: no readable GTcls.Segmentation ({error!r}); unpack SBD's benchmark.tgz again") from error
-    if labels.ndim != 2 or not labels.size or labels.dtype.kind not in "uif":  # MATLAB's numbers are float by default
-        raise ValueError(f"{file}: GTcls.Segmentation must be an (H, W) array of labels, got {labels.dtype} {labels.shape}")
+        text = f"no readable GTcls.Segmentation ({error!r})"
+        raise ValueError(f"{file}: {text}; unpack SBD's benchmark.tgz again") from error
+    numbers = labels.dtype.kind in "uif"  # MATLAB's are float by default
+    if labels.ndim != 2 or not labels.size or not numbers:
+        text = f"must be an (H, W) array of labels, got {labels.dtype} {labels.shape}"
+        raise ValueError(f"{file}: GTcls.Segmentation {text}")
     foreign = labels[~(np.isin(labels, np.arange(len(CLASSES) + 1)) | (labels == VOID))]
     if foreign.size:
-        raise ValueError(f"{file}: label {foreign[0]} is outside 0..{len(CLASSES)} and is not void ({VOID})")
+        text = f"outside 0..{len(CLASSES)} and is not void ({VOID})"
+        raise ValueError(f"{file}: label {foreign[0]} is {text}")
     return labels.astype(np.uint8)
 
 

@@ -1,0 +1,77 @@
+"""Photos on disk: read as RGB, measured by their headers, resized.  Label maps stand in `maps`."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from aeft_lib.maps.labels import UNREADABLE
+
+ORIENTATION = 0x0112  # EXIF: 1 upright, 2..4 mirrored or on its head, 5..8 lying on its side
+
+
+class Header(NamedTuple):
+    """A photo's header.  mode: Pillow's.  stored: (H, W) in the file.  turn: EXIF orientation."""
+
+    mode: str
+    stored: tuple[int, int]
+    turn: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) as `read_image` gives it."""
+        return self.stored[::-1] if self.turn in (5, 6, 7, 8) else self.stored
+
+
+def read_header(file: Path) -> Header:
+    """The header alone.  Raises ValueError as `read_image` does where the header shows it."""
+    try:
+        with Image.open(file) as picture:
+            _check_depth(file, picture)
+            turn = picture.getexif().get(ORIENTATION, 1)
+            return Header(picture.mode, picture.size[::-1], turn)
+    except UNREADABLE as error:
+        raise _unreadable(file, error) from error
+
+
+def image_size(file: Path) -> tuple[int, int]:
+    """(H, W) of a photo as `read_image` gives it.  Raises ValueError as `read_header` does."""
+    return read_header(file).size
+
+
+def read_image(file: Path) -> np.ndarray:
+    """Read a photo as (H, W, 3) uint8 RGB, turned as its EXIF tag says.
+
+    Grey, palette and CMYK pictures become RGB.
+    Raises ValueError naming the file: cut off, no picture, or of 16 bits, whose range nobody knows.
+    """
+    try:
+        with Image.open(file) as picture:
+            _check_depth(file, picture)
+            return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
+    except UNREADABLE as error:
+        raise _unreadable(file, error) from error
+
+
+def resized(image: np.ndarray, size: tuple[int, int], *, labels: bool = False) -> np.ndarray:
+    """A photo (H, W, 3), bicubic, or its labels (H, W), nearest, at another (height, width)."""
+    method = Image.Resampling.NEAREST if labels else Image.Resampling.BICUBIC
+    return np.array(Image.fromarray(image).resize((size[1], size[0]), method))
+
+
+def squared(picture: np.ndarray, size: int) -> np.ndarray:
+    """A photo (H, W, 3) or a mask (H, W) as a square of `size`; 0 leaves it as it is."""
+    return resized(picture, (size, size), labels=picture.ndim == 2) if size else picture
+
+
+def _check_depth(file: Path, picture: Image.Image) -> None:
+    coding = str(picture.tile[0][3]) if picture.tile else ""  # the mode of RGB hides 16 bits
+    if picture.mode.startswith(("I", "F")) or ";16" in coding:
+        remedy = f"16 bits or more a channel (mode {picture.mode}); save it with 8"
+        raise ValueError(f"{file}: {remedy}")
+
+
+def _unreadable(file: Path, error: Exception) -> ValueError:
+    why = "of no known kind" if isinstance(error, UnidentifiedImageError) else error
+    return ValueError(f"{file}: not a readable image ({why}); fetch it again")
