@@ -122,7 +122,8 @@ def export(arguments: argparse.Namespace) -> None:
 
 def predict(arguments: argparse.Namespace) -> None:
     """``aeft predict IMAGE...``: label maps of any photos, by the segmentation network of a row, as palette PNGs."""
-    from aeft_lib.maps.labels import read_image, write_label_map
+    from aeft_lib.data.images import read_image
+    from aeft_lib.maps.labels import write_label_map
     from aeft_lib.stages.predict_labels import predict as label_map_of
     from aeft_lib.stages.train_segmenter import load_segmenter
 

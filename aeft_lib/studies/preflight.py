@@ -10,7 +10,7 @@ import numpy as np
 
 from aeft_lib.data.scene import Photos, Scenes
 from aeft_lib.engine.device import check_device
-from aeft_lib.maps.labels import image_size
+from aeft_lib.data.images import image_size
 from aeft_lib.stages.fitting import check_tensorboard
 from aeft_lib.studies.settings import Profile
 
