@@ -2,10 +2,11 @@
 
 from dataclasses import replace
 
+from aeft_lib.networks.registry import BackboneSpec
+
 from aeft_lib.data.augment import ViewSpec
 from aeft_lib.data.voc import VocSpec
 from aeft_lib.engine.step import Compute
-from aeft_lib.networks.registry import BackboneSpec
 from aeft_lib.studies.profiles import VOC
 from aeft_lib.studies.settings import Profile
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from aeft_lib.networks.registry import BackboneSpec
 from photo_profile import CLASSES, SPLITS, photo_profile
 from photo_sets import make_coco, make_folder, make_voc
 from PIL import Image
@@ -20,7 +21,6 @@ from aeft_lib.lab import ch08_conditions
 from aeft_lib.lab.session import Session
 from aeft_lib.maps.labels import VOID, write_label_map
 from aeft_lib.maps.seeds import read_seeds
-from aeft_lib.networks.registry import BackboneSpec
 from aeft_lib.stages import store
 from aeft_lib.stages.write_labels import label_files
 from aeft_lib.studies import catalogue, preflight, run

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from aeft_lib.networks.registry import BackboneSpec, build_backbone
 
 from aeft_lib.networks import generic, state
-from aeft_lib.networks.registry import BackboneSpec, build_backbone
 from aeft_lib.networks.segmenter import Segmenter
 from aeft_lib.refinement.affinity_net import AffinityNet
 

@@ -4,12 +4,12 @@ import pickle
 
 import pytest
 import torch
+from aeft_lib.networks.registry import BackboneSpec, build_backbone
 from golden_networks import theirs
 from safetensors.torch import save_file
 
 from aeft_lib.cli import main
 from aeft_lib.networks.checkpoints import load_checkpoint, own_names, read_tensors
-from aeft_lib.networks.registry import BackboneSpec, build_backbone
 from aeft_lib.paper.classifier import CamClassifier
 from aeft_lib.paper.gpp import PyramidPooling
 from aeft_lib.stages.train_classifier import NetworkSpec, PoolingSpec, build_network

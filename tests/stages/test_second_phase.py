@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from aeft_lib.stages.train_triplet import TripletSpec, train_triplet
 from safetensors.torch import load_file
 
 from aeft_lib.data.collages import Collages, SceneSpec
@@ -23,7 +24,6 @@ from aeft_lib.stages.evaluate import EvaluationSpec, evaluate_seeds
 from aeft_lib.stages.evaluate_epochs import EpochsSpec, evaluate_epochs
 from aeft_lib.stages.infer_seeds import SeedSpec, infer_seeds
 from aeft_lib.stages.train_classifier import ClassifierSpec, NetworkSpec, train_classifier
-from aeft_lib.stages.train_triplet import TripletSpec, train_triplet
 from aeft_lib.studies import catalogue
 from aeft_lib.studies.profiles import SMOKE
 from aeft_lib.studies.settings import SecondPhase

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from aeft_lib.networks.registry import BackboneSpec
 
 from aeft_lib.engine.loop import make_optimiser
 from aeft_lib.engine.step import PLAIN, Compute, Stepper
-from aeft_lib.networks.registry import BackboneSpec
 from aeft_lib.paper import triplet
 from aeft_lib.paper.triplet import Batch
 from aeft_lib.stages.train_classifier import NetworkSpec, PoolingSpec, build_network
