@@ -1,4 +1,4 @@
-"""What a notebook imports: the session, figures, widgets, one module for each chapter, and the runner of notebooks.
+"""What a notebook imports: session, figures, widgets, a module a chapter; and the notebook runner.
 
 Only notebooks and the command line come in; nothing of the library imports it.
 """

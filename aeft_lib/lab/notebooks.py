@@ -1,15 +1,14 @@
-"""Executes the notebooks in order, through papermill's API, into ``runs/notebooks/<profile>-<seeds>seeds/``.
+"""Executes the notebooks in order, through papermill's API.
 
-Per notebook stand there ``NAME.ipynb`` and ``NAME.html``, both the last good ones, and beside them ``completion.json``.
-Papermill alone would only log an unknown parameter, overwrite the last good output on failure, and call the cells of a
-killed kernel completed.  So parameters are checked before anything runs, output goes to ``NAME.partial.ipynb`` and is
-renamed when whole, and the completion record is our own.
+Their folder is ``runs/notebooks/<profile>-<repeats>repeats/``, with the last whole ``NAME.ipynb``
+and ``NAME.html`` of each.  Papermill alone would only log an unknown parameter, overwrite the last
+good output on failure, and call the cells of a killed kernel completed.  So parameters are checked
+before anything runs, and output goes to ``NAME.partial.ipynb`` and is renamed when whole.
 """
 
 import ast
 import copy
 import hashlib
-import json
 import os
 import re
 import shlex
@@ -17,8 +16,8 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nbformat
@@ -31,20 +30,21 @@ from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 from papermill.execute import ERROR_MARKER_TAG
 
-from aeft_lib import __version__, paths
+from aeft_lib import paths
+from aeft_lib.engine.fields import whole
 from aeft_lib.stages import store
 
-COMPLETION = "completion.json"
 PATTERN = "[0-9][0-9]_*.ipynb"
 INJECTED_TAG = "injected-parameters"
 LINES_OF_ERROR = 12
 KERNEL_START_SECONDS = 120  # two cores busy with a training start a kernel slowly
 ANSI_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-KERNEL_COMMAND = (sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--IPKernelApp.log_level=ERROR")
+QUIET = "--IPKernelApp.log_level=ERROR"  # else a warning about TCP lands in the outputs
+KERNEL_COMMAND = (sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", QUIET)
 
 
 class NotebookFailed(RuntimeError):
-    """A notebook did not run to its end; the message names it, the cell, the last lines and the command to go on."""
+    """A notebook did not run to its end; the message names it, the cell, and how to resume."""
 
 
 @dataclass(frozen=True)
@@ -57,17 +57,18 @@ class Source:
 
     @property
     def name(self) -> str:
-        """The file's stem, by which the command line and the completion record know it."""
+        """The file's stem, by which the command line knows it."""
         return self.file.stem
 
 
 class ThisPython(AsyncKernelManager):
-    """Kernels of the very interpreter that runs this code, whatever an installed kernelspec called python3 points to."""
+    """Kernels of the interpreter that runs this code, whatever an installed kernelspec names."""
 
     @property
     def kernel_spec(self) -> KernelSpec:
-        """The one spec, never looked up on the machine."""
-        return KernelSpec(argv=list(KERNEL_COMMAND), display_name="Python 3 (ipykernel)", language="python")
+        """The same everywhere, never looked up on the machine."""
+        names = {"display_name": "Python 3 (ipykernel)", "language": "python"}
+        return KernelSpec(argv=list(KERNEL_COMMAND), **names)
 
     async def start_kernel(self, **options: Any) -> None:
         """Start with `kernel_environment`, not with the caller's."""
@@ -77,44 +78,47 @@ class ThisPython(AsyncKernelManager):
 def kernel_environment() -> dict[str, str]:
     """The environment of a notebook's kernel.
 
-    Without AEFT_PROFILE, since the parameters decide; without MPLBACKEND, since any other backend than the inline one that
-    the kernel chooses draws no figures; AEFT_RUNS absolute, since the kernel works in the notebooks' folder; quiet, since
-    progress bars would stay in the outputs.
+    AEFT_PROFILE is left out, since the parameters decide, and MPLBACKEND, since a backend other
+    than the kernel's inline one draws no figures.  AEFT_RUNS is absolute, since the kernel works in
+    the notebooks' folder.  AEFT_QUIET keeps progress bars out of the outputs.
     """
-    kept = {name: value for name, value in os.environ.items() if name not in ("AEFT_PROFILE", "MPLBACKEND")}
+    dropped = ("AEFT_PROFILE", "MPLBACKEND")
+    kept = {name: value for name, value in os.environ.items() if name not in dropped}
     return kept | {"AEFT_RUNS": str(paths.runs().resolve()), "AEFT_QUIET": "1"}
 
 
 def reproduce(
     *,
     profile: str,
-    seeds: int,
+    repeats: int,
     only: Sequence[str] = (),
     start: str | None = None,
     publish: bool = False,
     folder: Path | None = None,
 ) -> Path:
-    """Execute the notebooks of `folder` (``paths.NOTEBOOKS``) in order and return the folder of their outputs.
+    """Execute the notebooks of `folder` (``paths.NOTEBOOKS``) in order; returns their folder.
 
     only: names to run, such as ``02_gap_vs_gpp``; empty means all.  start: the name to begin with.
-    publish: when all have finished, copy the executed notebooks over their sources, cleaned as `cleaned` says.
+    publish: when all have finished, copy the executed notebooks over their sources, `cleaned`.
 
-    Raises ValueError, before anything runs, for what `plan` refuses; NotebookFailed when a notebook does not finish;
-    RuntimeError where another run writes to the same folder; StoreError where nothing can be written.
+    Raises ValueError, before anything runs, for what `plan` refuses; NotebookFailed when a notebook
+    does not finish; RuntimeError where another run writes to the same folder; StoreError where
+    nothing can be written.
     """
-    parameters = {"profile": profile, "seeds": seeds}
+    parameters = {"profile": profile, "repeats": repeats}
     sources = plan(parameters, only=only, start=start, publish=publish, folder=folder)
     store.check_writable()
-    home = paths.runs().resolve() / "notebooks" / f"{profile}-{seeds}seeds"
+    home = paths.runs().resolve() / "notebooks" / f"{profile}-{repeats}repeats"
     home.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(home / ".lock", timeout=0):
             for source in sources:
-                _run(source, parameters, home, _command(parameters, source.name, only, publish))
+                resume = _command(parameters, source.name, only, publish)
+                _run(source, parameters, home, resume)
             if publish:
                 publish_notebooks(sources, home)
     except Timeout as error:
-        raise RuntimeError(f"another run writes to {home}: wait for it, or end it") from error
+        raise RuntimeError(f"another run writes to {home}: wait for it or end it") from error
     return home
 
 
@@ -126,24 +130,29 @@ def plan(
     publish: bool = False,
     folder: Path | None = None,
 ) -> list[Source]:
-    """The notebooks that `reproduce` would run with ``{"profile": str, "seeds": int}``, checked; runs nothing.
+    """The notebooks that `reproduce` would run with ``{"profile": str, "repeats": int}``, checked.
 
-    Raises ValueError for names that are not there, a notebook that does not define the parameters, a number of seeds that
-    is none, or publish with a part of the notebooks.
+    Raises ValueError for names that are not there, a notebook that does not define the parameters,
+    a wrong number of repeats, or publish with a part of the notebooks.
     """
-    seeds = parameters["seeds"]
-    if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
-        raise ValueError(f"seeds must be a whole number of at least 1, got {seeds!r}")
+    whole(SimpleNamespace(**parameters), "repeats", least=1)
     if publish and (only or start):
-        raise ValueError("publish copies all notebooks or none: leave out only and start (finished stages are not repeated)")
-    sources = choose(read_sources((folder or paths.NOTEBOOKS).resolve()), only=only, start=start)
+        raise ValueError(
+            "publish copies all notebooks or none: leave out only and start "
+            "(finished stages are not repeated)"
+        )
+    known = read_sources((folder or paths.NOTEBOOKS).resolve())
+    sources = choose(known, only=only, start=start)
     for source in sources:
         check_parameters(source, parameters)
     return sources
 
 
 def read_sources(folder: Path) -> list[Source]:
-    """The numbered notebooks of `folder` in order.  Raises ValueError where there are none or one cannot be read."""
+    """The numbered notebooks of `folder` in order.
+
+    Raises ValueError where there is none, or where a file cannot be read.
+    """
     files = sorted(folder.glob(PATTERN))
     if not files:
         raise ValueError(f"no notebook named {PATTERN} in {folder}: run from a whole checkout")
@@ -155,12 +164,18 @@ def _read_source(file: Path) -> Source:
     try:
         node = nbformat.reads(content.decode("utf-8"), as_version=4)
     except (ValueError, AttributeError) as error:
-        raise ValueError(f"{file} is not a notebook ({str(error)[:80]}): take it anew from the repository") from error
+        why = str(error)[:80]
+        raise ValueError(f"{file} is not a notebook ({why}): restore it from git") from error
     return Source(file, hashlib.sha256(content).hexdigest(), node)
 
 
-def choose(sources: Sequence[Source], *, only: Sequence[str] = (), start: str | None = None) -> list[Source]:
-    """The notebooks named in `only` (all where empty), from `start` on.  Raises ValueError for unknown names."""
+def choose(
+    sources: Sequence[Source], *, only: Sequence[str] = (), start: str | None = None
+) -> list[Source]:
+    """The notebooks named in `only` (all where empty), from `start` on.
+
+    Raises ValueError for unknown names.
+    """
     known = [source.name for source in sources]
     unknown = [name for name in (*only, *([start] if start else [])) if name not in known]
     if unknown:
@@ -173,23 +188,32 @@ def choose(sources: Sequence[Source], *, only: Sequence[str] = (), start: str | 
 
 
 def check_parameters(source: Source, parameters: Mapping[str, Any]) -> None:
-    """Refuse a notebook without exactly one cell tagged ``parameters``, or whose cell lacks one that we pass."""
+    """Raises ValueError without exactly one cell tagged ``parameters`` that defines all we pass."""
     cells = [cell for cell in source.node.cells if _has_tag(cell, "parameters")]
     if len(cells) != 1 or cells[0].cell_type != "code":
-        raise ValueError(f"{source.name} must have exactly one code cell tagged 'parameters', it has {len(cells)} tagged cells")
+        raise ValueError(
+            f"{source.name} must have exactly one code cell tagged 'parameters', "
+            f"it has {len(cells)} tagged cells"
+        )
     try:
         defined = _assigned_names(cells[0].source)
     except SyntaxError as error:
-        raise ValueError(f"{source.name}: the cell tagged 'parameters' is not Python ({error})") from error
+        raise ValueError(
+            f"{source.name}: the cell tagged 'parameters' is not Python ({error})"
+        ) from error
     for name in parameters:
         if name not in defined:
-            raise ValueError(f"{source.name} has no parameter {name!r}: assign it in the cell tagged 'parameters' ({defined})")
+            raise ValueError(
+                f"{source.name} has no parameter {name!r}: "
+                f"assign it in the cell tagged 'parameters' ({defined})"
+            )
 
 
 def _assigned_names(code: str) -> list[str]:
     names: list[str] = []
     for node in ast.parse(code).body:
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        targets = [node.target] if isinstance(node, ast.AnnAssign) else targets
         names += [target.id for target in targets if isinstance(target, ast.Name)]
     return names
 
@@ -199,30 +223,35 @@ def _has_tag(cell: NotebookNode, *tags: str) -> bool:
 
 
 def _command(parameters: Mapping[str, Any], name: str, only: Sequence[str], publish: bool) -> str:
-    """The command that goes on at notebook `name`; a publishing run goes through all again, its stages are in the store."""
-    words = ["aeft", "reproduce", "--profile", parameters["profile"], "--seeds", str(parameters["seeds"])]
+    """The command that resumes at notebook `name`.
+
+    A publishing run begins with the first again; its stages are in the store.
+    """
+    words = ["aeft", "reproduce", "--profile", parameters["profile"]]
+    words += ["--repeats", str(parameters["repeats"])]
     words += ["--publish"] if publish else ["--from", name]
     return shlex.join([*words, *(["--only", *only] if only else [])])
 
 
-def _run(source: Source, parameters: Mapping[str, Any], home: Path, go_on: str) -> None:
-    """Execute one notebook aside; rename it when whole, with its HTML and its entry in the completion record."""
+def _run(source: Source, parameters: Mapping[str, Any], home: Path, resume: str) -> None:
+    """Execute one notebook aside; rename it when whole, with its HTML."""
     began = time.monotonic()
     partial = home / f"{source.name}.partial.ipynb"
     partial.unlink(missing_ok=True)
     try:
         node = _execute(source, parameters, partial)
-    except Exception as error:  # whatever stops a notebook is reported in the same words, from a bad cell to a full disk
-        raise NotebookFailed(_describe(source, partial, error, go_on)) from error
+    except Exception as error:  # a bad cell and a full disk are reported in the same words
+        raise NotebookFailed(_describe(source, partial, error, resume)) from error
     if unfinished := _first_unfinished(node):
-        raise NotebookFailed(_describe(source, partial, RuntimeError(f"stopped without an error: {unfinished}"), go_on))
-    html, _ = HTMLExporter().from_notebook_node(node, resources={"metadata": {"name": source.name}})
+        stopped = RuntimeError(f"stopped without an error: {unfinished}")
+        raise NotebookFailed(_describe(source, partial, stopped, resume))
+    title = {"metadata": {"name": source.name}}
+    html, _ = HTMLExporter().from_notebook_node(node, resources=title)
     partial_html = partial.with_suffix(".html")
     partial_html.write_text(html, encoding="utf-8")
     partial_html.replace(home / f"{source.name}.html")
     partial.replace(home / f"{source.name}.ipynb")
-    seconds = round(time.monotonic() - began, 1)
-    _record(source, parameters, seconds, home / COMPLETION)
+    seconds = time.monotonic() - began
     print(f"{source.name}: {_code_cell_count(node)} cells, {seconds:.0f} s", flush=True)
 
 
@@ -246,7 +275,7 @@ def _papermill_path(file: Path) -> str:
 
 
 def _own_cells(node: NotebookNode) -> list[NotebookNode]:
-    """The source's cells in an executed notebook, at the same index: without what papermill put between them."""
+    """The source's cells in an executed notebook: without what papermill put between them."""
     return [cell for cell in node.cells if not _has_tag(cell, INJECTED_TAG, ERROR_MARKER_TAG)]
 
 
@@ -255,72 +284,62 @@ def _code_cell_count(node: NotebookNode) -> int:
 
 
 def _first_unfinished(node: NotebookNode) -> str | None:
-    """The first code cell that was not executed: sys.exit() in a cell stops papermill, which then reports success."""
+    """The first code cell that was not executed: after sys.exit() papermill reports success."""
     for index, cell in enumerate(_own_cells(node), start=1):
         if cell.cell_type == "code" and cell.source.strip() and cell.execution_count is None:
             return f"cell {index} was never executed"
     return None
 
 
-def _record(source: Source, parameters: Mapping[str, Any], seconds: float, file: Path) -> None:
-    """Enter a finished notebook into the completion record."""
-    entries = read_completion(file.parent)
-    entries[source.name] = dict(parameters) | {
-        "source_sha256": source.sha256,
-        "seconds": seconds,
-        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "version": __version__,
-    }
-    store.write_json(file, {"notebooks": entries})
-
-
-def read_completion(home: Path) -> dict[str, dict[str, Any]]:
-    """Which notebooks finished in `home`, by name; empty where the record is missing or damaged: then nothing counts."""
-    try:
-        return dict(json.loads((home / COMPLETION).read_text(encoding="utf-8"))["notebooks"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-
-
-def _describe(source: Source, partial: Path, error: Exception, go_on: str) -> str:
-    text = "\n".join(error.traceback) if isinstance(error, PapermillExecutionError) else f"{type(error).__name__}: {error}"
+def _describe(source: Source, partial: Path, error: Exception, resume: str) -> str:
+    is_cell = isinstance(error, PapermillExecutionError)
+    text = "\n".join(error.traceback) if is_cell else f"{type(error).__name__}: {error}"
     lines = [line for line in ANSI_COLOUR.sub("", text).splitlines() if line.strip()]
-    place, kept = _where_it_stopped(partial), f"\nas far as it came: {partial}" if partial.is_file() else ""
+    kept = f"\nits outputs so far: {partial}" if partial.is_file() else ""
     last = "\n".join(f"  {line}" for line in lines[-LINES_OF_ERROR:])
-    return f"notebook {source.name} failed in {place}:\n{last}{kept}\nto go on: {go_on}"
+    place = _where_it_stopped(partial)
+    return f"notebook {source.name} failed in {place}:\n{last}{kept}\nresume with: {resume}"
 
 
 def _where_it_stopped(partial: Path) -> str:
-    """The cell with the error, else the last that was started; counted from 1 with text cells, as a reader would."""
+    """The cell with the error, else the last that was started; counted from 1 with text cells."""
     try:
         node = nbformat.read(partial, as_version=4)
     except (OSError, ValueError):
         return "its first steps, before a cell ran"
-    begun = [cell for cell in node.cells if cell.cell_type == "code" and cell.metadata.get("papermill", {}).get("start_time")]
-    wrong = [cell for cell in begun if any(output.output_type == "error" for output in cell.outputs)]
+    code = [cell for cell in node.cells if cell.cell_type == "code"]
+    begun = [cell for cell in code if cell.metadata.get("papermill", {}).get("start_time")]
+    wrong = [cell for cell in begun if any(out.output_type == "error" for out in cell.outputs)]
     if not begun:
         return "its first steps, before a cell ran"
     cell = (wrong or begun[-1:])[0]
     if _has_tag(cell, INJECTED_TAG):
         return "the injected parameters"
     own = _own_cells(node)
-    index = next(i for i, other in enumerate(own, start=1) if other is cell)
+    index = next(i for i, known in enumerate(own, start=1) if known is cell)
     return f"cell {index} of {len(own)} (execution count {cell.execution_count})"
 
 
 def publish_notebooks(sources: Sequence[Source], home: Path) -> None:
-    """Copy the executed notebooks over their sources, cleaned; all are made before the first is replaced.
+    """Copy the executed notebooks over their sources, cleaned.
 
+    All are written aside before the first source is replaced.
     Raises RuntimeError, and copies nothing, where a source was edited while the notebooks ran.
     """
-    edited = [s.name for s in sources if hashlib.sha256(s.file.read_bytes()).hexdigest() != s.sha256]
-    if edited:
-        raise RuntimeError(f"{', '.join(edited)} changed while the notebooks ran: nothing was copied, publish again")
+    digests = [hashlib.sha256(source.file.read_bytes()).hexdigest() for source in sources]
+    pairs = zip(sources, digests, strict=True)
+    if edited := [source.name for source, digest in pairs if digest != source.sha256]:
+        names = ", ".join(edited)
+        raise RuntimeError(
+            f"{names} changed while the notebooks ran: nothing was copied, publish again"
+        )
     aside = []
     for source in sources:
         executed = nbformat.read(home / f"{source.name}.ipynb", as_version=4)
         aside.append(source.file.with_name(f".{source.file.name}.publish"))
-        aside[-1].write_text(nbformat.writes(cleaned(source.node, executed)) + "\n", encoding="utf-8")
+        aside[-1].write_text(
+            nbformat.writes(cleaned(source.node, executed)) + "\n", encoding="utf-8"
+        )
     for source, file in zip(sources, aside, strict=True):
         file.replace(source.file)
 
@@ -328,8 +347,9 @@ def publish_notebooks(sources: Sequence[Source], home: Path) -> None:
 def cleaned(source: NotebookNode, executed: NotebookNode) -> NotebookNode:
     """`source` with the outputs of `executed` and execution counts 1..n; neither is changed.
 
-    Code, tags, ids and metadata stay the source's, so injected parameters, timings, papermill's notes and the state of
-    widgets do not come along: the static picture of a widget stands in the cell above it.
+    Code, tags, ids and metadata stay the source's, so injected parameters, timings, papermill's
+    notes and the state of widgets are left out: the static picture of a widget stands in the cell
+    above it.
     """
     result = copy.deepcopy(source)
     result.cells = _own_cells(result)
@@ -340,7 +360,7 @@ def cleaned(source: NotebookNode, executed: NotebookNode) -> NotebookNode:
         if cell.cell_type == "code":
             count += ran.execution_count is not None
             _take_outputs(cell, ran, count)
-    for name in ("papermill", "widgets"):  # the state of widgets holds pictures that no reader without a kernel sees
+    for name in ("papermill", "widgets"):  # a widget's state holds pictures that need a kernel
         result.metadata.pop(name, None)
     return result
 

@@ -1,7 +1,8 @@
-"""The notebooks' figures with controls, over arrays that are already computed: every move is instant.
+"""The notebooks' figures with controls, over arrays that are already computed.
 
-Dependency choice: ipywidgets, the standard of JupyterLab.  The static picture always stands in a cell of its own above.
-Pictures go into an Image widget, not through captured output: that needs a front end, and a papermill run has none.
+Dependency choice: ipywidgets, the standard of JupyterLab.  The static picture always stands in a
+cell of its own above.  Pictures go into an Image widget, not through captured output: that needs a
+front end, and a papermill run has none.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,7 @@ from aeft_lib.paper.triplet import Triplet
 
 
 def threshold(case: Mapping[str, np.ndarray], start: float = 0.3) -> ipywidgets.VBox:
-    """Move the background score of one CAM: what is hit (green), what spills (orange), what is missed (blue).
+    """Move the background score of one CAM: hits are green, spill is orange, misses are blue.
 
     case: image (H, W, 3) uint8, truth (H, W) bool, cam (H, W) in 0..1.
     """
@@ -35,31 +36,37 @@ def threshold(case: Mapping[str, np.ndarray], start: float = 0.3) -> ipywidgets.
         words = f"precision {100 * precision:.0f} %, recall {100 * recall:.0f} %"
         return figures.picture_grid([maps], ("image", "CAM", f"t = {t:.2f}")), words
 
-    return _with_picture([ipywidgets.FloatSlider(start, min=0.0, max=0.95, step=0.05, description="t")], draw)
+    slider = ipywidgets.FloatSlider(start, min=0.0, max=0.95, step=0.05, description="t")
+    return _with_picture([slider], draw)
 
 
-def pyramid(image: np.ndarray, cam: Tensor, pooling: gpp.PyramidPooling, class_id: int) -> ipywidgets.VBox:
-    """Choose an attention and look at what it is for one class, positive in red, negative in green.
+def pyramid(
+    image: np.ndarray, cam: Tensor, pooling: gpp.PyramidPooling, class_id: int
+) -> ipywidgets.VBox:
+    """Choose an attention and see its map for one class, positive in red, negative in green.
 
-    image: (H, W, 3) uint8.  cam: (1, K, h, w) signed.  pooling: a trained gated layer; its levels and gates are used.
+    image: (H, W, 3) uint8.  cam: (1, K, h, w) signed.
+    pooling: a trained gated layer; its levels and gates are used.
     """
     maps = _attentions(pooling, cam)
 
     def draw(attention: str) -> tuple[Figure, str]:
         logit = gpp.sign_preserving_prediction(cam, maps[attention])[0, class_id].item()
-        pictures = [image, *(figures.signed_colours(m[0, class_id].numpy()) for m in (cam, maps[attention]))]
-        return figures.picture_grid([pictures], ("image", "signed CAM f", attention)), f"logit {logit:.2f}"
+        signed = (m[0, class_id].numpy() for m in (cam, maps[attention]))
+        pictures = [image, *map(figures.signed_colours, signed)]
+        figure = figures.picture_grid([pictures], ("image", "signed CAM f", attention))
+        return figure, f"logit {logit:.2f}"
 
-    return _with_picture([ipywidgets.Dropdown(options=list(maps), value=list(maps)[-1], description="attention")], draw)
+    return _with_picture([_attention_menu(maps)], draw)
 
 
 def triplet(
     image: np.ndarray, output: CamOutput, pooling: gpp.PyramidPooling, class_id: int, start: Triplet
 ) -> ipywidgets.VBox:
-    """Move both thresholds and choose the attention: what is erased, what is left, where repel looks, and the embeddings.
+    """Move both thresholds and choose the attention: mask, positive, residual region, embeddings.
 
-    image: (H, W, 3) uint8.  output: the classifier's, batch of one.  pooling: its gated layer.  class_id: the only tag here.
-    start: its thresholds are where the sliders begin.
+    image: (H, W, 3) uint8.  output: the classifier's, batch of one.  pooling: its gated layer.
+    class_id: the only tag here.  start: its thresholds are where the sliders begin.
     """
     maps = _attentions(pooling, output.cam)
     tags = torch.zeros(output.cam.shape[:2])
@@ -68,7 +75,9 @@ def triplet(
 
     def draw(t_high: float, t_low: float, attention: str) -> tuple[Figure, str]:
         if t_low >= t_high:
-            return figures.picture_grid([[image]], ["t_L must lie below t_H"]), "move t_L down or t_H up"
+            return figures.picture_grid(
+                [[image]], ["t_L must lie below t_H"]
+            ), "move t_L down or t_H up"
         erased = erasing.erase(picture, output.cam, tags, threshold=t_high)
         region = erasing.residual_region(output.cam, tags, threshold=t_low)
         chosen = maps[attention]
@@ -83,12 +92,14 @@ def triplet(
         pictures.insert(3, erased.images[0].permute(1, 2, 0).numpy())
         pictures.append(figures.signed_colours(chosen[0, class_id].numpy()))
         titles = ("anchor", "A_fg", "mask m", "positive", "residual", attention)
-        return figures.picture_grid([pictures], titles), f"e_A = {e:.3f} (attract)   a = {a:.3f} (repel)"
+        words = f"e_A = {e:.3f} (attract)   a = {a:.3f} (repel)"
+        return figures.picture_grid([pictures], titles), words
 
+    limits = {"min": 0.05, "max": 0.95, "step": 0.05}
     controls = (
-        ipywidgets.FloatSlider(start.erase_threshold, min=0.05, max=0.95, step=0.05, description="t_H"),
-        ipywidgets.FloatSlider(start.residual_threshold, min=0.05, max=0.95, step=0.05, description="t_L"),
-        ipywidgets.Dropdown(options=list(maps), value=list(maps)[-1], description="attention"),
+        ipywidgets.FloatSlider(start.erase_threshold, description="t_H", **limits),
+        ipywidgets.FloatSlider(start.residual_threshold, description="t_L", **limits),
+        _attention_menu(maps),
     )
     return _with_picture(controls, draw)
 
@@ -102,25 +113,29 @@ def affinity(case: ch05_pseudo_labels.RefinementCase, start: tuple[int, int]) ->
 
     def draw(row: int, column: int, steps: int) -> tuple[Figure, str]:
         maps = [ch05_pseudo_labels.spread(case, row, column, count) for count in (1, steps)]
-        pictures = [figures.overlay(case.scene.image, figures.stretched(m, case.scene.image)) for m in maps]
         cell = np.zeros((h, w))
         cell[row, column] = 1
-        marked = figures.overlay(case.scene.image, figures.stretched(cell, case.scene.image))
+        image = case.scene.image
+        pictures = [figures.overlay(image, figures.stretched(m, image)) for m in (cell, *maps)]
         reached = int((maps[1] > 0.1).sum())
         words = f"{reached} of {h * w} cells hold more than a tenth of the strongest"
         titles = ("image", "cell", "1 step", f"{steps} steps")
-        return figures.picture_grid([[case.scene.image, marked, *pictures]], titles), words
+        return figures.picture_grid([[image, *pictures]], titles), words
 
+    options = (1, 2, 4, 8, 16, 32, 64)
     controls = (
         ipywidgets.IntSlider(start[0], min=0, max=h - 1, description="row"),
         ipywidgets.IntSlider(start[1], min=0, max=w - 1, description="column"),
-        ipywidgets.SelectionSlider(options=(1, 2, 4, 8, 16, 32, 64), value=16, description="steps"),
+        ipywidgets.SelectionSlider(options=options, value=16, description="steps"),
     )
     return _with_picture(controls, draw)
 
 
 def _attentions(pooling: gpp.PyramidPooling, cam: Tensor) -> dict[str, Tensor]:
-    """Every map that could attend a CAM: single levels, their average, and the gated steps; the last is the layer's own."""
+    """Every map that could attend a CAM: single levels, their average, and the gated steps.
+
+    The last is the layer's own.
+    """
     with torch.no_grad():
         pooled = pooling(cam)
     maps = {f"level {level}": p for level, p in zip(pooling.levels, pooled.pyramid, strict=True)}
@@ -128,7 +143,13 @@ def _attentions(pooling: gpp.PyramidPooling, cam: Tensor) -> dict[str, Tensor]:
     return maps | {f"gated, step {i}": p for i, p in enumerate(pooled.fused, start=1)}
 
 
-def _with_picture(controls: Sequence[ipywidgets.ValueWidget], draw: Callable[..., tuple[Figure, str]]) -> ipywidgets.VBox:
+def _attention_menu(maps: Mapping[str, Tensor]) -> ipywidgets.Dropdown:
+    return ipywidgets.Dropdown(options=list(maps), value=list(maps)[-1], description="attention")
+
+
+def _with_picture(
+    controls: Sequence[ipywidgets.ValueWidget], draw: Callable[..., tuple[Figure, str]]
+) -> ipywidgets.VBox:
     """Controls, the picture their values decide, and a line of text below."""
     picture, text = ipywidgets.Image(format="png"), ipywidgets.Label()
 

@@ -1,4 +1,4 @@
-"""From tables of conditions to effects: known differences come out, levels and claims are whole, figures show their data."""
+"""From tables of conditions to effects: known differences, levels, claims, figures."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -8,23 +8,30 @@ import pytest
 from aeft_lib.data.controlled import KNOBS
 from aeft_lib.lab import ch08_effects, ch08_figures
 from aeft_lib.lab.session import Session
-from aeft_lib.studies import catalogue, photo_results, report, run
+from aeft_lib.studies import catalogue, conditions, photo_results, report, run
 from aeft_lib.studies.conditions import BASE, CONDITIONS, METHODS
 from aeft_lib.studies.profiles import LAPTOP, SMOKE, VOC_LITE
 
 TRUTH = {"gap": 0.0, "gated": 3.0, "average": 1.0, "aeft": 2.0}  # above a level's own height
 
 
-def table(seeds=3, methods=METHODS, noise=0.1, **extra) -> pd.DataFrame:
+def table(repeats=3, methods=METHODS, noise=0.1, **extra) -> pd.DataFrame:
     """A study of conditions with known effects; at context 1 G loses 5 points."""
     rng = np.random.default_rng(0)
     lines = []
-    for seed in range(seeds):
+    for repeat in range(repeats):
         for i, level in enumerate(CONDITIONS):
             for method in methods:
                 lost = 5 * (level == "context_1" and method == "gated")
-                value = 40 + i + 10 * seed + TRUTH[method] - lost + rng.normal(0, noise)
-                lines.append({"row": f"{level}.{method}", "label": f"{method}, {level}", "seed": seed, "miou": value})
+                value = 40 + i + 10 * repeat + TRUTH[method] - lost + rng.normal(0, noise)
+                lines.append(
+                    {
+                        "row": f"{level}.{method}",
+                        "label": f"{method}, {level}",
+                        "repeat": repeat,
+                        "miou": value,
+                    }
+                )
     return pd.DataFrame(lines).assign(**extra)
 
 
@@ -33,79 +40,91 @@ def effects():
     return ch08_effects.level_effects(table())
 
 
-# --- levels and studies ------------------------------------------------------------------------------------------------
+# --- levels and studies ---------------------------------------------------------------------------
 
 
 def test_every_knob_has_three_or_four_levels_in_order_with_the_base_among_them():
-    found = pd.DataFrame(ch08_effects.levels())
-    assert tuple(found["knob"].unique()) == KNOBS
-    for _, of_knob in found.groupby("knob"):
+    levels = pd.DataFrame(conditions.levels())
+    assert tuple(levels["knob"].unique()) == KNOBS
+    for _, of_knob in levels.groupby("knob"):
         assert 3 <= len(of_knob) <= 4
         assert of_knob["value"].is_monotonic_increasing
         assert (of_knob["row"] == BASE).sum() == 1
 
 
 def test_the_rows_of_a_level_turn_that_knob_alone():
-    for level in ch08_effects.levels():
+    for level in conditions.levels():
         knobs = dict(CONDITIONS[level.row].knobs)
         assert knobs == ({} if level.row == BASE else {level.knob: level.value})
 
 
 def test_the_study_has_every_method_at_every_level_once():
-    names = [row.name for row in run.get("conditions").rows]
-    assert sorted(names) == sorted(f"{level}.{method}" for level in CONDITIONS for method in METHODS)
-    assert {row.name for row in run.get("conditions_brief").rows} < set(names)
+    names = [row.name for row in catalogue.get("conditions").rows]
+    assert sorted(names) == sorted(
+        f"{level}.{method}" for level in CONDITIONS for method in METHODS
+    )
+    assert {row.name for row in catalogue.get("conditions_brief").rows} < set(names)
 
 
 def test_every_row_of_a_name_is_the_same_row():
     known = {}
-    for study in run.STUDIES.values():
+    for study in catalogue.STUDIES.values():
         for row in study.rows:
             assert known.setdefault(row.name, row) == row
 
 
 def test_variants_differ_from_the_base_in_one_thing():
     base = catalogue.row(f"{BASE}.gated")
-    for row in (*run.get("mechanism").rows, *run.get("settings").rows):
+    for row in (*catalogue.get("mechanism").rows, *catalogue.get("settings").rows):
         if row.fusion == "gap" or row == base:
             continue
-        fields = ("fusion", "levels", "prediction", "scaled", "gate_gain", "condition", "trained_stages", "scale", "triplet")
+        fields = (
+            "fusion",
+            "levels",
+            "prediction",
+            "scaled",
+            "gate_gain",
+            "condition",
+            "trained_stages",
+            "scale",
+            "triplet",
+        )
         changed = {name for name in fields if getattr(row, name) != getattr(base, name)}
         assert len(changed - ({"levels"} if row.fusion == "single" else set())) == 1, row.name
 
 
-def test_the_brief_study_is_small_and_long_ones_wait_for_their_seeds():
-    assert len(run.get("conditions_brief").rows) <= 8
+def test_the_brief_study_is_small_and_long_ones_wait_for_their_repeats():
+    assert len(catalogue.get("conditions_brief").rows) <= 8
     for name in ("conditions", "mechanism", "settings", "erasing_strength"):
-        study = run.get(name)
+        study = catalogue.get(name)
         assert all(run.left_out(study, profile, 1) for profile in (SMOKE, LAPTOP)), name
         assert not run.left_out(study, LAPTOP, 3)
 
 
 def test_a_study_fits_the_pictures_it_needs():
-    assert run.get("conditions").fits(LAPTOP)
-    assert not run.get("conditions").fits(VOC_LITE)
-    assert run.get("photo_depth").fits(VOC_LITE)
-    assert not run.get("photo_depth").fits(SMOKE)
-    assert run.get("gap_vs_gpp").fits(LAPTOP)
-    assert run.get("gap_vs_gpp").fits(VOC_LITE)
+    assert catalogue.get("conditions").fits(LAPTOP)
+    assert not catalogue.get("conditions").fits(VOC_LITE)
+    assert catalogue.get("photo_depth").fits(VOC_LITE)
+    assert not catalogue.get("photo_depth").fits(SMOKE)
+    assert catalogue.get("gap_vs_gpp").fits(LAPTOP)
+    assert catalogue.get("gap_vs_gpp").fits(VOC_LITE)
 
 
 @pytest.mark.parametrize("name", ["conditions", "conditions_brief"])
 def test_photos_have_no_knobs_and_show_the_committed_table(name, capsys):
-    assert run.left_out(run.get(name), VOC_LITE, 3)
-    found = Session(VOC_LITE, 3).table(name)
-    assert set(found["row"]) == {row.name for row in run.get(name).rows}
+    assert run.left_out(catalogue.get(name), VOC_LITE, 3)
+    shown = Session(VOC_LITE, 3).table(name)
+    assert set(shown["row"]) == {row.name for row in catalogue.get(name).rows}
     assert "committed table" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"voc-lite has no collages.*laptop or smoke"):
         catalogue.row(f"{BASE}.gap").artefacts(VOC_LITE, 0, lambda *_: None)
 
 
-# --- effects -----------------------------------------------------------------------------------------------------------
+# --- effects --------------------------------------------------------------------------------------
 
 
 def test_known_effects_come_out_at_every_level(effects):
-    assert len(effects) == 3 * len(list(ch08_effects.levels()))
+    assert len(effects) == 3 * len(list(conditions.levels()))
     plain = effects[(effects["comparison"] == "gpp") & (effects["row"] != "context_1")]
     assert plain["mean"].to_numpy() == pytest.approx(3.0, abs=0.3)
     assert (plain["low"] > 0).all()
@@ -124,36 +143,40 @@ def test_the_base_has_no_shift_and_counts_once(effects):
     assert f"comparisons: {3 * len(CONDITIONS)}" in ch08_effects.tally(effects)
 
 
-def test_one_seed_has_no_interval_and_says_what_to_do():
-    with pytest.raises(ValueError, match=r"at least two seeds, got 1.*--seeds 2"):
-        ch08_effects.level_effects(table(seeds=1))
+def test_a_single_repeat_has_no_interval_and_says_what_to_do():
+    with pytest.raises(ValueError, match=r"at least two repeats, got 1.*--repeats 2"):
+        ch08_effects.level_effects(table(repeats=1))
 
 
-def test_methods_with_seeds_of_their_own_are_compared_by_those_they_share():
-    both = pd.concat([table(seeds=5, methods=METHODS[:2]), table(seeds=2, methods=METHODS[2:])])
-    found = ch08_effects.level_effects(both)
-    assert found.groupby("comparison")["n"].unique().map(list).to_dict() == {"gates": [2], "gpp": [5], "triplet": [2]}
+def test_methods_with_repeats_of_their_own_are_compared_by_those_they_share():
+    both = pd.concat([table(repeats=5, methods=METHODS[:2]), table(repeats=2, methods=METHODS[2:])])
+    by_level = ch08_effects.level_effects(both)
+    assert by_level.groupby("comparison")["n"].unique().map(list).to_dict() == {
+        "gates": [2],
+        "gpp": [5],
+        "triplet": [2],
+    }
 
 
 def test_advice_follows_the_interval(effects):
-    found = ch08_effects.advice(effects).set_index("condition")["use"]
-    assert found["context 1"] == "GAP"
-    assert found["base"] == "GPP"
-    assert len(found) == len(CONDITIONS)
+    uses = ch08_effects.advice(effects).set_index("condition")["use"]
+    assert uses["context 1"] == "GAP"
+    assert uses["base"] == "GPP"
+    assert len(uses) == len(CONDITIONS)
     unsure = ch08_effects.level_effects(table(noise=20))
     assert "no difference seen" in set(ch08_effects.advice(unsure)["use"])
 
 
 def test_overview_has_a_line_a_level_and_a_column_a_method():
-    found = ch08_effects.overview(table(noise=0), "miou")
-    assert list(found.index) == list(CONDITIONS)
-    assert (found["G"] - found["GAP"]).drop("context_1").to_numpy() == pytest.approx(3.0)
+    means = ch08_effects.overview(table(noise=0), "miou")
+    assert list(means.index) == list(CONDITIONS)
+    assert (means["G"] - means["GAP"]).drop("context_1").to_numpy() == pytest.approx(3.0)
 
 
 def test_causes_compare_each_setting_with_its_own_gap():
     lines = [
-        {"row": name, "label": label, "seed": seed, "miou": value + seed}
-        for seed in range(3)
+        {"row": name, "label": label, "repeat": n, "miou": value + n}
+        for n in range(3)
         for name, label, value in (
             (f"{BASE}.gap", "GAP, base", 50.0),
             (f"{BASE}.gated", "G, base", 48.0),
@@ -162,8 +185,12 @@ def test_causes_compare_each_setting_with_its_own_gap():
             ("depth2.gated", "G, two stages trained", 61.0),
         )
     ]
-    found = ch08_effects.cause_effects(pd.DataFrame(lines)).set_index(["group", "label"])["mean"].to_dict()
-    assert found == {
+    causes = (
+        ch08_effects.cause_effects(pd.DataFrame(lines))
+        .set_index(["group", "label"])["mean"]
+        .to_dict()
+    )
+    assert causes == {
         ("G − GAP", "base"): -2.0,
         ("G − GAP", "two stages trained"): 1.0,
         ("variant − G", "G, square root"): 3.0,
@@ -173,21 +200,32 @@ def test_causes_compare_each_setting_with_its_own_gap():
 
 def test_depth_effects_set_photos_beside_collages(monkeypatch):
     rows = [
-        (f"{name}.{m}", s, 50.0 + s + v) for s in range(3) for name, v in ((BASE, 0), ("depth4", 2)) for m in ("gap", "gated")
+        (f"{name}.{m}", s, 50.0 + s + v)
+        for s in range(3)
+        for name, v in ((BASE, 0), ("depth4", 2))
+        for m in ("gap", "gated")
     ]
-    mechanism = pd.DataFrame(rows, columns=["row", "seed", "miou"]).assign(precision=60.0, recall=60.0)
-    mechanism.loc[mechanism["row"] == "depth4.gated", "miou"] += mechanism["seed"]
+    mechanism = pd.DataFrame(rows, columns=["row", "repeat", "miou"]).assign(
+        precision=60.0, recall=60.0
+    )
+    mechanism.loc[mechanism["row"] == "depth4.gated", "miou"] += mechanism["repeat"]
     theirs = {"photos_depth4.gated": [1.0], "gated": [-1.0, -1.5]}
-    monkeypatch.setattr(photo_results, "differences", lambda more, less, _: np.array(theirs.get(more, [])))
-    found = ch08_effects.depth_effects(mechanism).query("metric == 'miou'").set_index(["pictures", "stages"])
-    assert found["mean"].to_dict() == {
+    monkeypatch.setattr(
+        photo_results, "differences", lambda more, less, _: np.array(theirs.get(more, []))
+    )
+    depths = (
+        ch08_effects.depth_effects(mechanism)
+        .query("metric == 'miou'")
+        .set_index(["pictures", "stages"])
+    )
+    assert depths["mean"].to_dict() == {
         ("collages", 1): 0.0,
         ("photos", 2): -1.25,
         ("collages", 4): 1.0,
         ("photos", 4): 1.0,
     }
-    assert np.isnan(found.loc[("photos", 4), "low"])
-    assert found.loc[("collages", 4), "low"] < 1 < found.loc[("collages", 4), "high"]
+    assert np.isnan(depths.loc[("photos", 4), "low"])
+    assert depths.loc[("collages", 4), "low"] < 1 < depths.loc[("collages", 4), "high"]
     figure = ch08_figures.depth_curves(ch08_effects.depth_effects(mechanism))
     drawn = {line.get_label(): list(line.get_ydata()) for line in figure.axes[0].lines}
     assert drawn["collages"] == [0.0, 1.0]
@@ -196,19 +234,35 @@ def test_depth_effects_set_photos_beside_collages(monkeypatch):
 
 
 def test_width_is_against_the_visible_object_and_narrowing_against_gap():
-    values = {f"{BASE}.gap": 0.15, f"{BASE}.gated": 0.075, "occlusion_0.5.gap": 0.15, "occlusion_0.5.gated": 0.15}
+    values = {
+        f"{BASE}.gap": 0.15,
+        f"{BASE}.gated": 0.075,
+        "occlusion_0.5.gap": 0.15,
+        "occlusion_0.5.gated": 0.15,
+    }
     values |= {"depth4.gap": 0.30, "depth4.gated": 0.15, "lonely.gap": 0.1}
     lines = [
-        {"row": row, "seed": seed, "half_area": value, "miou": 50.0 + seed, "precision": 60.0, "recall": 60.0}
+        {
+            "row": row,
+            "repeat": n,
+            "half_area": value,
+            "miou": 50.0 + n,
+            "precision": 60.0,
+            "recall": 60.0,
+        }
         for row, value in values.items()
-        for seed in range(2)
+        for n in range(2)
     ]
-    found = ch08_effects.width_effects(pd.DataFrame(lines)).set_index("setting")
-    assert found["width"].to_dict() == pytest.approx({BASE: 1.0, "occlusion_0.5": 2.0, "depth4": 2.0})
-    assert found["narrowing"].to_dict() == pytest.approx({BASE: 0.5, "occlusion_0.5": 1.0, "depth4": 0.5})
-    assert (found[["miou", "precision", "recall"]] == 0).all(axis=None)
-    figure = ch08_figures.width_scatter(found.reset_index())
-    assert figure.axes[0].lines[0].get_xdata().tolist() == found["width"].tolist()
+    widths = ch08_effects.width_effects(pd.DataFrame(lines)).set_index("setting")
+    assert widths["width"].to_dict() == pytest.approx(
+        {BASE: 1.0, "occlusion_0.5": 2.0, "depth4": 2.0}
+    )
+    assert widths["narrowing"].to_dict() == pytest.approx(
+        {BASE: 0.5, "occlusion_0.5": 1.0, "depth4": 0.5}
+    )
+    assert (widths[["miou", "precision", "recall"]] == 0).all(axis=None)
+    figure = ch08_figures.width_scatter(widths.reset_index())
+    assert figure.axes[0].lines[0].get_xdata().tolist() == widths["width"].tolist()
     plt.close(figure)
 
 
@@ -216,19 +270,25 @@ def test_where_erasing_stops():
     curves = pd.DataFrame(
         {
             "label": ["soft, ×1"] * 6,
-            "seed": [0, 0, 0, 1, 1, 1],
+            "repeat": [0, 0, 0, 1, 1, 1],
             "epoch": [0, 1, 2] * 2,
             "recall": [60, 66, 64, 61, 67, 65],
             "precision": [70, 68, 67, 70, 69, 68],
             "miou_best": [50, 51, 50, 50, 52, 51],
         }
     )
-    course = curves[["label", "seed", "epoch"]].assign(tag_map=[90, 89, 88] * 2)
-    line = ch08_effects.where_it_stops(curves, course).iloc[0]
-    assert (line["recall"], line["precision"], line["tag_map"], line["stops"], line["n"]) == (4.0, -2.5, -2.0, 1, 2)
+    spreads = curves[["label", "repeat", "epoch"]].assign(tag_map=[90, 89, 88] * 2)
+    line = ch08_effects.where_it_stops(curves, spreads).iloc[0]
+    assert (line["recall"], line["precision"], line["tag_map"], line["stops"], line["n"]) == (
+        4.0,
+        -2.5,
+        -2.0,
+        1,
+        2,
+    )
 
 
-# --- objects by bin ----------------------------------------------------------------------------------------------------
+# --- objects by bin -------------------------------------------------------------------------------
 
 
 def objects():
@@ -236,7 +296,7 @@ def objects():
         {
             "row": ["gap", "gap", "gated", "gated"],
             "label": ["GAP", "GAP", "G", "G"],
-            "seed": 0,
+            "repeat": 0,
             "area": [0.05, 0.4, 0.05, 0.4],
             "tp": [30, 300, 40, 300],
             "predicted": [60, 400, 50, 300],
@@ -249,18 +309,20 @@ def objects():
 
 def test_bins_add_pixels_up_and_are_in_order():
     measured = objects()
-    found = ch08_effects.by_bin(measured, ch08_effects.area_bins(measured["area"]))
-    assert found["bin"].astype(str).tolist() == ["0-6 %", "0-6 %", "32-100 %", "32-100 %"]
-    first = found.iloc[0]
-    assert (first["iou"], first["precision"], first["recall"]) == pytest.approx((100 * 30 / 80, 50.0, 60.0))
+    binned = ch08_effects.by_bin(measured, ch08_effects.area_bins(measured["area"]))
+    assert binned["bin"].astype(str).tolist() == ["0-6 %", "0-6 %", "32-100 %", "32-100 %"]
+    first = binned.iloc[0]
+    assert (first["iou"], first["precision"], first["recall"]) == pytest.approx(
+        (100 * 30 / 80, 50.0, 60.0)
+    )
 
 
-def test_bin_effects_of_one_seed_have_no_interval():
+def test_bin_effects_of_a_single_repeat_have_no_interval():
     measured = objects()
     binned = ch08_effects.by_bin(measured, ch08_effects.area_bins(measured["area"]))
-    found = ch08_effects.bin_effects(binned, "gated", "gap").set_index("bin")
-    assert found.loc["0-6 %", "mean"] == pytest.approx(100 * 40 / 60 - 100 * 30 / 80)
-    assert "low" not in found or found["low"].isna().all()
+    by_area = ch08_effects.bin_effects(binned, "gated", "gap").set_index("bin")
+    assert by_area.loc["0-6 %", "mean"] == pytest.approx(100 * 40 / 60 - 100 * 30 / 80)
+    assert "low" not in by_area or by_area["low"].isna().all()
 
 
 @pytest.mark.parametrize("edges", [(0, 0.5), (0.1, 1), (0, 0.5, 0.5, 1), (0, 0.9, 0.2, 1)])
@@ -278,19 +340,22 @@ def test_every_area_has_a_bin():
     ]
 
 
-# --- report ------------------------------------------------------------------------------------------------------------
+# --- report ---------------------------------------------------------------------------------------
 
 
 def test_the_report_has_a_line_a_level_with_its_interval():
-    whole = table(seeds=3)
+    whole = table(repeats=3)
     built = report.build({"conditions": whole}, "laptop")
     lines = {line["id"]: line for line in built["claims"] if line["id"].startswith("condition.")}
-    assert len(lines) == 3 * len(list(ch08_effects.levels())) + len(ch08_effects.DEPTHS)
+    assert len(lines) == 3 * len(list(conditions.levels())) + len(conditions.DEPTHS)
     line = lines["condition.context.1"]
     assert (line["verdict"], line["n"], line["paper_scale"]) == ("fails", 3, "not run")
     assert line["low"] < line["reproduced_mean"] < line["high"] < 0
     assert lines["condition.object_area.0.15"]["verdict"] == "holds"
-    assert lines["condition.objects.1"]["reproduced_mean"] == lines["condition.object_area.0.15"]["reproduced_mean"]
+    assert (
+        lines["condition.objects.1"]["reproduced_mean"]
+        == lines["condition.object_area.0.15"]["reproduced_mean"]
+    )
 
 
 def test_depths_of_training_are_lines_of_both_kinds_of_pictures(monkeypatch):
@@ -300,38 +365,58 @@ def test_depths_of_training_are_lines_of_both_kinds_of_pictures(monkeypatch):
         for name in (BASE, "depth4")
         for m, v in (("gap", 0), ("gated", 2 + s))
     ]
-    tables = {"mechanism": pd.DataFrame(rows, columns=["row", "seed", "miou"])}
-    theirs = {("photos_depth4.gated", "photos_depth4.gap"): np.array([1.0, 1.1, 1.2]), ("gated", "gap"): np.array([-1.0, -1.2])}
-    monkeypatch.setattr(photo_results, "differences", lambda more, less, _: theirs.get((more, less), np.array([])))
+    tables = {"mechanism": pd.DataFrame(rows, columns=["row", "repeat", "miou"])}
+    theirs = {
+        ("photos_depth4.gated", "photos_depth4.gap"): np.array([1.0, 1.1, 1.2]),
+        ("gated", "gap"): np.array([-1.0, -1.2]),
+    }
+    monkeypatch.setattr(
+        photo_results, "differences", lambda more, less, _: theirs.get((more, less), np.array([]))
+    )
     lines = {line["id"]: line for line in report.build(tables, "laptop")["claims"]}
     deep, own, frozen = (lines[f"condition.trained_stages.{n}"] for n in (4, 2, 0))
-    assert (deep["reproduced_mean"], deep["photos_mean"], deep["photos_verdict"]) == (3.0, 1.1, "holds")
+    assert (deep["reproduced_mean"], deep["photos_mean"], deep["photos_verdict"]) == (
+        3.0,
+        1.1,
+        "holds",
+    )
     assert (own["verdict"], own["photos_n"]) == ("not run", 2)
-    assert (frozen["photos_verdict"], lines["condition.context.1"]["photos_verdict"]) == ("not run", "no such knob")
+    assert (frozen["photos_verdict"], lines["condition.context.1"]["photos_verdict"]) == (
+        "not run",
+        "no such knob",
+    )
 
 
 def test_without_its_study_a_level_is_not_run():
-    lines = [line for line in report.build({}, "laptop")["claims"] if line["id"].startswith("condition.")]
+    lines = [
+        line for line in report.build({}, "laptop")["claims"] if line["id"].startswith("condition.")
+    ]
     assert {line["verdict"] for line in lines} == {"not run"}
 
 
-def test_claims_have_a_column_for_photos_from_the_committed_seeds():
-    line = next(line for line in report.build({}, "laptop")["claims"] if line["id"] == "claim.gpp_beats_gap")
+def test_claims_have_a_column_for_photos_from_the_committed_repeats():
+    line = next(
+        line for line in report.build({}, "laptop")["claims"] if line["id"] == "claim.gpp_beats_gap"
+    )
     assert line["photos_n"] == len(photo_results.differences("gated", "gap", "miou")) >= 3
-    assert line["photos_verdict"] == report.verdict(photo_results.differences("gated", "gap", "miou"))
+    assert line["photos_verdict"] == report.verdict(
+        photo_results.differences("gated", "gap", "miou")
+    )
     assert "| on real photos | at paper scale |" in report.markdown({"claims": [line]})
 
 
 def test_photo_differences_come_from_one_set_of_photos(tmp_path, monkeypatch):
     file = tmp_path / "photos.csv"
     file.write_text(
-        "photos,row,label,seed,miou\n640,gap,GAP,0,1\n640,gated,G,0,5\n1200,gap,GAP,0,2\n1200,gated,G,0,4\n640,a,A,0,7\n"
+        "photos,row,label,repeat,miou\n640,gap,GAP,0,1\n640,gated,G,0,5\n1200,gap,GAP,0,2\n1200,gated,G,0,4\n640,a,A,0,7\n"
     )
     monkeypatch.setattr(photo_results, "FILE", file)
     photo_results.table.cache_clear()
     try:
         assert photo_results.differences("gated", "gap", "miou").tolist() == [2.0]  # the larger set
-        assert photo_results.differences("a", "gap", "miou").tolist() == [6.0]  # the one that has both
+        assert photo_results.differences("a", "gap", "miou").tolist() == [
+            6.0
+        ]  # the set that has both
         assert len(photo_results.differences("a", "unknown", "miou")) == 0
         assert len(photo_results.differences("a", "gap", "recall")) == 0
     finally:
@@ -339,14 +424,18 @@ def test_photo_differences_come_from_one_set_of_photos(tmp_path, monkeypatch):
 
 
 def test_a_richer_committed_line_keeps_its_numbers_and_gets_the_new_columns(tmp_path):
-    before = report.build({"conditions": table(seeds=5)}, "laptop")
+    before = report.build({"conditions": table(repeats=5)}, "laptop")
     old = [
-        {k: v for k, v in line.items() if not k.startswith(("photos", "paper_scale", "low", "high"))}
+        {
+            k: v
+            for k, v in line.items()
+            if not k.startswith(("photos", "paper_scale", "low", "high"))
+        }
         for line in before["claims"]
     ]
     report.write({**before, "claims": before["claims"]}, tmp_path)
     (tmp_path / "report.json").write_text(__import__("json").dumps({**before, "claims": old}))
-    merged = report.carry_over(report.build({"conditions": table(seeds=2)}, "laptop"), tmp_path)
+    merged = report.carry_over(report.build({"conditions": table(repeats=2)}, "laptop"), tmp_path)
     line = next(line for line in merged["claims"] if line["id"] == "condition.context.1")
     first = next(line for line in before["claims"] if line["id"] == "condition.context.1")
     assert line["n"] == 5
@@ -354,27 +443,29 @@ def test_a_richer_committed_line_keeps_its_numbers_and_gets_the_new_columns(tmp_
     assert line["paper_scale"] == "not run"
 
 
-# --- figures -----------------------------------------------------------------------------------------------------------
+# --- figures --------------------------------------------------------------------------------------
 
 
 def test_the_forest_shows_every_effect_at_its_place_filled_where_it_survives(effects):
     figure = ch08_figures.effect_forest(effects)
-    assert [axis.get_title() for axis in figure.axes] == [label for *_, label in ch08_effects.COMPARISONS.values()]
+    assert [axis.get_title() for axis in figure.axes] == [
+        label for *_, label in ch08_effects.COMPARISONS.values()
+    ]
     dots = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
     of_panel = effects[effects["comparison"] == "gpp"]
     assert [line.get_xdata()[0] for line in dots] == of_panel["mean"].tolist()
     ticks = [tuple(line.get_xdata()) for line in figure.axes[0].lines if line.get_marker() == "|"]
-    assert ticks == of_panel["differences"].tolist()  # the seeds
+    assert ticks == of_panel["differences"].tolist()  # the repeats
     filled = [line.get_markerfacecolor() != "white" for line in dots]
     assert filled == (of_panel["p_adjusted"] < 0.05).tolist()
     plt.close(figure)
 
 
-def test_paths_of_erasing_begin_together_and_end_at_the_last_look():
+def test_paths_of_erasing_begin_together_and_end_at_the_last_epoch():
     curves = pd.DataFrame(
         {
             "label": ["soft, ×1"] * 2 + ["soft, ×4"] * 2,
-            "seed": 0,
+            "repeat": 0,
             "epoch": [0, 1] * 2,
             "recall": [60, 62, 60, 70],
             "precision": [70, 70, 70, 60],
@@ -390,7 +481,9 @@ def test_paths_of_erasing_begin_together_and_end_at_the_last_look():
 
 def test_the_knob_grid_has_a_row_a_knob_and_leaves_missing_levels_empty():
     picture = np.zeros((4, 4, 3), np.uint8)
-    figure = ch08_figures.knob_grid({"context": {"0": picture, "1": picture}, "clutter": {"6": picture}})
+    figure = ch08_figures.knob_grid(
+        {"context": {"0": picture, "1": picture}, "clutter": {"6": picture}}
+    )
     titles = [axis.get_title() for axis in figure.axes]
     assert titles == ["context 0", "context 1", "clutter 6", ""]
     plt.close(figure)

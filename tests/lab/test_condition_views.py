@@ -1,4 +1,4 @@
-"""What notebook 8 reads from artefacts: pictures of knobs, trainings over time, objects, and what else stands in for them."""
+"""What notebook 8 reads from artefacts: pictures of knobs, trainings over time, objects."""
 
 from dataclasses import replace
 
@@ -8,69 +8,85 @@ import pytest
 
 from aeft_lib import paths
 from aeft_lib.lab import ch08_conditions
-from aeft_lib.lab.ch08_effects import levels
 from aeft_lib.lab.session import Session
-from aeft_lib.studies import run
+from aeft_lib.studies import catalogue, run
+from aeft_lib.studies.conditions import levels
 from aeft_lib.studies.profiles import LAPTOP, SMOKE, VOC_LITE
 
 
 def test_every_level_has_its_picture_and_photos_show_the_laptops():
-    found = ch08_conditions.knob_pictures(SMOKE, 1)
-    assert [(knob, level) for knob, of_knob in found.items() for level in of_knob] == [
+    pictures = ch08_conditions.knob_pictures(SMOKE, 1)
+    assert [(knob, level) for knob, of_knob in pictures.items() for level in of_knob] == [
         (level.knob, f"{level.value:g}") for level in levels()
     ]
-    assert {picture.shape for of_knob in found.values() for picture in of_knob.values()} == {(96, 96, 3)}
-    theirs, ours = (ch08_conditions.controlled_scene(profile, "clutter_6", 2) for profile in (VOC_LITE, LAPTOP))
+    assert {picture.shape for of_knob in pictures.values() for picture in of_knob.values()} == {
+        (96, 96, 3)
+    }
+    theirs, ours = (
+        ch08_conditions.controlled_scene(profile, "clutter_6", 2) for profile in (VOC_LITE, LAPTOP)
+    )
     assert theirs.image.shape == (192, 192, 3)
     np.testing.assert_array_equal(theirs.image, ours.image)
 
 
 @pytest.fixture
 def small_study(monkeypatch):
-    """`mechanism` with two rows that keep their epochs, one of a first phase and one of a second, and one that does not."""
-    rows = [run.row(name) for name in ("long.gated", "erase_soft.x1", "base.gap")]
-    small = replace(run.get("mechanism"), rows=tuple(rows), long=False)
-    monkeypatch.setattr(run, "get", lambda name: small)
+    """`mechanism` with rows of both phases that keep epochs, and a row that does not."""
+    rows = [catalogue.row(name) for name in ("long.gated", "erase_soft.x1", "base.gap")]
+    small = replace(catalogue.get("mechanism"), rows=tuple(rows), long=False)
+    monkeypatch.setattr(catalogue, "get", lambda name: small)
     return small
 
 
-def test_courses_have_every_epoch_of_the_rows_that_keep_them(small_study):
-    curves, course = ch08_conditions.courses(Session(SMOKE, 1), "mechanism")
+def test_epochs_have_every_epoch_of_the_rows_that_keep_them(small_study):
+    curves, spreads = ch08_conditions.over_epochs(Session(SMOKE, 1), "mechanism")
     first, second = (curves[curves["row"] == name] for name in ("long.gated", "erase_soft.x1"))
     assert first["epoch"].tolist() == list(range(1, 13))  # a first phase has no warm start
     assert second["epoch"].tolist() == list(range(5))
     assert set(curves["row"]) == {"long.gated", "erase_soft.x1"}
-    assert list(zip(curves["row"], curves["epoch"], strict=True)) == list(zip(course["row"], course["epoch"], strict=True))
-    assert curves[["precision", "recall", "miou_best"]].apply(lambda column: column.between(0, 100)).all(axis=None)
-    gates = course[course["row"] == "long.gated"].filter(regex=r"^(positive|negative)_\d_(first|next)$")
+    assert list(zip(curves["row"], curves["epoch"], strict=True)) == list(
+        zip(spreads["row"], spreads["epoch"], strict=True)
+    )
+    assert (
+        curves[["precision", "recall", "miou_best"]]
+        .apply(lambda column: column.between(0, 100))
+        .all(axis=None)
+    )
+    gates = spreads[spreads["row"] == "long.gated"].filter(
+        regex=r"^(positive|negative)_\d_(first|next)$"
+    )
     assert gates.shape == (12, 12)  # three fusion steps, two signs, two sides
     assert gates.apply(lambda column: column.between(0, 1)).all(axis=None)
 
 
-def test_courses_of_a_study_that_is_left_out_are_the_committed_tables(tmp_path, monkeypatch):
+def test_epochs_of_a_study_that_is_left_out_are_the_committed_tables(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "FIGURES", tmp_path)
     monkeypatch.setattr(run, "left_out", lambda *_: True)
-    tables = [pd.DataFrame({"row": ["long.gap"], "seed": [i]}) for i in range(2)]
+    tables = [pd.DataFrame({"row": ["long.gap"], "repeat": [i]}) for i in range(2)]
     for table, name in zip(tables, ("mechanism_curves", "mechanism_course"), strict=True):
         table.to_csv(tmp_path / f"{name}.csv", index=False)
-    for found, table in zip(ch08_conditions.courses(Session(SMOKE, 1), "mechanism"), tables, strict=True):
-        pd.testing.assert_frame_equal(found, table)
+    for shown, table in zip(
+        ch08_conditions.over_epochs(Session(SMOKE, 1), "mechanism"), tables, strict=True
+    ):
+        pd.testing.assert_frame_equal(shown, table)
 
 
 def test_objects_are_measured_for_any_row_and_agree_with_the_evaluation():
     session = Session(SMOKE, 1)
-    found = ch08_conditions.objects(session, ["base.gap", "gap"])
-    assert set(found["row"]) == {"base.gap", "gap"}
-    own = found[found["row"] == "gap"]
+    objects = ch08_conditions.objects(session, ["base.gap", "gap"])
+    assert set(objects["row"]) == {"base.gap", "gap"}
+    own = objects[objects["row"] == "gap"]
     assert len(own) == sum(int(session.scenes.tags(i).sum()) for i in range(len(session.scenes)))
     classes = session.classes(["gap"]).set_index("class")["recall"]
     sums = own.groupby("class")[["tp", "true"]].sum()
     for class_id, line in sums.iterrows():
-        assert 100 * line["tp"] / line["true"] == pytest.approx(classes[session.scenes.classes[class_id]])
+        assert 100 * line["tp"] / line["true"] == pytest.approx(
+            classes[session.scenes.classes[class_id]]
+        )
 
 
 def test_photo_objects_on_collages_are_the_committed_ones():
-    found = ch08_conditions.photo_objects(Session(SMOKE, 1))
-    assert set(found["kind"]) == {"area", "class", "tags"}
-    assert {"gap", "gated"} <= set(found["row"])
-    assert found["n"].min() > 0
+    objects = ch08_conditions.photo_objects(Session(SMOKE, 1))
+    assert set(objects["kind"]) == {"area", "class", "tags"}
+    assert {"gap", "gated"} <= set(objects["row"])
+    assert objects["n"].min() > 0

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from aeft_lib.lab import figures
+from aeft_lib.lab import ch01_cams, ch02_gpp, ch03_gates, figures
+from aeft_lib.maps.labels import voc_palette
 
 
 @pytest.fixture(autouse=True)
@@ -26,12 +27,19 @@ def grey_image(value: int = 100, side: int = 4) -> np.ndarray:
     return np.full((side, side, 3), value, np.uint8)
 
 
-# --- colours ---------------------------------------------------------------------------------------------------------
+# --- colours --------------------------------------------------------------------------------------
 
 
 def test_voc_palette_has_the_known_colours():
-    palette = figures.voc_palette().astype(int)
-    known = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 8: (64, 0, 0), 15: (192, 128, 128), 20: (0, 64, 128)}
+    palette = voc_palette().astype(int)
+    known = {
+        0: (0, 0, 0),
+        1: (128, 0, 0),
+        2: (0, 128, 0),
+        8: (64, 0, 0),
+        15: (192, 128, 128),
+        20: (0, 64, 128),
+    }
     known[255] = (224, 224, 192)
     assert {label: tuple(palette[label]) for label in known} == known
     assert palette.shape == (256, 3)
@@ -39,17 +47,25 @@ def test_voc_palette_has_the_known_colours():
 
 
 def test_agreement_paints_hits_spill_and_misses_and_leaves_the_rest_grey():
-    predicted, truth = np.array([[True, True, False, False]]), np.array([[True, False, True, False]])
+    predicted, truth = (
+        np.array([[True, True, False, False]]),
+        np.array([[True, False, True, False]]),
+    )
     image = np.array([[[30, 60, 90]] * 4], np.uint8)
     painted = figures.agreement(image, predicted, truth)
     grey = 60 / 255
-    expected = [[0.3 * grey + 0.7 * colour for colour in (figures.HIT, figures.SPILL, figures.MISS)] + [np.full(3, grey)]]
+    expected = [
+        [0.3 * grey + 0.7 * colour for colour in (figures.HIT, figures.SPILL, figures.MISS)]
+        + [np.full(3, grey)]
+    ]
     np.testing.assert_allclose(painted, expected)
 
 
 def test_the_colours_of_agreement_differ_for_every_eye():
     """Okabe and Ito's green, vermillion and sky blue: the brightness differs too."""
-    brightness = [colour @ (0.299, 0.587, 0.114) for colour in (figures.HIT, figures.SPILL, figures.MISS)]
+    brightness = [
+        colour @ (0.299, 0.587, 0.114) for colour in (figures.HIT, figures.SPILL, figures.MISS)
+    ]
     assert len({tuple(colour) for colour in (figures.HIT, figures.SPILL, figures.MISS)}) == 3
     assert brightness[2] - max(brightness[:2]) > 0.1
 
@@ -67,36 +83,41 @@ def test_overlay_mixes_the_greyed_image_with_the_colour_of_the_cam():
     assert 0 <= painted.min() <= painted.max() <= 1
 
 
-# --- keeping figures -------------------------------------------------------------------------------------------------
+# --- keeping figures ------------------------------------------------------------------------------
 
 
 def test_save_writes_png_pdf_and_numbers_byte_stable(tmp_path):
     table = pd.DataFrame({"label": ["a", "b"], "miou": [1 / 3, 2.0]})
-    for folder in ("one", "two"):
+    for folder in ("first", "second"):
         figure, axis = plt.subplots()
         axis.plot([1, 2, 3], label="a line")
         axis.legend()
         figures.save(figure, "curve", table, tmp_path / "new" / folder)
-    one, two = ({file.name: file.read_bytes() for file in (tmp_path / "new" / f).iterdir()} for f in ("one", "two"))
-    assert set(one) == {"curve.png", "curve.pdf", "curve.csv"}
-    assert one == two
-    assert one["curve.csv"] == b"label,miou\na,0.3333\nb,2.0000\n"
-    assert one["curve.png"].startswith(b"\x89PNG")
-    assert not any(word in one["curve.pdf"] for word in (b"CreationDate", b"/Producer", b"/Creator"))
-    assert b"Software" not in one["curve.png"]
+    folders = (tmp_path / "new" / name for name in ("first", "second"))
+    kept, again = ({file.name: file.read_bytes() for file in f.iterdir()} for f in folders)
+    assert set(kept) == {"curve.png", "curve.pdf", "curve.csv"}
+    assert kept == again
+    assert kept["curve.csv"] == b"label,miou\na,0.3333\nb,2.0000\n"
+    assert kept["curve.png"].startswith(b"\x89PNG")
+    assert not any(
+        word in kept["curve.pdf"] for word in (b"CreationDate", b"/Producer", b"/Creator")
+    )
+    assert b"Software" not in kept["curve.png"]
 
 
-# --- pictures --------------------------------------------------------------------------------------------------------
+# --- pictures -------------------------------------------------------------------------------------
 
 
 def test_picture_grid_shows_rgb_as_it_is_and_labels_in_voc_colours():
     labels = np.array([[0, 15], [255, 1]])
-    figure = figures.picture_grid([[grey_image(), labels], [labels, grey_image(9)]], ("image", "mask"), ("first", "second"))
+    figure = figures.picture_grid(
+        [[grey_image(), labels], [labels, grey_image(9)]], ("image", "mask"), ("first", "second")
+    )
     top_left, top_right, bottom_left, bottom_right = pictures(figure)
     np.testing.assert_array_equal(top_left, grey_image())
     np.testing.assert_array_equal(bottom_right, grey_image(9))
     for shown in (top_right, bottom_left):
-        np.testing.assert_array_equal(shown, figures.voc_palette()[labels] / 255)
+        np.testing.assert_array_equal(shown, voc_palette()[labels] / 255)
     assert [axis.get_title() for axis in figure.axes] == ["image", "mask", "", ""]
     assert [axis.get_ylabel() for axis in figure.axes] == ["first", "", "second", ""]
 
@@ -111,7 +132,7 @@ def test_cam_problems_shows_image_object_cam_and_agreement():
     image, cam = grey_image(), np.linspace(0, 1, 16).reshape(4, 4)
     truth = np.tri(4, dtype=bool)
     case = {"image": image, "truth": truth, "cam": cam, "predicted": cam > 0.5}
-    figure = figures.cam_problems([case, case], ("imprecise", "sparse"))
+    figure = ch01_cams.cam_problems([case, case], ("imprecise", "sparse"))
     shown = pictures(figure)
     expected = [image, figures.overlay(image, truth.astype(float)), figures.overlay(image, cam)]
     expected.append(figures.agreement(image, cam > 0.5, truth))
@@ -126,32 +147,35 @@ def test_gpp_pyramid_shows_signed_levels_fused_maps_and_scaled_detail():
     levels = {f"P{r}": rng.normal(size=(4, 4)) for r in (1, 2, 4)}
     fused = {f"G{i}": rng.normal(size=(4, 4)) for i in (1, 2)}
     mask, detail = np.eye(4, dtype=bool), rng.random((4, 4)) / 4
-    figure = figures.gpp_pyramid(grey_image(), mask, levels, fused, detail)
+    figure = ch02_gpp.gpp_pyramid(grey_image(), mask, levels, fused, detail)
     shown = dict(zip([axis.get_title() for axis in figure.axes], pictures(figure), strict=True))
     assert list(shown) == ["image", "P1", "P2", "P4", "object", "4·|P̂ − P|", "G1", "G2"]
     for name, signed in (levels | fused).items():
         np.testing.assert_allclose(shown[name], figures.signed_colours(signed))
     np.testing.assert_array_equal(shown["object"], np.stack([mask] * 3, axis=-1))
-    np.testing.assert_allclose(shown["4·|P̂ − P|"], plt.get_cmap("magma")(detail / detail.max())[..., :3])
+    np.testing.assert_allclose(
+        shown["4·|P̂ − P|"], plt.get_cmap("magma")(detail / detail.max())[..., :3]
+    )
 
 
-# --- tables ----------------------------------------------------------------------------------------------------------
+# --- tables ---------------------------------------------------------------------------------------
 
 
 def study_table() -> pd.DataFrame:
-    """Three rows, two seeds; differences to GAP: A +1 and +3, G +5 and +4."""
+    """Three rows, two repeats; differences to GAP: A +1 and +3, G +5 and +4."""
     values = {"GAP": (40.0, 42.0), "A": (41.0, 45.0), "G": (45.0, 46.0)}
-    lines = [(label, seed, values[label][seed]) for seed in (0, 1) for label in values]
-    return pd.DataFrame(lines, columns=["label", "seed", "miou"])
+    lines = [(label, n, values[label][n]) for n in (0, 1) for label in values]
+    return pd.DataFrame(lines, columns=["label", "repeat", "miou"])
 
 
 def bars(figure) -> list[dict[str, float]]:
-    """Per panel: label -> width of the bar that stands beside it; both panels stand beside the labels of the first."""
+    """Per panel: label -> width of its bar; both panels have the labels of the first."""
     labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
     assert list(figure.axes[0].get_yticks()) == list(range(len(labels)))
     assert figure.axes[0].get_ylim() == figure.axes[1].get_ylim()
     return [
-        {labels[round(bar.get_y() + bar.get_height() / 2)]: bar.get_width() for bar in axis.patches} for axis in figure.axes
+        {labels[round(bar.get_y() + bar.get_height() / 2)]: bar.get_width() for bar in axis.patches}
+        for axis in figure.axes
     ]
 
 
@@ -162,16 +186,25 @@ def whiskers(axis) -> list[tuple[float, float]]:
 
 
 def test_ablation_bars_are_mean_paired_differences_with_their_sd_dots_and_values():
-    figure = figures.ablation_bars(study_table(), {"GAP": 48.0, "A": 53.3, "G": 54.2})
+    figure = ch03_gates.ablation_bars(study_table(), {"GAP": 48.0, "A": 53.3, "G": 54.2})
     ours, theirs = figure.axes
-    assert bars(figure) == [pytest.approx({"A": 2.0, "G": 4.5}), pytest.approx({"A": 5.3, "G": 6.2})]
+    assert bars(figure) == [
+        pytest.approx({"A": 2.0, "G": 4.5}),
+        pytest.approx({"A": 5.3, "G": 6.2}),
+    ]
     sd = [np.std([1, 3], ddof=1), np.std([5, 4], ddof=1)]
     np.testing.assert_allclose(whiskers(ours), [(2 - sd[0], 2 + sd[0]), (4.5 - sd[1], 4.5 + sd[1])])
     assert whiskers(theirs) == []
     dots = sorted(x for collection in ours.collections for x in collection.get_offsets()[:, 0])
     assert dots == pytest.approx([1, 3, 4, 5])
-    assert {text.get_text(): text.get_position()[1] for text in ours.texts} == {"43.0": 0, "45.5": 1}
-    assert {text.get_text(): text.get_position()[1] for text in theirs.texts} == {"53.3": 0, "54.2": 1}
+    assert {text.get_text(): text.get_position()[1] for text in ours.texts} == {
+        "43.0": 0,
+        "45.5": 1,
+    }
+    assert {text.get_text(): text.get_position()[1] for text in theirs.texts} == {
+        "53.3": 0,
+        "54.2": 1,
+    }
     assert "GAP 41.0" in ours.get_title()
     assert "GAP 48.0" in theirs.get_title()
 
@@ -179,31 +212,42 @@ def test_ablation_bars_are_mean_paired_differences_with_their_sd_dots_and_values
 def test_ablation_bars_start_at_zero_and_lose_to_the_left():
     table = study_table()
     table.loc[table["label"] == "A", "miou"] -= 10
-    figure = figures.ablation_bars(table, {"GAP": 48.0, "A": 53.3, "G": 54.2})
+    figure = ch03_gates.ablation_bars(table, {"GAP": 48.0, "A": 53.3, "G": 54.2})
     assert bars(figure)[0] == pytest.approx({"A": -8.0, "G": 4.5})
     assert all(bar.get_x() == 0 for axis in figure.axes for bar in axis.patches)
 
 
 def test_ablation_bars_leave_the_place_of_an_unpublished_row_empty():
-    figure = figures.ablation_bars(study_table(), {"GAP": 48.0, "G": 54.2})
+    figure = ch03_gates.ablation_bars(study_table(), {"GAP": 48.0, "G": 54.2})
     ours, theirs = bars(figure)
     assert ours == pytest.approx({"A": 2.0, "G": 4.5})
-    assert {label: width for label, width in theirs.items() if not np.isnan(width)} == pytest.approx({"G": 6.2})
+    assert {
+        label: width for label, width in theirs.items() if not np.isnan(width)
+    } == pytest.approx({"G": 6.2})
     assert [text.get_position()[1] for text in figure.axes[1].texts] == [1]
 
 
-def test_ablation_bars_of_one_seed_have_no_spread():
-    figure = figures.ablation_bars(study_table().query("seed == 0"), {"GAP": 48.0, "A": 53.3, "G": 54.2})
+def test_ablation_bars_of_one_repeat_have_no_spread():
+    figure = ch03_gates.ablation_bars(
+        study_table().query("repeat == 0"), {"GAP": 48.0, "A": 53.3, "G": 54.2}
+    )
     assert bars(figure)[0] == pytest.approx({"A": 1.0, "G": 5.0})
     assert whiskers(figure.axes[0]) == []
 
 
-def test_threshold_curves_are_means_over_seeds_with_their_marks():
+def test_threshold_curves_are_means_over_repeats_with_their_marks():
     thresholds = np.array([0.1, 0.2, 0.3])
     rows = [
-        {"label": label, "seed": seed, "threshold": t, "miou": 10 * i + seed + t, "precision": t, "recall": 1 - t}
+        {
+            "label": label,
+            "repeat": n,
+            "threshold": t,
+            "miou": 10 * i + n + t,
+            "precision": t,
+            "recall": 1 - t,
+        }
         for i, label in enumerate(("GAP", "G"))
-        for seed in (0, 1)
+        for n in (0, 1)
         for t in thresholds
     ]
     marks = {"GAP": {"best": 0.3, "maskless": 0.1}, "G": {"best": 0.2, "maskless": 0.21}}
@@ -224,7 +268,9 @@ def test_threshold_curves_are_means_over_seeds_with_their_marks():
 
 def test_cam_fit_draws_the_cumulative_share_of_objects():
     spills, coverages = [0.1, 0.2, 0.3, 0.4, 0.0, 0.1], [0.5] * 4 + [0.9] * 2
-    figure = figures.cam_fit(pd.DataFrame({"label": ["GAP"] * 4 + ["G"] * 2, "spill": spills, "coverage": coverages}))
+    figure = figures.cam_fit(
+        pd.DataFrame({"label": ["GAP"] * 4 + ["G"] * 2, "spill": spills, "coverage": coverages})
+    )
     spill, coverage = figure.axes
     drawn = [(line.get_xdata()[1:].tolist(), line.get_ydata()[1:].tolist()) for line in spill.lines]
     assert ([0.1, 0.2, 0.3, 0.4], [0.25, 0.5, 0.75, 1.0]) in drawn
@@ -236,7 +282,9 @@ def test_cam_fit_draws_the_cumulative_share_of_objects():
 
 
 def test_cam_fit_leaves_out_objects_without_activation():
-    fits = pd.DataFrame({"label": ["GAP"] * 3, "spill": [np.nan, 0.2, 0.4], "coverage": [np.nan, 0.1, 0.3]})
+    fits = pd.DataFrame(
+        {"label": ["GAP"] * 3, "spill": [np.nan, 0.2, 0.4], "coverage": [np.nan, 0.1, 0.3]}
+    )
     (line,) = figures.cam_fit(fits).axes[0].lines
     assert line.get_xdata()[1:].tolist() == [0.2, 0.4]
     assert line.get_ydata()[1:].tolist() == [0.5, 1.0]
@@ -244,13 +292,15 @@ def test_cam_fit_leaves_out_objects_without_activation():
 
 def test_gate_balance_draws_mean_gates_by_step_and_side():
     lines = [
-        (step, sign, side, base + 0.1 * seed)
-        for seed in (0, 1)
+        (step, sign, side, base + 0.1 * n)
+        for n in (0, 1)
         for sign, offset in (("positive", 0.0), ("negative", 0.2))
         for step, start in (("1→2", 0.3), ("2→4", 0.4))
         for side, base in (("coarser", start + offset), ("finer", start + offset + 0.1))
     ]
-    figure = figures.gate_balance(pd.DataFrame(lines, columns=["step", "sign", "side", "weight"]))
+    figure = ch03_gates.gate_balance(
+        pd.DataFrame(lines, columns=["step", "sign", "side", "weight"])
+    )
     for axis, sign, offset in zip(figure.axes, ("positive", "negative"), (0.0, 0.2), strict=True):
         assert axis.get_title() == f"{sign} evidence"
         drawn = [np.asarray(line.get_ydata(), float) for line in axis.lines]

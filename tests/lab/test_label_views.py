@@ -1,4 +1,7 @@
-"""What notebooks 5 and 6 ask of a session, its views, figures and widget, and ``aeft export``: one smoke store a file."""
+"""What notebooks 5 and 6 show, their figures and widget, `aeft export` and `aeft predict`.
+
+The file has a smoke store of its own.
+"""
 
 import zipfile
 from concurrent.futures import Future
@@ -17,7 +20,7 @@ from PIL import Image
 
 from aeft_lib import cli
 from aeft_lib.data.augment import random_views
-from aeft_lib.lab import ch05_pseudo_labels, label_figures, widgets
+from aeft_lib.lab import ch05_pseudo_labels, ch06_segmentation, figures, widgets
 from aeft_lib.lab.session import Session
 from aeft_lib.maps.labels import VOID, read_label_map
 from aeft_lib.studies import catalogue, report, run
@@ -34,22 +37,22 @@ def close_figures():
 
 @pytest.fixture
 def lab(stored):
-    """The session; the pseudo-labels of seed 0 are computed by whichever test comes first."""
+    """The session; the pseudo-labels of repeat 0 are computed by whichever test comes first."""
     return Session(SMOKE, 1)
 
 
 @pytest.fixture
 def case(lab):
     two = next(i for i in range(len(lab.training_scenes)) if lab.training_scenes[i].tags.sum() == 2)
-    return lab.refinement(two)
+    return ch05_pseudo_labels.refinement(lab, two)
 
 
-# --- the catalogue ---------------------------------------------------------------------------------------------------
+# --- the catalogue --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["refinement", "segmentation"])
 def test_rows_that_begin_first_are_rows_of_the_study(name):
-    study = run.get(name)
+    study = catalogue.get(name)
     assert set(study.first) < {row.name for row in study.rows}
     assert len({row.label for row in study.rows}) == len(study.rows)
 
@@ -73,8 +76,8 @@ def test_long_rows_are_begun_first_and_the_table_keeps_the_study_order(monkeypat
 
     monkeypatch.setattr(run, "stored", lambda *_: None)
     monkeypatch.setattr(run, "ProcessPoolExecutor", lambda **_: Pool())
-    study = run.get("refinement")
-    table = run.run(study, SMOKE, [0], workers=1)
+    study = catalogue.get("refinement")
+    table = run.run_study(study, SMOKE, [0], workers=1)
     assert begun[: len(study.first)] == list(study.first)
     assert table["row"].tolist() == [row.name for row in study.rows]
     begun.clear()
@@ -90,7 +93,7 @@ def test_a_finer_map_keeps_the_cells_per_bin():
     assert SMOKE.scaled(1) is SMOKE
 
 
-# --- views -----------------------------------------------------------------------------------------------------------
+# --- views ----------------------------------------------------------------------------------------
 
 
 def test_the_case_has_one_posterior_a_power_and_the_grid_of_its_scene(case):
@@ -130,21 +133,29 @@ def test_a_score_spreads_further_with_more_steps_and_stays_without_any(case):
 def test_walk_pictures_are_scores_over_labels(case):
     scores, labels = ch05_pseudo_labels.walk_pictures(case, (0, 4))
     assert [picture.ndim for picture in (*scores, *labels)] == [3, 3, 2, 2]
-    np.testing.assert_array_equal(labels[1], ch05_pseudo_labels.labels_of(case, ch05_pseudo_labels.walked(case, 4)))
+    np.testing.assert_array_equal(
+        labels[1], ch05_pseudo_labels.labels_of(case, ch05_pseudo_labels.walked(case, 4))
+    )
     table = ch05_pseudo_labels.walk_table(case, (0, 4))
     assert table["steps"].tolist() == [0, 4]
     assert table["foreground"][1] == pytest.approx((labels[1] != 0).mean())
 
 
-# --- the session -----------------------------------------------------------------------------------------------------
+# --- the session ----------------------------------------------------------------------------------
 
 
 def test_label_scores_are_the_iou_of_the_tagged_classes(lab):
-    scores, maps = lab.label_scores("aeft_pseudo"), lab.label_maps("aeft_pseudo")
+    scores, maps = (
+        f(lab, "aeft_pseudo")
+        for f in (ch05_pseudo_labels.label_scores, ch05_pseudo_labels.label_maps)
+    )
     scene = lab.training_scenes[5]
     ious = []
     for label in np.flatnonzero(scene.tags) + 1:
-        both, either = (maps[5] == label) & (scene.mask == label), (maps[5] == label) | (scene.mask == label)
+        both, either = (
+            (maps[5] == label) & (scene.mask == label),
+            (maps[5] == label) | (scene.mask == label),
+        )
         ious.append(both.sum() / either.sum())
     assert scores["iou"][5] == pytest.approx(100 * np.mean(ious))
     assert scores["classes"][5] == scene.tags.sum()
@@ -152,55 +163,71 @@ def test_label_scores_are_the_iou_of_the_tagged_classes(lab):
 
 
 def test_label_comparison_begins_with_image_and_truth_of_the_rows_own_scenes(lab):
-    ((image, truth, labels),) = lab.label_comparison(["aeft_pseudo"], [3])
+    ((image, truth, labels),) = ch05_pseudo_labels.label_comparison(lab, ["aeft_pseudo"], [3])
     np.testing.assert_array_equal(image, lab.training_scenes[3].image)
     np.testing.assert_array_equal(truth, lab.training_scenes[3].mask)
-    np.testing.assert_array_equal(labels, lab.label_maps("aeft_pseudo")[3])
+    np.testing.assert_array_equal(labels, ch05_pseudo_labels.label_maps(lab, "aeft_pseudo")[3])
 
 
 def test_the_store_keeps_a_small_part_of_float_posteriors(lab):
-    sizes = lab.store_size("aeft_pseudo")
-    rows = np.mean([1 + scene.tags.sum() for scene in map(lab.training_scenes.__getitem__, range(SMOKE.train.count))])
+    sizes = ch05_pseudo_labels.store_size(lab, "aeft_pseudo")
+    rows = np.mean(
+        [
+            1 + scene.tags.sum()
+            for scene in map(lab.training_scenes.__getitem__, range(SMOKE.train.count))
+        ]
+    )
     assert sizes["two CRFs in float32"] == pytest.approx(2 * rows * 96 * 96 * 4 / 1e3)
-    assert sizes["seeds"] + sizes["posteriors"] + sizes["scores"] + sizes["labels"] < sizes["two CRFs in float32"] / 10
+    assert (
+        sizes["seeds"] + sizes["posteriors"] + sizes["scores"] + sizes["labels"]
+        < sizes["two CRFs in float32"] / 10
+    )
 
 
 def test_steps_of_one_in_255_do_not_change_what_is_scored(lab):
-    kept = lab.quantisation("aeft_pseudo", scenes=6)
+    kept = ch05_pseudo_labels.quantisation(lab, "aeft_pseudo", scenes=6)
     assert list(kept.index) == ["low stored", "low float", "high stored", "high float"]
     assert (kept > 0).all()
     assert abs(kept["low stored"] - kept["low float"]) < 0.05
     assert abs(kept["high stored"] - kept["high float"]) < 0.05
 
 
-def test_background_has_a_line_a_seed(lab):
-    table = lab.background("aeft_pseudo")
-    assert list(table.columns) == ["seed", "threshold", "low", "middle", "high"]
-    assert table["seed"].tolist() == [0]
+def test_background_has_a_line_a_repeat(lab):
+    table = ch05_pseudo_labels.background(lab, "aeft_pseudo")
+    assert list(table.columns) == ["repeat", "threshold", "low", "middle", "high"]
+    assert table["repeat"].tolist() == [0]
 
 
-# --- figures and widget ----------------------------------------------------------------------------------------------
+# --- figures and widget ---------------------------------------------------------------------------
 
 
 def bars_table() -> pd.DataFrame:
-    lines = [(label, seed, value + seed, 60.0, 70.0) for label, value in (("seed", 50), ("+ CRF", 58)) for seed in (0, 2)]
-    return pd.DataFrame(lines, columns=["label", "seed", "miou", "precision", "recall"])
+    starts = (("seed", 50), ("+ CRF", 58))
+    lines = [(label, n, value + n, 60.0, 70.0) for label, value in starts for n in (0, 2)]
+    return pd.DataFrame(lines, columns=["label", "repeat", "miou", "precision", "recall"])
 
 
 def test_label_bars_have_a_line_at_the_baseline_and_the_papers_difference_as_a_diamond():
-    figure = label_figures.label_bars(bars_table(), {"seed": 56.0, "+ CRF": 71.0}, baseline="seed")
+    figure = figures.label_bars(bars_table(), {"seed": 56.0, "+ CRF": 71.0}, baseline="seed")
     first = figure.axes[0]
     assert [axis.get_title() for axis in figure.axes] == ["mIoU", "precision", "recall"]
     assert [bar.get_width() for bar in first.patches] == [51, 59]
     lines = {line.get_marker(): line for line in first.lines}
     assert lines["D"].get_xdata() == [51 + 15]
     assert len(figure.legends[0].get_texts()) == 2
-    assert len(label_figures.label_bars(bars_table(), {}, baseline="seed").legends[0].get_texts()) == 1
+    assert len(figures.label_bars(bars_table(), {}, baseline="seed").legends[0].get_texts()) == 1
 
 
-def test_class_heatmap_is_the_mean_over_seeds():
-    classes = pd.DataFrame({"label": ["a", "a", "b", "b"], "class": "bird", "seed": [0, 1, 0, 1], "iou": [10, 30, 50, 70]})
-    axis = label_figures.class_heatmap(classes).axes[0]
+def test_class_heatmap_is_the_mean_over_repeats():
+    classes = pd.DataFrame(
+        {
+            "label": ["a", "a", "b", "b"],
+            "class": "bird",
+            "repeat": [0, 1, 0, 1],
+            "iou": [10, 30, 50, 70],
+        }
+    )
+    axis = ch06_segmentation.class_heatmap(classes).axes[0]
     assert [text.get_text() for text in axis.texts] == ["20", "60"]
     assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b"]
 
@@ -217,7 +244,7 @@ def test_every_venue_of_the_results_has_a_date_in_its_year():
 
 def test_results_scatter_has_every_method_and_a_trend_without_ours():
     table = results()
-    axis = label_figures.results_scatter(table, ours="AEFT (the paper)").axes[0]
+    axis = ch06_segmentation.results_scatter(table, ours="AEFT (the paper)").axes[0]
     assert sorted(text.get_text() for text in axis.texts) == sorted(table["method"])
     trend = axis.lines[0]
     slope = np.diff(trend.get_ydata()) / np.diff(trend.get_xdata())
@@ -226,7 +253,10 @@ def test_results_scatter_has_every_method_and_a_trend_without_ours():
     star = next(line for line in axis.lines if line.get_marker() == "*")
     assert (star.get_xdata()[0], star.get_ydata()[0]) == (2022.81, 71.7)
     with pytest.raises(ValueError, match="no date for RIB"):
-        label_figures.results_scatter(table.assign(date=table["date"].where(table["method"] != "RIB")), ours="AEFT (the paper)")
+        ch06_segmentation.results_scatter(
+            table.assign(date=table["date"].where(table["method"] != "RIB")),
+            ours="AEFT (the paper)",
+        )
 
 
 def test_affinity_widget_redraws_and_counts_the_cells_it_reaches(case):
@@ -241,23 +271,33 @@ def test_affinity_widget_redraws_and_counts_the_cells_it_reaches(case):
     assert picture.value != before
 
 
-# --- random views ----------------------------------------------------------------------------------------------------
+# --- random views ---------------------------------------------------------------------------------
 
 
 def views(scales, seed=0, count=6):
-    coarse = torch.randint(0, 5, (count, 4, 4), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    coarse = torch.randint(
+        0, 5, (count, 4, 4), generator=torch.Generator().manual_seed(1), dtype=torch.uint8
+    )
     labels = coarse.repeat_interleave(4, dim=1).repeat_interleave(4, dim=2)
     images = labels[:, None].float().expand(-1, 3, -1, -1)
-    return images, labels, *random_views(images, labels, torch.Generator().manual_seed(seed), scales=scales)
+    return (
+        images,
+        labels,
+        *random_views(images, labels, torch.Generator().manual_seed(seed), scales=scales),
+    )
 
 
 def test_views_at_scale_one_are_the_images_or_their_mirror_images():
     images, labels, seen, seen_labels = views((1, 1))
     mirrored = 0
-    for before, after, labels_before, labels_after in zip(images, seen, labels, seen_labels, strict=True):
+    for before, after, labels_before, labels_after in zip(
+        images, seen, labels, seen_labels, strict=True
+    ):
         is_mirror = torch.equal(labels_after, labels_before.flip(-1))
         assert is_mirror or torch.equal(labels_after, labels_before)
-        torch.testing.assert_close(after, before.flip(-1) if is_mirror else before, atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            after, before.flip(-1) if is_mirror else before, atol=1e-4, rtol=0
+        )
         mirrored += is_mirror
     assert 0 < mirrored < len(images)
 
@@ -273,7 +313,9 @@ def test_views_that_shrink_leave_zeros_in_the_image_and_void_in_the_labels():
 def test_views_that_grow_hold_no_void_and_labels_follow_the_image():
     _, _, seen, labels = views((2, 2))
     assert (labels != VOID).all()
-    assert (seen[:, 0] - labels.float()).abs().median() < 0.01  # they differ at the edges of cells alone
+    assert (
+        seen[:, 0] - labels.float()
+    ).abs().median() < 0.01  # they differ at the edges of cells alone
 
 
 def test_views_are_decided_by_the_generator_and_differ_from_image_to_image():
@@ -289,7 +331,7 @@ def test_view_scales_are_positive_and_in_order(scales):
         views(scales)
 
 
-# --- export ----------------------------------------------------------------------------------------------------------
+# --- export ---------------------------------------------------------------------------------------
 
 
 def exported(capsys, *words: str) -> tuple[int, str]:
@@ -298,25 +340,38 @@ def exported(capsys, *words: str) -> tuple[int, str]:
     return code, out + err
 
 
-def test_export_writes_a_checked_archive_of_a_networks_predictions(lab, tmp_path, capsys):
+def test_export_writes_an_archive_of_a_networks_predictions(lab, tmp_path, capsys):
     file = tmp_path / "submission.zip"
     code, said = exported(capsys, "segment_truth", "--out", str(file))
     assert (code, file.exists()) == (1, False)
-    assert "make it with: aeft run segmentation --profile smoke --row segment_truth --seed 0" in said
+    assert (
+        "make it with: aeft run segmentation --profile smoke --row segment_truth --seed 0" in said
+    )
     run.artefacts(SMOKE, catalogue.row("segment_truth"), 0)
     code, said = exported(capsys, "segment_truth", "--out", str(file))
-    assert (code, said) == (0, f"{file}: 8 label maps, checked\n")
+    assert (code, said) == (0, f"{file}: 8 label maps\n")
     with zipfile.ZipFile(file) as archive:
-        assert archive.namelist() == [f"results/VOC2012/Segmentation/comp6_val_cls/val_0_{i:05d}.png" for i in range(8)]
+        assert archive.namelist() == [
+            f"results/VOC2012/Segmentation/comp6_val_cls/val_0_{i:05d}.png" for i in range(8)
+        ]
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("gated",), "row gated has no segmentation network; there are segment_truth, segment_aeft"),
-        (("segment_truth", "--out", "a.tar"), "--out must name a .zip in a folder that is there, got a.tar"),
-        (("segment_truth", "--out", "/nowhere/a.zip"), "--out must name a .zip in a folder that is there"),
-        (("segment_truth", "--seed", "-1"), "seeds must be whole numbers from 0"),
+        (
+            ("gated",),
+            "row gated has no segmentation network; there are segment_truth, segment_aeft",
+        ),
+        (
+            ("segment_truth", "--out", "a.tar"),
+            "--out must name a .zip in a folder that is there, got a.tar",
+        ),
+        (
+            ("segment_truth", "--out", "/nowhere/a.zip"),
+            "--out must name a .zip in a folder that is there",
+        ),
+        (("segment_truth", "--seed", "-1"), "repeats must be whole numbers from 0"),
         (("no_row",), "no study has a row 'no_row'"),
     ],
 )
@@ -326,20 +381,27 @@ def test_export_refusals(capsys, words, message):
     assert message in said
 
 
-# --- predict ---------------------------------------------------------------------------------------------------------
+# --- predict --------------------------------------------------------------------------------------
 
 
 def test_predict_writes_a_palette_png_of_each_photos_own_size(lab, tmp_path, capsys):
     run.artefacts(SMOKE, catalogue.row("segment_truth"), 0)
     sizes = {"wide": (70, 110), "tall": (90, 50)}
     for name, size in sizes.items():
-        Image.fromarray(np.random.default_rng(0).integers(0, 255, (*size, 3)).astype(np.uint8)).save(tmp_path / f"{name}.jpg")
+        Image.fromarray(
+            np.random.default_rng(0).integers(0, 255, (*size, 3)).astype(np.uint8)
+        ).save(tmp_path / f"{name}.jpg")
     files = [str(tmp_path / f"{name}.jpg") for name in sizes]
     words = ["--row", "segment_truth", "--profile", "smoke", "--out", str(tmp_path / "maps")]
     assert cli.main(["predict", *files, *words]) == 0
     said = capsys.readouterr().out
     for name, size in sizes.items():
-        assert read_label_map(tmp_path / "maps" / f"{name}.png", num_classes=SMOKE.num_classes, size=size).shape == size
+        assert (
+            read_label_map(
+                tmp_path / "maps" / f"{name}.png", num_classes=SMOKE.num_classes, size=size
+            ).shape
+            == size
+        )
         assert f"{name}.png: " in said
 
 
@@ -349,7 +411,11 @@ def test_predict_writes_a_palette_png_of_each_photos_own_size(lab, tmp_path, cap
         (["none.jpg"], [], "none.jpg: not a readable image"),
         (["a/x.jpg", "b/x.png"], [], "two images have the same name without suffix"),
         (["a/x.jpg"], ["--row", "gap"], "row gap has no segmentation network"),
-        (["a/x.jpg"], ["--seed", "7"], "row segment_aeft, seed 7 is not in the store, make it with"),
+        (
+            ["a/x.jpg"],
+            ["--seed", "7"],
+            "row segment_aeft, seed 7 is not in the store, make it with",
+        ),
     ],
 )
 def test_predict_refusals(tmp_path, monkeypatch, capsys, images, words, message):

@@ -21,7 +21,9 @@ MAX_BYTES = 300 * 1000
 MAX_LINES, MAX_MEDIAN_LINES = 25, 7
 TEXT_PER_CODE = 0.6
 MIN_CHECKED = 2
-FEW_CHECKS = {"07_report"}  # its tables are what the store holds: they differ from profile to profile
+FEW_CHECKS = {
+    "07_report"
+}  # its tables are what the store holds: they differ from profile to profile
 CLOSING_HEADINGS = ("What was shown", "Exercises", "Next")
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -56,14 +58,22 @@ def shows(cell: NotebookNode, kind: str) -> bool:
 
 def title_first(node: NotebookNode) -> list[str]:
     first = node.cells[0]
-    return [] if first.cell_type == "markdown" and first.source.startswith("# ") else ["the first cell is no '# ' title"]
+    return (
+        []
+        if first.cell_type == "markdown" and first.source.startswith("# ")
+        else ["the first cell is no '# ' title"]
+    )
 
 
 def one_literal_parameters_cell(node: NotebookNode) -> list[str]:
     cells = [cell for cell in node.cells if tagged(cell, "parameters")]
     if len(cells) != 1:
-        return [f"{len(cells)} cells are tagged 'parameters', not one"]
-    return [f"no literal assignment: {ast.unparse(s)}" for s in parsed(cells[0]).body if not is_literal_assignment(s)]
+        return [f"{len(cells)} cells are tagged 'parameters', not exactly 1"]
+    return [
+        f"no literal assignment: {ast.unparse(s)}"
+        for s in parsed(cells[0]).body
+        if not is_literal_assignment(s)
+    ]
 
 
 def is_literal_assignment(statement: ast.stmt) -> bool:
@@ -96,13 +106,20 @@ def no_class(node: NotebookNode) -> list[str]:
 
 
 def no_training_loop(node: NotebookNode) -> list[str]:
-    """A loop or function that calls .backward() or optimizer.step(); one gradient by hand is an example, not a loop."""
+    """A loop or function that calls .backward() or optimizer.step(); a gradient by hand is no loop."""
     wrong = []
     for cell in code_cells(node):
-        blocks = [part for part in ast.walk(parsed(cell)) if isinstance(part, ast.For | ast.While | ast.FunctionDef)]
+        blocks = [
+            part
+            for part in ast.walk(parsed(cell))
+            if isinstance(part, ast.For | ast.While | ast.FunctionDef)
+        ]
         calls = [part for block in blocks for part in ast.walk(block) if isinstance(part, ast.Call)]
         names = {call.func.attr for call in calls if isinstance(call.func, ast.Attribute)}
-        wrong += [f"a training loop ({name}) belongs in aeft_lib" for name in sorted(names & {"backward", "step"})]
+        wrong += [
+            f"a training loop ({name}) belongs in aeft_lib"
+            for name in sorted(names & {"backward", "step"})
+        ]
     return wrong
 
 
@@ -111,14 +128,18 @@ def no_plotting_code(node: NotebookNode) -> list[str]:
         f"plt.{part.attr} belongs in aeft_lib.lab.figures"
         for cell in code_cells(node)
         for part in ast.walk(parsed(cell))
-        if isinstance(part, ast.Attribute) and isinstance(part.value, ast.Name) and part.value.id == "plt"
+        if isinstance(part, ast.Attribute)
+        and isinstance(part.value, ast.Name)
+        and part.value.id == "plt"
     }
     return sorted(wrong - {"plt.show belongs in aeft_lib.lab.figures"})
 
 
 def short_cells(node: NotebookNode) -> list[str]:
     counts = [len(lines(cell)) for cell in code_cells(node)]
-    wrong = [f"a cell of {count} lines, at most {MAX_LINES}" for count in counts if count > MAX_LINES]
+    wrong = [
+        f"a cell of {count} lines, at most {MAX_LINES}" for count in counts if count > MAX_LINES
+    ]
     if median(counts) > MAX_MEDIAN_LINES:
         wrong.append(f"median of {median(counts)} lines, at most {MAX_MEDIAN_LINES}")
     return wrong
@@ -133,30 +154,58 @@ def enough_text(node: NotebookNode) -> list[str]:
 
 def executed_in_order(node: NotebookNode) -> list[str]:
     counts = [cell.execution_count for cell in code_cells(node)]
-    return [] if counts == list(range(1, len(counts) + 1)) else [f"execution counts {counts} are not 1, 2, 3 .."]
+    return (
+        []
+        if counts == list(range(1, len(counts) + 1))
+        else [f"execution counts {counts} are not 1, 2, 3 .."]
+    )
 
 
 def no_complaints(node: NotebookNode) -> list[str]:
     outputs = [output for cell in code_cells(node) for output in cell.outputs]
     wrong = [f"error output {output.ename}" for output in outputs if output.output_type == "error"]
-    return wrong + [f"stderr: {output.text[:80]!r}" for output in outputs if output.get("name") == "stderr"]
+    return wrong + [
+        f"stderr: {output.text[:80]!r}" for output in outputs if output.get("name") == "stderr"
+    ]
 
 
 def figures_end_with_show(node: NotebookNode) -> list[str]:
-    cells = [cell for cell in code_cells(node) if shows(cell, "image/png") and not tagged(cell, "nbval-ignore-output")]
-    return [f"draws but does not end with plt.show(): {lines(c)[-1]!r}" for c in cells if lines(c)[-1] != "plt.show()"]
+    cells = [
+        cell
+        for cell in code_cells(node)
+        if shows(cell, "image/png") and not tagged(cell, "nbval-ignore-output")
+    ]
+    return [
+        f"draws but does not end with plt.show(): {lines(c)[-1]!r}"
+        for c in cells
+        if lines(c)[-1] != "plt.show()"
+    ]
 
 
 def widgets_are_not_compared(node: NotebookNode) -> list[str]:
-    cells = [cell for cell in code_cells(node) if shows(cell, WIDGET) or re.search(r"\bwidgets\.\w+\(", cell.source)]
-    return [f"a widget without nbval-ignore-output: {c.source[:60]!r}" for c in cells if not tagged(c, "nbval-ignore-output")]
+    cells = [
+        cell
+        for cell in code_cells(node)
+        if shows(cell, WIDGET) or re.search(r"\bwidgets\.\w+\(", cell.source)
+    ]
+    return [
+        f"a widget without nbval-ignore-output: {c.source[:60]!r}"
+        for c in cells
+        if not tagged(c, "nbval-ignore-output")
+    ]
 
 
 def no_addresses_of_this_machine(node: NotebookNode) -> list[str]:
     texts = [cell.source for cell in node.cells]
     for output in (output for cell in code_cells(node) for output in cell.outputs):
-        texts += [output.get("text", "")] + [str(v) for kind, v in output.get("data", {}).items() if "image/" not in kind]
-    return [f"names a host or path: {match}" for text in texts for match in HOSTS.findall(text) + MACHINE_PATHS.findall(text)]
+        texts += [output.get("text", "")] + [
+            str(v) for kind, v in output.get("data", {}).items() if "image/" not in kind
+        ]
+    return [
+        f"names a host or path: {match}"
+        for text in texts
+        for match in HOSTS.findall(text) + MACHINE_PATHS.findall(text)
+    ]
 
 
 def outputs_are_checked(node: NotebookNode) -> list[str]:
@@ -170,7 +219,9 @@ def outputs_are_checked(node: NotebookNode) -> list[str]:
 def closes_as_agreed(node: NotebookNode) -> list[str]:
     last = "\n".join(cell.source for cell in text_cells(node)[-2:])
     headings = [line for line in last.splitlines() if line.startswith("#")]
-    missing = [name for name in CLOSING_HEADINGS if not any(name in heading for heading in headings)]
+    missing = [
+        name for name in CLOSING_HEADINGS if not any(name in heading for heading in headings)
+    ]
     return [f"no heading {name!r} in the last two text cells" for name in missing]
 
 
@@ -216,10 +267,15 @@ def test_notebook_is_small(file):
 def good_notebook() -> NotebookNode:
     """A notebook that keeps every rule."""
     check = {"tags": ["nbval-check-output"]}
-    picture, two = new_output("display_data", {"image/png": "/tmp"}), new_output("stream", name="stdout", text="2\n")
+    picture, two = (
+        new_output("display_data", {"image/png": "/tmp"}),
+        new_output("stream", name="stdout", text="2\n"),
+    )
     cells = [
         new_markdown_cell("# Title"),
-        new_code_cell('profile: str = ""\nseeds = -1', execution_count=1, metadata={"tags": ["parameters"]}),
+        new_code_cell(
+            'profile: str = ""\nrepeats = -1', execution_count=1, metadata={"tags": ["parameters"]}
+        ),
         new_code_cell("print(1 + 1)", execution_count=2, metadata=check, outputs=[two]),
         new_markdown_cell("An equation and a/tmp word."),
         new_code_cell("print(2)", execution_count=3, metadata=check, outputs=[two]),
@@ -242,7 +298,7 @@ PATH = new_output("execute_result", {"text/plain": "'/root/x'"})
     ("rule", "cell", "change"),
     [
         (title_first, 0, {"source": "## Title"}),
-        (one_literal_parameters_cell, 1, {"source": "seeds = int('3')"}),
+        (one_literal_parameters_cell, 1, {"source": "repeats = int('3')"}),
         (one_literal_parameters_cell, 1, {"source": "import os"}),
         (one_literal_parameters_cell, 1, {"metadata": {}}),
         (plain_python, 2, {"source": "%matplotlib inline"}),

@@ -1,4 +1,4 @@
-"""The notebook runner, on notebooks of a few lines: each kernel costs a second, so one run shows several things."""
+"""The notebook runner, on notebooks of a few lines; a kernel costs a second, so tests share."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from aeft_lib.lab import notebooks as runner
 from aeft_lib.lab.notebooks import NotebookFailed, reproduce
 
-PARAMETERS = 'profile = "laptop"\nseeds = 3'
+PARAMETERS = 'profile = "laptop"\nrepeats = 3'
 
 
 @pytest.fixture
@@ -45,17 +45,18 @@ def printed(file: Path) -> str:
 def test_runs_in_order_with_parameters_and_publishes(folder, monkeypatch, capsys):
     monkeypatch.setenv("AEFT_PROFILE", "smoke")
     monkeypatch.setenv("MPLBACKEND", "agg")
-    look = "import os, sys\nprint(profile, seeds, os.environ.get('AEFT_PROFILE'), os.environ['MPLBACKEND'], sys.executable)"
+    shown = "profile, repeats, os.environ.get('AEFT_PROFILE'), os.environ['MPLBACKEND']"
+    code = f"import os, sys\nprint({shown}, sys.executable)"
     note = "with open('order.txt', 'a') as file:\n    file.write(__NAME__)\n1 + 1"
     second = write(folder, "02_second", note.replace("__NAME__", "'2'"))
-    first = write(folder, "01_first", look, note.replace("__NAME__", "'1'"))
+    first = write(folder, "01_first", code, note.replace("__NAME__", "'1'"))
     write(folder, "draft", "raise RuntimeError('not a numbered notebook')")
     before = read(first)
 
-    home = reproduce(profile="tiny", seeds=2, publish=True, folder=folder)
+    home = reproduce(profile="tiny", repeats=2, publish=True, folder=folder)
 
     assert (folder / "order.txt").read_text() == "12"
-    assert home == folder.parent / "runs" / "notebooks" / "tiny-2seeds"
+    assert home == folder.parent / "runs" / "notebooks" / "tiny-2repeats"
     said = printed(home / "01_first.ipynb").split()
     assert said[:3] == ["tiny", "2", "None"]
     assert "inline" in said[3]
@@ -63,65 +64,85 @@ def test_runs_in_order_with_parameters_and_publishes(folder, monkeypatch, capsys
     assert (home / "02_second.html").read_text().startswith("<!DOCTYPE html>")
     assert not list(home.glob("*.partial*"))
 
-    entries = runner.read_completion(home)
-    assert set(entries) == {"01_first", "02_second"}
-    assert set(entries["01_first"]) == {"profile", "seeds", "source_sha256", "seconds", "finished", "version"}
     assert re.search(r"01_first: 3 cells, \d+ s\n02_second: 2 cells", capsys.readouterr().out)
 
     after = read(first)
-    assert [(c.id, c.source, c.metadata) for c in after.cells] == [(c.id, c.source, c.metadata) for c in before.cells]
+    assert [(c.id, c.source, c.metadata) for c in after.cells] == [
+        (c.id, c.source, c.metadata) for c in before.cells
+    ]
     assert [c.execution_count for c in after.cells if c.cell_type == "code"] == [1, 2, 3]
     assert after.cells[-1].outputs[0].execution_count == 3
     assert "papermill" not in json.dumps(after)
     assert read(second).cells[-1].outputs[0].data["text/plain"] == "2"
-    assert sorted(f.name for f in folder.iterdir()) == ["01_first.ipynb", "02_second.ipynb", "draft.ipynb", "order.txt"]
+    assert sorted(f.name for f in folder.iterdir()) == [
+        "01_first.ipynb",
+        "02_second.ipynb",
+        "draft.ipynb",
+        "order.txt",
+    ]
 
 
 def test_failure_names_the_way_on_and_keeps_the_last_good_output(folder):
-    write(folder, "01_fragile", "from pathlib import Path\nif Path('bad').exists():\n    raise ValueError('the bad value 7')")
-    home = reproduce(profile="tiny", seeds=1, folder=folder)
+    write(
+        folder,
+        "01_fragile",
+        "from pathlib import Path\nif Path('bad').exists():\n    raise ValueError('the bad value 7')",
+    )
+    home = reproduce(profile="tiny", repeats=1, folder=folder)
     good = {f.name: f.read_bytes() for f in home.iterdir()}
     (folder / "bad").touch()
 
     with pytest.raises(NotebookFailed) as failure:
-        reproduce(profile="tiny", seeds=1, folder=folder)
+        reproduce(profile="tiny", repeats=1, folder=folder)
 
     message = str(failure.value)
     assert "notebook 01_fragile failed in cell 3 of 3 (execution count 3)" in message
     assert "ValueError: the bad value 7" in message
     assert "\x1b[" not in message
-    assert message.endswith("to go on: aeft reproduce --profile tiny --seeds 1 --from 01_fragile")
+    assert message.endswith(
+        "resume with: aeft reproduce --profile tiny --repeats 1 --from 01_fragile"
+    )
     assert {name: (home / name).read_bytes() for name in good} == good
     assert str(home / "01_fragile.partial.ipynb") in message
 
 
 def test_a_killed_kernel_is_a_failure_and_nothing_is_published(folder):
     whole = write(folder, "01_whole", "print('fine')")
-    write(folder, "02_killed", "x = 1", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "print('after')")
+    write(
+        folder,
+        "02_killed",
+        "x = 1",
+        "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)",
+        "print('after')",
+    )
     before = whole.read_bytes()
 
-    with pytest.raises(NotebookFailed, match=r"02_killed failed in cell 4 of 5 .*\n.*DeadKernelError: Kernel died") as failure:
-        reproduce(profile="tiny", seeds=1, publish=True, folder=folder)
+    with pytest.raises(
+        NotebookFailed, match=r"02_killed failed in cell 4 of 5 .*\n.*DeadKernelError: Kernel died"
+    ) as failure:
+        reproduce(profile="tiny", repeats=1, publish=True, folder=folder)
 
-    home = folder.parent / "runs" / "notebooks" / "tiny-1seeds"
+    home = folder.parent / "runs" / "notebooks" / "tiny-1repeats"
     assert "--publish" in str(failure.value)
-    assert set(runner.read_completion(home)) == {"01_whole"}
+    assert (home / "01_whole.ipynb").is_file()
     assert not (home / "02_killed.ipynb").exists()
     assert whole.read_bytes() == before
 
 
 def test_a_notebook_that_exits_early_is_a_failure(folder):
     write(folder, "01_exits", "import sys\nsys.exit(0)", "print('after')")
-    with pytest.raises(NotebookFailed, match=r"01_exits failed in cell 3 of 4(.*\n)*.*cell 4 was never executed"):
-        reproduce(profile="tiny", seeds=1, folder=folder)
+    with pytest.raises(
+        NotebookFailed, match=r"01_exits failed in cell 3 of 4(.*\n)*.*cell 4 was never executed"
+    ):
+        reproduce(profile="tiny", repeats=1, folder=folder)
 
 
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
         (None, "02_wrong must have exactly one code cell tagged 'parameters', it has 0"),
-        ('profile = "laptop"', "02_wrong has no parameter 'seeds'"),
-        ("def profile(seeds):\n    seeds = 3", "02_wrong has no parameter 'profile'"),
+        ('profile = "laptop"', "02_wrong has no parameter 'repeats'"),
+        ("def profile(repeats):\n    repeats = 3", "02_wrong has no parameter 'profile'"),
         ("profile = ", "02_wrong: the cell tagged 'parameters' is not Python"),
     ],
 )
@@ -129,7 +150,7 @@ def test_parameters_are_checked_before_anything_runs(folder, parameters, message
     write(folder, "01_right", "open('ran', 'w')")
     write(folder, "02_wrong", parameters=parameters)
     with pytest.raises(ValueError, match=re.escape(message)):
-        reproduce(profile="tiny", seeds=1, folder=folder)
+        reproduce(profile="tiny", repeats=1, folder=folder)
     assert not (folder / "ran").exists()
 
 
@@ -139,7 +160,7 @@ def test_two_parameters_cells_are_refused(folder):
     node.cells.append(new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}))
     nbformat.write(node, file)
     with pytest.raises(ValueError, match="it has 2 tagged cells"):
-        reproduce(profile="tiny", seeds=1, folder=folder)
+        reproduce(profile="tiny", repeats=1, folder=folder)
 
 
 @pytest.mark.parametrize(
@@ -149,23 +170,23 @@ def test_two_parameters_cells_are_refused(folder):
         ({"start": "zz"}, "no notebook named zz; known are 01_a, 02_b"),
         ({"only": ["01_a"], "start": "02_b"}, "none of 01_a comes at or after 02_b"),
         ({"only": ["01_a"], "publish": True}, "publish copies all notebooks or none"),
-        ({"seeds": "3"}, "seeds must be a whole number of at least 1, got '3'"),
-        ({"seeds": 0}, "seeds must be a whole number of at least 1, got 0"),
+        ({"repeats": "3"}, "repeats must be a whole number, at least 1, got '3'"),
+        ({"repeats": 0}, "repeats must be a whole number, at least 1, got 0"),
     ],
 )
 def test_what_cannot_be_run_is_refused(folder, options, message):
     write(folder, "01_a")
     write(folder, "02_b")
     with pytest.raises(ValueError, match=message):
-        reproduce(**({"profile": "tiny", "seeds": 1, "folder": folder} | options))
+        reproduce(**({"profile": "tiny", "repeats": 1, "folder": folder} | options))
 
 
 def test_a_folder_without_notebooks_and_a_damaged_notebook_are_refused(folder):
     with pytest.raises(ValueError, match="no notebook named"):
-        reproduce(profile="tiny", seeds=1, folder=folder)
+        reproduce(profile="tiny", repeats=1, folder=folder)
     (folder / "01_half.ipynb").write_text('{"cells": [')
     with pytest.raises(ValueError, match=r"01_half\.ipynb is not a notebook"):
-        reproduce(profile="tiny", seeds=1, folder=folder)
+        reproduce(profile="tiny", repeats=1, folder=folder)
 
 
 def test_choose_keeps_the_order_of_the_files(folder):
@@ -176,25 +197,30 @@ def test_choose_keeps_the_order_of_the_files(folder):
     assert [s.name for s in runner.choose(sources, only=["03_c", "01_a"])] == ["01_a", "03_c"]
 
 
-def test_a_damaged_completion_record_counts_nothing(tmp_path):
-    (tmp_path / runner.COMPLETION).write_text('{"notebooks"')
-    assert runner.read_completion(tmp_path) == {}
-
-
 def test_cleaned_drops_what_a_run_leaves_behind():
-    code = new_code_cell("1", id="kept", metadata={"execution": {"iopub.execute_input": "12:00"}, "tags": ["nbval-skip"]})
+    code = new_code_cell(
+        "1",
+        id="kept",
+        metadata={"execution": {"iopub.execute_input": "12:00"}, "tags": ["nbval-skip"]},
+    )
     kernelspec = {"name": "python3", "display_name": "Python 3"}
-    source = new_notebook(cells=[code], metadata={"kernelspec": kernelspec, "papermill": {"duration": 1}})
+    source = new_notebook(
+        cells=[code], metadata={"kernelspec": kernelspec, "papermill": {"duration": 1}}
+    )
     executed = new_notebook(
         cells=[
             new_markdown_cell("an error was here", metadata={"tags": [runner.ERROR_MARKER_TAG]}),
-            new_code_cell("seeds = 1", execution_count=1, metadata={"tags": [runner.INJECTED_TAG]}),
+            new_code_cell(
+                "repeats = 1", execution_count=1, metadata={"tags": [runner.INJECTED_TAG]}
+            ),
             new_code_cell("1", execution_count=7, metadata={"papermill": {"duration": 0.1}}),
         ]
     )
     after = runner.cleaned(source, executed)
     assert after.metadata == {"kernelspec": kernelspec}
-    assert [(c.id, c.execution_count, c.metadata) for c in after.cells] == [("kept", 1, {"tags": ["nbval-skip"]})]
+    assert [(c.id, c.execution_count, c.metadata) for c in after.cells] == [
+        ("kept", 1, {"tags": ["nbval-skip"]})
+    ]
     assert "execution" in source.cells[0].metadata
 
 

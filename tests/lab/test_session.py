@@ -1,6 +1,6 @@
-"""What notebook 4 asks of a session: curves, logs and tables over seeds, quirks by hand, the report.
+"""What notebook 4 asks: curves, logs and tables over repeats, quirks by hand, the report.
 
-One store for the file has three rows of the smoke profile, computed in this process by whichever test comes first.
+The file's store has three rows of the smoke profile, computed by whichever test comes first.
 """
 
 import json
@@ -20,62 +20,88 @@ from aeft_lib.studies.profiles import LAPTOP, SMOKE
 pytestmark = pytest.mark.usefixtures("stored")
 
 
-# --- quirks ----------------------------------------------------------------------------------------------------------
+# --- quirks ---------------------------------------------------------------------------------------
 
 
 def quirk_table(**rows: dict[int, float]) -> pd.DataFrame:
-    """mIoU of rows by seed; precision is twice, recall minus that."""
-    lines = [(row, seed, v, 2 * v, -v) for row, values in rows.items() for seed, v in values.items()]
-    return pd.DataFrame(lines, columns=["row", "seed", "miou", "precision", "recall"])
+    """mIoU of rows by repeat; precision is twice, recall minus that."""
+    lines = [(row, n, v, 2 * v, -v) for row, values in rows.items() for n, v in values.items()]
+    return pd.DataFrame(lines, columns=["row", "repeat", "miou", "precision", "recall"])
 
 
-def effects(found: pd.DataFrame) -> dict[tuple[str, str, int], float]:
-    return found.set_index(["quirk", "start", "seed"])["miou"].to_dict()
+def effects(table: pd.DataFrame) -> dict[tuple[str, str, int], float]:
+    return table.set_index(["quirk", "start", "repeat"])["miou"].to_dict()
 
 
 def test_quirk_effects_are_what_correcting_one_quirk_adds_from_both_starts():
-    rows = {"reference": 30, "detached": 32, "without_min_hard": 37, "corrected": 50, "with_min_hard": 44}
+    rows = {
+        "reference": 30,
+        "detached": 32,
+        "without_min_hard": 37,
+        "corrected": 50,
+        "with_min_hard": 44,
+    }
     rows |= {"with_mask_gradient": 53}
-    found = ch04_triplet.quirk_effects(quirk_table(**{row: {0: v, 1: v + 1} for row, v in rows.items()}))
-    assert effects(found) == {
-        (quirk, start, seed): points
+    table = ch04_triplet.quirk_effects(
+        quirk_table(**{row: {0: v, 1: v + 1} for row, v in rows.items()})
+    )
+    assert effects(table) == {
+        (quirk, start, repeat): points
         for (quirk, start), points in {
             ("min_hard", "reference"): 5,  # the detached reference is where it is taken away
             ("min_hard", "corrected"): 6,
             ("mask_gradient", "reference"): 2,
             ("mask_gradient", "corrected"): -3,
         }.items()
-        for seed in (0, 1)
+        for repeat in (0, 1)
     }
-    assert (found["precision"] == 2 * found["miou"]).all()
-    assert (found["recall"] == -found["miou"]).all()
+    assert (table["precision"] == 2 * table["miou"]).all()
+    assert (table["recall"] == -table["miou"]).all()
 
 
-def test_quirk_effects_are_paired_by_seed_and_drop_seeds_of_one_row():
+def test_quirk_effects_are_paired_by_repeat_and_drop_repeats_of_a_single_row():
     table = quirk_table(
         corrected={0: 40, 1: 44, 2: 50},
-        with_head_lr={2: 41, 0: 39, 3: 10},  # in another order, seed 1 is missing, 3 has no partner
+        with_head_lr={
+            2: 41,
+            0: 39,
+            3: 10,
+        },  # in another order, repeat 1 is missing, 3 has no partner
         reference={0: 30},
-        detached={1: 30},  # no seed in common
+        detached={1: 30},  # no repeat in common
     )
-    assert effects(ch04_triplet.quirk_effects(table)) == {("head_lr", "corrected", 0): 1, ("head_lr", "corrected", 2): 9}
+    assert effects(ch04_triplet.quirk_effects(table)) == {
+        ("head_lr", "corrected", 0): 1,
+        ("head_lr", "corrected", 2): 9,
+    }
 
 
 def test_every_row_of_the_quirks_has_its_effect():
-    found = ch04_triplet.quirk_effects(quirk_table(**{row.name: {0: 1.0} for row in run.get("quirks").rows}))
-    assert set(effects(found)) == {(q, start, 0) for q in catalogue.MEASURED_QUIRKS for start in ("reference", "corrected")}
+    table = ch04_triplet.quirk_effects(
+        quirk_table(**{row.name: {0: 1.0} for row in catalogue.get("quirks").rows})
+    )
+    assert set(effects(table)) == {
+        (q, start, 0) for q in catalogue.MEASURED_QUIRKS for start in ("reference", "corrected")
+    }
 
 
 def test_setting_effects_are_against_classification_of_the_same_rate_and_steps():
-    means = {"gpp_only": 40, "attract_rigid": 41, "soft_low": 43, "gpp_only_slow": 50, "rigid_slow": 45, "soft_slow": 52}
+    means = {
+        "gpp_only": 40,
+        "attract_rigid": 41,
+        "soft_low": 43,
+        "gpp_only_slow": 50,
+        "rigid_slow": 45,
+        "soft_slow": 52,
+    }
     table = quirk_table(**{row: {0: v - 1, 1: v + 1} for row, v in means.items()})
-    found = ch04_triplet.setting_effects(table)
+    table = ch04_triplet.setting_effects(table)
     labels = ["attract (rigid)", "soft, t_H 0.4", "rigid, rate / 3", "soft, rate / 3"]
-    assert found["miou"].to_dict() == dict(zip(labels, (1, 3, -5, 2), strict=True))
-    assert found["recall"].to_dict() == dict(zip(labels, (-1, -3, 5, -2), strict=True))
+    assert table["miou"].to_dict() == dict(zip(labels, (1, 3, -5, 2), strict=True))
+    assert table["recall"].to_dict() == dict(zip(labels, (-1, -3, 5, -2), strict=True))
 
 
-# --- course and log --------------------------------------------------------------------------------------------------
+# --- progress and log -----------------------------------------------------------------------------
 
 # Per epoch: mIoU, precision and recall at t = 0.2, 0.4, 0.6.
 EPOCHS = {
@@ -85,111 +111,156 @@ EPOCHS = {
 }
 
 
-def test_course_is_at_the_best_threshold_of_the_warm_start_and_at_each_epochs_own(tmp_path, monkeypatch):
-    lines = [(t, *numbers, epoch) for epoch, curve in EPOCHS.items() for t, numbers in zip((0.2, 0.4, 0.6), curve, strict=True)]
+def test_progress_is_at_the_best_threshold_of_the_warm_start_and_at_each_epochs_own(
+    tmp_path, monkeypatch
+):
+    lines = [
+        (t, *numbers, epoch)
+        for epoch, curve in EPOCHS.items()
+        for t, numbers in zip((0.2, 0.4, 0.6), curve, strict=True)
+    ]
     plain = pd.DataFrame(lines, columns=["threshold", "miou", "precision", "recall", "epoch"])
 
-    def artefacts(_, row, seed):
-        folder = tmp_path / f"{row} {seed}"
+    def artefacts(_, row, repeat):
+        folder = tmp_path / f"{row} {repeat}"
         folder.mkdir()
         curves = plain.copy()
-        if seed == 1:  # every number 5 higher, the warm start best at 0.2
+        if repeat == 1:  # every number 5 higher, the warm start best at 0.2
             curves[["miou", "precision", "recall"]] += 5
             curves.loc[0, "miou"] = 80
         curves.to_csv(folder / "epochs.csv", index=False)
         return {"epochs": SimpleNamespace(folder=folder)}
 
     monkeypatch.setattr(Session, "artefacts", artefacts)
-    profile = replace(SMOKE, train=replace(SMOKE.train, count=112), erasing=replace(SMOKE.erasing, steps_per_epoch=7))
-    course = Session(profile, 2).course(["gpp_only", "ours"])
-    assert set(course) == {"row", "label", "seed", "step", "precision", "recall", "miou_best"}
-    names = course[["row", "label", "seed"]].drop_duplicates().to_numpy().tolist()
-    assert names == [[r, label, s] for r, label in (("gpp_only", "GPP only"), ("ours", "ours")) for s in (0, 1)]
+    profile = replace(
+        SMOKE,
+        train=replace(SMOKE.train, count=112),
+        erasing=replace(SMOKE.erasing, steps_per_epoch=7),
+    )
+    progress = ch04_triplet.progress(Session(profile, 2), ["gpp_only", "ours"])
+    assert set(progress) == {"row", "label", "repeat", "step", "precision", "recall", "miou_best"}
+    names = progress[["row", "label", "repeat"]].drop_duplicates().to_numpy().tolist()
+    assert names == [
+        [r, label, s] for r, label in (("gpp_only", "GPP only"), ("ours", "ours")) for s in (0, 1)
+    ]
     by_hand = {
         0: [(0, 41, 42, 40), (7, 46, 47, 50), (14, 36, 37, 60)],
         1: [(0, 36, 37, 80), (7, 56, 57, 55), (14, 39, 40, 65)],
     }
-    for (_, seed), lines in course.groupby(["row", "seed"]):
-        assert [tuple(line) for line in lines[["step", "precision", "recall", "miou_best"]].to_numpy()] == by_hand[seed]
+    for (_, repeat), lines in progress.groupby(["row", "repeat"]):
+        assert [
+            tuple(line) for line in lines[["step", "precision", "recall", "miou_best"]].to_numpy()
+        ] == by_hand[repeat]
 
 
 @pytest.fixture
 def smoke(stored) -> Session:
-    """One seed of the smoke profile: the warm start and two rows of the second phase are in the store."""
+    """One repeat of the smoke profile: the warm start and two rows of the second phase are in the store."""
     for name in ("gated", "gpp_only", "attract_soft"):
-        run.artefacts(SMOKE, run.row(name), 0)
+        run.artefacts(SMOKE, catalogue.row(name), 0)
     return Session(SMOKE, 1)
 
 
-def test_rows_of_a_course_begin_at_the_same_warm_start(smoke):
-    course = smoke.course(["gpp_only", "attract_soft"])
-    assert course["step"].tolist() == [0, 1, 2] * 2
-    first = course[course["step"] == 0][["precision", "recall", "miou_best"]].to_numpy()
+def test_rows_of_a_second_phase_begin_at_the_same_warm_start(smoke):
+    progress = ch04_triplet.progress(smoke, ["gpp_only", "attract_soft"])
+    assert progress["step"].tolist() == [0, 1, 2] * 2
+    first = progress[progress["step"] == 0][["precision", "recall", "miou_best"]].to_numpy()
     assert (first[0] == first[1]).all()
-    assert course["miou_best"].nunique() > 2
+    assert progress["miou_best"].nunique() > 2
 
 
 def test_log_is_that_of_the_last_phase(smoke):
-    assert {"classification", "attract"} <= set(smoke.log("attract_soft"))
-    assert "attract" not in smoke.log("gpp_only")
-    assert len(smoke.log("gpp_only")) == SMOKE.erasing.epochs
-    assert len(smoke.log("gated")) == SMOKE.schedule.epochs
+    assert {"classification", "attract"} <= set(ch04_triplet.log(smoke, "attract_soft"))
+    assert "attract" not in ch04_triplet.log(smoke, "gpp_only")
+    assert len(ch04_triplet.log(smoke, "gpp_only")) == SMOKE.erasing.epochs
+    assert len(ch04_triplet.log(smoke, "gated")) == SMOKE.schedule.epochs
 
 
 def test_the_stored_table_sets_every_row_at_the_threshold_of_the_common_one(smoke):
     table = smoke.stored_table("triplet_ablation").set_index("row")
     assert list(table.index) == ["gpp_only", "attract_soft"]
-    plain, common = (["miou", "precision", "recall"], ["miou_common", "precision_common", "recall_common"])
-    assert table.loc["gpp_only", common].tolist() == pytest.approx(table.loc["gpp_only", plain].tolist())
-    curve = smoke.curves(["attract_soft"]).set_index("threshold").loc[table.loc["gpp_only", "threshold"]]
+    plain, common = (
+        ["miou", "precision", "recall"],
+        ["miou_common", "precision_common", "recall_common"],
+    )
+    assert table.loc["gpp_only", common].tolist() == pytest.approx(
+        table.loc["gpp_only", plain].tolist()
+    )
+    curve = (
+        smoke.curves(["attract_soft"])
+        .set_index("threshold")
+        .loc[table.loc["gpp_only", "threshold"]]
+    )
     assert table.loc["attract_soft", common].tolist() == pytest.approx(curve[plain].tolist())
 
 
 def test_a_session_draws_two_of_its_scenes_as_a_triplet(smoke):
     tags = [smoke.scenes[i].tags for i in range(len(smoke.scenes))]
-    anchor, negative = next((i, j) for i in range(8) for j in range(8) if not (tags[i] & tags[j]).any())
-    case = smoke.triplet(anchor, negative)
-    assert (case.anchor.name, case.negative.name) == (smoke.scenes[anchor].name, smoke.scenes[negative].name)
-    torch.testing.assert_close(case.output.cam, smoke.output(smoke.network("gated"), anchor).cam, rtol=1e-4, atol=1e-4)
+    anchor, negative = next(
+        (i, j) for i in range(8) for j in range(8) if not (tags[i] & tags[j]).any()
+    )
+    case = ch04_triplet.triplet(smoke, anchor, negative)
+    assert (case.anchor.name, case.negative.name) == (
+        smoke.scenes[anchor].name,
+        smoke.scenes[negative].name,
+    )
+    torch.testing.assert_close(
+        case.output.cam, smoke.output(smoke.network("gated"), anchor).cam, rtol=1e-4, atol=1e-4
+    )
 
 
-# --- long studies and the report -------------------------------------------------------------------------------------
+# --- long studies and the report ------------------------------------------------------------------
 
 
 @pytest.fixture
 def committed(tmp_path, monkeypatch):
-    """A folder of committed figures; `studies.run` says what it was asked for."""
+    """A folder of committed figures; `run_study` returns what it was asked for."""
     monkeypatch.setattr(paths, "FIGURES", tmp_path)
-    monkeypatch.setattr(run, "run", lambda study, profile, seeds: f"{study.name} {list(seeds)}")
+    monkeypatch.setattr(run, "run_study", lambda study, _, repeats: f"{study.name} {list(repeats)}")
     return tmp_path
 
 
 LONG = replace(SMOKE, long_from=3)
 
 
-def test_a_long_study_on_few_seeds_is_its_committed_table(committed, capsys):
+def test_a_long_study_on_few_repeats_is_its_committed_table(committed, capsys):
     table = quirk_table(reference={0: 30.0, 1: 31.0, 2: 32.0}, detached={0: 33.0, 1: 34.0, 2: 35.0})
     table.to_csv(committed / "quirks.csv", index=False)
     pd.testing.assert_frame_equal(Session(LONG, 2).table("quirks"), table)
-    assert capsys.readouterr().out == "committed table quirks.csv, 3 seeds (aeft run quirks computes it)\n"
+    assert (
+        capsys.readouterr().out
+        == "committed table quirks.csv, 3 repeats (aeft run quirks computes it)\n"
+    )
 
 
-def test_long_studies_are_computed_with_enough_seeds_or_without_a_committed_table_and_short_ones_always(committed, capsys):
+def test_long_studies_are_computed_with_enough_repeats_or_without_a_committed_table(
+    committed, capsys
+):
     assert Session(LONG, 2).table("quirks") == "quirks [0, 1]"
     for name in ("quirks", "gap_vs_gpp"):
-        (committed / f"{name}.csv").write_text("row,seed\n")
+        (committed / f"{name}.csv").write_text("row,repeat\n")
     assert Session(LONG, 3).table("quirks") == "quirks [0, 1]"  # its own bound
     assert Session(LONG, 2).table("gap_vs_gpp") == "gap_vs_gpp [0, 1]"
     assert capsys.readouterr().out == ""
 
 
-def test_a_report_that_may_replace_the_committed_one_keeps_lines_this_store_cannot_make(tmp_path, monkeypatch):
+def test_a_report_that_may_replace_the_committed_one_keeps_lines_this_store_cannot_make(
+    tmp_path, monkeypatch
+):
     monkeypatch.setattr(paths, "FIGURES", tmp_path)
     table = quirk_table(gap={0: 40.0, 1: 41.0, 2: 42.0}, gated={0: 41.0, 1: 43.0, 2: 42.0})
     for profile in ("laptop", "smoke"):
-        (tmp_path / "report.json").write_text(json.dumps(report.build({"gap_vs_gpp": table}, profile)), encoding="utf-8")
+        (tmp_path / "report.json").write_text(
+            json.dumps(report.build({"gap_vs_gpp": table}, profile)), encoding="utf-8"
+        )
         kept = {
-            (chosen.name, n): next(c for c in Session(chosen, n).report()["claims"] if c["id"] == "claim.gpp_beats_gap")["n"]
+            (chosen.name, n): next(
+                c for c in Session(chosen, n).report()["claims"] if c["id"] == "claim.gpp_beats_gap"
+            )["n"]
             for chosen, n in ((LAPTOP, 3), (LAPTOP, 2), (SMOKE, 3))
         }
-        assert kept == {("laptop", 3): 3 if profile == "laptop" else 0, ("laptop", 2): 0, ("smoke", 3): 0}
+        assert kept == {
+            ("laptop", 3): 3 if profile == "laptop" else 0,
+            ("laptop", 2): 0,
+            ("smoke", 3): 0,
+        }

@@ -39,11 +39,16 @@ def network() -> CamClassifier:
     return CamClassifier(backbone=Patches(), pooling=pooling, num_classes=K).eval()
 
 
-def scene(seed: int, *classes: int) -> Scene:
+def scene(number: int, *classes: int) -> Scene:
     """A scene of noise, coarse enough for patches to differ."""
-    coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    coarse = np.random.default_rng(number).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     tags = np.isin(np.arange(K), classes)
-    return Scene(coarse.repeat(16, axis=0).repeat(16, axis=1), np.full((64, 64), classes[0] + 1, np.uint8), tags, f"s{seed}")
+    return Scene(
+        coarse.repeat(16, axis=0).repeat(16, axis=1),
+        np.full((64, 64), classes[0] + 1, np.uint8),
+        tags,
+        f"s{number}",
+    )
 
 
 ANCHOR, NEGATIVE = scene(1, 0, 1), scene(2, 2)
@@ -52,11 +57,26 @@ ANCHOR, NEGATIVE = scene(1, 0, 1), scene(2, 2)
 @pytest.mark.parametrize("repel_target", triplet.REPEL_TARGETS)
 @pytest.mark.parametrize("keep", erasing.KEEPS)
 @pytest.mark.parametrize("space", triplet.SPACES)
-def test_a_triplet_has_the_embeddings_that_a_training_step_compares(network, space, keep, repel_target):
-    settings = replace(CORRECTED, space=space, keep=keep, repel_target=repel_target, attract_weight=1.0, repel_weight=1.0)
-    images = normalise(torch.from_numpy(np.stack([ANCHOR.image, NEGATIVE.image])).permute(0, 3, 1, 2))
+def test_a_triplet_has_the_embeddings_that_a_training_step_compares(
+    network, space, keep, repel_target
+):
+    settings = replace(
+        CORRECTED,
+        space=space,
+        keep=keep,
+        repel_target=repel_target,
+        attract_weight=1.0,
+        repel_weight=1.0,
+    )
+    images = normalise(
+        torch.from_numpy(np.stack([ANCHOR.image, NEGATIVE.image])).permute(0, 3, 1, 2)
+    )
     tags = torch.from_numpy(np.stack([ANCHOR.tags, NEGATIVE.tags]))
-    step = triplet.terms(network, triplet.Batch(images, network.backbone.trunk(images), tags, torch.rand(2, 2)), settings)
+    step = triplet.terms(
+        network,
+        triplet.Batch(images, network.backbone.trunk(images), tags, torch.rand(2, 2)),
+        settings,
+    )
     # Each of the two is the other's negative.
     pairs = ((ANCHOR, NEGATIVE), (NEGATIVE, ANCHOR))
     both = [ch04_triplet.triplet_case(network, *pair, settings).embeddings for pair in pairs]
@@ -68,41 +88,64 @@ def test_a_triplet_has_the_embeddings_that_a_training_step_compares(network, spa
     distances = np.array([np.square(e["a"] - e[n]).sum() for e in both])
     hard = distances < settings.margin
     repel = (settings.margin - distances)[hard].sum() / max(hard.sum(), 1)
-    assert (step["repel"].item(), step["hard"].item()) == (pytest.approx(repel, rel=1e-4), hard.sum())
+    assert (step["repel"].item(), step["hard"].item()) == (
+        pytest.approx(repel, rel=1e-4),
+        hard.sum(),
+    )
 
 
 def test_a_triplet_has_the_mask_and_the_region_of_its_thresholds(network):
     settings = replace(REFERENCE, erase_threshold=0.7, residual_threshold=0.4, space="cam")
     case = ch04_triplet.triplet_case(network, ANCHOR, NEGATIVE, settings)
-    images, tags = normalise(torch.from_numpy(ANCHOR.image.copy()).permute(2, 0, 1)[None]), torch.tensor([[1, 1, 0]])
+    images, tags = (
+        normalise(torch.from_numpy(ANCHOR.image.copy()).permute(2, 0, 1)[None]),
+        torch.tensor([[1, 1, 0]]),
+    )
     with torch.no_grad():
         cam = network(images).cam
         erased = erasing.erase(images, cam, tags, threshold=0.7)
         region = erasing.residual_region(cam, tags, threshold=0.4)
         e_a, e_p = (erasing.embeddings(maps, tags)[0] for maps in (cam, network(erased.images).cam))
-    for ours, theirs in zip((*case.erased, case.region, case.output.cam), (*erased, region, cam), strict=True):
+    for ours, theirs in zip(
+        (*case.erased, case.region, case.output.cam), (*erased, region, cam), strict=True
+    ):
         torch.testing.assert_close(ours, theirs)
-    distance = losses.attract_soft(*(torch.from_numpy(case.embeddings[name])[None] for name in ("e_P", "e_A")))
+    distance = losses.attract_soft(
+        *(torch.from_numpy(case.embeddings[name])[None] for name in ("e_P", "e_A"))
+    )
     assert distance.item() == pytest.approx((e_p - e_a).abs().sum().item() / K)
 
 
 def test_embeddings_are_zero_in_classes_they_do_not_have(network):
-    found = ch04_triplet.triplet_case(network, ANCHOR, NEGATIVE, REFERENCE).embeddings
-    assert all(found[name][2] == 0 for name in EMBEDDINGS if name != "n")
-    assert found["n"][:2].tolist() == [0, 0]
-    assert found["n"][2] != 0
-    assert found["n in the anchor's classes"][:2].all()
+    embeddings = ch04_triplet.triplet_case(network, ANCHOR, NEGATIVE, REFERENCE).embeddings
+    assert all(embeddings[name][2] == 0 for name in EMBEDDINGS if name != "n")
+    assert embeddings["n"][:2].tolist() == [0, 0]
+    assert embeddings["n"][2] != 0
+    assert embeddings["n in the anchor's classes"][:2].all()
 
 
-@pytest.mark.parametrize("other", [scene(2, 1), scene(2, 1, 2), scene(1, 0, 1)], ids=["one", "one of two", "itself"])
+@pytest.mark.parametrize(
+    "other",
+    [scene(2, 1), scene(2, 1, 2), scene(1, 0, 1)],
+    ids=["a class", "a class of two", "itself"],
+)
 def test_scenes_that_share_a_class_are_no_triplet(network, other):
-    with pytest.raises(ValueError, match=rf"s1 and {other.name} share a class: not an anchor and its negative"):
+    with pytest.raises(
+        ValueError, match=rf"s1 and {other.name} share a class: not an anchor and its negative"
+    ):
         ch04_triplet.triplet_case(network, ANCHOR, other, REFERENCE)
 
 
 def test_a_network_without_a_pyramid_has_triplets_in_its_cam_alone():
-    network = CamClassifier(backbone=Patches(), pooling=gpp.GlobalAveragePooling(), num_classes=K).eval()
-    assert ch04_triplet.triplet_case(network, ANCHOR, NEGATIVE, replace(REFERENCE, space="cam")).output.attention is None
+    network = CamClassifier(
+        backbone=Patches(), pooling=gpp.GlobalAveragePooling(), num_classes=K
+    ).eval()
+    assert (
+        ch04_triplet.triplet_case(
+            network, ANCHOR, NEGATIVE, replace(REFERENCE, space="cam")
+        ).output.attention
+        is None
+    )
     with pytest.raises(ValueError, match='choose space="cam"'):
         ch04_triplet.triplet_case(network, ANCHOR, NEGATIVE, REFERENCE)
 
@@ -110,7 +153,16 @@ def test_a_network_without_a_pyramid_has_triplets_in_its_cam_alone():
 def test_pictures_of_a_triplet_are_its_maps_over_its_images(network):
     case = ch04_triplet.triplet_case(network, ANCHOR, NEGATIVE, REFERENCE)
     pictures, bars = ch04_triplet.triplet_pictures(case)
-    titles = ["anchor", "its CAM", "mask m", "positive", "anchor again", "residual region", "negative", "its mask (truth)"]
+    titles = [
+        "anchor",
+        "its CAM",
+        "mask m",
+        "positive",
+        "anchor again",
+        "residual region",
+        "negative",
+        "its mask (truth)",
+    ]
     assert list(pictures) == titles
     assert pictures["negative"] is NEGATIVE.image
     assert (pictures["its mask (truth)"] == 3).all()
@@ -127,4 +179,7 @@ def test_pictures_of_a_triplet_are_its_maps_over_its_images(network):
     assert bars["pair"].tolist() == ["attract"] * 2 * K + ["repel"] * 2 * K
     assert bars["embedding"].tolist() == ["e_A"] * K + ["e_P"] * K + ["a"] * K + ["n"] * K
     assert bars["class"].tolist() == [0, 1, 2] * 4
-    assert bars["value"].tolist() == np.concatenate([case.embeddings[name] for name in EMBEDDINGS[:4]]).tolist()
+    assert (
+        bars["value"].tolist()
+        == np.concatenate([case.embeddings[name] for name in EMBEDDINGS[:4]]).tolist()
+    )

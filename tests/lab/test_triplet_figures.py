@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from aeft_lib.lab import figures
+from aeft_lib.lab import ch04_figures, figures
+from aeft_lib.maps.labels import voc_palette
 
 SD_2 = 2 * 2**0.5  # of two values that are 4 apart
 
@@ -24,7 +25,7 @@ def texts(legend) -> list[str]:
     return [text.get_text() for text in legend.get_texts()]
 
 
-# --- stretched -------------------------------------------------------------------------------------------------------
+# --- stretched ------------------------------------------------------------------------------------
 
 
 def test_stretched_repeats_the_nearest_cell_rows_and_columns_apart():
@@ -42,20 +43,34 @@ def test_stretched_leaves_a_map_of_the_same_size_alone_and_refuses_what_is_no_ma
         figures.stretched(full[None], np.zeros((3, 4, 3)))
 
 
-# --- triplet_diagram -------------------------------------------------------------------------------------------------
+# --- triplet_diagram ------------------------------------------------------------------------------
 
 
 def test_triplet_diagram_shows_four_pictures_a_row_and_the_pair_of_each():
-    drawn = {f"picture {i}": np.full((2, 2, 3), i / 10) for i in range(7)} | {"labels": np.array([[0, 15], [1, 255]])}
-    values = {"attract": {"e_A": [0.5, 0.0], "e_P": [0.2, -0.1]}, "repel": {"a": [0.3, 0.0], "n": [0.0, -0.4]}}
-    lines = [(p, e, c, v) for p, pair in values.items() for e, both in pair.items() for c, v in enumerate(both)]
-    figure = figures.triplet_diagram(drawn, pd.DataFrame(lines, columns=["pair", "embedding", "class", "value"]))
+    drawn = {f"picture {i}": np.full((2, 2, 3), i / 10) for i in range(7)} | {
+        "labels": np.array([[0, 15], [1, 255]])
+    }
+    values = {
+        "attract": {"e_A": [0.5, 0.0], "e_P": [0.2, -0.1]},
+        "repel": {"a": [0.3, 0.0], "n": [0.0, -0.4]},
+    }
+    lines = [
+        (p, e, c, v)
+        for p, pair in values.items()
+        for e, both in pair.items()
+        for c, v in enumerate(both)
+    ]
+    figure = ch04_figures.triplet_diagram(
+        drawn, pd.DataFrame(lines, columns=["pair", "embedding", "class", "value"])
+    )
     rows = np.array(figure.axes).reshape(2, 5)
-    shown = {axis.get_title(): np.asarray(axis.get_images()[0].get_array()) for axis in rows[:, :4].flat}
+    shown = {
+        axis.get_title(): np.asarray(axis.get_images()[0].get_array()) for axis in rows[:, :4].flat
+    }
     assert list(shown) == list(drawn)
     for title in list(drawn)[:7]:
         np.testing.assert_array_equal(shown[title], drawn[title])
-    np.testing.assert_array_equal(shown["labels"], figures.voc_palette()[drawn["labels"]] / 255)
+    np.testing.assert_array_equal(shown["labels"], voc_palette()[drawn["labels"]] / 255)
     for axis, (pair, embeddings) in zip(rows[:, 4], values.items(), strict=True):
         assert axis.get_title() == pair
         assert texts(axis.get_legend()) == list(embeddings)
@@ -64,19 +79,24 @@ def test_triplet_diagram_shows_four_pictures_a_row_and_the_pair_of_each():
         assert [text.get_text() for text in axis.get_xticklabels()] == ["0", "1"]
 
 
-# --- over_expansion --------------------------------------------------------------------------------------------------
+# --- over_expansion -------------------------------------------------------------------------------
 
 
-def course(seeds=(0, 1)) -> pd.DataFrame:
-    """Two rows that start alike; seeds are 4 apart.  Precision of "rigid" falls, its recall rises."""
+def progress(repeats=(0, 1)) -> pd.DataFrame:
+    """Two rows that start alike; repeats are 4 apart.  Precision of "rigid" falls, its recall rises."""
     metrics = {
         "rigid": {"precision": (60, 50, 40), "recall": (30, 35, 45), "miou_best": (40, 41, 39)},
         "soft": {"precision": (60, 61, 62), "recall": (30, 31, 32), "miou_best": (40, 42, 43)},
     }
     return pd.DataFrame(
-        {"label": label, "seed": seed, "step": 5 * i, **{metric: values[i] + 4 * seed for metric, values in row.items()}}
+        {
+            "label": label,
+            "repeat": n,
+            "step": 5 * i,
+            **{metric: values[i] + 4 * n for metric, values in row.items()},
+        }
         for label, row in metrics.items()
-        for seed in seeds
+        for n in repeats
         for i in range(3)
     )
 
@@ -85,10 +105,14 @@ def curves(axis) -> list[list[float]]:
     return [line.get_ydata().tolist() for line in axis.lines if len(line.get_xdata())]
 
 
-def test_over_expansion_draws_means_over_seeds_with_their_sd_at_the_steps():
-    figure = figures.over_expansion(course())
+def test_over_expansion_draws_means_over_repeats_with_their_sd_at_the_steps():
+    figure = ch04_figures.over_expansion(progress())
     precision, recall, miou = figure.axes
-    assert [axis.get_title() for axis in figure.axes] == ["precision (%), one t", "recall (%), one t", "mIoU (%), best t"]
+    assert [axis.get_title() for axis in figure.axes] == [
+        "precision (%), one t",
+        "recall (%), one t",
+        "mIoU (%), best t",
+    ]
     assert curves(precision) == [[62, 52, 42], [62, 63, 64]]
     assert curves(recall) == [[32, 37, 47], [32, 33, 34]]
     assert curves(miou) == [[42, 43, 41], [42, 44, 45]]
@@ -99,17 +123,17 @@ def test_over_expansion_draws_means_over_seeds_with_their_sd_at_the_steps():
 
 
 def test_over_expansion_names_its_lines_once_below_the_panels():
-    figure = figures.over_expansion(course())
+    figure = ch04_figures.over_expansion(progress())
     assert [axis.get_legend() for axis in figure.axes] == [None, None, None]
     assert texts(figure.legends[0]) == ["rigid", "soft"]
 
 
-def test_over_expansion_of_one_seed_is_that_seed():
-    figure = figures.over_expansion(course(seeds=[1]))
+def test_over_expansion_of_one_repeat_is_that_repeat():
+    figure = ch04_figures.over_expansion(progress(repeats=[1]))
     assert curves(figure.axes[0]) == [[64, 54, 44], [64, 65, 66]]
 
 
-# --- triplet_bars ----------------------------------------------------------------------------------------------------
+# --- triplet_bars ---------------------------------------------------------------------------------
 
 PUBLISHED = {
     "base": {"precision": 66.5, "recall": 75.6, "miou": 54.2},
@@ -121,20 +145,26 @@ PUBLISHED = {
 def ablation() -> pd.DataFrame:
     """Differences to "base" in mIoU: rigid -1 and -5, ours +2 and +6; precision is mIoU + 10, recall 90 - mIoU."""
     values = {"rigid": (39.0, 37.0), "base": (40.0, 42.0), "ours": (42.0, 48.0)}
-    lines = [(label, seed, v + 10, 90 - v, v) for label, both in values.items() for seed, v in enumerate(both)]
-    return pd.DataFrame(lines, columns=["label", "seed", "precision", "recall", "miou"]).sample(frac=1, random_state=0)
+    lines = [
+        (label, n, v + 10, 90 - v, v) for label, both in values.items() for n, v in enumerate(both)
+    ]
+    return pd.DataFrame(lines, columns=["label", "repeat", "precision", "recall", "miou"]).sample(
+        frac=1, random_state=0
+    )
 
 
 def bars(axis, labels) -> dict[str, float]:
-    return {labels[round(bar.get_y() + bar.get_height() / 2)]: bar.get_width() for bar in axis.patches}
+    return {
+        labels[round(bar.get_y() + bar.get_height() / 2)]: bar.get_width() for bar in axis.patches
+    }
 
 
 def diamonds(axis) -> list[tuple[float, float]]:
     return [tuple(np.ravel(line.get_data())) for line in axis.lines if line.get_marker() == "D"]
 
 
-def test_triplet_bars_are_mean_paired_differences_with_sd_and_a_dot_a_seed():
-    figure = figures.triplet_bars(ablation(), PUBLISHED, baseline="base")
+def test_triplet_bars_are_mean_paired_differences_with_sd_and_a_dot_a_repeat():
+    figure = ch04_figures.triplet_bars(ablation(), PUBLISHED, baseline="base")
     precision, recall, miou = figure.axes
     labels = [text.get_text() for text in precision.get_yticklabels()]
     assert sorted(labels) == ["ours", "rigid"]
@@ -143,44 +173,74 @@ def test_triplet_bars_are_mean_paired_differences_with_sd_and_a_dot_a_seed():
         assert bars(axis, labels) == pytest.approx({"rigid": -3.0 * sign, "ours": 4.0 * sign})
         dots = sorted(x for collection in axis.collections for x in collection.get_offsets()[:, 0])
         assert dots == sorted(sign * x for x in (-5, -1, 2, 6))
-        whiskers = [line.get_xdata() for line in axis.lines if len(line.get_xdata()) == 2 and np.ptp(line.get_xdata())]
+        whiskers = [
+            line.get_xdata()
+            for line in axis.lines
+            if len(line.get_xdata()) == 2 and np.ptp(line.get_xdata())
+        ]
         assert sorted(map(min, whiskers)) == pytest.approx(sorted(sign * x - SD_2 for x in (-3, 4)))
-    assert [axis.get_xlabel() for axis in figure.axes] == [f"points from {x}" for x in ("51.0", "49.0", "41.0")]
+    assert [axis.get_xlabel() for axis in figure.axes] == [
+        f"points from {x}" for x in ("51.0", "49.0", "41.0")
+    ]
 
 
 def test_triplet_bars_set_hollow_diamonds_at_the_papers_differences():
-    figure = figures.triplet_bars(ablation(), PUBLISHED, baseline="base")
+    figure = ch04_figures.triplet_bars(ablation(), PUBLISHED, baseline="base")
     labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
     for axis, difference in zip(figure.axes, (-1.4, 0.5, -0.8), strict=True):
         assert diamonds(axis) == [pytest.approx((difference, labels.index("rigid")))]
-    assert all(line.get_markerfacecolor() == "none" for a in figure.axes for line in a.lines if line.get_marker() == "D")
-    assert texts(figure.legends[0]) == ["ours, a seed", "paper (VOC train: another task)"]
+    assert all(
+        line.get_markerfacecolor() == "none"
+        for a in figure.axes
+        for line in a.lines
+        if line.get_marker() == "D"
+    )
+    assert texts(figure.legends[0]) == ["ours, a repeat", "paper (VOC train: another task)"]
 
 
-def test_triplet_bars_pair_only_seeds_that_the_baseline_has():
-    table = ablation().query("label != 'base' or seed == 0")
-    figure = figures.triplet_bars(table, PUBLISHED, baseline="base")
+def test_triplet_bars_pair_only_repeats_that_the_baseline_has():
+    table = ablation().query("label != 'base' or repeat == 0")
+    figure = ch04_figures.triplet_bars(table, PUBLISHED, baseline="base")
     labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
     assert bars(figure.axes[2], labels) == pytest.approx({"rigid": -1.0, "ours": 2.0})
 
 
-# --- quirk_effects ---------------------------------------------------------------------------------------------------
+# --- quirk_effects --------------------------------------------------------------------------------
 
 
 def test_quirk_effects_are_means_with_sd_from_both_starts():
-    means = {("momentum", "reference"): 1.0, ("samples", "reference"): -3.0, ("momentum", "corrected"): 5.0}
+    means = {
+        ("momentum", "reference"): 1.0,
+        ("samples", "reference"): -3.0,
+        ("momentum", "corrected"): 5.0,
+    }
     effects = pd.DataFrame(
-        {"quirk": quirk, "start": start, "seed": seed, "miou": m - 2 + 4 * seed, "precision": 2 * m, "recall": -m}
+        {
+            "quirk": quirk,
+            "start": start,
+            "repeat": n,
+            "miou": m - 2 + 4 * n,
+            "precision": 2 * m,
+            "recall": -m,
+        }
         for (quirk, start), m in means.items()
-        for seed in (0, 1)
+        for n in (0, 1)
     )
-    figure = figures.quirk_effects(effects)
+    figure = ch04_figures.quirk_effects(effects)
     assert [axis.get_title() for axis in figure.axes] == ["mIoU", "precision", "recall"]
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["momentum", "samples"]
     for axis, factor in zip(figure.axes, (1, 2, -1), strict=True):
-        dots = [line.get_xydata() for line in axis.lines if line.get_marker() == "o" and len(line.get_xdata())]
+        dots = [
+            line.get_xydata()
+            for line in axis.lines
+            if line.get_marker() == "o" and len(line.get_xdata())
+        ]
         drawn = {(round(y), y > round(y), x) for line in dots for x, y in line if np.isfinite(x)}
-        assert drawn == {(0, False, factor), (1, False, -3 * factor), (0, True, 5 * factor)}  # quirk, is corrected, mean
+        assert drawn == {
+            (0, False, factor),
+            (1, False, -3 * factor),
+            (0, True, 5 * factor),
+        }  # quirk, is corrected, mean
     spreads = [line.get_xdata() for line in figure.axes[0].lines if line.get_marker() == "None"]
     ends = sorted((min(x), max(x)) for x in spreads if np.ptp(x) > 0)
     assert ends == [pytest.approx((m - SD_2, m + SD_2)) for m in (-3, 1, 5)]

@@ -1,4 +1,4 @@
-"""The notebooks' controls: every move redraws, and what is drawn and said follows from two-by-two maps by hand."""
+"""The notebooks' controls: every move redraws; pictures and words follow from 2x2 maps by hand."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ from aeft_lib.paper.classifier import CamOutput
 from aeft_lib.paper.triplet import CORRECTED
 
 IMAGE = np.full((2, 2, 3), 51, np.uint8)
-# Class 1 is the one looked at: its max_norm is 1, 1/4, 0, 0; class 0 has another.
+# Class 1 is shown: its max_norm is 1, 1/4, 0, 0; class 0 has another.
 CAM = torch.tensor([[[[-1.0, 2.0], [3.0, 0.0]], [[4.0, 1.0], [-2.0, 0.0]]]])
 OUTPUT = CamOutput(CAM, torch.zeros(1, 2), CAM)
 
@@ -33,11 +33,11 @@ def drawn(monkeypatch) -> list[dict[str, np.ndarray]]:
     """Title -> picture of every figure that is drawn from now on."""
     grids, grid = [], figures.picture_grid
 
-    def look(rows, titles):
+    def kept(rows, titles):
         grids.append(dict(zip(titles, rows[0], strict=True)))
         return grid(rows, titles)
 
-    monkeypatch.setattr(figures, "picture_grid", look)
+    monkeypatch.setattr(figures, "picture_grid", kept)
     return grids
 
 
@@ -52,7 +52,7 @@ def triplet(pooling, start=CORRECTED):
     return parts(widgets.triplet(IMAGE, OUTPUT, pooling, 1, start))
 
 
-# --- triplet ---------------------------------------------------------------------------------------------------------
+# --- triplet --------------------------------------------------------------------------------------
 
 
 def test_triplet_has_three_controls_that_begin_at_the_settings(pooling):
@@ -65,13 +65,17 @@ def test_triplet_has_three_controls_that_begin_at_the_settings(pooling):
 
 def test_triplet_says_the_embeddings_of_the_chosen_attention(pooling):
     controls, _, text = triplet(pooling)
-    controls["attention"].value = "level 2"  # the CAM itself: e_A = (4 + 1) / 4, a = (-2/4 + 0) / 2 over its lower row
+    controls[
+        "attention"
+    ].value = "level 2"  # the CAM itself: e_A = (4 + 1) / 4, a = (-2/4 + 0) / 2 over its lower row
     assert text.value == "e_A = 1.250 (attract)   a = -0.250 (repel)"
     controls["t_L"].value = 0.3  # the cell of 1/4 joins: (1/4 - 2/4 + 0) / 3
     assert text.value == "e_A = 1.250 (attract)   a = -0.083 (repel)"
     controls["attention"].value = "level 1"  # 3/4 everywhere, so 1 everywhere on its own scale
     assert text.value == "e_A = 0.750 (attract)   a = 1.000 (repel)"
-    controls["attention"].value = "average"  # 19/8, 7/8, -5/8, 3/8: e_A = 29/32, a = (7 - 5 + 3) / 19 / 3
+    controls[
+        "attention"
+    ].value = "average"  # 19/8, 7/8, -5/8, 3/8: e_A = 29/32, a = (7 - 5 + 3) / 19 / 3
     assert text.value == "e_A = 0.906 (attract)   a = 0.088 (repel)"
 
 
@@ -87,10 +91,18 @@ def test_triplet_draws_foreground_mask_positive_and_residual_region(pooling, dra
     shown = drawn[-1]
     assert list(shown) == ["anchor", "A_fg", "mask m", "positive", "residual", "level 2"]
     np.testing.assert_array_equal(shown["anchor"], IMAGE)
-    maps = {"A_fg": [[1, 0.25], [0, 0]], "mask m": [[0, 0.25], [0, 0]], "residual": [[0, 0], [1, 1]]}
+    maps = {
+        "A_fg": [[1, 0.25], [0, 0]],
+        "mask m": [[0, 0.25], [0, 0]],
+        "residual": [[0, 0], [1, 1]],
+    }
     for title, values in maps.items():
-        np.testing.assert_allclose(shown[title], figures.overlay(IMAGE, np.array(values, float)), atol=0.01)
-    np.testing.assert_allclose(shown["positive"], np.repeat([[[0.0], [0.05]], [[0.0], [0.0]]], 3, axis=2), atol=1e-4)
+        np.testing.assert_allclose(
+            shown[title], figures.overlay(IMAGE, np.array(values, float)), atol=0.01
+        )
+    np.testing.assert_allclose(
+        shown["positive"], np.repeat([[[0.0], [0.05]], [[0.0], [0.0]]], 3, axis=2), atol=1e-4
+    )
     np.testing.assert_allclose(shown["level 2"], figures.signed_colours(CAM[0, 1].numpy()))
 
 
@@ -114,15 +126,21 @@ def test_a_lower_threshold_that_is_not_lower_is_a_message(pooling, drawn, name, 
     assert text.value == said
 
 
-# --- threshold and pyramid -------------------------------------------------------------------------------------------
+# --- threshold and pyramid ------------------------------------------------------------------------
 
 
 def test_threshold_says_precision_and_recall_and_redraws(drawn):
-    case = {"image": IMAGE, "truth": np.array([[True, True], [False, False]]), "cam": np.array([[0.9, 0.1], [0.5, 0.0]])}
+    case = {
+        "image": IMAGE,
+        "truth": np.array([[True, True], [False, False]]),
+        "cam": np.array([[0.9, 0.1], [0.5, 0.0]]),
+    }
     controls, picture, text = parts(widgets.threshold(case))
     before = picture.value
     assert text.value == "precision 50 %, recall 50 %"  # 0.9 is a hit, 0.5 spills
-    np.testing.assert_allclose(drawn[-1]["t = 0.30"], figures.agreement(IMAGE, case["cam"] > 0.3, case["truth"]))
+    np.testing.assert_allclose(
+        drawn[-1]["t = 0.30"], figures.agreement(IMAGE, case["cam"] > 0.3, case["truth"])
+    )
     controls["t"].value = 0.5
     assert text.value == "precision 100 %, recall 50 %"
     assert picture.value != before
@@ -142,7 +160,10 @@ def test_pyramid_says_the_logit_of_the_chosen_attention_and_redraws(pooling, dra
     assert text.value == "logit 0.94"  # 3/4 (4 + 1) / 4
 
 
-@pytest.mark.parametrize(("fusion", "levels"), [("gated", (1, 2)), ("inverse", (1, 2)), ("average", (1, 2)), ("single", (2,))])
+@pytest.mark.parametrize(
+    ("fusion", "levels"),
+    [("gated", (1, 2)), ("inverse", (1, 2)), ("average", (1, 2)), ("single", (2,))],
+)
 def test_the_last_attention_is_the_layers_own(fusion, levels):
     layer = gpp.PyramidPooling(num_classes=2, levels=levels, fusion=fusion)
     *_, last = widgets._attentions(layer, CAM).values()
