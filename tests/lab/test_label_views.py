@@ -342,14 +342,15 @@ def exported(capsys, *words: str) -> tuple[int, str]:
 
 def test_export_writes_an_archive_of_a_networks_predictions(lab, tmp_path, capsys):
     file = tmp_path / "submission.zip"
-    code, said = exported(capsys, "segment_truth", "--out", str(file))
+    code, shown = exported(capsys, "segment_truth", "--out", str(file))
     assert (code, file.exists()) == (1, False)
     assert (
-        "make it with: aeft run segmentation --profile smoke --row segment_truth --seed 0" in said
+        "make it with: aeft run segmentation --profile smoke --row segment_truth --repeat 0"
+        in shown
     )
     run.artefacts(SMOKE, catalogue.row("segment_truth"), 0)
-    code, said = exported(capsys, "segment_truth", "--out", str(file))
-    assert (code, said) == (0, f"{file}: 8 label maps\n")
+    code, shown = exported(capsys, "segment_truth", "--out", str(file))
+    assert (code, shown) == (0, f"{file}: 8 label maps\n")
     with zipfile.ZipFile(file) as archive:
         assert archive.namelist() == [
             f"results/VOC2012/Segmentation/comp6_val_cls/val_0_{i:05d}.png" for i in range(8)
@@ -371,14 +372,14 @@ def test_export_writes_an_archive_of_a_networks_predictions(lab, tmp_path, capsy
             ("segment_truth", "--out", "/nowhere/a.zip"),
             "--out must name a .zip in a folder that is there",
         ),
-        (("segment_truth", "--seed", "-1"), "repeats must be whole numbers from 0"),
+        (("segment_truth", "--repeat", "-1"), "repeats must be whole numbers from 0"),
         (("no_row",), "no study has a row 'no_row'"),
     ],
 )
 def test_export_refusals(capsys, words, message):
-    code, said = exported(capsys, *words)
+    code, shown = exported(capsys, *words)
     assert code == 1
-    assert message in said
+    assert message in shown
 
 
 # --- predict --------------------------------------------------------------------------------------
@@ -394,7 +395,7 @@ def test_predict_writes_a_palette_png_of_each_photos_own_size(lab, tmp_path, cap
     files = [str(tmp_path / f"{name}.jpg") for name in sizes]
     words = ["--row", "segment_truth", "--profile", "smoke", "--out", str(tmp_path / "maps")]
     assert cli.main(["predict", *files, *words]) == 0
-    said = capsys.readouterr().out
+    shown = capsys.readouterr().out
     for name, size in sizes.items():
         assert (
             read_label_map(
@@ -402,7 +403,7 @@ def test_predict_writes_a_palette_png_of_each_photos_own_size(lab, tmp_path, cap
             ).shape
             == size
         )
-        assert f"{name}.png: " in said
+        assert f"{name}.png: " in shown
 
 
 @pytest.mark.parametrize(

@@ -57,10 +57,10 @@ def test_runs_in_order_with_parameters_and_publishes(folder, monkeypatch, capsys
 
     assert (folder / "order.txt").read_text() == "12"
     assert home == folder.parent / "runs" / "notebooks" / "tiny-2repeats"
-    said = printed(home / "01_first.ipynb").split()
-    assert said[:3] == ["tiny", "2", "None"]
-    assert "inline" in said[3]
-    assert said[4] == sys.executable
+    values = printed(home / "01_first.ipynb").split()
+    assert values[:3] == ["tiny", "2", "None"]
+    assert "inline" in values[3]
+    assert values[4] == sys.executable
     assert (home / "02_second.html").read_text().startswith("<!DOCTYPE html>")
     assert not list(home.glob("*.partial*"))
 
@@ -82,11 +82,12 @@ def test_runs_in_order_with_parameters_and_publishes(folder, monkeypatch, capsys
     ]
 
 
-def test_failure_names_the_way_on_and_keeps_the_last_good_output(folder):
+def test_failure_names_the_command_and_keeps_the_last_good_output(folder):
     write(
         folder,
         "01_fragile",
-        "from pathlib import Path\nif Path('bad').exists():\n    raise ValueError('the bad value 7')",
+        "from pathlib import Path",
+        "if Path('bad').exists():\n    raise ValueError('the bad value 7')",
     )
     home = reproduce(profile="tiny", repeats=1, folder=folder)
     good = {f.name: f.read_bytes() for f in home.iterdir()}
@@ -96,7 +97,7 @@ def test_failure_names_the_way_on_and_keeps_the_last_good_output(folder):
         reproduce(profile="tiny", repeats=1, folder=folder)
 
     message = str(failure.value)
-    assert "notebook 01_fragile failed in cell 3 of 3 (execution count 3)" in message
+    assert "notebook 01_fragile failed in cell 4 of 4 (execution count 4)" in message
     assert "ValueError: the bad value 7" in message
     assert "\x1b[" not in message
     assert message.endswith(

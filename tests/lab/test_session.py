@@ -155,7 +155,7 @@ def test_progress_is_at_the_best_threshold_of_the_warm_start_and_at_each_epochs_
 
 @pytest.fixture
 def smoke(stored) -> Session:
-    """One repeat of the smoke profile: the warm start and two rows of the second phase are in the store."""
+    """A repeat of the smoke profile with the warm start and two rows of the second phase."""
     for name in ("gated", "gpp_only", "attract_soft"):
         run.artefacts(SMOKE, catalogue.row(name), 0)
     return Session(SMOKE, 1)

@@ -83,7 +83,7 @@ def test_triplet_diagram_shows_four_pictures_a_row_and_the_pair_of_each():
 
 
 def progress(repeats=(0, 1)) -> pd.DataFrame:
-    """Two rows that start alike; repeats are 4 apart.  Precision of "rigid" falls, its recall rises."""
+    """Two rows that start alike; repeats are 4 apart.  Rigid loses precision, gains recall."""
     metrics = {
         "rigid": {"precision": (60, 50, 40), "recall": (30, 35, 45), "miou_best": (40, 41, 39)},
         "soft": {"precision": (60, 61, 62), "recall": (30, 31, 32), "miou_best": (40, 42, 43)},
@@ -143,7 +143,7 @@ PUBLISHED = {
 
 
 def ablation() -> pd.DataFrame:
-    """Differences to "base" in mIoU: rigid -1 and -5, ours +2 and +6; precision is mIoU + 10, recall 90 - mIoU."""
+    """mIoU minus "base": rigid -1, -5, ours +2, +6; precision mIoU + 10, recall 90 - mIoU."""
     values = {"rigid": (39.0, 37.0), "base": (40.0, 42.0), "ours": (42.0, 48.0)}
     lines = [
         (label, n, v + 10, 90 - v, v) for label, both in values.items() for n, v in enumerate(both)

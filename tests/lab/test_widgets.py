@@ -118,12 +118,12 @@ def test_every_move_of_the_triplet_redraws(pooling, name, value):
 @pytest.mark.parametrize(("name", "value"), [("t_L", 0.6), ("t_L", 0.9), ("t_H", 0.1)])
 def test_a_lower_threshold_that_is_not_lower_is_a_message(pooling, drawn, name, value):
     controls, _, text = triplet(pooling)
-    said = text.value
+    shown = text.value
     start, controls[name].value = controls[name].value, value
     assert text.value == "move t_L down or t_H up"
     assert list(drawn[-1]) == ["t_L must lie below t_H"]
     controls[name].value = start
-    assert text.value == said
+    assert text.value == shown
 
 
 # --- threshold and pyramid ------------------------------------------------------------------------
