@@ -96,8 +96,10 @@ class Session:
         lines, chosen = [], catalogue.get(study)
         if not chosen.fits(self.profile):
             return pd.DataFrame()
+        # Photos of their own sizes have no rows on another map.
+        rows = [row for row in chosen.rows if self.profile.cached or row.setting.scale == 1]
         for repeat in chosen.repeats(self.n_repeats):
-            for row in chosen.rows:
+            for row in rows:
                 if numbers := run.stored(self.profile, row, repeat):
                     names = {"row": row.name, "label": row.label, "repeat": repeat}
                     lines.append(names | numbers)

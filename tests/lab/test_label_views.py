@@ -414,8 +414,8 @@ def test_predict_writes_a_palette_png_of_each_photos_own_size(lab, tmp_path, cap
         (["a/x.jpg"], ["--row", "gap"], "row gap has no segmentation network"),
         (
             ["a/x.jpg"],
-            ["--seed", "7"],
-            "row segment_aeft, seed 7 is not in the store, make it with",
+            ["--repeat", "7"],
+            "row segment_aeft, repeat 7 is not in the store, make it with",
         ),
     ],
 )

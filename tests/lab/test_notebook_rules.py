@@ -106,7 +106,7 @@ def no_class(node: NotebookNode) -> list[str]:
 
 
 def no_training_loop(node: NotebookNode) -> list[str]:
-    """A loop or function that calls .backward() or optimizer.step(); a gradient alone is no loop."""
+    """A loop or function that calls .backward() or optimizer.step(); a lone gradient is no loop."""
     wrong = []
     for cell in code_cells(node):
         blocks = [
