@@ -1,11 +1,12 @@
 # Ten verbs.  The environment in .venv is made on first use; nothing else has to be installed.
 PROFILE ?= laptop
 SEEDS   ?=
+REPEATS ?= $(SEEDS)
 PYTHON  ?= python3
 
 BIN       := .venv/bin
 STAMP     := .venv/.installed
-CHOICE     = --profile $(PROFILE) $(if $(SEEDS),--seeds $(SEEDS))
+CHOICE     = --profile $(PROFILE) $(if $(REPEATS),--repeats $(REPEATS))
 NOTEBOOKS := notebooks/[0-9][0-9]_*.ipynb
 # Tests have a store of their own and never touch a user's; notebooks work in notebooks/, so the path is absolute.
 TEST_ENV  := env -u MPLBACKEND AEFT_PROFILE=smoke AEFT_RUNS="$(CURDIR)/runs/test" AEFT_QUIET=1 PYTHONWARNINGS=ignore::DeprecationWarning
@@ -14,12 +15,12 @@ TEST_ENV  := env -u MPLBACKEND AEFT_PROFILE=smoke AEFT_RUNS="$(CURDIR)/runs/test
 .PHONY: help setup reproduce smoke test report lab bench publish clean
 
 help:  ## say what there is
-	@echo "make VERB [PROFILE=laptop] [SEEDS=3] [PYTHON=python3]"
+	@echo "make VERB [PROFILE=laptop] [REPEATS=3] [PYTHON=python3]"
 	@sed -n 's/^\([a-z]*\):.*## /  \1	/p' Makefile
 
 setup: $(STAMP)  ## make the environment in .venv (every other verb does so on first use)
 
-reproduce: $(STAMP)  ## train, evaluate, draw and report on PROFILE, with SEEDS seeds (default: the profile's number)
+reproduce: $(STAMP)  ## train, evaluate, draw and report on PROFILE, with REPEATS repeats (default: the profile's number)
 	$(BIN)/aeft reproduce $(CHOICE)
 
 smoke: $(STAMP)  ## the same lines of code on a few small pictures, in minutes
@@ -42,8 +43,8 @@ bench: $(STAMP)  ## time the one-pass sweep, a step of the triplet, CRF and rand
 	$(BIN)/aeft bench training
 	$(BIN)/aeft bench refinement
 
-publish: $(STAMP)  ## reproduce on laptop with three seeds, and make its notebooks, figures and report the committed ones
-	$(BIN)/aeft reproduce --profile laptop --seeds 3 --publish
+publish: $(STAMP)  ## reproduce on laptop with three repeats, and make its notebooks, figures and report the committed ones
+	$(BIN)/aeft reproduce --profile laptop --repeats 3 --publish
 
 clean:  ## remove caches, build leftovers and the tests' store; .venv and results stay
 	rm -rf runs/test build dist *.egg-info .ruff_cache .pytest_cache

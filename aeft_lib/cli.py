@@ -1,4 +1,4 @@
-"""The command line: ``aeft run``, ``explain``, ``reproduce``, ``report``, ``predict``, ``export``, ``data``, ``weights``, ...
+"""The command line: ``aeft run``, ``explain``, ``reproduce``, ``report``, ``predict``, ``data``, ...
 
 Errors are one line.  Under torchrun all processes run one command together.
 """
@@ -15,8 +15,9 @@ from aeft_lib import paths
 from aeft_lib.engine import ranks
 from aeft_lib.engine.device import device
 from aeft_lib.stages import store
-from aeft_lib.studies import profiles, run
-from aeft_lib.studies.rows import SegmentationRow
+from aeft_lib.studies import catalogue, profiles, run
+from aeft_lib.studies.pipeline import Artefacts, artefacts
+from aeft_lib.studies.settings import Profile
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"aeft: {error}{notes}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("aeft: stopped; what was finished is in the store, run the command again to go on", file=sys.stderr)
+        print("aeft: stopped; finished results are in the store, run the command again to resume", file=sys.stderr)
         return 130
     finally:
         ranks.stop()
@@ -42,17 +43,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_study(arguments: argparse.Namespace) -> None:
     """``aeft run STUDY``: compute or read a study, print its table."""
-    study, profile = run.get(arguments.study), profiles.get(arguments.profile)
+    study, profile = catalogue.get(arguments.study), profiles.get(arguments.profile)
     rows = [study.row(arguments.row)] if arguments.row else []
-    if arguments.seed is not None and arguments.seeds:
-        raise ValueError("--seed picks one seed and --seeds says how many: give one of them")
-    seeds = range(profiles.seeds(profile, arguments.seeds)) if arguments.seed is None else [arguments.seed]
-    table = run.run(study, profile, seeds, rows=rows, workers=arguments.workers)
+    if arguments.repeat is not None and arguments.repeats:
+        raise ValueError("--repeat picks one repeat and --repeats says how many: give one of them")
+    repeats = [arguments.repeat]
+    if arguments.repeat is None:
+        repeats = range(profiles.repeats(profile, arguments.repeats))
+    table = run.run_study(study, profile, repeats, rows=rows, workers=arguments.workers)
     if not ranks.is_main():
         return
     shown = ["label", "n", "miou", "miou_sd", "precision", "recall", "miou_maskless", "tag_map"]
     summary = run.summarise(table)
-    print(summary[[column for column in shown if column in summary]].round(1).to_string(index=False))
+    shown = [column for column in shown if column in summary]
+    print(summary[shown].round(1).to_string(index=False))
 
 
 def reproduce(arguments: argparse.Namespace) -> None:
@@ -61,40 +65,48 @@ def reproduce(arguments: argparse.Namespace) -> None:
     from aeft_lib.lab.notebooks import reproduce as run_notebooks
 
     profile = profiles.get(arguments.profile)
-    n_seeds = profiles.seeds(profile, arguments.seeds)
-    if arguments.publish and (profile.name != "laptop" or n_seeds < profiles.COMMITTED_SEEDS):
-        wanted = f"--profile laptop --seeds {profiles.COMMITTED_SEEDS}"
-        raise ValueError(f"--publish writes over the committed notebooks, which are of {wanted}; got {profile.name}, {n_seeds}")
+    n_repeats = profiles.repeats(profile, arguments.repeats)
+    committed = profiles.COMMITTED_REPEATS
+    if arguments.publish and (profile.name != "laptop" or n_repeats < committed):
+        raise ValueError(
+            "--publish writes over the committed notebooks, which are of --profile laptop "
+            f"--repeats {committed}; got {profile.name}, {n_repeats}"
+        )
     choice = {"only": arguments.only, "start": arguments.start, "publish": arguments.publish}
-    plan({"profile": profile.name, "seeds": n_seeds}, **choice)  # refuse before the studies what would fail after them
+    # Refuse before the studies what would fail after them.
+    plan({"profile": profile.name, "repeats": n_repeats}, **choice)
     store.check_writable()
     chosen = []
-    for study in [] if arguments.only else run.STUDIES.values():
-        if run.left_out(study, profile, n_seeds):
-            why = f"below {profile.long_from} seeds" if study.fits(profile) else f"because it needs {study.needs}"
-            print(f"study {study.name}: left out {why}, its committed table is shown", flush=True)
+    for study in [] if arguments.only else catalogue.STUDIES.values():
+        if run.left_out(study, profile, n_repeats):
+            reason = f"below {profile.long_from} repeats"
+            reason = reason if study.fits(profile) else f"because it needs {study.needs}"
+            left = f"study {study.name}: left out {reason}, its committed table is shown"
+            print(left, flush=True)
             continue
-        chosen.append((study, study.seeds(n_seeds)))
-        print(f"study {study.name}: {len(study.rows)} rows x {len(chosen[-1][1])} seed(s) on {profile.name}", flush=True)
+        repeats = study.repeats(n_repeats)
+        chosen.append((study, repeats))
+        size = f"{len(study.rows)} rows x {len(repeats)} repeat(s)"
+        print(f"study {study.name}: {size} on {profile.name}", flush=True)
     run.prepare(chosen, profile, workers=arguments.workers)
-    folder = run_notebooks(profile=profile.name, seeds=n_seeds, **choice)
+    folder = run_notebooks(profile=profile.name, repeats=n_repeats, **choice)
     print(f"notebooks with outputs: {folder}")
-    write_report(profile, n_seeds)
+    write_report(profile, n_repeats)
 
 
 def report(arguments: argparse.Namespace) -> None:
     """``aeft report``: claims and verdicts from what is in the store."""
     profile = profiles.get(arguments.profile)
-    write_report(profile, profiles.seeds(profile, arguments.seeds))
+    write_report(profile, profiles.repeats(profile, arguments.repeats))
 
 
-def write_report(profile: profiles.Profile, n_seeds: int) -> None:
+def write_report(profile: Profile, n_repeats: int) -> None:
     """Write the report where it belongs; the README's block too, where it is the committed one."""
     from aeft_lib.lab.session import Session
     from aeft_lib.studies import report as reports
 
     store.check_writable()
-    session = Session(profile, n_seeds)
+    session = Session(profile, n_repeats)
     built = session.report()
     for file in reports.write(built, session.figures_folder):
         print(file)
@@ -103,25 +115,25 @@ def write_report(profile: profiles.Profile, n_seeds: int) -> None:
 
 
 def export(arguments: argparse.Namespace) -> None:
-    """``aeft export``: what a row's network predicts, as a submission to VOC's server, written and checked."""
-    from aeft_lib.lab.session import Session
+    """``aeft export``: a network's predictions as a submission to VOC's server."""
     from aeft_lib.maps import submission
+    from aeft_lib.maps.labels import read_label_map
+    from aeft_lib.stages.write_labels import label_files
 
     profile, file = profiles.get(arguments.profile), Path(arguments.out)
     if file.suffix != ".zip" or not file.parent.is_dir():
         raise ValueError(f"--out must name a .zip in a folder that is there, got {file}")
-    _network_row(profile, arguments.row, arguments.seed)
-    maps = Session(profile, arguments.seed + 1).label_maps(arguments.row, arguments.seed)
-    scenes = profile.val.open()
-    count = submission.write(file, list(zip(scenes.names, maps, strict=True)), num_classes=profile.num_classes, split="val")
-    sizes = {name: scenes.image(index).shape[:2] for index, name in enumerate(scenes.names)}
-    if problems := submission.check(file, sizes, num_classes=profile.num_classes, split="val"):
-        raise RuntimeError(f"{file} would be refused: " + "; ".join(problems[:5]))
-    print(f"{file}: {count} label maps, checked")
+    made = _network_row(profile, arguments.row, arguments.repeat)
+    scenes, classes = profile.val.open(), profile.num_classes
+    files = label_files(made["labels"])
+    maps = (read_label_map(label_file, num_classes=classes) for label_file in files)
+    named = zip(scenes.names, maps, strict=True)
+    count = submission.write(file, named, num_classes=classes, split="val")
+    print(f"{file}: {count} label maps")
 
 
 def predict(arguments: argparse.Namespace) -> None:
-    """``aeft predict IMAGE...``: label maps of any photos, by the segmentation network of a row, as palette PNGs."""
+    """``aeft predict IMAGE...``: label maps of any photos as palette PNGs."""
     from aeft_lib.data.images import read_image
     from aeft_lib.maps.labels import write_label_map
     from aeft_lib.stages.predict_labels import predict as label_map_of
@@ -130,9 +142,9 @@ def predict(arguments: argparse.Namespace) -> None:
     profile, folder = profiles.get(arguments.profile), Path(arguments.out)
     images = {Path(file).stem: read_image(Path(file)) for file in arguments.images}
     if len(images) < len(arguments.images):
-        raise ValueError("two images have the same name without suffix, and would be written to one file")
-    found = _network_row(profile, arguments.row, arguments.seed)
-    network = load_segmenter(found["segmenter"]).to(device())
+        raise ValueError("two images have the same name without suffix, and would be one file")
+    made = _network_row(profile, arguments.row, arguments.repeat)
+    network = load_segmenter(made["segmenter"]).to(device())
     folder.mkdir(parents=True, exist_ok=True)
     classes = profile.train.open().classes
     for name, image in images.items():
@@ -142,22 +154,27 @@ def predict(arguments: argparse.Namespace) -> None:
         print(f"{folder / name}.png: {', '.join(seen) or 'background alone'}")
 
 
-def _network_row(profile: profiles.Profile, name: str, seed: int) -> dict[str, store.Artefact]:
-    """The artefacts of a row that has a segmentation network; ValueError where it has none, or is not in the store."""
-    row = run.row(name)
-    if not isinstance(row, SegmentationRow):
-        names = [known.name for known in run.get("segmentation").rows if isinstance(known, SegmentationRow)]
-        raise ValueError(f"row {row.name} has no segmentation network; there are {', '.join(names)}")
-    run.check_seeds([seed])
-    if run.stored(profile, row, seed) is None:
-        command = f"aeft run segmentation --profile {profile.name} --row {row.name} --seed {seed}"
-        raise ValueError(f"row {row.name}, seed {seed} is not in the store, make it with: {command}")
-    return run.artefacts(profile, row, seed)
+def _network_row(profile: Profile, name: str, repeat: int) -> Artefacts:
+    """The artefacts of a row that has a segmentation network.
+
+    Raises ValueError where it has none, or is not in the store.
+    """
+    row = catalogue.row(name)
+    if row.segmenter is None:
+        names = [row.name for row in catalogue.get("segmentation").rows if row.segmenter]
+        raise ValueError(f"row {name} has no segmentation network; there are {', '.join(names)}")
+    run.check_repeats([repeat])
+    if run.stored(profile, row, repeat) is None:
+        command = f"aeft run segmentation --profile {profile.name} --row {name} --repeat {repeat}"
+        missing = f"row {name}, repeat {repeat} is not in the store, make it with: {command}"
+        raise ValueError(missing)
+    return artefacts(profile, row, repeat)
 
 
 def bench(arguments: argparse.Namespace) -> None:
     """``aeft bench NAME``: print ``{"benchmarks": [...], "machine": ...}``."""
-    files = {file.stem: file for file in sorted((paths.ROOT / "benchmarks").glob("[a-z]*.py"))}
+    folder = paths.ROOT / "benchmarks"
+    files = {file.stem: file for file in sorted(folder.glob("[a-z]*.py"))}
     if arguments.name not in files:
         raise ValueError(f"unknown benchmark {arguments.name!r}; there are {', '.join(files)}")
     rows = runpy.run_path(str(files[arguments.name]))["benchmarks"]()
@@ -166,31 +183,52 @@ def bench(arguments: argparse.Namespace) -> None:
 
 def explain(arguments: argparse.Namespace) -> None:
     """``aeft explain STUDY``: what would run, what of it is there, and the work that is left."""
-    from aeft_lib.studies import plan as explaining
+    from aeft_lib.studies import plan
 
-    study, profile = run.get(arguments.study), profiles.get(arguments.profile)
+    study, profile = catalogue.get(arguments.study), profiles.get(arguments.profile)
     rows = [study.row(arguments.row)] if arguments.row else study.rows
-    seeds = range(profiles.seeds(profile, arguments.seeds))
-    planned = explaining.plan(profile, rows, seeds)
-    print(f"{study.name} on {profile.name}: {len(rows)} rows x {len(seeds)} seed(s), on {device()}, store {paths.runs()}")
-    print(explaining.table(planned).to_string(index=False, float_format="{:,.1f}".format, na_rep="-"))
-    print(f"GPU hours: the PFLOP at {explaining.TFLOPS:.0f} TFLOP/s; '-': work that is not a network's (CRF, walk, scores)")
+    repeats = range(profiles.repeats(profile, arguments.repeats))
+    planned = plan.plan(profile, rows, repeats)
+    size, place = f"{len(rows)} rows x {len(repeats)} repeat(s)", f"on {device()}"
+    print(f"{study.name} on {profile.name}: {size}, {place}, store {paths.runs()}")
+    numbers = {"float_format": "{:,.1f}".format, "na_rep": "-"}
+    print(plan.table(planned).to_string(index=False, **numbers))
+    print(
+        f"GPU hours: the PFLOP at {plan.TFLOPS:.0f} TFLOP/s; '-': work that is not a network's "
+        "(CRF, walk, scores)"
+    )
 
 
 def weights(arguments: argparse.Namespace) -> None:
     """``aeft weights FILE``: the doctor of published weights."""
     from aeft_lib.data.folder import MAX_CLASSES
     from aeft_lib.networks.checkpoints import load_checkpoint
-    from aeft_lib.networks.registry import BackboneSpec
-    from aeft_lib.stages.train_classifier import NetworkSpec, PoolingSpec, build_network
+    from aeft_lib.paper.classifier import Classification
+    from aeft_lib.paper.gpp import Pyramid
 
     if not 1 <= arguments.classes <= MAX_CLASSES:
         raise ValueError(f"--classes must be 1 to {MAX_CLASSES}, got {arguments.classes}")
-    backbone = BackboneSpec(arguments.backbone, weights="none")
-    pooling = PoolingSpec("gated", profiles.PAPER_LEVELS)
-    network = build_network(NetworkSpec(pooling, arguments.classes, backbone), seed=0)
+    backbone = backbone_spec(arguments.backbone).build()
+    network = Classification(Pyramid()).build(backbone, arguments.classes)
     print(f"{arguments.file} into {arguments.backbone} with GPP, K={arguments.classes}:")
     print(load_checkpoint(network, Path(arguments.file)).text())
+
+
+def backbone_spec(name: str) -> Any:
+    """A backbone without weights by its name.  Raises ValueError naming those there are."""
+    from aeft_lib.networks.efficientnet_lite import EfficientNetLiteSpec
+    from aeft_lib.networks.generic import TORCHVISION, TimmSpec, TorchvisionSpec
+    from aeft_lib.networks.resnet38d import ResNet38dSpec
+
+    if name.startswith("timm:"):
+        return TimmSpec(name.removeprefix("timm:"), weights="none")
+    specs = {"resnet38d": ResNet38dSpec(weights="none")}
+    specs |= {"efficientnet_lite0": EfficientNetLiteSpec(weights="none")}
+    specs |= {known: TorchvisionSpec(known, weights="none") for known in TORCHVISION}
+    if name not in specs:
+        names = ", ".join(specs)
+        raise ValueError(f"unknown backbone {name!r}; there are {names} and timm:NAME")
+    return specs[name]
 
 
 def data_fetch(arguments: argparse.Namespace) -> None:
@@ -243,52 +281,70 @@ class _Whole(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Whole(prog="aeft", description="Reproducible companion to AEFT (ECCV 2022).")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Whole)
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--profile", default="", help=f"one of {', '.join(profiles.PROFILES)} (default laptop)")
-    common.add_argument("--seeds", type=int, default=0, help="how many seeds (default: the profile's own number)")
+    names = f"one of {', '.join(profiles.PROFILES)} (default laptop)"
+    studies = f"one of {', '.join(catalogue.STUDIES)}"
+    profile = argparse.ArgumentParser(add_help=False)
+    profile.add_argument("--profile", default="", help=names)
+    common = argparse.ArgumentParser(add_help=False, parents=[profile])
+    # The second names are those of earlier versions.
+    number = "how many repeats (default: the profile's own number)"
+    common.add_argument("--repeats", "--seeds", type=int, default=0, help=number)
+    single = argparse.ArgumentParser(add_help=False, parents=[profile])
+    place = "of the row, counted from 0"
+    single.add_argument("--repeat", "--seed", type=int, default=0, help=place)
     working = argparse.ArgumentParser(add_help=False)
-    working.add_argument("--workers", type=int, default=0, help="processes side by side (default: one per core; one on a GPU)")
+    processes = "processes side by side (default: one per core; one on a GPU)"
+    working.add_argument("--workers", type=int, default=0, help=processes)
 
-    one = commands.add_parser("run", parents=[common, working], help="compute a study, or one row of it, and print its table")
-    one.add_argument("study", help=f"one of {', '.join(run.STUDIES)}")
-    one.add_argument("--row", default="", help="only this row (a job of a cluster array)")
-    one.add_argument("--seed", type=int, help="only this seed, counted from 0")
-    one.set_defaults(command=run_study)
+    help_ = "compute a study, or one row of it, and print its table"
+    study = commands.add_parser("run", parents=[common, working], help=help_)
+    study.add_argument("study", help=studies)
+    study.add_argument("--row", default="", help="only this row (a job of a cluster array)")
+    only = "only this repeat, counted from 0"
+    study.add_argument("--repeat", "--seed", type=int, help=only)
+    study.set_defaults(command=run_study)
 
-    all_ = commands.add_parser("reproduce", parents=[common, working], help="all studies, notebooks, figures and the report")
-    all_.add_argument("--only", nargs="*", default=[], metavar="NOTEBOOK", help="only these notebooks")
-    all_.add_argument("--from", dest="start", metavar="NOTEBOOK", help="go on from this notebook")
-    all_.add_argument("--publish", action="store_true", help="copy the executed notebooks over the committed ones")
-    all_.set_defaults(command=reproduce)
+    help_ = "all studies, notebooks, figures and the report"
+    everything = commands.add_parser("reproduce", parents=[common, working], help=help_)
+    option = everything.add_argument
+    option("--only", nargs="*", default=[], metavar="NOTEBOOK", help="only these notebooks")
+    option("--from", dest="start", metavar="NOTEBOOK", help="resume at this notebook")
+    publish = "copy the executed notebooks over the committed ones"
+    option("--publish", action="store_true", help=publish)
+    everything.set_defaults(command=reproduce)
 
-    server = commands.add_parser("export", help="predictions of a segmentation network as a VOC server's zip, checked")
+    help_ = "predictions of a segmentation network as a VOC server's zip"
+    server = commands.add_parser("export", parents=[single], help=help_)
     server.add_argument("row", help="a row of the study segmentation that has a network")
-    server.add_argument("--profile", default="", help=f"one of {', '.join(profiles.PROFILES)} (default laptop)")
-    server.add_argument("--seed", type=int, default=0, help="of the row, counted from 0")
     server.add_argument("--out", default="submission.zip", metavar="FILE.zip")
     server.set_defaults(command=export)
 
-    will = commands.add_parser("explain", parents=[common], help="what a study would run, and what that costs")
-    will.add_argument("study", help=f"one of {', '.join(run.STUDIES)}")
-    will.add_argument("--row", default="", help="only this row")
-    will.set_defaults(command=explain)
+    help_ = "what a study would run, and what that costs"
+    plan = commands.add_parser("explain", parents=[common], help=help_)
+    plan.add_argument("study", help=studies)
+    plan.add_argument("--row", default="", help="only this row")
+    plan.set_defaults(command=explain)
 
-    doctor = commands.add_parser("weights", help="which tensors of a published file find their place in a network")
+    help_ = "which tensors of a published file find their place in a network"
+    doctor = commands.add_parser("weights", help=help_)
     doctor.add_argument("file", help="a .params of MXNet, a PyTorch checkpoint, or safetensors")
     doctor.add_argument("--backbone", default="resnet38d", help="its name (default resnet38d)")
-    doctor.add_argument("--classes", type=int, default=20, help="K, without background (default 20)")
+    classes = "K, without background (default 20)"
+    doctor.add_argument("--classes", type=int, default=20, help=classes)
     doctor.set_defaults(command=weights)
 
-    maps = commands.add_parser("predict", help="label maps of any photos by a row's segmentation network, as palette PNGs")
+    help_ = "label maps of any photos by a row's segmentation network, as palette PNGs"
+    maps = commands.add_parser("predict", parents=[single], help=help_)
     maps.add_argument("images", nargs="+", metavar="IMAGE")
-    maps.add_argument("--row", default="segment_aeft", help="of the study segmentation (default segment_aeft)")
-    maps.add_argument("--profile", default="", help=f"one of {', '.join(profiles.PROFILES)} (default laptop)")
-    maps.add_argument("--seed", type=int, default=0, help="of the row, counted from 0")
+    row = "of the study segmentation (default segment_aeft)"
+    maps.add_argument("--row", default="segment_aeft", help=row)
     maps.add_argument("--out", default="predictions", metavar="FOLDER")
     maps.set_defaults(command=predict)
 
-    commands.add_parser("report", parents=[common], help="claims and verdicts from the store").set_defaults(command=report)
-    timing = commands.add_parser("bench", help="timings of two implementations, side by side, as JSON")
+    help_ = "claims and verdicts from the store"
+    commands.add_parser("report", parents=[common], help=help_).set_defaults(command=report)
+    help_ = "timings of two implementations, side by side, as JSON"
+    timing = commands.add_parser("bench", help=help_)
     timing.add_argument("name")
     timing.set_defaults(command=bench)
     _add_data(commands)

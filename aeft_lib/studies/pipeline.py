@@ -80,15 +80,15 @@ def classifiers(profile: Profile, row: Row, repeat: int, obtain: Obtain) -> Arte
 
     Rows with a second phase share one warm start: the whole first phase of the row they start from.
     """
-    second = row.starts_from is not None
-    strength = profile.erasing.loss_scale if second else 1.0
+    second, phase = row.starts_from is not None, row.setting.second_phase(profile.erasing)
+    strength = phase.loss_scale if second else 1.0
     compute = (profile.erasing_compute or profile.compute) if second else profile.compute
     spec = ClassifierSpec(
         method=row.method.fitted(profile.map_side, strength),
         num_classes=profile.num_classes,
         backbone=profile.backbone,
         scenes=profile.train,
-        schedule=profile.erasing.schedule() if second else profile.schedule,
+        schedule=phase.schedule() if second else profile.schedule,
         seed=repeat,
         data=profile.train.open().fingerprint,
         view=profile.view,

@@ -302,7 +302,11 @@ class Setting:
                 raise ValueError(f"profile {profile.name}: {kind} has no trained_stages to set")
             backbone = replace(backbone, trained_stages=self.trained_stages)
             profile = replace(profile, backbone=backbone)
-        return replace(profile, erasing=replace(profile.erasing, **dict(self.phase)))
+        return profile
+
+    def second_phase(self, phase: SecondPhase) -> SecondPhase:
+        """The profile's second phase with this setting's fields."""
+        return replace(phase, **dict(self.phase))
 
 
 AS_PROFILED = Setting()  # nothing is other
