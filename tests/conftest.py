@@ -1,12 +1,30 @@
-"""What several test modules share: the golden vectors and the measure that compares with them."""
+"""What several test modules share: the golden vectors and the measure that compares with them.
+
+``--noise=1e-6`` disturbs weights and the inputs of what amplifies, see `noise`.  A test marked
+``exact`` works with numbers at a tie or compares bits on purpose; it is skipped then.
+"""
 
 import json
 import os
 from pathlib import Path
 
+import noise
 import numpy as np
 import pytest
 import torch
+
+
+def pytest_addoption(parser) -> None:
+    parser.addoption("--noise", type=float, default=0.0, help="relative noise, see tests/noise.py")
+
+
+def pytest_collection_modifyitems(config, items) -> None:
+    if config.getoption("noise"):
+        noise.install(config.getoption("noise"))
+        skipped = pytest.mark.skip(reason="exact: not under noise")
+        for item in items:
+            if item.get_closest_marker("exact"):
+                item.add_marker(skipped)
 
 
 def golden_folder() -> Path:
@@ -14,15 +32,22 @@ def golden_folder() -> Path:
     return Path(os.environ.get("AEFT_GOLDEN") or Path(__file__).with_name("golden"))
 
 
+def loaded(file: Path) -> dict[str, np.ndarray]:
+    with np.load(file, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
 @pytest.fixture
 def golden():
-    """Load ``<name>.npz`` as a dict of arrays."""
+    """Load ``<name>.npz`` of the reference as a dict of arrays."""
+    return lambda name: loaded(golden_folder() / f"{name}.npz")
 
-    def load(name: str) -> dict[str, np.ndarray]:
-        with np.load(golden_folder() / f"{name}.npz", allow_pickle=False) as arrays:
-            return {key: arrays[key] for key in arrays.files}
 
-    return load
+@pytest.fixture
+def golden_rivals():
+    """The same of another method: ``AEFT_GOLDEN_RIVALS`` where set, else tests/golden_rivals."""
+    folder = os.environ.get("AEFT_GOLDEN_RIVALS") or Path(__file__).with_name("golden_rivals")
+    return lambda name: loaded(Path(folder) / f"{name}.npz")
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What test_distributed.py starts under torchrun: one row on drawn photos, on every rank."""
+"""What test_ranks.py starts under torchrun: one row on drawn photos, on every rank."""
 
 import os
 import sys
@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from photo_profile import photo_profile
 
-from aeft_lib.engine import ranks
+from aeft_lib.engine import ranks, shards
 from aeft_lib.studies import catalogue, run
 from aeft_lib.studies.rows import RefinedRow
 
@@ -16,6 +16,7 @@ ROW = RefinedRow("crf", "ours, CRF", catalogue.OURS_ROW, crf=True)
 def main() -> None:
     """Run the row with the negatives that the command line names; rank 0 prints its mIoU."""
     ranks.start()
+    shards.SHARD = 5  # three shards of twelve images, so that both ranks get some
     profile = photo_profile()
     profile = replace(profile, compute=replace(profile.compute, negatives=sys.argv[1]))
     found = run.artefacts(profile, ROW, 0)

@@ -1,6 +1,7 @@
 """Two processes under torchrun (gloo) against one: the same weights, every image once, one writer."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +14,13 @@ from safetensors.torch import load_file
 
 from aeft_lib import paths
 from aeft_lib.engine import ranks
-from aeft_lib.maps.seeds import read_seeds
+from aeft_lib.maps.seeds import Seed, read_seeds
 
 JOB = Path(__file__).with_name("distributed_job.py")
+# Training moves weights by up to 0.1.  Gradients are sums of about 1e5 float32 terms, whose order
+# depends on the number of processes: 0.1 x 6e-8 x sqrt(1e5) = 2e-6, times a margin of 10.
+ROUNDING = 2e-5
+NAMES = [f"{i:05d}" for i in range(SPLITS["train_aug"])]
 
 
 def run(stored: Path, voc: Path, ranks: int, negatives: str = "gathered") -> str:
@@ -45,7 +50,10 @@ def stores(tmp_path_factory) -> dict[str, Path]:
     for name, number, negatives in (("one", 1, "gathered"), ("two", 2, "gathered"), ("apart", 2, "rank")):
         assert f"ranks {number} " in run(home / name, home / "voc", number, negatives)
         made[name] = home / name
-    return made
+    shutil.copytree(home / "one", home / "again")  # with the seeds of one process,
+    shutil.rmtree(home / "again" / "refine_by_crf")  # which two refine
+    run(home / "again", home / "voc", 2)
+    return made | {"again": home / "again"}
 
 
 def weights(stored: Path, stage: str) -> dict[str, torch.Tensor]:
@@ -53,27 +61,43 @@ def weights(stored: Path, stage: str) -> dict[str, torch.Tensor]:
     return load_file(file)
 
 
+def stored_maps(stored: Path, stage: str, name: str) -> list[tuple[str, Seed]]:
+    (file,) = stored.glob(f"{stage}/*/{name}")
+    return list(read_seeds(file))
+
+
 @pytest.mark.parametrize("stage", ["train_classifier", "train_triplet"])
 def test_two_processes_give_the_weights_of_one(stores, stage):
     one, two = weights(stores["one"], stage), weights(stores["two"], stage)
     assert one.keys() == two.keys()
     for name in one:
-        torch.testing.assert_close(two[name], one[name], rtol=1e-5, atol=1e-6, msg=name)
+        torch.testing.assert_close(two[name], one[name], rtol=0, atol=ROUNDING, msg=name)
 
 
 def test_negatives_within_a_rank_are_another_loss(stores):
     one, apart = weights(stores["one"], "train_triplet"), weights(stores["apart"], "train_triplet")
-    assert any(not torch.allclose(apart[name], one[name], rtol=1e-5, atol=1e-6) for name in one)
+    assert max((apart[name] - one[name]).abs().max() for name in one) > 100 * ROUNDING
 
 
-def test_every_image_is_inferred_and_refined_once_in_order(stores):
-    for stage, file in (("infer_photo_seeds", "seeds.npz"), ("refine_by_crf", "middle.npz")):
-        (mine,), (theirs,) = (stores[name].glob(f"{stage}/*/{file}") for name in ("one", "two"))
-        one, two = list(read_seeds(mine)), list(read_seeds(theirs))
-        assert [name for name, _ in two] == [name for name, _ in one] == [f"{i:05d}" for i in range(SPLITS["train_aug"])]
-        for (_, a), (_, b) in zip(one, two, strict=True):
-            assert a.class_ids.tolist() == b.class_ids.tolist()
-            assert (a.cam - b.cam).abs().max() <= 2 / 255
+def test_every_image_is_inferred_once_in_order(stores):
+    one, two = (stored_maps(stores[name], "infer_photo_seeds", "seeds.npz") for name in ("one", "two"))
+    assert [name for name, _ in two] == [name for name, _ in one] == NAMES
+    for (_, a), (_, b) in zip(one, two, strict=True):
+        assert a.class_ids.tolist() == b.class_ids.tolist()
+        assert a.cam.shape == b.cam.shape
+        # Weights differ by rounding, CAMs by far less than a step of 1/255: they round to
+        # neighbouring steps at most.
+        steps = [(cam * 255).round() for cam in (a.cam, b.cam)]
+        assert (steps[0] - steps[1]).abs().max() <= 1
+
+
+def test_every_image_is_refined_once_in_order(stores):
+    """A CRF amplifies, so it is compared on the same seeds, and there the bytes are the same."""
+    maps = [stored_maps(stores[name], "refine_by_crf", "middle.npz") for name in ("one", "again")]
+    for (name, a), (other, b), expected in zip(*maps, NAMES, strict=True):
+        assert name == other == expected
+        assert a.class_ids.tolist() == b.class_ids.tolist()
+        assert torch.equal(a.cam, b.cam)
 
 
 def test_nothing_half_made_is_left(stores):

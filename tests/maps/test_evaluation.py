@@ -67,6 +67,7 @@ def golden_sweep(vectors):
     return sweep(cams, masks, vectors["thresholds_f64"], num_classes=vectors["TP"].shape[1] - 1)
 
 
+@pytest.mark.exact
 def test_golden_counts_and_miou_at_every_threshold(golden):
     vectors = golden("evaluation")
     ours = golden_sweep(vectors)
@@ -110,6 +111,7 @@ def test_golden_counts_of_label_maps(golden, kind):
 # --- two implementations agree ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.exact
 @pytest.mark.parametrize("seed", range(20))
 def test_one_pass_sweep_equals_the_literal_loop(seed):
     rng = np.random.default_rng(seed)
@@ -121,6 +123,7 @@ def test_one_pass_sweep_equals_the_literal_loop(seed):
     assert ours.top.sum() == sum(mask.size for mask in masks)
 
 
+@pytest.mark.exact
 @pytest.mark.parametrize("seed", range(5))
 def test_confusion_of_the_argmax_equals_the_sweep_at_that_threshold(seed):
     rng = np.random.default_rng(seed)

@@ -63,7 +63,8 @@ def test_checkpointing_gives_the_same_gradients(name):
         backbone(IMAGES).square().mean().backward()
         found.append([p.grad for p in backbone.parameters() if p.grad is not None])
     assert len(found[0]) == len(found[1])
-    assert all(torch.allclose(a, b, rtol=1e-5) for a, b in zip(*found, strict=True))
+    for plain, again in zip(*found, strict=True):  # 50 layers x 6e-8, of the largest number
+        torch.testing.assert_close(again, plain, rtol=0, atol=1e-5 * plain.abs().max().item())
 
 
 @pytest.mark.parametrize(

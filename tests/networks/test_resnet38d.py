@@ -220,7 +220,8 @@ def test_trunk_ends_before_stage_3_and_tail_goes_on_from_it(backbone):
 def test_images_do_not_mix(backbone):
     with torch.inference_mode():
         together, alone = backbone(IMAGES), backbone(IMAGES[1:])
-    torch.testing.assert_close(together[1:], alone, rtol=0, atol=1e-5 * alone.max().item())
+    # 38 layers x 6e-8 x a margin of 40, of the largest number: another batch, other sums.
+    torch.testing.assert_close(together[1:], alone, rtol=0, atol=1e-4 * alone.max().item())
 
 
 # --- normalisation and refusals --------------------------------------------------------------------------------------

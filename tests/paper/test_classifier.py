@@ -128,7 +128,9 @@ def test_where_the_trunk_ends_does_not_change_the_features():
     load = dict(zip(split.state_dict(), whole.state_dict().values(), strict=True))
     split.load_state_dict(load)
     with torch.no_grad():
-        torch.testing.assert_close(split(IMAGES), whole(IMAGES))
+        ours, theirs = split(IMAGES), whole(IMAGES)
+    # 50 layers x 6e-8 x a margin of 30, of the largest number.
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4 * theirs.abs().max().item())
 
 
 def test_cached_features_give_what_the_images_give(shared):
@@ -137,12 +139,14 @@ def test_cached_features_give_what_the_images_give(shared):
         cached, halved = shared.from_trunk(features), shared.from_trunk(features.half())
         assert torch.equal(shared.cam(features), direct.cam)
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(cached, direct, strict=True))
+    # Half precision rounds by 5e-4, with a margin of 10.
     torch.testing.assert_close(halved.cam, direct.cam, rtol=0, atol=5e-3 * direct.cam.abs().max().item())
 
 
 # --- checkpoints -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.exact
 def test_trained_state_moves_the_training_to_another_network():
     ours, theirs = network(seed=1), network(seed=2)
     frozen = {name: tensor for name, tensor in ours.state_dict().items() if name not in trained_state(ours)}

@@ -70,7 +70,10 @@ def test_golden_masks_and_masked_images(golden_losses, assert_near):
         erased = erase(case["images"], case["cam"], case["label"], threshold=0.6)
         torch.testing.assert_close(erased.foreground, case["cam_fg"], rtol=0, atol=1e-5)
         torch.testing.assert_close(erased.mask, case["m"], rtol=0, atol=1e-5)
-        assert torch.equal(erased.mask == 0, case["m"] == 0)  # exactly the same pixels go
+        sure = (case["cam_fg"] - 0.6).abs() > 1e-5
+        ours, theirs = erased.mask == 0, case["m"] == 0
+        assert torch.equal(ours[sure], theirs[sure])  # exactly the same pixels go
+        assert sure.float().mean() > 0.99
         masked = erased.images.double()
         means = torch.stack([case["masked_images_mean"], case["masked_images_abs_mean"]])
         assert_near(torch.stack([masked.mean(), masked.abs().mean()]), means, 1e-5, "means of the masked images")
@@ -146,7 +149,9 @@ def test_golden_embeddings(golden_losses, assert_near):
 def test_golden_residual_region_is_exact(golden_losses):
     for case in (case for case in golden_losses.values() if "mask_anchor_bg" in case):
         region = residual_region(case["cam"], case["label"], threshold=0.2)
-        assert torch.equal(region, case["mask_anchor_bg"].bool())
+        sure = (max_norm(case["cam"]) - 0.2).abs() > 1e-5
+        assert torch.equal(region[sure], case["mask_anchor_bg"].bool()[sure])
+        assert sure.float().mean() > 0.99
 
 
 def test_golden_region_embeddings(golden_losses, assert_near):

@@ -94,7 +94,8 @@ def test_taps_of_the_small_backbone_do_not_depend_on_where_the_trunk_ends(networ
     assert [tuple(tap.shape) for tap in taps] == [(2, 40, 12, 14), (2, 112, 6, 7), (2, 1280, 6, 7)]
     assert tuple(tap.shape[1] for tap in taps) == backbone.tap_channels
     for ours, theirs in zip(taps, whole, strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)  # another layout in memory, perhaps other threads
+        # Another layout in memory: 50 layers x 6e-8 x a margin of 30, of the largest number.
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4 * theirs.abs().max().item())
 
 
 def test_trained_parts_and_new_layers_have_a_gradient_and_frozen_ones_none():
@@ -111,8 +112,8 @@ def test_trained_parts_and_new_layers_have_a_gradient_and_frozen_ones_none():
 
 def test_features_are_three_projections_on_the_finest_grid_mixed_by_a_fourth():
     torch.manual_seed(0)
-    net = AffinityNet(backbone=Pooled(1, 2, 4))
-    images = torch.randn(1, 3, 8, 12)
+    net = AffinityNet(backbone=Pooled(1, 2, 4)).double()
+    images = torch.randn(1, 3, 8, 12, dtype=torch.float64)
     taps = net.backbone.taps(images)
     projected = [F.elu(F.conv2d(tap, layer.weight)) for tap, layer in zip(taps, layers(net), strict=False)]
     stretched = [F.interpolate(maps, size=(8, 12), mode="bilinear", align_corners=False) for maps in projected[1:]]
@@ -131,6 +132,7 @@ def test_gradient_of_the_features():
 def test_an_even_image_is_one_object():
     torch.manual_seed(0)
     (found,) = AffinityNet(backbone=Pooled(1, 2, 4)).affinity(torch.full((1, 3, 12, 16), 0.7))
+    # Features below 10, interpolated and mixed in float32: 10 x 6e-8 x a margin of 20.
     torch.testing.assert_close(found.value, torch.ones_like(found.value), rtol=0, atol=1e-5)
     assert len(found.value) == 34 * 8 * 8
 
@@ -144,7 +146,7 @@ def test_pairs_across_an_edge_are_weaker_than_pairs_within():
     across = left[0] != left[1]
     assert 0 < across.sum() < len(across)
     assert found.value[across].max() < 0.9
-    assert (found.value[~across] == 1).all()
+    assert (found.value[~across] > 1 - 1e-5).all()  # a position may be summed in another order
 
 
 def test_first_weights_are_kaiming_and_for_the_mix_xavier_four_times(network):
@@ -171,7 +173,9 @@ def test_one_sparse_affinity_per_image_and_images_do_not_mix(network):
         assert one.value.shape == one.index_from.shape == one.index_to.shape == (34 * 8 * 6,)
         assert one.value.min() >= 0
         assert one.value.max() <= 1
-        torch.testing.assert_close(network.affinity(image[None])[0].value, one.value, rtol=0, atol=1e-5)
+        # Features up to 50 are off by 50 layers x 6e-8 of that, and so is the exponent: 2e-4.
+        (alone,) = network.affinity(image[None])
+        torch.testing.assert_close(alone.value, one.value, rtol=0, atol=2e-4)
 
 
 def test_affinities_are_those_of_the_features(network):

@@ -37,6 +37,12 @@ def golden_case(vectors, name: str) -> tuple[tuple[np.ndarray, torch.Tensor, Spa
     return (case["image"], cam, affinity_of(torch.from_numpy(case["z"]))), case
 
 
+def decided(posterior: torch.Tensor, tolerance: float) -> np.ndarray:
+    """Pixels (H, W) whose label is the same whatever moves every score by at most `tolerance`."""
+    first, second = posterior.topk(2, dim=0).values
+    return (first - second > 2 * tolerance).numpy()
+
+
 def agreement(posterior: torch.Tensor, case: dict[str, np.ndarray], name: str) -> float:
     """The part of pixels that have the golden label."""
     return (case["present"][posterior.argmax(dim=0).numpy()] == case[name]).mean()
@@ -49,7 +55,10 @@ def test_golden_label_maps_without_a_crf(golden):
     for name in names:
         inputs, case = golden_case(vectors, name)
         posterior = refine_by_walk(*inputs, **SETTINGS, crf_iterations=0)
-        assert agreement(posterior, case, "pred6_nocrf") > 0.999, name
+        sure = decided(posterior, 1e-3)  # 5e-5 of the walk, over sums of at least 0.05
+        labels = case["present"][posterior.argmax(dim=0).numpy()]
+        assert (labels == case["pred6_nocrf"])[sure].all(), name
+        assert sure.mean() > 0.99, name
 
 
 def test_golden_label_map_with_a_crf_but_for_the_image_it_sees(golden):
@@ -117,9 +126,13 @@ def test_the_parts_in_their_order():
     full = F.interpolate(walked.reshape(1, 3, 5, 6), size=(40, 48), mode="bilinear", align_corners=False)[0, :, :36, :46]
     options = {"alpha": 3, "beta": 4, "steps": 5}
     assert len(affinity.value)
-    torch.testing.assert_close(refine_by_walk(image, cam, affinity, **options, crf_iterations=0), full / full.sum(dim=0))
-    expected = DenseCRF(image).infer(unary_of(full), iterations=2)
-    torch.testing.assert_close(refine_by_walk(image, cam, affinity, **options, crf_iterations=2), expected, rtol=0, atol=1e-4)
+    # 5 steps of 30 float32 terms: 150 x 6e-8 x a margin of 10; a CRF multiplies that by about 5.
+    posterior = refine_by_walk(image, cam, affinity, **options, crf_iterations=0)
+    torch.testing.assert_close(posterior, full / full.sum(dim=0), rtol=0, atol=1e-4)
+    expected = DenseCRF(image).infer(unary_of(full), iterations=1)
+    settled = refine_by_walk(image, cam, affinity, **options, crf_iterations=1)
+    torch.testing.assert_close(settled, expected, rtol=0, atol=5e-4)
+    assert (settled - posterior).abs().max() > 0.1
 
 
 def test_a_crf_settles_edges_that_the_grid_cannot_hold():

@@ -120,8 +120,13 @@ def test_golden_way_from_cam_to_label_map(golden, assert_near):
             posterior = crf.infer(unary_of(scores), iterations=1)
             assert_near(sampled(up, case, f"up{k}"), case[f"up{k}_stats/val"], TOLERANCES.get(k, 2e-4), f"{name}/up{k}")
             assert_near(sampled(posterior[present], case, f"crf{k}"), case[f"crf{k}_stats/val"], 1e-3, f"{name}/crf{k}")
-            for ours, theirs in ((posterior, case[f"pred{k}"]), (scores, case[f"pred{k}_nocrf"])):
-                assert (ours.argmax(dim=0)[:h, :w].numpy() == theirs).mean() > 0.999
+            walk = TOLERANCES.get(k, 2e-4)
+            kinds = ((posterior, f"pred{k}", 1e-3), (scores, f"pred{k}_nocrf", walk))
+            for ours, kind, tolerance in kinds:  # labels that the tolerance cannot turn
+                first, second = ours[:, :h, :w].topk(2, dim=0).values
+                sure = (first - second > 2 * tolerance).numpy()
+                assert (ours.argmax(dim=0)[:h, :w].numpy() == case[kind])[sure].all()
+                assert sure.mean() > 0.99
 
 
 # --- the definition --------------------------------------------------------------------------------------------------
@@ -144,7 +149,9 @@ def test_by_hand():
 def test_float32_is_near_float64():
     affinity, scores = random_walk(20, 25)
     small = affinity._replace(value=affinity.value.float())
-    torch.testing.assert_close(propagate(small, scores.float()).double(), propagate(affinity, scores), rtol=0, atol=1e-5)
+    # 64 steps, each a mean with weights a^8: 64 x 8 x 6e-8 = 3e-5 of scores up to 1, with a margin.
+    ours, theirs = propagate(small, scores.float()).double(), propagate(affinity, scores)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
 
 
 def test_the_result_has_the_type_of_the_scores():
@@ -200,18 +207,18 @@ def test_scores_flow_inside_a_region_and_not_out_of_it():
 
 def test_no_step_is_the_identity():
     affinity, scores = random_walk(6, 7)
-    assert torch.equal(propagate(affinity, scores, steps=0), scores)
+    torch.testing.assert_close(propagate(affinity, scores, steps=0), scores, rtol=1e-14, atol=0)
 
 
 @pytest.mark.parametrize("affinity", [no_pair(1, 2), one_pair(0.0)])
 def test_a_unit_diagonal_alone_is_the_identity(affinity):
     scores = torch.rand(3, 1, 2, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(propagate(affinity, scores), scores)
+    torch.testing.assert_close(propagate(affinity, scores), scores)
 
 
 def test_one_pixel_keeps_its_scores():
     scores = torch.tensor([0.2, 0.7]).reshape(2, 1, 1)
-    assert torch.equal(propagate(affinity_of(torch.ones(1, 3, 1, 1)), scores), scores)
+    torch.testing.assert_close(propagate(affinity_of(torch.ones(1, 3, 1, 1)), scores), scores)
 
 
 @pytest.mark.parametrize(("h", "w"), [(1, 6), (2, 2), (3, 4), (7, 12)])

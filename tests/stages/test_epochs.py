@@ -77,15 +77,20 @@ def test_the_last_epoch_tags_as_the_evaluation_says(row):
 
 @pytest.mark.parametrize("row", [GAP, GATED, ERASED], ids=lambda row: row.name)
 def test_the_last_epoch_has_the_seeds_of_the_row(row):
-    """But for the steps of 1/255 in which seeds are stored."""
-    artefacts, last = found(row), course(row).iloc[-1]
-    measured = pd.read_csv(artefacts["objects"].folder / "objects.csv")
-    assert last["entropy"] == pytest.approx(measured["entropy"].mean(), abs=2e-4)
-    assert last["half_area"] == pytest.approx(measured["half_area"].mean(), abs=2e-4)
-    compared = ["threshold", "miou", "recall"]  # precision of a class may hang on a few pixels
-    of_last = curves(row).query("epoch == 2")[compared].reset_index(drop=True)
-    stored = pd.read_csv(artefacts["evaluation"].folder / "curve.csv")[compared]
-    pd.testing.assert_frame_equal(of_last, stored, rtol=0, atol=0.04)
+    """But for the steps of 1/255 in which seeds are stored: no other epoch comes near."""
+    artefacts = found(row)
+    measured = pd.read_csv(artefacts["objects"].folder / "objects.csv")[["entropy", "half_area"]]
+    apart = (course(row).set_index("epoch")[list(measured)] - measured.mean()).abs()
+    assert (3 * apart.loc[2] < apart.drop(2)).all(axis=None)
+    compared = ["miou", "recall"]  # precision of a class may hang on a few pixels
+    stored = pd.read_csv(artefacts["evaluation"].folder / "curve.csv").set_index("threshold")[compared]
+    apart = pd.DataFrame(
+        {
+            epoch: (curve.set_index("threshold")[compared] - stored).abs().max()
+            for epoch, curve in curves(row).groupby("epoch")
+        }
+    ).T
+    assert (3 * apart.loc[2] < apart.drop(2)).all(axis=None)
 
 
 @pytest.mark.parametrize("row", [GAP, GATED, ERASED], ids=lambda row: row.name)

