@@ -1,4 +1,5 @@
-"""The command line: ``aeft run``, ``explain``, ``reproduce``, ``report``, ``predict``, ``data``, ...
+"""The command line: ``aeft run``, ``explain``, ``reproduce``, ``report``, ``predict``, ``data``,
+...
 
 Errors are one line.  Under torchrun all processes run one command together.
 """
@@ -21,10 +22,15 @@ from aeft_lib.studies.settings import Profile
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 1 for an error that the message explains, 130 after Ctrl-C."""
+    """Run one command; returns the exit code:
+
+    0, 1 for an error that the message explains, 130 after Ctrl-C.
+    """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a terminal without "×" shows "?" and not a traceback
+            stream.reconfigure(
+                errors="replace"
+            )  # a terminal without "×" shows "?" and not a traceback
     arguments = _parser().parse_args(argv)
     try:
         ranks.start()
@@ -34,7 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"aeft: {error}{notes}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("aeft: stopped; finished results are in the store, run the command again to resume", file=sys.stderr)
+        print(
+            "aeft: stopped; finished results are in the store, run the command again to resume",
+            file=sys.stderr,
+        )
         return 130
     finally:
         ranks.stop()
@@ -357,12 +366,23 @@ def _add_data(commands: Any) -> None:
         required=True, metavar="WHAT", parser_class=_Whole
     )
     check = data.add_parser("check", help="verify it")
-    check.add_argument("what", metavar="WHAT", help="collages, voc, coco, or a folder of your own photos")
-    check.add_argument("--deep", action="store_true", help="decode every photo and mask instead of their headers")
+    check.add_argument(
+        "what", metavar="WHAT", help="collages, voc, coco, or a folder of your own photos"
+    )
+    check.add_argument(
+        "--deep", action="store_true", help="decode every photo and mask instead of their headers"
+    )
     check.set_defaults(command=data_check)
     bring = data.add_parser("fetch", help="download, verify and unpack it; called again it goes on")
     bring.add_argument("what", choices=["voc", "coco"])
-    bring.add_argument("--from", dest="local", nargs="*", default=[], metavar="ARCHIVE", help="archives that are at hand")
+    bring.add_argument(
+        "--from",
+        dest="local",
+        nargs="*",
+        default=[],
+        metavar="ARCHIVE",
+        help="archives that are at hand",
+    )
     bring.set_defaults(command=data_fetch)
 
 

@@ -1,4 +1,7 @@
-"""Where things stand: the checkout, the embedded data, real data sets, the stage store, the committed figures."""
+"""Where things stand:
+
+the checkout, the embedded data, real data sets, the stage store, the committed figures.
+"""
 
 import os
 from pathlib import Path
@@ -15,17 +18,26 @@ def runs() -> Path:
 
 
 def voc_root() -> Path:
-    """The folder that holds ``VOCdevkit/VOC2012``: ``AEFT_VOC_ROOT`` where it is set, else ``data/voc`` in the checkout."""
+    """The folder that holds ``VOCdevkit/VOC2012``:
+
+    ``AEFT_VOC_ROOT`` where it is set, else ``data/voc`` in the checkout.
+    """
     return _root("AEFT_VOC_ROOT", "voc")
 
 
 def coco_root() -> Path:
-    """The folder that holds COCO's ``annotations``: ``AEFT_COCO_ROOT`` where it is set, else ``data/coco`` in the checkout."""
+    """The folder that holds COCO's ``annotations``:
+
+    ``AEFT_COCO_ROOT`` where it is set, else ``data/coco`` in the checkout.
+    """
     return _root("AEFT_COCO_ROOT", "coco")
 
 
 def photos_root() -> Path:
-    """The folder of your own photos: ``AEFT_PHOTOS_ROOT`` where it is set, else ``data/photos`` in the checkout."""
+    """The folder of your own photos:
+
+    ``AEFT_PHOTOS_ROOT`` where it is set, else ``data/photos`` in the checkout.
+    """
     return _root("AEFT_PHOTOS_ROOT", "photos")
 
 

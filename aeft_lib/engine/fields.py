@@ -1,6 +1,8 @@
-"""Checks of dataclass fields, one call a rule: the error names the field, the rule and the bad value.
+"""Checks of dataclass fields, one call a rule: the error names the field, the rule and the bad
+value.
 
-Own code: these are four rules of two lines, and pydantic's dataclasses would wrap every message in three lines of its own.
+Own code: these are four rules of two lines, and pydantic's dataclasses would wrap every message in
+    three lines of its own.
 """
 
 import math
@@ -39,7 +41,10 @@ def fraction(owner: Any, *names: str, most: float = 1.0) -> None:
 
 
 def choice(owner: Any, **allowed: Sequence[Any]) -> None:
-    """Raises ValueError where a field is none of its allowed values, by value and type: ``choice(self, fusion=FUSIONS)``."""
+    """Raises ValueError where a field is none of its allowed values, by value and type:
+
+    ``choice(self, fusion=FUSIONS)``.
+    """
     for name, values in allowed.items():
         value = getattr(owner, name)
         if not any(value == known and type(value) is type(known) for known in values):

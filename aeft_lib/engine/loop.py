@@ -108,7 +108,9 @@ class _Run:
         """The batches of an epoch as sample indices."""
         return list(epoch_order(self.n_samples, self.schedule.batch_size, self.seed, epoch))
 
-    def epoch(self, epoch: int, rows: Sequence[dict[str, float]], done: Sequence[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+    def epoch(
+        self, epoch: int, rows: Sequence[dict[str, float]], done: Sequence[dict[str, Tensor]]
+    ) -> list[dict[str, Tensor]]:
         """Take the steps of an epoch that are left after those `done`; the terms of all of them.
 
         rows: of the epochs before.
@@ -177,7 +179,9 @@ def epoch_order(n_samples: int, batch_size: int, seed: int, epoch: int) -> Itera
     yield from order[: n_samples - n_samples % batch_size].split(batch_size)
 
 
-def _check_weights(network: nn.Module, epoch: int, schedule: Schedule, checkpoint: Path | None) -> None:
+def _check_weights(
+    network: nn.Module, epoch: int, schedule: Schedule, checkpoint: Path | None
+) -> None:
     """A gradient can be NaN where the loss is finite: refuse such weights before they are kept."""
     if all(p.isfinite().all() for p in network.parameters() if p.requires_grad):
         return

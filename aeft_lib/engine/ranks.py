@@ -1,8 +1,12 @@
-"""Several processes under ``torchrun`` that work on one job; without it, one process, and everything here does nothing.
+"""Several processes under ``torchrun`` that work on one job; without it, one process, and
+everything here does nothing.
 
-Training: every process (rank) takes its part of each batch, what the loss needs of every sample is gathered, and gradients are
-summed once a step.  That is plain data parallelism, but not ``DistributedDataParallel``: the loss of a triplet looks at the
-whole batch, after two passes and perhaps several backward passes, and so the step of n processes is the step of one.
+Training: every process (rank) takes its part of each batch, what the loss needs of every sample is
+    gathered, and gradients are
+summed once a step.  That is plain data parallelism, but not ``DistributedDataParallel``: the loss
+    of a triplet looks at the
+whole batch, after two passes and perhaps several backward passes, and so the step of n processes is
+the step of one.
 
 Work on images: every rank takes shards, rank 0 gets the results (`aeft_lib.engine.shards`).
 """
@@ -29,12 +33,17 @@ def launched() -> bool:
 
 
 def start() -> None:
-    """Join the others; to be called once, before anything else here.  Without torchrun it does nothing."""
+    """Join the others; to be called once, before anything else here.
+
+    Without torchrun it does nothing.
+    """
     if not launched() or dist.is_initialized():
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT
+    )
 
 
 def stop() -> None:
@@ -100,9 +109,14 @@ def together(value: T) -> list[T]:
 
 
 def part(n: int) -> slice:
-    """Which of n samples are this rank's.  Raises ValueError where n does not divide by the number of ranks."""
+    """Which of n samples are this rank's.
+
+    Raises ValueError where n does not divide by the number of ranks.
+    """
     if n % world():
-        raise ValueError(f"a batch of {n} does not divide over {world()} processes: choose another number of processes")
+        raise ValueError(
+            f"a batch of {n} does not divide over {world()} processes: choose another number of processes"
+        )
     size = n // world()
     return slice(rank() * size, (rank() + 1) * size)
 
@@ -110,7 +124,8 @@ def part(n: int) -> slice:
 def gather(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Every rank's tensors, joined along their first axis.
 
-    A gradient reaches this rank's own part alone: every rank has the same loss, so the sum of their gradients is the whole.
+    A gradient reaches this rank's own part alone: every rank has the same loss, so the sum of their
+    gradients is the whole.
     """
     if world() == 1:
         return tensors
@@ -136,7 +151,9 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
         chosen = [p.grad for p in with_gradient if p.grad.dtype == dtype]
         flat = torch.cat([gradient.flatten() for gradient in chosen])
         dist.all_reduce(flat)
-        for gradient, total in zip(chosen, flat.split([gradient.numel() for gradient in chosen]), strict=True):
+        for gradient, total in zip(
+            chosen, flat.split([gradient.numel() for gradient in chosen]), strict=True
+        ):
             gradient.copy_(total.view_as(gradient))
 
 

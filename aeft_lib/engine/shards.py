@@ -48,7 +48,9 @@ def over_images(
             yield from function(shard, *arguments)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(
+        workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
         pending = [pool.submit(function, shard, *arguments) for shard in shards]
         try:
             for future in pending:
@@ -58,8 +60,13 @@ def over_images(
             raise
 
 
-def _over_ranks(function: Callable[..., list], shards: list[range], *arguments: Any) -> Iterator[Any]:
-    """In rounds of a shard a rank, each gathered before the next begins: rank 0 holds no more than one round."""
+def _over_ranks(
+    function: Callable[..., list], shards: list[range], *arguments: Any
+) -> Iterator[Any]:
+    """In rounds of a shard a rank, each gathered before the next begins:
+
+    rank 0 holds no more than one round.
+    """
     world = ranks.world()
     for start in range(0, len(shards), world):
         mine = shards[start + ranks.rank()] if start + ranks.rank() < len(shards) else range(0)

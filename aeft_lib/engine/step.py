@@ -109,14 +109,18 @@ class Stepper:
             for part in parts:
                 states.append(_random_state(self.device))
                 measured = self._measured(part)
-                leaves.append({k: t.requires_grad_(t.is_floating_point()) for k, t in measured.items()})
+                leaves.append(
+                    {k: t.requires_grad_(t.is_floating_point()) for k, t in measured.items()}
+                )
         whole_batch = {name: torch.cat([leaf[name] for leaf in leaves]) for name in leaves[0]}
         terms = self._backward(whole_batch, progress)
         for part, state, leaf in zip(parts, states, leaves, strict=True):
             with _replayed(state, self.device):
                 again = self._measured(part)
             with_gradient = [k for k in leaf if again[k].requires_grad and leaf[k].grad is not None]
-            torch.autograd.backward([again[k] for k in with_gradient], [leaf[k].grad for k in with_gradient])
+            torch.autograd.backward(
+                [again[k] for k in with_gradient], [leaf[k].grad for k in with_gradient]
+            )
         return terms
 
     def _measured(self, samples: Batch) -> Measures:

@@ -1,11 +1,14 @@
-"""Evaluation: a threshold sweep in one pass, confusion counts, mIoU, precision, recall, and the mAP of tags.
+"""Evaluation: a threshold sweep in one pass, confusion counts, mIoU, precision, recall, and the mAP
+of tags.
 
-Prediction at threshold t is the argmax over [t, cam_1 .. cam_K], first maximum wins, compared in float32.  So the winner among
-the classes does not depend on t, and background wins wherever t >= the top score: one histogram of (truth, winner, bin of the
-top score) gives the counts at every threshold, from one read of every seed.
+Prediction at threshold t is the argmax over [t, cam_1 .. cam_K], first maximum wins, compared in
+float32.  So the winner among the classes does not depend on t, and background wins wherever t >=
+the top score: one histogram of (truth, winner, bin of the top score) gives the counts at every
+    threshold, from one read of every seed.
 
-mIoU is the mean over all K+1 classes, background included; a class that never occurs counts as 0; pixels labelled 255 are
-ignored.  Precision and recall are means over the same classes.  All counts are int64.
+mIoU is the mean over all K+1 classes, background included; a class that never occurs counts as 0;
+pixels labelled 255 are ignored.  Precision and recall are means over the same classes.  All counts
+are int64.
 """
 
 import math
@@ -25,9 +28,11 @@ EPS = 1e-10
 
 @dataclass(frozen=True)
 class Counts:
-    """Pixel counts per class, background first, int64, the class on the last axis; leading axes are free (thresholds).
+    """Pixel counts per class, background first, int64, the class on the last axis; leading axes are
+    free (thresholds).
 
-    tp: predicted and true.  predicted: all predicted.  true: all of the truth; void pixels are in none of them.
+    tp: predicted and true.  predicted: all predicted.  true: all of the truth; void pixels are in
+        none of them.
     """
 
     tp: np.ndarray
@@ -57,7 +62,8 @@ class Counts:
 
 @dataclass(frozen=True)
 class Sweep(Counts):
-    """Counts (T, K+1) at T increasing thresholds, and how many pixels (void included) have their top score in each bin.
+    """Counts (T, K+1) at T increasing thresholds, and how many pixels (void included) have their
+    top score in each bin.
 
     top: (T+1,) int64; bin i holds thresholds[i-1] < top score <= thresholds[i], the ends are open.
     """
@@ -81,9 +87,11 @@ class Sweep(Counts):
 
 
 def otsu(top: np.ndarray, thresholds: Sequence[float]) -> int:
-    """Index of Otsu's threshold: it maximises the variance between the two groups of pixels that it separates.
+    """Index of Otsu's threshold: it maximises the variance between the two groups of pixels that it
+    separates.
 
-    It reads nothing but the seeds.  top: (T + 1,) pixels per bin of their top score, see `Sweep`.  thresholds: T, increasing.
+    It reads nothing but the seeds.  top: (T + 1,) pixels per bin of their top score, see `Sweep`.
+        thresholds: T, increasing.
     """
     weights = top.astype(float)
     edges = np.concatenate([[0.0], thresholds, [1.0]])
@@ -95,7 +103,8 @@ def otsu(top: np.ndarray, thresholds: Sequence[float]) -> int:
 
 
 def top_histogram(cams: Iterable[Tensor], thresholds: Sequence[float]) -> np.ndarray:
-    """How many pixels have their top score in each bin of the thresholds, (T + 1,) int64; no mask is needed.
+    """How many pixels have their top score in each bin of the thresholds, (T + 1,) int64; no mask
+    is needed.
 
     cams: per image (K', H, W) in 0..1; one without classes counts nothing.
     """
@@ -103,7 +112,9 @@ def top_histogram(cams: Iterable[Tensor], thresholds: Sequence[float]) -> np.nda
     counts = torch.zeros(len(grid) + 1, dtype=torch.int64)
     for cam in cams:
         if len(cam):
-            counts += torch.bincount(torch.bucketize(cam.amax(dim=0).flatten(), grid), minlength=len(counts))
+            counts += torch.bincount(
+                torch.bucketize(cam.amax(dim=0).flatten(), grid), minlength=len(counts)
+            )
     return counts.numpy()
 
 
@@ -116,7 +127,8 @@ def sweep(
 ) -> Sweep:
     """Counts at every threshold from one read of every image.
 
-    cams: per image (class_ids (K',), cam (K', H, W) in 0..1); or a plain (K, H, W) with all classes.
+    cams: per image (class_ids (K',), cam (K', H, W) in 0..1); or a plain (K, H, W) with all
+        classes.
     masks: per image (H, W), 0 background, class + 1, 255 void.  thresholds: increasing.
     num_classes: K, without background; may be left out where the first cam is a plain (K, H, W).
     An image without classes is background, and its pixels are not in `Sweep.top`.
@@ -141,21 +153,30 @@ def sweep(
         top, winner = _first_maximum(cam.reshape(len(cam), -1), class_ids)
         bins = torch.bucketize(top, grid.to(top.device), out_int32=True)
         truth = mask.reshape(-1).to(top.device, torch.int32)
-        histogram += torch.bincount((truth * num_classes + winner) * n_bins + bins, minlength=len(histogram)).cpu()
+        histogram += torch.bincount(
+            (truth * num_classes + winner) * n_bins + bins, minlength=len(histogram)
+        ).cpu()
     if histogram is None:
         raise ValueError("sweep needs at least one image")
     shaped = histogram.view(LABELS, num_classes, n_bins).numpy()
     foreign = shaped[num_classes + 1 : VOID].sum(axis=(1, 2)).nonzero()[0]
     if len(foreign):
-        raise ValueError(f"mask label {foreign[0] + num_classes + 1} is outside 0..{num_classes} and is not void ({VOID})")
+        raise ValueError(
+            f"mask label {foreign[0] + num_classes + 1} is outside 0..{num_classes} and is not void ({VOID})"
+        )
     counts = _counts_by_threshold(shaped[: num_classes + 1])
     top = shaped.sum(axis=(0, 1))
     top[0] -= untagged
     return Sweep(*counts, np.asarray(thresholds, dtype=float), top=top)
 
 
-def confusion(predictions: Iterable[Tensor], masks: Iterable[Tensor], *, num_classes: int) -> Counts:
-    """Counts (K+1,) of label maps (H, W) in 0..K against masks with 255 void.  Raises ValueError for other labels or shapes."""
+def confusion(
+    predictions: Iterable[Tensor], masks: Iterable[Tensor], *, num_classes: int
+) -> Counts:
+    """Counts (K+1,) of label maps (H, W) in 0..K against masks with 255 void.
+
+    Raises ValueError for other labels or shapes.
+    """
     n = num_classes + 1
     matrix = torch.zeros(n * n, dtype=torch.int64)
     for prediction, mask in zip(predictions, masks, strict=True):
@@ -166,7 +187,9 @@ def confusion(predictions: Iterable[Tensor], masks: Iterable[Tensor], *, num_cla
         truth, guess = truth[kept], guess[kept]
         for label in {int(x) for labels in (truth, guess) if len(labels) for x in labels.aminmax()}:
             if not 0 <= label < n:
-                raise ValueError(f"label {label} is outside 0..{num_classes} and is not void ({VOID})")
+                raise ValueError(
+                    f"label {label} is outside 0..{num_classes} and is not void ({VOID})"
+                )
         matrix += torch.bincount(truth * n + guess, minlength=n * n)
     square = matrix.view(n, n).numpy()
     return Counts(square.diagonal().copy(), square.sum(axis=0), square.sum(axis=1))
@@ -175,12 +198,15 @@ def confusion(predictions: Iterable[Tensor], masks: Iterable[Tensor], *, num_cla
 def mean_average_precision(logits: Tensor, tags: Tensor) -> float:
     """mAP of the tags in percent: average precision per class, mean over the classes that occur.
 
-    logits: (N, K), any monotone score.  tags: (N, K), 0 or 1.  Raises ValueError for NaN or where no class occurs.
+    logits: (N, K), any monotone score.  tags: (N, K), 0 or 1.  Raises ValueError for NaN or where
+        no class occurs.
     """
     occurring = tags.bool().any(dim=0)
     if not occurring.any():
         raise ValueError("no image has a tag: the mean average precision is not defined")
-    scores = average_precision_score(tags[:, occurring].numpy(), logits[:, occurring].numpy(), average="macro")
+    scores = average_precision_score(
+        tags[:, occurring].numpy(), logits[:, occurring].numpy(), average="macro"
+    )
     return 100 * float(scores)
 
 
@@ -208,10 +234,20 @@ def _classes_and_cam(item: tuple[Tensor, Tensor] | Tensor) -> tuple[Tensor, Tens
 
 def _check_image(class_ids: Tensor, cam: Tensor, mask: Tensor, num_classes: int) -> None:
     if cam.ndim != 3 or len(cam) == 0 or len(cam) != len(class_ids) or cam.shape[1:] != mask.shape:
-        shapes = f"class_ids {tuple(class_ids.shape)}, cam {tuple(cam.shape)}, mask {tuple(mask.shape)}"
-        raise ValueError(f"an image needs class_ids (K',), cam (K', H, W), K' >= 1, and mask (H, W); got {shapes}")
-    if int(class_ids.max()) >= num_classes or int(class_ids.min()) < 0 or len(class_ids.unique()) < len(class_ids):
-        raise ValueError(f"class ids must be different and lie in 0..{num_classes - 1}, got {class_ids.tolist()}")
+        shapes = (
+            f"class_ids {tuple(class_ids.shape)}, cam {tuple(cam.shape)}, mask {tuple(mask.shape)}"
+        )
+        raise ValueError(
+            f"an image needs class_ids (K',), cam (K', H, W), K' >= 1, and mask (H, W); got {shapes}"
+        )
+    if (
+        int(class_ids.max()) >= num_classes
+        or int(class_ids.min()) < 0
+        or len(class_ids.unique()) < len(class_ids)
+    ):
+        raise ValueError(
+            f"class ids must be different and lie in 0..{num_classes - 1}, got {class_ids.tolist()}"
+        )
     if mask.dtype != torch.uint8 and (int(mask.min()) < 0 or int(mask.max()) > VOID):
         raise ValueError(f"mask labels {int(mask.min())}..{int(mask.max())} are outside 0..{VOID}")
     if not all(map(math.isfinite, cam.aminmax())):
@@ -221,7 +257,8 @@ def _check_image(class_ids: Tensor, cam: Tensor, mask: Tensor, num_classes: int)
 def _counts_by_threshold(histogram: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(truth, winner, bin) pixel counts -> tp, predicted, true, each (T, K+1).
 
-    At threshold i a pixel is foreground where its bin is above i, so foreground counts are reversed cumulative sums.
+    At threshold i a pixel is foreground where its bin is above i, so foreground counts are reversed
+    cumulative sums.
     """
     foreground = histogram[..., ::-1].cumsum(axis=-1)[..., ::-1][..., 1:]
     n_thresholds, num_classes = foreground.shape[-1], histogram.shape[1]

@@ -1,4 +1,8 @@
-"""Seeds: class activation maps at image size, merged over scales and mirror images, and the store that keeps them small."""
+"""Seeds:
+
+class activation maps at image size, merged over scales and mirror images, and the store that keeps
+them small.
+"""
 
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +18,10 @@ EPS = 1e-5
 
 
 class Seed(NamedTuple):
-    """The CAMs of one image.  class_ids: (K',) int64, tagged classes, ascending.  cam: (K', H, W) float32 in 0..1."""
+    """The CAMs of one image.  class_ids: (K',) int64, tagged classes, ascending.  cam:
+
+    (K', H, W) float32 in 0..1.
+    """
 
     class_ids: Tensor
     cam: Tensor
@@ -29,17 +36,22 @@ def combine_scales(
 ) -> Tensor:
     """Merge the signed maps of several passes into one CAM per class.
 
-    Each pass: bilinear to image size (half-pixel centres), *then* ReLU, times the tags, mirrored back; sum of the passes;
+    Each pass: bilinear to image size (half-pixel centres), *then* ReLU, times the tags, mirrored
+        back; sum of the passes;
     divided by its maximum per class + 1e-5.
 
     scores: per pass a (B, K, h, w) signed map, any h and w.  size: (H, W) of the image in pixels.
-    tags: (B, K), 0 or 1; None keeps every class.  mirrored: which passes saw the mirrored image; None: every second one.
+    tags: (B, K), 0 or 1; None keeps every class.  mirrored: which passes saw the mirrored image;
+        None: every second one.
     Returns (B, K, H, W) in 0..1; a class that never fires, or is not tagged, is zero everywhere.
-    Raises ValueError for no passes, or where `mirrored` has another length.  Source: AEFT's reference implementation.
+    Raises ValueError for no passes, or where `mirrored` has another length.  Source: AEFT's
+        reference implementation.
     """
     mirrored = [bool(i % 2) for i in range(len(scores))] if mirrored is None else list(mirrored)
     if not scores or len(mirrored) != len(scores):
-        raise ValueError(f"combine_scales needs passes and one flag each, got {len(scores)} and {len(mirrored)}")
+        raise ValueError(
+            f"combine_scales needs passes and one flag each, got {len(scores)} and {len(mirrored)}"
+        )
     if 0 in scores[0].shape[:2]:  # an image without tags
         return scores[0].new_zeros(*scores[0].shape[:2], *size)
     total: Tensor | None = None
@@ -53,9 +65,11 @@ def combine_scales(
 
 
 class SeedWriter:
-    """Writes named seeds one by one, CAMs as uint8 steps of 1/255, one compressed member an image; a context manager.
+    """Writes named seeds one by one, CAMs as uint8 steps of 1/255, one compressed member an image;
+    a context manager.
 
-    Maps are smooth, so this takes a small part of float32's space; it is like a shift of the threshold by at most 1/510.
+    Maps are smooth, so this takes a small part of float32's space; it is like a shift of the
+    threshold by at most 1/510.
     """
 
     def __init__(self, file: Path) -> None:
@@ -64,8 +78,13 @@ class SeedWriter:
     def add(self, name: str, seed: Seed) -> None:
         """Raises ValueError for a CAM outside 0..1, NaN included."""
         if len(seed.cam) and not (seed.cam.amin() >= 0 and seed.cam.amax() <= 1):
-            raise ValueError(f"seed {name}: a CAM must lie in 0..1, got {seed.cam.amin():.3g}..{seed.cam.amax():.3g}")
-        arrays = {"class_ids": seed.class_ids.numpy(), "cam": (seed.cam * 255).round().to(torch.uint8).numpy()}
+            raise ValueError(
+                f"seed {name}: a CAM must lie in 0..1, got {seed.cam.amin():.3g}..{seed.cam.amax():.3g}"
+            )
+        arrays = {
+            "class_ids": seed.class_ids.numpy(),
+            "cam": (seed.cam * 255).round().to(torch.uint8).numpy(),
+        }
         for key, array in arrays.items():
             with self._archive.open(f"{name}/{key}.npy", "w") as member:
                 np.lib.format.write_array(member, array, allow_pickle=False)
@@ -78,7 +97,10 @@ class SeedWriter:
 
 
 def write_seeds(file: Path, seeds: Iterable[tuple[str, Seed]]) -> int:
-    """Write named seeds as `SeedWriter` does; returns how many.  Raises ValueError for a CAM outside 0..1, NaN included."""
+    """Write named seeds as `SeedWriter` does; returns how many.
+
+    Raises ValueError for a CAM outside 0..1, NaN included.
+    """
     count = 0
     with SeedWriter(file) as writer:
         for name, seed in seeds:
@@ -88,7 +110,10 @@ def write_seeds(file: Path, seeds: Iterable[tuple[str, Seed]]) -> int:
 
 
 class SeedReader:
-    """Stored seeds by name, from a file that stays open; threads may share it.  A context manager."""
+    """Stored seeds by name, from a file that stays open; threads may share it.
+
+    A context manager.
+    """
 
     def __init__(self, file: Path) -> None:
         self._archive = np.load(file, allow_pickle=False)
@@ -107,7 +132,10 @@ class SeedReader:
 
 
 def read_seeds(file: Path, names: Iterable[str] | None = None) -> Iterator[tuple[str, Seed]]:
-    """Read all seeds, or the named ones, in the order written.  Raises KeyError for a name that is not there."""
+    """Read all seeds, or the named ones, in the order written.
+
+    Raises KeyError for a name that is not there.
+    """
     with SeedReader(file) as reader:
         for name in reader.names if names is None else names:
             yield name, reader[name]

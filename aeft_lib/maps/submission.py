@@ -20,11 +20,7 @@ FOLDER = "results/VOC2012/Segmentation/comp6_{split}_cls"
 
 
 def write(
-    file: Path,
-    named: Iterable[tuple[str, np.ndarray]],
-    *,
-    num_classes: int,
-    split: str = "test",
+    file: Path, named: Iterable[tuple[str, np.ndarray]], *, num_classes: int, split: str = "test"
 ) -> int:
     """Write a submission of named label maps (H, W) uint8; returns how many.
 

@@ -1,4 +1,7 @@
-"""What all backbones share: their spec, norms that never move, blocks that may forget, image shapes."""
+"""What all backbones share:
+
+their spec, norms that never move, blocks that may forget, image shapes.
+"""
 
 from typing import Protocol
 

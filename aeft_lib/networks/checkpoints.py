@@ -1,6 +1,7 @@
 """The weights doctor: what a published file holds, what of it a network took, and what it did not.
 
-It reads the authors' PyTorch checkpoints of AEFT (their names of tensors), MXNet's ``.params`` of ResNet38d, and safetensors.
+It reads the authors' PyTorch checkpoints of AEFT (their names of tensors), MXNet's ``.params`` of
+ResNet38d, and safetensors.
 Nothing in a file is executed: a pickle with more in it than tensors is refused.
 """
 
@@ -23,7 +24,10 @@ GATES = {"att_p": "positive", "att_n": "negative"}
 
 @dataclass(frozen=True)
 class Loaded:
-    """loaded: the network's tensors that the file had.  missing: those it had not.  unused: the file's other tensors."""
+    """loaded: the network's tensors that the file had.  missing: those it had not.  unused:
+
+    the file's other tensors.
+    """
 
     loaded: tuple[str, ...]
     missing: tuple[str, ...]
@@ -34,14 +38,19 @@ class Loaded:
         lines = [f"loaded {len(self.loaded)} tensors"]
         for kind, names in (("not in the file", self.missing), ("not in the network", self.unused)):
             if names:
-                lines.append(f"{kind}: {len(names)}, " + ", ".join(names[:8]) + (", ..." if len(names) > 8 else ""))
+                lines.append(
+                    f"{kind}: {len(names)}, "
+                    + ", ".join(names[:8])
+                    + (", ..." if len(names) > 8 else "")
+                )
         return "\n".join(lines)
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
     """The tensors of a ``.params``, ``.safetensors`` or PyTorch file, by the names they have there.
 
-    Raises ValueError naming the file: missing, damaged, no checkpoint, or a pickle that wants to run code.
+    Raises ValueError naming the file: missing, damaged, no checkpoint, or a pickle that wants to
+        run code.
     """
     if not file.is_file():
         raise ValueError(f"no file {file}")
@@ -49,29 +58,51 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         if file.suffix == ".params" or opened.read(8) == MXNET_LIST.to_bytes(8, "little"):
             return read_mxnet_params(file)
     try:
-        content = load_file(file) if file.suffix == ".safetensors" else torch.load(file, map_location="cpu", weights_only=True)
+        content = (
+            load_file(file)
+            if file.suffix == ".safetensors"
+            else torch.load(file, map_location="cpu", weights_only=True)
+        )
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{file} is not opened: it is no checkpoint of tensors alone, but another format, or a pickle that would run code"
         ) from error
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, SafetensorError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{file} cannot be read as a checkpoint ({error or type(error).__name__}); fetch it again") from error
+    except (
+        OSError,
+        EOFError,
+        RuntimeError,
+        ValueError,
+        KeyError,
+        SafetensorError,
+        zipfile.BadZipFile,
+    ) as error:
+        raise ValueError(
+            f"{file} cannot be read as a checkpoint ({error or type(error).__name__}); fetch it again"
+        ) from error
     for wrapper in ("state_dict", "model", "net"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
-    named = isinstance(content, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
+    named = isinstance(content, dict) and all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()
+    )
     if not named or not content:
         raise ValueError(f"{file} holds no tensors by name, so it is no checkpoint of a network")
     return {_unwrapped(name): value for name, value in content.items()}
 
 
 def load_checkpoint(network: nn.Module, file: Path) -> Loaded:
-    """Fill a network (a `CamClassifier`, or a backbone alone) from a published file; says what found its place.
+    """Fill a network (a `CamClassifier`, or a backbone alone) from a published file; says what
+    found its place.
 
-    Everything is compared first, and nothing is loaded on a mismatch.  Raises ValueError naming the tensor of another shape (a
-    checkpoint of another K says so), or where no name fits; and what `read_tensors` raises.
+    Everything is compared first, and nothing is loaded on a mismatch.  Raises ValueError naming the
+    tensor of another shape (a checkpoint of another K says so), or where no name fits; and what
+    `read_tensors` raises.
     """
-    own = {name: t for name, t in network.state_dict().items() if not name.endswith("num_batches_tracked")}
+    own = {
+        name: t
+        for name, t in network.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
     found, unused = {}, []
     for published, tensor in read_tensors(file).items():
         name = next((n for n in own_names(published) if n in own), None)
@@ -79,14 +110,20 @@ def load_checkpoint(network: nn.Module, file: Path) -> Loaded:
             unused += [] if published.endswith("num_batches_tracked") else [published]
         elif tensor.shape != own[name].shape:
             other_k = hasattr(network, "num_classes") and "fc9" in name
-            hint = f"; was it trained on other classes than these K={network.num_classes}?" if other_k else ""
+            hint = (
+                f"; was it trained on other classes than these K={network.num_classes}?"
+                if other_k
+                else ""
+            )
             raise ValueError(
                 f"{file}: {published} is {tuple(tensor.shape)}, the network's {name} {tuple(own[name].shape)}{hint}"
             )
         else:
             found[name] = tensor
     if not found:
-        raise ValueError(f"{file} holds {len(unused)} tensors and none fits this network; its first is {unused[0]!r}")
+        raise ValueError(
+            f"{file} holds {len(unused)} tensors and none fits this network; its first is {unused[0]!r}"
+        )
     network.load_state_dict(found, strict=False)
     return Loaded(tuple(found), tuple(sorted(own.keys() - found.keys())), tuple(unused))
 

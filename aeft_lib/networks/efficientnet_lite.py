@@ -1,6 +1,8 @@
-"""EfficientNet-Lite0 as a CAM backbone: output stride 16, ImageNet weights, frozen batch norm, a frozen trunk.
+"""EfficientNet-Lite0 as a CAM backbone: output stride 16, ImageNet weights, frozen batch norm, a
+frozen trunk.
 
-The laptop's stand-in for ResNet38d (not in the paper).  The stride of stage 5 is set to 1, which gives a map twice as fine
+The laptop's stand-in for ResNet38d (not in the paper).  The stride of stage 5 is set to 1, which
+gives a map twice as fine
 without dilation: dilated depthwise convolutions are very slow on a CPU.
 """
 
@@ -18,16 +20,23 @@ N_STAGES = 7
 
 
 class EfficientNetLite0(FrozenNorms):
-    """Images in -1..1 (B, 3, H, W) -> features (B, 1280, H/16, W/16); H and W in pixels, best multiples of 16.
+    """Images in -1..1 (B, 3, H, W) -> features (B, 1280, H/16, W/16); H and W in pixels, best
+    multiples of 16.
 
-    trained_stages: how many of the seven stages (counted from the last) and the final 1x1 convolution are trained; 0 freezes
-        all.  What is frozen is the ``trunk``: it has no gradient and no randomness, so its output can be cached.
+    trained_stages: how many of the seven stages (counted from the last) and the final 1x1
+        convolution are trained; 0 freezes
+        all.  What is frozen is the ``trunk``: it has no gradient and no randomness, so its output
+            can be cached.
     pretrained: load the ImageNet weights.
     """
 
     out_channels = 1280
     stride = 16
-    tap_stages = (3, 5, 8)  # after which of stem, seven stages and final convolution an affinity network looks
+    tap_stages = (
+        3,
+        5,
+        8,
+    )  # after which of stem, seven stages and final convolution an affinity network looks
     tap_channels = (40, 112, 1280)
 
     def __init__(self, *, trained_stages: int, pretrained: bool = True) -> None:
@@ -59,7 +68,10 @@ class EfficientNetLite0(FrozenNorms):
         return self._through(self._tail, features)
 
     def taps(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Three maps of an image (B, 3, H, W), the finest at stride 8, the others at 16: (B, tap_channels[i], h, w)."""
+        """Three maps of an image (B, 3, H, W), the finest at stride 8, the others at 16:
+
+        (B, tap_channels[i], h, w).
+        """
         check_images(images)
         found = []
         for i, stage in enumerate((*self._trunk, *self._tail)):

@@ -1,7 +1,9 @@
-"""ResNet38d, the paper's backbone: wide, pre-activated, output stride 8 (Wu et al., 2016; dilations as in AffinityNet).
+"""ResNet38d, the paper's backbone: wide, pre-activated, output stride 8 (Wu et al., 2016; dilations
+as in AffinityNet).
 
-Names of modules and tensors are the reference's, so that published checkpoints fit.  As there, the first convolution and stage
-2 are frozen, and every batch norm keeps its statistics and its affine parameters, in training too.
+Names of modules and tensors are the reference's, so that published checkpoints fit.  As there, the
+first convolution and stage 2 are frozen, and every batch norm keeps its statistics and its affine
+parameters, in training too.
 
 Cost of a 320 x 320 image (computed): 411 GFLOP forward; 105.1 M parameters.
 """
@@ -17,7 +19,8 @@ from aeft_lib.engine.fields import choice
 from aeft_lib.networks.backbone import WEIGHTS, FrozenNorms, check_images
 from aeft_lib.networks.weights import load_mxnet_resnet38d
 
-# name, input channels, middle channels, output channels, stride, dilation of the first and of the second convolution
+# name, input channels, middle channels, output channels, stride, dilation of the first and of the
+# second convolution
 BASIC = (
     ("b2", 64, 128, 128, 2, 1, 1),
     ("b2_1", 128, 128, 128, 1, 1, 1),
@@ -54,7 +57,9 @@ class _PreActivated(nn.Module):
 class BasicBlock(_PreActivated):
     """Two 3 x 3 convolutions; the shortcut is x, or a 1 x 1 convolution where the shape changes."""
 
-    def __init__(self, inner: int, middle: int, outer: int, stride: int, first_dilation: int, dilation: int) -> None:
+    def __init__(
+        self, inner: int, middle: int, outer: int, stride: int, first_dilation: int, dilation: int
+    ) -> None:
         super().__init__()
         self.bn_branch2a = nn.BatchNorm2d(inner)
         self.conv_branch2a = _conv3(inner, middle, stride=stride, dilation=first_dilation)
@@ -66,7 +71,9 @@ class BasicBlock(_PreActivated):
     def from_activated(self, x: Tensor, activated: Tensor) -> Tensor:
         """The block from x and what `activate` made of it."""
         shortcut = self.conv_branch1(activated) if hasattr(self, "conv_branch1") else x
-        return self.conv_branch2b1(self.bn_branch2b1(self.conv_branch2a(activated)).relu()) + shortcut
+        return (
+            self.conv_branch2b1(self.bn_branch2b1(self.conv_branch2a(activated)).relu()) + shortcut
+        )
 
 
 class Bottleneck(_PreActivated):
@@ -94,7 +101,8 @@ class Bottleneck(_PreActivated):
 class ResNet38d(FrozenNorms):
     """Normalised images (B, 3, H, W) -> features (B, 4096, H/8, W/8), not negative.
 
-    dropout: of b6 and b7; the reference has 0.2 in both for classification, 0.3 and 0.5 in the affinity network.
+    dropout: of b6 and b7; the reference has 0.2 in both for classification, 0.3 and 0.5 in the
+        affinity network.
     """
 
     out_channels = 4096
@@ -114,7 +122,10 @@ class ResNet38d(FrozenNorms):
         self.freeze_norms()
 
     def trunk(self, images: Tensor) -> Tensor:
-        """Features of the frozen layers, (B, 128, H/2, W/2).  Raises ValueError for images of another shape."""
+        """Features of the frozen layers, (B, 128, H/2, W/2).
+
+        Raises ValueError for images of another shape.
+        """
         check_images(images)
         x = self.conv1a(images)
         for name in TRUNK:
@@ -148,15 +159,22 @@ class ResNet38d(FrozenNorms):
 
 
 def normalise(images: Tensor) -> Tensor:
-    """uint8 0..255 (B, 3, H, W) -> ImageNet's normalisation, float32.  Raises ValueError for another type."""
+    """uint8 0..255 (B, 3, H, W) -> ImageNet's normalisation, float32.
+
+    Raises ValueError for another type.
+    """
     if images.dtype != torch.uint8:
         raise ValueError(f"images must be uint8 0..255, got {images.dtype}")
-    mean, std = (torch.tensor(numbers, device=images.device)[:, None, None] for numbers in (MEAN, STD))
+    mean, std = (
+        torch.tensor(numbers, device=images.device)[:, None, None] for numbers in (MEAN, STD)
+    )
     return (images.float() / 255 - mean) / std
 
 
 def _conv3(inner: int, outer: int, *, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(inner, outer, kernel_size=3, stride=stride, padding=dilation, dilation=dilation, bias=False)
+    return nn.Conv2d(
+        inner, outer, kernel_size=3, stride=stride, padding=dilation, dilation=dilation, bias=False
+    )
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,10 @@
-"""The segmentation network of the last stage: DeepLab-LargeFOV (Chen et al., 2015) on any of our backbones.
+"""The segmentation network of the last stage: DeepLab-LargeFOV (Chen et al., 2015) on any of our
+backbones.
 
-Not in the reference, whose author points to the setting of MCTformer: two 3 x 3 convolutions with dilation 12 at stride 8,
-4096 -> 512 -> K + 1, bilinear to image size.  On a backbone of another stride the dilation keeps the same field of view, 96
-pixels from the centre to the outer taps.
+Not in the reference, whose author points to the setting of MCTformer: two 3 x 3 convolutions with
+    dilation 12 at stride 8,
+4096 -> 512 -> K + 1, bilinear to image size.  On a backbone of another stride the dilation keeps
+the same field of view, 96 pixels from the centre to the outer taps.
 """
 
 from dataclasses import dataclass, replace
@@ -20,10 +22,16 @@ REACH = 96  # pixels: dilation 12 at stride 8
 class LargeFovHead(nn.Module):
     """Features (B, C, h, w) -> logits (B, K + 1, h, w), background first."""
 
-    def __init__(self, *, in_channels: int, num_classes: int, dilation: int, hidden: int = 512) -> None:
+    def __init__(
+        self, *, in_channels: int, num_classes: int, dilation: int, hidden: int = 512
+    ) -> None:
         super().__init__()
-        self.conv6 = nn.Conv2d(in_channels, hidden, kernel_size=3, padding=dilation, dilation=dilation)
-        self.conv7 = nn.Conv2d(hidden, num_classes + 1, kernel_size=3, padding=dilation, dilation=dilation)
+        self.conv6 = nn.Conv2d(
+            in_channels, hidden, kernel_size=3, padding=dilation, dilation=dilation
+        )
+        self.conv7 = nn.Conv2d(
+            hidden, num_classes + 1, kernel_size=3, padding=dilation, dilation=dilation
+        )
         for layer in (self.conv6, self.conv7):
             nn.init.normal_(layer.weight, std=0.01)
             nn.init.zeros_(layer.bias)
@@ -35,7 +43,8 @@ class LargeFovHead(nn.Module):
 class Segmenter(nn.Module):
     """Images in the backbone's range (B, 3, H, W) -> logits (B, K + 1, H, W), background first.
 
-    backbone: has ``trunk``, ``tail``, ``out_channels`` and ``stride`` (see `aeft_lib.backbones`).  num_classes: K, without
+    backbone: has ``trunk``, ``tail``, ``out_channels`` and ``stride`` (see `aeft_lib.backbones`).
+        num_classes: K, without
     background.
     """
 
@@ -44,7 +53,12 @@ class Segmenter(nn.Module):
         self.num_classes = num_classes
         self.backbone = backbone
         dilation = max(1, REACH // backbone.stride)
-        self.head = LargeFovHead(in_channels=backbone.out_channels, num_classes=num_classes, dilation=dilation, hidden=hidden)
+        self.head = LargeFovHead(
+            in_channels=backbone.out_channels,
+            num_classes=num_classes,
+            dilation=dilation,
+            hidden=hidden,
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         coarse = self.head(self.backbone(images))
@@ -83,19 +97,27 @@ class LargeFov:
 
 
 def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy, the mean over all pixels that are not void; 0 where all are.  Errors as `segmentation_sum`."""
+    """Cross-entropy, the mean over all pixels that are not void; 0 where all are.
+
+    Errors as `segmentation_sum`.
+    """
     summed, known = segmentation_sum(logits, labels)
     return summed / known.clamp(min=1)
 
 
 def segmentation_sum(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy summed over all pixels that are not void, and how many there are: parts of a batch add up.
+    """Cross-entropy summed over all pixels that are not void, and how many there are: parts of a
+    batch add up.
 
     logits: (B, K + 1, H, W).  labels: (B, H, W) integer, 0 background, class + 1, 255 void.
-    Raises ValueError for another shape; on a CPU for a label beyond K too (files are checked as they are read, and a look at
-    the labels in every step would make a GPU wait).
+    Raises ValueError for another shape; on a CPU for a label beyond K too (files are checked as
+    they are read, and a look at the labels in every step would make a GPU wait).
     """
-    if logits.ndim != 4 or labels.shape != (len(logits), *logits.shape[2:]) or labels.is_floating_point():
+    if (
+        logits.ndim != 4
+        or labels.shape != (len(logits), *logits.shape[2:])
+        or labels.is_floating_point()
+    ):
         raise ValueError(
             f"logits (B, K + 1, H, W) and integer labels (B, H, W) are needed, got {tuple(logits.shape)} and "
             f"{labels.dtype} {tuple(labels.shape)}"
@@ -103,5 +125,7 @@ def segmentation_sum(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     try:
         summed = F.cross_entropy(logits, labels.long(), ignore_index=VOID, reduction="sum")
     except IndexError as error:
-        raise ValueError(f"labels must lie in 0..{logits.shape[1] - 1} or be void ({VOID}): {error}") from error
+        raise ValueError(
+            f"labels must lie in 0..{logits.shape[1] - 1} or be void ({VOID}): {error}"
+        ) from error
     return summed, (labels != VOID).sum()

@@ -1,4 +1,7 @@
-"""What training changes in a network, and its way to disk and back: frozen tensors come with the published weights."""
+"""What training changes in a network, and its way to disk and back:
+
+frozen tensors come with the published weights.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,10 +18,15 @@ def trained_state(network: nn.Module) -> dict[str, Tensor]:
 
 
 def load_trained_state(network: nn.Module, state: dict[str, Tensor]) -> None:
-    """Inverse of `trained_state`.  Raises ValueError naming what is missing, unknown or of another shape (K!)."""
+    """Inverse of `trained_state`.
+
+    Raises ValueError naming what is missing, unknown or of another shape (K!).
+    """
     own = trained_state(network)
     if difference := sorted(own.keys() ^ state.keys()):
-        raise ValueError(f"checkpoint and network differ in {len(difference)} tensors, first {difference[0]!r}")
+        raise ValueError(
+            f"checkpoint and network differ in {len(difference)} tensors, first {difference[0]!r}"
+        )
     for name, tensor in state.items():
         if tensor.shape != own[name].shape:
             classes = getattr(network, "num_classes", "?")
@@ -31,11 +39,16 @@ def load_trained_state(network: nn.Module, state: dict[str, Tensor]) -> None:
 
 def save_trained(network: nn.Module, file: Path) -> None:
     """Write the trained tensors as safetensors."""
-    save_file({name: tensor.cpu().contiguous() for name, tensor in trained_state(network).items()}, file)
+    save_file(
+        {name: tensor.cpu().contiguous() for name, tensor in trained_state(network).items()}, file
+    )
 
 
 def load_trained(network: nn.Module, file: Path) -> None:
-    """Read what `save_trained` wrote into `network`, in place.  Raises ValueError where it does not fit."""
+    """Read what `save_trained` wrote into `network`, in place.
+
+    Raises ValueError where it does not fit.
+    """
     load_trained_state(network, load_file(file))
 
 

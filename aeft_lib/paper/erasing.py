@@ -1,9 +1,12 @@
-"""The triplet of the paper's second idea: masks that erase, embeddings that are compared, and who is compared with whom.
+"""The triplet of the paper's second idea: masks that erase, embeddings that are compared, and who
+is compared with whom.
 
 Three images (poster, middle column): the anchor ``I_A``; the positive ``I_P``, which is the anchor
-with its most active region erased; the negative ``I_N``, an image that shares no class with the anchor.
+with its most active region erased; the negative ``I_N``, an image that shares no class with the
+anchor.
 
-Shapes: B images, K classes (no background), H x W image, h x w feature map.  Tags are (B, K), 0 or 1, of any type.
+Shapes: B images, K classes (no background), H x W image, h x w feature map.  Tags are (B, K), 0 or
+    1, of any type.
 Nothing here waits for the device: no ``.item()``, no boolean indexing, no Python loop over samples.
 """
 
@@ -32,7 +35,10 @@ class Erasure(NamedTuple):
 
 
 class Partners(NamedTuple):
-    """index: (B,) int64, which sample is the negative of each anchor.  valid: (B,) bool, False where there is none."""
+    """index: (B,) int64, which sample is the negative of each anchor.  valid:
+
+    (B,) bool, False where there is none.
+    """
 
     index: Tensor
     valid: Tensor
@@ -43,7 +49,8 @@ def max_norm(maps: Tensor) -> Tensor:
 
     ``z = relu(maps);  out = relu(z - min - 1e-5) / (max - min + 1e-5)``
 
-    maps: (B, K, h, w) signed.  Returns (B, K, h, w) in 0..1; constant and all-negative maps give zeros.
+    maps: (B, K, h, w) signed.  Returns (B, K, h, w) in 0..1; constant and all-negative maps give
+        zeros.
     Raises ValueError where maps is not four-dimensional.  Source: AEFT's reference implementation.
 
     >>> max_norm(torch.tensor([[[[-1.0, 0.0], [1.0, 2.0]]]])).round(decimals=3).flatten().tolist()
@@ -57,24 +64,36 @@ def max_norm(maps: Tensor) -> Tensor:
 
 
 def erase(
-    images: Tensor, cam: Tensor, tags: Tensor, *, threshold: float = 0.6, keep: str = "ring", gradient: bool = False
+    images: Tensor,
+    cam: Tensor,
+    tags: Tensor,
+    *,
+    threshold: float = 0.6,
+    keep: str = "ring",
+    gradient: bool = False,
 ) -> Erasure:
     """Erase the most active region of every image, as the anchor's own CAM sees it (paper Eq. 7).
 
     ``A = max_norm(up(relu(f))) y;   A_fg = max over classes;   m = A_fg [A_fg < t_H];   I_P = I m``
 
-    images: (B, 3, H, W), normalised, so that zero is a mean colour.  cam: (B, K, h, w) signed, up-sampled bilinearly.
+    images: (B, 3, H, W), normalised, so that zero is a mean colour.  cam: (B, K, h, w) signed,
+        up-sampled bilinearly.
     threshold: t_H, 0..1; 0 erases everything, 1 nothing, or just the peaks where a CAM is large.
-    keep: "ring" is Eq. 7: the active region *and* the background go, the ring between stays, dimmed by its activation.
-        "all" keeps everything below the threshold as it is, the background too: ``m = [A_fg < t_H]``.
-    gradient: let gradients flow through the mask into the CAM, as the reference does; only "ring" has any.
-    Raises ValueError for shapes that do not fit each other, a threshold outside 0..1 or an unknown `keep`.
+    keep: "ring" is Eq. 7: the active region *and* the background go, the ring between stays, dimmed
+        by its activation. "all" keeps everything below the threshold as it is, the background too:
+        ``m = [A_fg < t_H]``.
+    gradient: let gradients flow through the mask into the CAM, as the reference does; only "ring"
+        has any.
+    Raises ValueError for shapes that do not fit each other, a threshold outside 0..1 or an unknown
+    `keep`.
     """
     check_threshold("threshold", threshold)
     if keep not in KEEPS:
         raise ValueError(f"keep must be one of {', '.join(KEEPS)}, got {keep!r}")
     if images.ndim != 4 or len(images) != len(cam):
-        raise ValueError(f"images must be (B, 3, H, W) for B={len(cam)} CAMs, got shape {tuple(images.shape)}")
+        raise ValueError(
+            f"images must be (B, 3, H, W) for B={len(cam)} CAMs, got shape {tuple(images.shape)}"
+        )
     check_tags(cam, tags)
     cam = cam if gradient else cam.detach()
     full = F.interpolate(cam.relu(), size=images.shape[-2:], mode="bilinear", align_corners=False)
@@ -87,7 +106,8 @@ def erase(
 def embeddings(maps: Tensor, tags: Tensor) -> Tensor:
     """Where anchor and positive are compared: ``e = GAP(relu(maps)) y``, (B, K), not negative.
 
-    maps: (B, K, h, w) signed: the GPP layer's attention (the paper's metric space), or the CAM itself.
+    maps: (B, K, h, w) signed: the GPP layer's attention (the paper's metric space), or the CAM
+        itself.
     Raises ValueError where maps and tags differ in B or K.
     """
     check_tags(maps, tags)
@@ -105,9 +125,11 @@ def residual_region(cam: Tensor, tags: Tensor, *, threshold: float = 0.2) -> Ten
 
 
 def region_embeddings(maps: Tensor, region: Tensor | None = None) -> Tensor:
-    """Where anchor and negative are compared: the mean over a region of ``g = maps / (max|maps| + 1e-5)``, (B, K) in -1..1.
+    """Where anchor and negative are compared: the mean over a region of ``g = maps / (max|maps| +
+    1e-5)``, (B, K) in -1..1.
 
-    maps: (B, K, h, w) signed.  region: (B, K, h, w) bool; None is the whole map; an empty region gives 0.
+    maps: (B, K, h, w) signed.  region: (B, K, h, w) bool; None is the whole map; an empty region
+        gives 0.
     """
     scaled = maps / (maps.abs().amax(dim=(2, 3), keepdim=True) + EPS)
     inside = torch.ones_like(maps) if region is None else region.to(maps.dtype)
@@ -115,7 +137,8 @@ def region_embeddings(maps: Tensor, region: Tensor | None = None) -> Tensor:
 
 
 def disjoint(tags: Tensor) -> Tensor:
-    """Which pairs of samples share no class, (B, B) bool: one matrix product of the tags with themselves.
+    """Which pairs of samples share no class, (B, B) bool: one matrix product of the tags with
+    themselves.
 
     >>> disjoint(torch.tensor([[1, 0], [0, 1], [1, 1]])).int().tolist()
     [[0, 1, 0], [1, 0, 0], [0, 0, 0]]
@@ -128,16 +151,21 @@ def partners(tags: Tensor, noise: Tensor, *, lonely: str = "leave_out") -> Partn
     """A random negative for every anchor among the samples that share no class with it.
 
     noise: (B, B) in 0..1; each anchor takes the allowed sample with the largest entry in its row.
-    lonely: what becomes of an anchor without such a sample.  "leave_out": it is not compared.  "borrow": it takes the next
-        anchor's partner, which may share its class, as happens in the reference; the last of a batch, where the
-        reference ends the run with a size error, is left out.
+    lonely: what becomes of an anchor without such a sample.  "leave_out": it is not compared.
+        "borrow": it takes the next anchor's partner, which may share its class, as happens in the
+        reference; the last of a batch, where the reference ends the run with a size error, is left
+        out.
     Raises ValueError for noise of another shape or an unknown `lonely`.
     """
     if lonely not in LONELY:
         raise ValueError(f"lonely must be one of {', '.join(LONELY)}, got {lonely!r}")
     if noise.shape != (len(tags), len(tags)):
-        raise ValueError(f"noise must be {(len(tags), len(tags))} for B={len(tags)} samples, got shape {tuple(noise.shape)}")
-    allowed = disjoint(tags) & ~torch.eye(len(tags), dtype=torch.bool, device=tags.device)  # untagged images: not themselves
+        raise ValueError(
+            f"noise must be {(len(tags), len(tags))} for B={len(tags)} samples, got shape {tuple(noise.shape)}"
+        )
+    allowed = disjoint(tags) & ~torch.eye(
+        len(tags), dtype=torch.bool, device=tags.device
+    )  # untagged images: not themselves
     index = noise.masked_fill(~allowed, -1).argmax(dim=1)
     valid = allowed.any(dim=1)
     if lonely == "borrow":
@@ -157,4 +185,6 @@ def check_threshold(name: str, value: float) -> None:
 def check_tags(maps: Tensor, tags: Tensor) -> None:
     """Raises ValueError where tags are not (B, K) for maps (B, K, h, w)."""
     if maps.ndim != 4 or tags.shape != maps.shape[:2]:
-        raise ValueError(f"maps {tuple(maps.shape)} and tags {tuple(tags.shape)} must be (B, K, h, w) and (B, K)")
+        raise ValueError(
+            f"maps {tuple(maps.shape)} and tags {tuple(tags.shape)} must be (B, K, h, w) and (B, K)"
+        )

@@ -178,9 +178,14 @@ REFERENCE = replace(CORRECTED, **LOSS_QUIRKS)
 
 
 def metric_space(output: CamOutput, space: str) -> Tensor:
-    """The maps (B, K, h, w) that are pooled into embeddings: the attention of the pooling layer, or the CAM."""
+    """The maps (B, K, h, w) that are pooled into embeddings:
+
+    the attention of the pooling layer, or the CAM.
+    """
     if space == "cam":
         return output.cam
     if output.attention is None:
-        raise ValueError('embeddings in the "gpp" space need a pyramid: GAP has no attention, choose space="cam"')
+        raise ValueError(
+            'embeddings in the "gpp" space need a pyramid: GAP has no attention, choose space="cam"'
+        )
     return output.attention

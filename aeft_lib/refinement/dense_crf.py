@@ -1,14 +1,18 @@
-"""Dense CRF (Krähenbühl and Koltun, NIPS 2011) as sparse linear algebra in torch: no compiled extension, CPU and GPU.
+"""Dense CRF (Krähenbühl and Koltun, NIPS 2011) as sparse linear algebra in torch: no compiled
+extension, CPU and GPU.
 
-Mean field with a Potts model and two Gaussian kernels, one over positions and one over positions and colours::
+Mean field with a Potts model and two Gaussian kernels, one over positions and one over positions
+and colours::
 
     Q <- softmax(-unary + sum_k w_k K_k Q),     K = D^-1/2 (slice blur splat) D^-1/2
 
-A kernel is applied on the permutohedral lattice (Adams et al., Eurographics 2010): pixels are splatted onto the lattice's
-vertices, blurred along its d + 1 axes and sliced back.  The lattice depends on the image alone (the spatial one on its size
-alone), so it is built once and serves every background power and every iteration.
+A kernel is applied on the permutohedral lattice (Adams et al., Eurographics 2010): pixels are
+splatted onto the lattice's vertices, blurred along its d + 1 axes and sliced back.  The lattice
+depends on the image alone (the spatial one on its size alone), so it is built once and serves every
+background power and every iteration.
 
-Departures from the C++ library that the field uses: none in the numbers (a golden test bounds them at 1e-3).
+Departures from the C++ library that the field uses: none in the numbers (a golden test bounds them
+at 1e-3).
 """
 
 from collections.abc import Sequence
@@ -31,11 +35,19 @@ class Lattice:
 
     def __init__(self, features: Tensor) -> None:
         """Raises ValueError where features are not a finite (N, d) float tensor."""
-        if features.ndim != 2 or not features.is_floating_point() or not bool(features.isfinite().all()):
-            raise ValueError(f"features must be a finite (N, d) float tensor, got {features.dtype} {tuple(features.shape)}")
+        if (
+            features.ndim != 2
+            or not features.is_floating_point()
+            or not bool(features.isfinite().all())
+        ):
+            raise ValueError(
+                f"features must be a finite (N, d) float tensor, got {features.dtype} {tuple(features.shape)}"
+            )
         n, self.d = features.shape
-        # The C++ library takes four points at a time and fills up with points at the origin.  They carry nothing, but their
-        # vertices let the blur of near points pass: up to 0.02 in single dark pixels, so they are kept for its sake.
+        # The C++ library takes four points at a time and fills up with points at the origin.  They
+        # carry nothing, but their
+        # vertices let the blur of near points pass: up to 0.02 in single dark pixels, so they are
+        # kept for its sake.
         filled = torch.cat([features, features.new_zeros(-n % 4, self.d)])
         nearest, rank, weights = _enclosing_simplex(filled)
         keys, radix = _vertex_keys(nearest, rank)
@@ -50,7 +62,9 @@ class Lattice:
         """The symmetrically normalised kernel times values (N, L)."""
         splat, slice_ = self.matrices
         on_lattice = splat @ values
-        padded = torch.cat([on_lattice, torch.zeros_like(on_lattice[:1])])  # the last row stands for absent neighbours
+        padded = torch.cat(
+            [on_lattice, torch.zeros_like(on_lattice[:1])]
+        )  # the last row stands for absent neighbours
         for before, after in self.neighbours:
             padded[:-1] += 0.5 * (padded[before] + padded[after])
         return slice_ @ padded[:-1]
@@ -60,7 +74,8 @@ class DenseCRF:
     """The CRF of one image.
 
     image: (H, W, 3) uint8 RGB, as it was taken.
-    gaussian: (standard deviation in pixels, weight).  bilateral: (standard deviation in pixels, in grey levels, weight).
+    gaussian: (standard deviation in pixels, weight).  bilateral: (standard deviation in pixels, in
+        grey levels, weight).
     """
 
     def __init__(
@@ -87,20 +102,27 @@ class DenseCRF:
         )
 
     def infer(self, unary: Tensor, *, iterations: int = 10) -> Tensor:
-        """Mean field: unary (L, H, W), negative log scores -> posterior (L, H, W) float32, sums to 1 over L.
+        """Mean field: unary (L, H, W), negative log scores -> posterior (L, H, W) float32, sums to
+        1 over L.
 
-        Several problems of L labels, (A, L, H, W), go through the lattice together, in hardly more time than one.
-        unary lies on the device of the CRF.  Raises ValueError for one of another size than the image, or not finite, or for
-        negative iterations.
+        Several problems of L labels, (A, L, H, W), go through the lattice together, in hardly more
+        time than one. unary lies on the device of the CRF.  Raises ValueError for one of another
+        size than the image, or not finite, or for negative iterations.
         """
         if unary.ndim not in (3, 4) or unary.shape[-2:] != self.size:
-            raise ValueError(f"unary must be (L, {self.size[0]}, {self.size[1]}) like the image, got {tuple(unary.shape)}")
+            raise ValueError(
+                f"unary must be (L, {self.size[0]}, {self.size[1]}) like the image, got {tuple(unary.shape)}"
+            )
         if not bool(unary.isfinite().all()):
-            raise ValueError("unary holds NaN or infinity: clip the scores before taking the logarithm")
+            raise ValueError(
+                "unary holds NaN or infinity: clip the scores before taking the logarithm"
+            )
         if iterations < 0:
             raise ValueError(f"iterations must not be negative, got {iterations}")
         labels, pixels = unary.shape[-3], unary.shape[-2] * unary.shape[-1]
-        evidence = -unary.float().reshape(-1, labels, pixels)  # softmax over a short last axis is six times slower
+        evidence = -unary.float().reshape(
+            -1, labels, pixels
+        )  # softmax over a short last axis is six times slower
         q = evidence.softmax(dim=1)
         for _ in range(iterations):
             columns = q.reshape(-1, pixels).T.contiguous()
@@ -115,9 +137,11 @@ def unary_of(scores: Tensor) -> Tensor:
 
 
 def with_background(cam: Tensor, alpha: float) -> Tensor:
-    """Scores (1 + K', H, W): background ``(1 - max cam)^alpha``, then the CAMs (K', H, W) of the present classes, all in 0..1.
+    """Scores (1 + K', H, W): background ``(1 - max cam)^alpha``, then the CAMs (K', H, W) of the
+    present classes, all in 0..1.
 
-    Raises ValueError for alpha that is not positive and finite, CAMs of another shape, outside 0..1, or NaN.
+    Raises ValueError for alpha that is not positive and finite, CAMs of another shape, outside
+    0..1, or NaN.
     """
     if not 0 < alpha < float("inf"):
         raise ValueError(f"alpha must be positive and finite, got {alpha}")
@@ -129,7 +153,9 @@ def with_background(cam: Tensor, alpha: float) -> Tensor:
     return torch.cat([(1 - strongest)[None] ** alpha, cam])
 
 
-def refine(image: np.ndarray, cam: Tensor, alphas: Sequence[float], *, iterations: int = 10) -> list[Tensor]:
+def refine(
+    image: np.ndarray, cam: Tensor, alphas: Sequence[float], *, iterations: int = 10
+) -> list[Tensor]:
     """Posteriors (1 + K', H, W) of a seed's CAMs (K', H, W) for every background power, on one lattice."""
     crf = DenseCRF(image, device=cam.device)
     unaries = torch.stack([unary_of(with_background(cam, alpha)) for alpha in alphas])
@@ -138,7 +164,9 @@ def refine(image: np.ndarray, cam: Tensor, alphas: Sequence[float], *, iteration
 
 def _places(height: int, width: int, device: torch.device) -> Tensor:
     """(H·W, 2): x and y of every pixel."""
-    y, x = torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij")
+    y, x = torch.meshgrid(
+        torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij"
+    )
     return torch.stack([x, y], dim=-1).reshape(-1, 2).float()
 
 
@@ -149,7 +177,10 @@ def _spatial_lattice(height: int, width: int, deviation: float, device: torch.de
 
 
 def _enclosing_simplex(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The lattice simplex around every point: nearest (N, d+1) int64 in units of d + 1, rank (N, d+1), weights (N, d+1)."""
+    """The lattice simplex around every point:
+
+    nearest (N, d+1) int64 in units of d + 1, rank (N, d+1), weights (N, d+1).
+    """
     n, d = features.shape
     steps = torch.arange(1, d + 1, device=features.device, dtype=features.dtype)
     scaled = features * ((2 / 3) ** 0.5 * (d + 1) / (steps * (steps + 1)).sqrt())
@@ -173,7 +204,10 @@ def _enclosing_simplex(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _descending_rank(values: Tensor) -> Tensor:
-    """Place of every value in its row, the largest first, ties in their order: faster than sorting rows of six."""
+    """Place of every value in its row, the largest first, ties in their order:
+
+    faster than sorting rows of six.
+    """
     rank = torch.zeros(values.shape, dtype=torch.int64, device=values.device)
     for i in range(values.shape[1]):
         for j in range(i + 1, values.shape[1]):
@@ -184,9 +218,11 @@ def _descending_rank(values: Tensor) -> Tensor:
 
 
 def _vertex_keys(nearest: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:
-    """The d + 1 vertices of every simplex as one int64 each, with room for all neighbours: keys (N, d+1), radix (d,).
+    """The d + 1 vertices of every simplex as one int64 each, with room for all neighbours: keys (N,
+    d+1), radix (d,).
 
-    The vertex of colour k lies k above the nearest point in every coordinate, less d + 1 in the k coordinates of highest rank.
+    The vertex of colour k lies k above the nearest point in every coordinate, less d + 1 in the k
+    coordinates of highest rank.
     Raises ValueError where the points lie so far apart that the keys do not fit.
     """
     d = nearest.shape[1] - 1
@@ -194,7 +230,9 @@ def _vertex_keys(nearest: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:
     low = base.amin(dim=0) - 2 * d - 1
     span = base.amax(dim=0) + 2 * d + 1 - low + 1
     if span.double().log2().sum() > 62:
-        raise ValueError(f"the lattice is too large, {span.tolist()} cells: the standard deviations are too small")
+        raise ValueError(
+            f"the lattice is too large, {span.tolist()} cells: the standard deviations are too small"
+        )
     radix = torch.cat([torch.ones_like(span[:1]), span[:-1].cumprod(0)])
     by_rank = torch.zeros_like(nearest).scatter_(1, d - rank[:, :d], radix.expand(len(base), d))
     dropped = torch.cat([torch.zeros_like(by_rank[:, :1]), by_rank[:, :d].cumsum(1)], dim=1)
@@ -217,17 +255,27 @@ def _lookup(vertices: Tensor, wanted: Tensor) -> Tensor:
     return torch.where(vertices[place] == wanted, place, len(vertices))
 
 
-def _matrices(index: Tensor, splatted: Tensor, sliced: Tensor, n_vertices: int) -> tuple[Tensor, Tensor]:
-    """splat (M, N) and slice (N, M) as CSR matrices; index (N, d+1): the vertices of every point, with a weight each way."""
+def _matrices(
+    index: Tensor, splatted: Tensor, sliced: Tensor, n_vertices: int
+) -> tuple[Tensor, Tensor]:
+    """splat (M, N) and slice (N, M) as CSR matrices; index (N, d+1):
+
+    the vertices of every point, with a weight each way.
+    """
     n, corners = index.shape
     starts = torch.arange(0, n * corners + 1, corners, device=index.device)
     points = torch.arange(n, device=index.device).repeat_interleave(corners)
     slice_ = sparse.from_rows(starts, index.reshape(-1), sliced.reshape(-1), (n, n_vertices))
-    return sparse.from_entries(index.reshape(-1), points, splatted.reshape(-1), (n_vertices, n)), slice_
+    return sparse.from_entries(
+        index.reshape(-1), points, splatted.reshape(-1), (n_vertices, n)
+    ), slice_
 
 
 def _scaled(matrices: tuple[Tensor, Tensor], root_norm: Tensor) -> tuple[Tensor, Tensor]:
-    """splat and slice with the normalisation (N,) of their points multiplied in: D^-1/2 on both sides of the kernel."""
+    """splat and slice with the normalisation (N,) of their points multiplied in:
+
+    D^-1/2 on both sides of the kernel.
+    """
     splat, slice_ = matrices
     corners = slice_.col_indices().numel() // len(root_norm)
     splat_values = splat.values() * root_norm[splat.col_indices()]

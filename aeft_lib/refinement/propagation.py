@@ -1,4 +1,7 @@
-"""From a seed to posteriors, the whole way of one image: background, grid, random walk, full size, CRF."""
+"""From a seed to posteriors, the whole way of one image:
+
+background, grid, random walk, full size, CRF.
+"""
 
 import numpy as np
 import torch
@@ -39,8 +42,14 @@ def refine_by_walk(
     if tuple(cam.shape[1:]) != tuple(size):
         raise ValueError(f"cam is {tuple(cam.shape[1:])}, its image {tuple(size)}")
     scores = padded(dense_crf.with_background(cam, alpha), cell)
-    walked = random_walk.propagate(affinity, F.avg_pool2d(scores[None], cell)[0], beta=beta, steps=steps)
-    full = F.interpolate(walked[None], size=scores.shape[1:], mode="bilinear", align_corners=False)[0][:, : size[0], : size[1]]
+    walked = random_walk.propagate(
+        affinity, F.avg_pool2d(scores[None], cell)[0], beta=beta, steps=steps
+    )
+    full = F.interpolate(walked[None], size=scores.shape[1:], mode="bilinear", align_corners=False)[
+        0
+    ][:, : size[0], : size[1]]
     if crf_iterations:
-        return dense_crf.DenseCRF(image, device=cam.device).infer(dense_crf.unary_of(full), iterations=crf_iterations)
+        return dense_crf.DenseCRF(image, device=cam.device).infer(
+            dense_crf.unary_of(full), iterations=crf_iterations
+        )
     return full / full.sum(dim=0, keepdim=True).clamp(min=torch.finfo(full.dtype).tiny)

@@ -1,11 +1,14 @@
-"""Random walk: scores flow between pixels that belong together (AffinityNet, Ahn and Kwak, CVPR 2018).
+"""Random walk: scores flow between pixels that belong together (AffinityNet, Ahn and Kwak, CVPR
+2018).
 
 The affinities of pixel pairs become the transitions of a walk, of which many steps are taken::
 
     A_ij <- a_ij^beta,  A_ii = 1,      T_ij = A_ij / sum_i A_ij,      scores <- scores T^steps
 
-Departures from the reference: it squares the dense n x n matrix T six times and multiplies once, for all classes.  Here `steps`
-sparse products are taken on the present classes: the same result to 1e-5, without the dense matrix and its drift.
+Departures from the reference: it squares the dense n x n matrix T six times and multiplies once,
+    for all classes.  Here `steps`
+sparse products are taken on the present classes: the same result to 1e-5, without the dense matrix
+    and its drift.
 """
 
 import math
@@ -17,17 +20,22 @@ from aeft_lib.refinement import sparse
 from aeft_lib.refinement.affinity import SparseAffinity
 
 
-def propagate(affinity: SparseAffinity, scores: Tensor, *, beta: float = 8, steps: int = 64) -> Tensor:
+def propagate(
+    affinity: SparseAffinity, scores: Tensor, *, beta: float = 8, steps: int = 64
+) -> Tensor:
     """Scores after a walk, (L, h, w), not negative where the scores given are not.
 
-    A column of T sums to 1, a row need not: each new score is a mean over the pixel and its partners, weighted by affinity, so
+    A column of T sums to 1, a row need not: each new score is a mean over the pixel and its
+        partners, weighted by affinity, so
     a constant map stays constant, and no map leaves the range it had.
 
     affinity: of the h x w grid, values in 0..1 (see `affinity.sparse_affinity`).
-    scores: (L, h, w) float, of the present classes and the background; classes do not mix, absent ones stay zero.
+    scores: (L, h, w) float, of the present classes and the background; classes do not mix, absent
+        ones stay zero.
     beta: elementwise power; the larger, the more only near-equal pixels exchange scores.
     steps: 64 in AEFT's reference (six squarings), 256 in AffinityNet's paper; 0 returns the scores.
-    Raises ValueError for scores of another size than the grid, NaN or infinity, affinities outside 0..1, pairs outside the
+    Raises ValueError for scores of another size than the grid, NaN or infinity, affinities outside
+    0..1, pairs outside the
         grid, beta that is not positive and finite, or steps that are no integer from 0 on.
 
     >>> pair = SparseAffinity(torch.tensor([0]), torch.tensor([1]), torch.tensor([1.0]), (1, 2))
@@ -51,7 +59,9 @@ def _symmetric(affinity: SparseAffinity, beta: float, like: Tensor) -> Tensor:
     value, here = affinity.value.to(like.dtype) ** beta, torch.arange(n, device=like.device)
     rows = torch.cat([affinity.index_from, affinity.index_to, here])
     columns = torch.cat([affinity.index_to, affinity.index_from, here])
-    return sparse.from_entries(rows, columns, torch.cat([value, value, torch.ones_like(here, dtype=like.dtype)]), (n, n))
+    return sparse.from_entries(
+        rows, columns, torch.cat([value, value, torch.ones_like(here, dtype=like.dtype)]), (n, n)
+    )
 
 
 def _check_walk(beta: float, steps: int) -> None:
@@ -63,7 +73,10 @@ def _check_walk(beta: float, steps: int) -> None:
 
 def _check_affinity(affinity: SparseAffinity) -> None:
     index_from, index_to, value, size = affinity
-    if not value.ndim == index_from.ndim == 1 or not value.shape == index_from.shape == index_to.shape:
+    if (
+        not value.ndim == index_from.ndim == 1
+        or not value.shape == index_from.shape == index_to.shape
+    ):
         shapes = ", ".join(str(tuple(part.shape)) for part in affinity[:3])
         raise ValueError(f"index_from, index_to and value must be (E,) alike, got {shapes}")
     if not value.numel():
@@ -73,7 +86,9 @@ def _check_affinity(affinity: SparseAffinity) -> None:
     index = torch.stack([index_from, index_to])
     low, high = int(index.amin()), int(index.amax())
     if low < 0 or high >= math.prod(size) or bool((index_from == index_to).any()):
-        raise ValueError(f"pairs must join two pixels of the {size} grid, got positions {low}..{high}")
+        raise ValueError(
+            f"pairs must join two pixels of the {size} grid, got positions {low}..{high}"
+        )
 
 
 def _check_scores(scores: Tensor, size: tuple[int, int]) -> None:

@@ -1,4 +1,5 @@
-"""One file for each method that is not the paper's: its numbers, its quirks, its four verbs (`stages.method.Method`).
+"""One file for each method that is not the paper's: its numbers, its quirks, its four verbs
+(`stages.method.Method`).
 
 Rivals may read everything below `studies`; they never import each other, and no stage imports them.
 """

@@ -11,6 +11,4 @@ from dataclasses import replace
 
 from aeft_lib.paper.triplet import CORRECTED
 
-OURS = replace(
-    CORRECTED, keep="all", anchor_gradient=False, attract_weight=0.5, repel_weight=0.375
-)
+OURS = replace(CORRECTED, keep="all", anchor_gradient=False, attract_weight=0.5, repel_weight=0.375)

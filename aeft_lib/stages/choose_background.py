@@ -1,4 +1,7 @@
-"""Stage `choose_background`: a threshold for seeds and powers of their background, without masks."""
+"""Stage `choose_background`:
+
+a threshold for seeds and powers of their background, without masks.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,7 @@
-"""Stages that score: seeds, refined scores and label maps against masks.  The first readers of masks."""
+"""Stages that score: seeds, refined scores and label maps against masks.
+
+The first readers of masks.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,30 +21,42 @@ from aeft_lib.stages.write_labels import label_files
 
 @dataclass(frozen=True)
 class EvaluationSpec:
-    """thresholds: increasing, in 0..1; label maps need none.  truth: digest of the scenes' masks."""
+    """thresholds: increasing, in 0..1; label maps need none.  truth:
+
+    digest of the scenes' masks.
+    """
 
     scenes: SceneSet
     thresholds: tuple[float, ...] = ()
     truth: str = ""
 
 
-def evaluate_seeds(spec: EvaluationSpec, inputs: Mapping[str, Artefact], folder: Path) -> dict[str, float]:
+def evaluate_seeds(
+    spec: EvaluationSpec, inputs: Mapping[str, Artefact], folder: Path
+) -> dict[str, float]:
     """Write ``sweep.npz`` (the counts at every threshold), ``curve.csv`` and ``classes.csv``; return the headline numbers."""
     scenes = spec.scenes.open()
     cams = (tuple(seed) for _, seed in read_seeds(inputs["seeds"].folder / "seeds.npz"))
     masks = (scenes.mask(i) for i in range(len(scenes)))
     swept = evaluation.sweep(cams, masks, spec.thresholds, num_classes=len(scenes.classes))
-    np.savez_compressed(folder / "sweep.npz", tp=swept.tp, predicted=swept.predicted, true=swept.true, top=swept.top)
+    np.savez_compressed(
+        folder / "sweep.npz", tp=swept.tp, predicted=swept.predicted, true=swept.true, top=swept.top
+    )
     curve_of(swept).to_csv(folder / "curve.csv", index=False)
     _per_class(swept.at(swept.best), scenes.classes).to_csv(folder / "classes.csv", index=False)
-    return _headline(swept) | {"tag_map": evaluation.mean_average_precision(*load_logits(inputs["seeds"]))}
+    return _headline(swept) | {
+        "tag_map": evaluation.mean_average_precision(*load_logits(inputs["seeds"]))
+    }
 
 
-def evaluate_scores(spec: EvaluationSpec, inputs: Mapping[str, Artefact], folder: Path) -> dict[str, float]:
-    """Score ``scores`` (seeds or posteriors, the one .npz of the artefact): at every threshold, and as ``labels`` has them.
+def evaluate_scores(
+    spec: EvaluationSpec, inputs: Mapping[str, Artefact], folder: Path
+) -> dict[str, float]:
+    """Score ``scores`` (seeds or posteriors, the one .npz of the artefact): at every threshold, and
+    as ``labels`` has them.
 
-    Write ``curve.csv`` and ``classes.csv`` (of the labels).  ``*_maskless`` are the numbers of the labels, chosen without
-    masks; the others are at the best threshold on masks.
+    Write ``curve.csv`` and ``classes.csv`` (of the labels).  ``*_maskless`` are the numbers of the
+    labels, chosen without masks; the others are at the best threshold on masks.
     """
     scenes = spec.scenes.open()
     (file,) = inputs["scores"].folder.glob("*.npz")
@@ -49,12 +64,20 @@ def evaluate_scores(spec: EvaluationSpec, inputs: Mapping[str, Artefact], folder
     masks = (scenes.mask(i) for i in range(len(scenes)))
     swept = evaluation.sweep(cams, masks, spec.thresholds, num_classes=len(scenes.classes))
     curve_of(swept).to_csv(folder / "curve.csv", index=False)
-    best = {name: value for name, value in _headline(swept).items() if not name.endswith("maskless")}
-    return best | {f"{name}_maskless": value for name, value in _of_labels(inputs["labels"], scenes, folder).items()}
+    best = {
+        name: value for name, value in _headline(swept).items() if not name.endswith("maskless")
+    }
+    return best | {
+        f"{name}_maskless": value
+        for name, value in _of_labels(inputs["labels"], scenes, folder).items()
+    }
 
 
-def evaluate_labels(spec: EvaluationSpec, inputs: Mapping[str, Artefact], folder: Path) -> dict[str, float]:
-    """Score the label maps ``labels``; write ``classes.csv``; return mIoU, precision and recall in percent.
+def evaluate_labels(
+    spec: EvaluationSpec, inputs: Mapping[str, Artefact], folder: Path
+) -> dict[str, float]:
+    """Score the label maps ``labels``; write ``classes.csv``; return mIoU, precision and recall in
+    percent.
 
     Nothing was chosen on masks, so ``*_maskless`` are the same numbers.
     """
@@ -63,12 +86,21 @@ def evaluate_labels(spec: EvaluationSpec, inputs: Mapping[str, Artefact], folder
 
 
 def _of_labels(labels: Artefact, scenes: Scenes, folder: Path) -> dict[str, float]:
-    """Headline numbers of label maps, and their ``classes.csv``.  Raises ValueError where a map does not fit its scene."""
+    """Headline numbers of label maps, and their ``classes.csv``.
+
+    Raises ValueError where a map does not fit its scene.
+    """
     num_classes = len(scenes.classes)
     maps = (read_label_map(file, num_classes=num_classes) for file in label_files(labels))
-    counts = evaluation.confusion(maps, (scenes.mask(i) for i in range(len(scenes))), num_classes=num_classes)
+    counts = evaluation.confusion(
+        maps, (scenes.mask(i) for i in range(len(scenes))), num_classes=num_classes
+    )
     _per_class(counts, scenes.classes).to_csv(folder / "classes.csv", index=False)
-    return {"miou": float(counts.miou), "precision": float(counts.precision), "recall": float(counts.recall)}
+    return {
+        "miou": float(counts.miou),
+        "precision": float(counts.precision),
+        "recall": float(counts.recall),
+    }
 
 
 def _headline(swept: evaluation.Sweep) -> dict[str, float]:
@@ -89,7 +121,12 @@ def _headline(swept: evaluation.Sweep) -> dict[str, float]:
 def curve_of(swept: evaluation.Sweep) -> pd.DataFrame:
     """mIoU, precision and recall (percent) at every threshold."""
     return pd.DataFrame(
-        {"threshold": swept.thresholds, "miou": swept.miou, "precision": swept.precision, "recall": swept.recall}
+        {
+            "threshold": swept.thresholds,
+            "miou": swept.miou,
+            "precision": swept.precision,
+            "recall": swept.recall,
+        }
     )
 
 

@@ -22,7 +22,10 @@ from aeft_lib.stages.train_classifier import load_network
 
 @dataclass(frozen=True)
 class EpochsSpec:
-    """thresholds: increasing, in 0..1.  truth: digest of the masks.  One scale only, since every epoch is scored."""
+    """thresholds: increasing, in 0..1.  truth: digest of the masks.
+
+    One scale only, since every epoch is scored.
+    """
 
     scenes: SceneSet
     thresholds: tuple[float, ...]

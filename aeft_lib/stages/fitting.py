@@ -1,4 +1,7 @@
-"""What stages that train share: a checkpoint and a log while they run, weights when they are done."""
+"""What stages that train share:
+
+a checkpoint and a log while they run, weights when they are done.
+"""
 
 import importlib.util
 import json

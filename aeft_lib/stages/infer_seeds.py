@@ -81,9 +81,7 @@ class SeedSpec:
 
 
 @ranks.collective
-def infer_seeds(
-    spec: SeedSpec, inputs: Mapping[str, Artefact], folder: Path
-) -> dict[str, float]:
+def infer_seeds(spec: SeedSpec, inputs: Mapping[str, Artefact], folder: Path) -> dict[str, float]:
     """Read ``classifier``; write ``seeds.npz`` (see `maps.seeds`) and ``logits.safetensors``.
 
     Where there are ``features``, they are read in place of the images.

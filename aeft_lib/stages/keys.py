@@ -34,7 +34,10 @@ def key_of(stage: Callable, spec: Any, inputs: Mapping[str, str]) -> str:
 
 
 def decisive(spec: Any) -> Any:
-    """A spec as plain data: classes by name, without fields at their default or marked NO_RESULT."""
+    """A spec as plain data:
+
+    classes by name, without fields at their default or marked NO_RESULT.
+    """
     if dataclasses.is_dataclass(spec):
         fields = [f for f in dataclasses.fields(spec) if f.metadata != NO_RESULT]
         values = {f.name: getattr(spec, f.name) for f in fields if not _at_default(spec, f)}
@@ -135,7 +138,10 @@ def _is_off(part: ast.AST) -> bool:
 
 
 def _imported(node: ast.AST) -> Iterable[str]:
-    """What an import binds, without paths of ours: a name, what it stands for, its module's code."""
+    """What an import binds, without paths of ours:
+
+    a name, what it stands for, its module's code.
+    """
     if isinstance(node, ast.Import):
         yield from (f"import {alias.name} as {alias.asname}" for alias in node.names)
     elif isinstance(node, ast.ImportFrom):

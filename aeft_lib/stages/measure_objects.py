@@ -1,4 +1,7 @@
-"""Stage `measure_objects`: what seeds make of every object, one line each.  A reader of masks, like `evaluate_seeds`."""
+"""Stage `measure_objects`: what seeds make of every object, one line each.
+
+A reader of masks, like `evaluate_seeds`.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,21 +27,31 @@ class ObjectsSpec:
     truth: str = ""
 
 
-def measure_objects(spec: ObjectsSpec, inputs: Mapping[str, Artefact], folder: Path) -> dict[str, float]:
-    """Read ``seeds`` and their ``evaluation``; write ``objects.csv``; return the means of entropy and half_area.
+def measure_objects(
+    spec: ObjectsSpec, inputs: Mapping[str, Artefact], folder: Path
+) -> dict[str, float]:
+    """Read ``seeds`` and their ``evaluation``; write ``objects.csv``; return the means of entropy
+    and half_area.
 
-    Columns: scene, class, tags (of the scene), and what `objects` measures: area, spill, coverage, entropy, half_area, and
+    Columns: scene, class, tags (of the scene), and what `objects` measures: area, spill, coverage,
+        entropy, half_area, and
     tp, predicted, true at the seeds' best threshold.
     """
     scenes, threshold = spec.scenes.open(), inputs["evaluation"].summary["threshold"]
     lines = []
     for index, (_, seed) in enumerate(read_seeds(inputs["seeds"].folder / "seeds.npz")):
         mask = scenes.mask(index)
-        measured = zip(object_fits(seed, mask), object_counts(seed, mask, threshold), seed.cam, strict=True)
+        measured = zip(
+            object_fits(seed, mask), object_counts(seed, mask, threshold), seed.cam, strict=True
+        )
         for fit, counts, cam in measured:
             entropy, half_area = spread(cam)
             of_scene = {"scene": index, "tags": len(seed.class_ids)}
             lines.append(of_scene | fit | {"entropy": entropy, "half_area": half_area} | counts)
     table = pd.DataFrame(lines, columns=COLUMNS)
     table.to_csv(folder / FILE, index=False, float_format="%.6g")
-    return {} if table.empty else {name: float(table[name].mean()) for name in ("entropy", "half_area")}
+    return (
+        {}
+        if table.empty
+        else {name: float(table[name].mean()) for name in ("entropy", "half_area")}
+    )

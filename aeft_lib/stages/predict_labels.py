@@ -1,4 +1,7 @@
-"""Stage `predict_labels`: the segmentation network on unseen scenes, over scales and mirror images."""
+"""Stage `predict_labels`:
+
+the segmentation network on unseen scenes, over scales and mirror images.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -80,8 +83,11 @@ def predict(
 
 
 @torch.inference_mode()
-def multi_scale_probabilities(network: nn.Module, images: Tensor, scales: Sequence[float]) -> Tensor:
-    """Mean of the softmax over scales, each plain and mirrored, (B, K + 1, H, W), sums to 1 over classes.
+def multi_scale_probabilities(
+    network: nn.Module, images: Tensor, scales: Sequence[float]
+) -> Tensor:
+    """Mean of the softmax over scales, each plain and mirrored, (B, K + 1, H, W), sums to 1 over
+    classes.
 
     network: images -> logits at image size.  images: (B, 3, H, W) in the network's range.
     Raises ValueError for no scales, or one that is not positive.
@@ -91,7 +97,9 @@ def multi_scale_probabilities(network: nn.Module, images: Tensor, scales: Sequen
     size, total = images.shape[-2:], 0
     for scale in scales:
         sides = [max(1, round(side * scale)) for side in size]
-        scaled = F.interpolate(images, size=sides, mode="bilinear", align_corners=False, antialias=scale < 1)
+        scaled = F.interpolate(
+            images, size=sides, mode="bilinear", align_corners=False, antialias=scale < 1
+        )
         for mirrored in (False, True):
             logits = network(scaled.flip(-1) if mirrored else scaled)
             logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)

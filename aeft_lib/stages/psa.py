@@ -58,12 +58,7 @@ def _affinity(workshop: Workshop, background: Artefact) -> dict[str, Artefact]:
     crf = CrfSpec(scenes, ("low", "high"), numbers.crf_iterations)
     posteriors = workshop.obtain(refine_by_crf, crf, inputs)
     spec = AffinitySpec(
-        scenes,
-        workshop.backbone,
-        numbers.schedule,
-        workshop.repeat,
-        numbers.view,
-        workshop.compute,
+        scenes, workshop.backbone, numbers.schedule, workshop.repeat, numbers.view, workshop.compute
     )
     affinity = workshop.obtain(train_affinity, spec, {"posteriors": posteriors})
     return {"posteriors": posteriors, "affinity": affinity}

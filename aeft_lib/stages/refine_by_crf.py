@@ -29,9 +29,7 @@ class CrfSpec:
 
 
 @ranks.collective
-def refine_by_crf(
-    spec: CrfSpec, inputs: Mapping[str, Artefact], folder: Path
-) -> dict[str, float]:
+def refine_by_crf(spec: CrfSpec, inputs: Mapping[str, Artefact], folder: Path) -> dict[str, float]:
     """Read ``seeds`` and ``background``; write ``<power>.npz``: posteriors of the tagged classes.
 
     The background's posterior is what is left of 1.  Stored as seeds are, see `SeedWriter`.

@@ -166,7 +166,10 @@ def find(stage: str, key: str, spec: Any = None) -> Artefact | None:
 
 
 def check_writable() -> None:
-    """Refuse before long work starts: raises StoreError where the store's folder cannot be written or the disk is full."""
+    """Refuse before long work starts:
+
+    raises StoreError where the store's folder cannot be written or the disk is full.
+    """
     folder = paths.runs()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -298,7 +301,10 @@ def _lock(folder: Path) -> FileLock:
 
 
 def _store_trouble(error: Exception) -> StoreError | None:
-    """The StoreError that an exception amounts to, or None: a file elsewhere is not the store's fault."""
+    """The StoreError that an exception amounts to, or None:
+
+    a file elsewhere is not the store's fault.
+    """
     if "No space left on device" in str(error):  # safetensors has an error of its own for it
         return _store_error(OSError(errno.ENOSPC, str(error)))
     if not isinstance(error, OSError) or error.errno not in UNWRITABLE:

@@ -63,7 +63,8 @@ def build_network(spec: ClassifierSpec) -> nn.Module:
 def train_classifier(
     spec: ClassifierSpec, inputs: Mapping[str, Artefact], folder: Path
 ) -> dict[str, float | str]:
-    """Train on tags; write ``weights.safetensors`` (trained tensors), logs, ``epoch_1.safetensors``.
+    """Train on tags; write ``weights.safetensors`` (trained tensors), logs,
+    ``epoch_1.safetensors``.
 
     inputs: ``features`` where there is no view; ``warm_start``; ``judge_<name>`` for each judge.
     """

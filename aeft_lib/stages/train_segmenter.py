@@ -85,9 +85,7 @@ def load_segmenter(artefact: Artefact) -> nn.Module:
     return network.eval()
 
 
-def _whole_scenes(
-    spec: SegmenterSpec, files: list[Path], normalise: fitting.Normalise
-) -> InMemory:
+def _whole_scenes(spec: SegmenterSpec, files: list[Path], normalise: fitting.Normalise) -> InMemory:
     """Scenes of one size and their labels, as random views of that size."""
     images = load_images(spec.scenes)
     size, classes = tuple(images.shape[-2:]), spec.num_classes

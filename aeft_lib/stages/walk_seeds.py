@@ -1,4 +1,7 @@
-"""Stage `walk_seeds`: seeds flow along the learned affinities, and a last CRF settles their edges."""
+"""Stage `walk_seeds`:
+
+seeds flow along the learned affinities, and a last CRF settles their edges.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,9 +34,7 @@ class WalkSpec:
 
 
 @ranks.collective
-def walk_seeds(
-    spec: WalkSpec, inputs: Mapping[str, Artefact], folder: Path
-) -> dict[str, float]:
+def walk_seeds(spec: WalkSpec, inputs: Mapping[str, Artefact], folder: Path) -> dict[str, float]:
     """Read ``seeds``, ``background`` and ``affinity``; write ``middle.npz`` as `refine_by_crf`."""
     alpha, file = inputs["background"].summary["middle"], inputs["seeds"].folder / "seeds.npz"
     count = len(spec.scenes.open())

@@ -1,7 +1,8 @@
-"""Stages `write_labels` and `true_labels`: what a segmentation network learns from, as palette PNGs and a table.
+"""Stages `write_labels` and `true_labels`: what a segmentation network learns from, as palette PNGs
+and a table.
 
-`write_labels` reads scores alone.  `true_labels` copies the masks, for the fully supervised ceiling; it is the one place where
-a mask can enter a training.
+`write_labels` reads scores alone.  `true_labels` copies the masks, for the fully supervised
+ceiling; it is the one place where a mask can enter a training.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,7 +22,10 @@ FOLDER, TABLE = "labels", "labels.csv"
 
 @dataclass(frozen=True)
 class LabelSpec:
-    """file: of the scores artefact.  by_threshold: at the threshold of ``background``; False: scores are posteriors."""
+    """file: of the scores artefact.  by_threshold: at the threshold of ``background``; False:
+
+    scores are posteriors.
+    """
 
     file: str
     by_threshold: bool

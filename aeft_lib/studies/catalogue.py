@@ -58,11 +58,7 @@ RIGID_ROW = second(
 SOFT_ROW = second("attract_soft", "attract (soft)", SOFT, published="table2.attract_soft", **KEPT)
 # The paper's method, complete: what refinement and segmentation start from.
 AEFT = second(
-    "attract_soft_repel",
-    "soft + repel",
-    SOFT_REPEL,
-    published="table2.attract_soft_repel",
-    **KEPT,
+    "attract_soft_repel", "soft + repel", SOFT_REPEL, published="table2.attract_soft_repel", **KEPT
 )
 OURS_ROW = second("ours", "ours", OURS, quirks=(), **KEPT)
 OURS_WEIGHTS = {name: getattr(OURS, name) for name in ("attract_weight", "repel_weight")}
@@ -73,9 +69,7 @@ TRIPLET_ROWS = (
     second("repel_only", "repel", replace(SOFT_REPEL, attract="off")),
     AEFT,
     second("attract_soft_repel_cam", "soft + repel, in the CAM", replace(SOFT_REPEL, space="cam")),
-    second(
-        "soft_repel_strong", "soft + repel, ours' weights", replace(SOFT_REPEL, **OURS_WEIGHTS)
-    ),
+    second("soft_repel_strong", "soft + repel, ours' weights", replace(SOFT_REPEL, **OURS_WEIGHTS)),
     OURS_ROW,
 )
 
@@ -92,9 +86,7 @@ AEFT_PSEUDO = _refined(
 )
 
 
-def _segmented(
-    name: str, label: str, teacher: Row, prediction: Prediction = PLAIN
-) -> Row:
+def _segmented(name: str, label: str, teacher: Row, prediction: Prediction = PLAIN) -> Row:
     """A network that learned from a row's label maps, on unseen scenes."""
     changes = {"segmenter": LargeFov(), "prediction": prediction, "scored_on": "val"}
     return replace(teacher, name=name, label=label, published=None, **changes)
@@ -117,10 +109,7 @@ def _settings(
     return tuple(rows)
 
 
-RIVALS = (
-    GAP,
-    Row("occse", "OC-CSE", OcCse(), judges=(("oc", GAP),)),
-)
+RIVALS = (GAP, Row("occse", "OC-CSE", OcCse(), judges=(("oc", GAP),)))
 STUDIES = {
     study.name: study
     for study in (
@@ -160,10 +149,7 @@ STUDIES = {
             "Is it the triplet that makes ours better, or its optimiser, and which part of it?",
             (
                 second(
-                    "gpp_only_corrected",
-                    "GPP only, corrected optimiser",
-                    NOTHING_ADDED,
-                    quirks=(),
+                    "gpp_only_corrected", "GPP only, corrected optimiser", NOTHING_ADDED, quirks=()
                 ),
                 OURS_ROW,
                 second(

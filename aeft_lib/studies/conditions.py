@@ -1,16 +1,21 @@
-"""When do the paper's claims hold?  Its rows on controlled collages, one knob turned at a time, and what could be the cause.
+"""When do the paper's claims hold?  Its rows on controlled collages, one knob turned at a time, and
+what could be the cause.
 
 What was decided before anything was compared, by rules that look at no mask:
 
-- base level: one object of VOC's median area (0.15), no context, clutter or occlusion; levels on both sides of it where there
+- base level: one object of VOC's median area (0.15), no context, clutter or occlusion; levels on
+both sides of it where there
   are two sides, the ends of the range where there is one;
 - map: 12x12, with levels that keep the paper's cells per bin;
-- course: epochs until the tag mAP of unseen scenes rises by less than a point, for GAP and for G (4; see study `settings`);
-- depth: what gives four methods three seeds at twelve levels, and the causes theirs, within three hours on two cores (the
+- course: epochs until the tag mAP of unseen scenes rises by less than a point, for GAP and for G
+(4; see study `settings`);
+- depth: what gives four methods three seeds at twelve levels, and the causes theirs, within three
+hours on two cores (the
   last stage);
 - the second phase is the laptop's, chosen by tags there.
 
-Decided later, when seed 0 had been seen: depths four and seven, and which causes get three seeds (`mechanism`) or one
+Decided later, when seed 0 had been seen: depths four and seven, and which causes get three seeds
+    (`mechanism`) or one
 (`settings`).
 """
 
@@ -19,15 +24,7 @@ from dataclasses import replace
 from aeft_lib.paper.gpp import Gap, Pyramid
 from aeft_lib.paper.triplet import CORRECTED, Triplet
 from aeft_lib.studies.levels import BASE, LEVELS
-from aeft_lib.studies.methods import (
-    NOTHING_ADDED,
-    OFF,
-    RIGID,
-    SOFT,
-    SOFT_REPEL,
-    classified,
-    second,
-)
+from aeft_lib.studies.methods import NOTHING_ADDED, OFF, RIGID, SOFT, SOFT_REPEL, classified, second
 from aeft_lib.studies.rows import Row, Study
 from aeft_lib.studies.settings import OPTIMISER_QUIRKS, Condition, Setting
 
@@ -136,7 +133,8 @@ CONDITION_STUDIES = (
     Study(
         "conditions",
         "At which object size, number of objects, context, clutter and occlusion do the paper's claims hold?",
-        # By method, so that processes side by side work on levels of their own, each with its own features.
+        # By method, so that processes side by side work on levels of their own, each with its own
+        # features.
         tuple(condition_row(level, method) for method in METHODS for level in CONDITIONS),
         long=True,
         needs="collages",
@@ -144,7 +142,11 @@ CONDITION_STUDIES = (
     Study(
         "conditions_brief",
         "The same for GAP and G at three levels: what a first reproduction has time for.",
-        tuple(condition_row(level, method) for method in METHODS[:2] for level in (BASE, "object_area_0.03", "context_1")),
+        tuple(
+            condition_row(level, method)
+            for method in METHODS[:2]
+            for level in (BASE, "object_area_0.03", "context_1")
+        ),
         needs="collages",
         committed="conditions",
     ),

@@ -1,4 +1,7 @@
-"""Effects with their uncertainty: paired differences over repeats, intervals, and what is left of them when there are many."""
+"""Effects with their uncertainty:
+
+paired differences over repeats, intervals, and what is left of them when there are many.
+"""
 
 import math
 from collections.abc import Sequence
@@ -29,14 +32,17 @@ class Effect(NamedTuple):
 def effect(differences: Sequence[float], level: float = LEVEL) -> Effect:
     """Student's t over paired differences, one a repeat.
 
-    Raises ValueError for fewer than two repeats, a difference that is not finite, or a level outside 0..1.
+    Raises ValueError for fewer than two repeats, a difference that is not finite, or a level
+    outside 0..1.
 
     >>> [round(x, 2) for x in effect([1.0, 2.0, 3.0])]
     [2.0, -0.48, 4.48, 0.07, 3]
     """
     values = np.asarray(differences, dtype=float)
     if values.ndim != 1 or len(values) < 2:
-        raise ValueError(f"an interval needs at least two repeats, got {values.size}: run the study with --repeats 2 or more")
+        raise ValueError(
+            f"an interval needs at least two repeats, got {values.size}: run the study with --repeats 2 or more"
+        )
     if not np.isfinite(values).all():
         raise ValueError(f"differences must be finite, got {values.tolist()}")
     if not 0 < level < 1:
@@ -48,14 +54,19 @@ def effect(differences: Sequence[float], level: float = LEVEL) -> Effect:
 
 
 def paired(table: pd.DataFrame, more: str, less: str, metric: str) -> pd.Series:
-    """`metric` of row `more` minus that of row `less`, by repeat, for the repeats that both have; empty where a row is missing.
+    """`metric` of row `more` minus that of row `less`, by repeat, for the repeats that both have;
+    empty where a row is missing.
 
     table: long, with ``row``, ``repeat`` and the metric.
     """
     if metric not in table:
         return pd.Series(dtype=float)
     wide = table.pivot_table(index="repeat", columns="row", values=metric, sort=True)
-    return (wide[more] - wide[less]).dropna() if more in wide and less in wide else pd.Series(dtype=float)
+    return (
+        (wide[more] - wide[less]).dropna()
+        if more in wide and less in wide
+        else pd.Series(dtype=float)
+    )
 
 
 def half_width(sd: float, n: int, level: float = LEVEL) -> float:
@@ -64,9 +75,14 @@ def half_width(sd: float, n: int, level: float = LEVEL) -> float:
 
 
 def adjusted(p_values: Sequence[float]) -> list[float]:
-    """p values adjusted for their number: below 0.05 all, 5 % of them are expected to be false (Benjamini and Hochberg).
+    """p values adjusted for their number: below 0.05 all, 5 % of them are expected to be false
+    (Benjamini and Hochberg).
 
     >>> adjusted([0.01, 0.04, 0.5])
     [0.03, 0.06, 0.5]
     """
-    return [round(float(p), 6) for p in stats.false_discovery_control(list(p_values))] if len(p_values) else []
+    return (
+        [round(float(p), 6) for p in stats.false_discovery_control(list(p_values))]
+        if len(p_values)
+        else []
+    )

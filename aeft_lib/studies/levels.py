@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 BASE = "base"
-# The levels of every knob other than the base's, which is in the middle of the first and at the beginning of the others.
+# The levels of every knob other than the base's, which is in the middle of the first and at the
+# beginning of the others.
 LEVELS = {
     "object_area": (0.03, 0.07, 0.35),
     "objects": (2, 3),
@@ -36,7 +37,10 @@ DEPTHS = {
 
 
 class Level(NamedTuple):
-    """A level of a knob; the base is a level of every knob.  row: what its rows' names begin with."""
+    """A level of a knob; the base is a level of every knob.  row:
+
+    what its rows' names begin with.
+    """
 
     knob: str
     value: float
@@ -44,7 +48,10 @@ class Level(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """A line of the report: the study and its rows that should be more and less; on photos, rows of ``real_photos.csv``."""
+    """A line of the report:
+
+    the study and its rows that should be more and less; on photos, rows of ``real_photos.csv``.
+    """
 
     id: str
     text: str
@@ -69,10 +76,16 @@ def claims() -> Iterator[Claim]:
             suffix = "" if name == "gpp" else f".{name}"
             text = f"{level.knob.replace('_', ' ')} {level.value:g}: {TEXTS[name]}"
             name_of_level = f"condition.{level.knob}.{level.value:g}{suffix}"
-            yield Claim(name_of_level, text, "conditions", f"{level.row}.{more}", f"{level.row}.{less}")
+            yield Claim(
+                name_of_level, text, "conditions", f"{level.row}.{more}", f"{level.row}.{less}"
+            )
     for stages, (collages, photos) in DEPTHS.items():
         text = f"trained stages {stages}: {TEXTS['gpp']}"
-        rows = [f"{prefix}.{method}" if prefix else "" for prefix in (collages, photos) for method in ("gated", "gap")]
+        rows = [
+            f"{prefix}.{method}" if prefix else ""
+            for prefix in (collages, photos)
+            for method in ("gated", "gap")
+        ]
         rows[2:] = ["gated", "gap"] if photos == OWN_DEPTH else rows[2:]
         study = "settings" if collages == "depth7" else "mechanism"
         yield Claim(f"condition.trained_stages.{stages}", text, study, *rows)

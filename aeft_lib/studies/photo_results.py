@@ -1,4 +1,7 @@
-"""What was measured on real photos, as the report sets it beside the collages: ``docs/real_photos.csv``, repeat by repeat."""
+"""What was measured on real photos, as the report sets it beside the collages:
+
+``docs/real_photos.csv``, repeat by repeat.
+"""
 
 from functools import cache
 
@@ -14,7 +17,11 @@ FILE = paths.ROOT / "docs" / "real_photos.csv"
 @cache
 def table() -> pd.DataFrame:
     """``photos`` (how many were trained on), ``row, label, repeat`` and numbers in percent; empty where the file is not there."""
-    return pd.read_csv(FILE) if FILE.is_file() else pd.DataFrame(columns=["photos", "row", "label", "repeat"])
+    return (
+        pd.read_csv(FILE)
+        if FILE.is_file()
+        else pd.DataFrame(columns=["photos", "row", "label", "repeat"])
+    )
 
 
 def differences(more: str, less: str, metric: str) -> np.ndarray:

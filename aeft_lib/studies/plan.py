@@ -61,9 +61,7 @@ def plan(profile: Profile, rows: Sequence[Row], repeats: Sequence[int]) -> list[
     """
     planned: dict[str, Planned] = {}
 
-    def obtain(
-        stage: store.Stage, spec: Any, inputs: store.Inputs | None = None
-    ) -> store.Artefact:
+    def obtain(stage: store.Stage, spec: Any, inputs: store.Inputs | None = None) -> store.Artefact:
         key, name = store.key_for(stage, spec, inputs), stage.__name__
         there = store.find(name, key, spec)
         if key not in planned:
@@ -104,7 +102,8 @@ def table(planned: Sequence[Planned]) -> pd.DataFrame:
 
 
 class Forward(NamedTuple):
-    """One image's way through backbone and CAM head: operations, bytes kept for the backward pass, bytes out of the trunk.
+    """One image's way through backbone and CAM head: operations, bytes kept for the backward pass,
+    bytes out of the trunk.
 
     parameters, trained: how many numbers the network has, and how many of them are trained.
     """

@@ -1,6 +1,8 @@
-"""What would end a long run is said before it begins: missing data, weights, masks, a device that is not there.
+"""What would end a long run is said before it begins: missing data, weights, masks, a device that
+is not there.
 
-It opens every scene set of a profile, looks at the header of every photo and counts tags; for VOC that takes seconds.
+It opens every scene set of a profile, looks at the header of every photo and counts tags; for VOC
+that takes seconds.
 """
 
 import sys
@@ -19,14 +21,18 @@ THREADS = 8  # a cold disk is waited for
 
 
 def check(profile: Profile) -> None:
-    """Refuse what could not end well.  Raises ValueError, RuntimeError with what is wrong and what to do.
+    """Refuse what could not end well.  Raises ValueError, RuntimeError with what is wrong and what
+    to do.
 
-    A set without masks is said on stderr and not refused: seeds and pseudo-labels are made, their scores are not.
+    A set without masks is said on stderr and not refused: seeds and pseudo-labels are made, their
+        scores are not.
     """
     check_device()
     check_tensorboard()
     profile.backbone.check()
-    for split in {profile.scenes(split): split for split in reversed(SETS)}.values():  # each set once, by its first name
+    for split in {
+        profile.scenes(split): split for split in reversed(SETS)
+    }.values():  # each set once, by its first name
         _check_scenes(profile, split, profile.scenes(split).open())
 
 
@@ -40,9 +46,13 @@ def _check_scenes(profile: Profile, split: str, scenes: Scenes) -> None:
     if not isinstance(scenes, Photos):
         return
     with ThreadPoolExecutor(THREADS) as pool:
-        list(pool.map(image_size, map(scenes.image_file, scenes.names)))  # raises at the first that is not readable
+        list(
+            pool.map(image_size, map(scenes.image_file, scenes.names))
+        )  # raises at the first that is not readable
     if not any(np.any(scenes.tags(index)) for index in range(len(scenes))):
-        raise ValueError(f"{profile.name}: no scene of {profile.scenes(split)} has a tag of {', '.join(scenes.classes)}")
+        raise ValueError(
+            f"{profile.name}: no scene of {profile.scenes(split)} has a tag of {', '.join(scenes.classes)}"
+        )
     unmasked = sum(not scenes.mask_digest(name) for name in scenes.names)
     if unmasked:
         print(

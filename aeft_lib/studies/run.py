@@ -31,7 +31,10 @@ Job = tuple[Row, int]
 
 
 def numbers(made: Artefacts) -> dict[str, float]:
-    """The numbers of a row's artefacts: of its evaluation, and where objects were measured the spread of their CAMs."""
+    """The numbers of a row's artefacts:
+
+    of its evaluation, and where objects were measured the spread of their CAMs.
+    """
     spread = made["objects"].summary if "objects" in made else {}
     return made["evaluation"].summary | spread
 
@@ -109,7 +112,9 @@ def at_common_threshold(study: Study, profile: Profile, table: pd.DataFrame) -> 
 
 def left_out(study: Study, profile: Profile, n_repeats: int) -> bool:
     """Whether a study is not for such scenes, or too long for so few repeats while there is a committed table to show."""
-    return not study.fits(profile) or (study.long and n_repeats < profile.long_from and committed_table(study).is_file())
+    return not study.fits(profile) or (
+        study.long and n_repeats < profile.long_from and committed_table(study).is_file()
+    )
 
 
 def committed_table(study: Study) -> Path:
@@ -132,7 +137,10 @@ def check_repeats(repeats: Iterable[int]) -> list[int]:
 
 
 def default_workers() -> int:
-    """How many processes work side by side unless told otherwise: one per core; on a GPU, whose memory it needs, one."""
+    """How many processes work side by side unless told otherwise:
+
+    one per core; on a GPU, whose memory it needs, one.
+    """
     return 1 if device().type == "cuda" else cores()
 
 
