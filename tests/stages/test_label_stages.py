@@ -25,7 +25,12 @@ from aeft_lib.refinement.propagation import refine_by_walk
 from aeft_lib.stages import store
 from aeft_lib.stages.choose_background import BackgroundSpec, choose_background
 from aeft_lib.stages.refine_by_crf import CrfSpec, refine_by_crf
-from aeft_lib.stages.train_affinity import AffinitySpec, label_maps, load_affinity_net, train_affinity
+from aeft_lib.stages.train_affinity import (
+    AffinitySpec,
+    label_maps,
+    load_affinity_net,
+    train_affinity,
+)
 from aeft_lib.stages.walk_seeds import WalkSpec, walk_seeds
 from aeft_lib.stages.write_labels import TruthSpec, label_files, true_labels
 from aeft_lib.studies import run

@@ -11,7 +11,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_label_stages import FEW, PSEUDO, SIZE, artefacts, as_tensor, assert_table_agrees, headline, pixels, spec_of_affinity
+from test_label_stages import (
+    FEW,
+    PSEUDO,
+    SIZE,
+    artefacts,
+    as_tensor,
+    assert_table_agrees,
+    headline,
+    pixels,
+    spec_of_affinity,
+)
 
 from aeft_lib.data.collages import Collages
 from aeft_lib.networks.segmenter import multi_scale_probabilities
@@ -23,9 +33,20 @@ from aeft_lib.stages.evaluate import EvaluationSpec, evaluate_labels, evaluate_s
 from aeft_lib.stages.predict_labels import PredictionSpec, predict_labels
 from aeft_lib.stages.refine_by_crf import CrfSpec, refine_by_crf
 from aeft_lib.stages.train_affinity import train_affinity
-from aeft_lib.stages.train_segmenter import SegmenterSpec, build_segmenter, load_segmenter, train_segmenter
+from aeft_lib.stages.train_segmenter import (
+    SegmenterSpec,
+    build_segmenter,
+    load_segmenter,
+    train_segmenter,
+)
 from aeft_lib.stages.walk_seeds import WalkSpec, walk_seeds
-from aeft_lib.stages.write_labels import LabelSpec, TruthSpec, label_files, true_labels, write_labels
+from aeft_lib.stages.write_labels import (
+    LabelSpec,
+    TruthSpec,
+    label_files,
+    true_labels,
+    write_labels,
+)
 from aeft_lib.studies import run
 from aeft_lib.studies.profiles import SMOKE
 

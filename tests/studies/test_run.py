@@ -31,7 +31,12 @@ from aeft_lib.stages import store
 from aeft_lib.stages import train_classifier as classifier_stage
 from aeft_lib.stages.cache_features import FeatureSpec, load_features
 from aeft_lib.stages.infer_seeds import SeedSpec, infer_seeds
-from aeft_lib.stages.train_classifier import ClassifierSpec, NetworkSpec, PoolingSpec, train_classifier
+from aeft_lib.stages.train_classifier import (
+    ClassifierSpec,
+    NetworkSpec,
+    PoolingSpec,
+    train_classifier,
+)
 from aeft_lib.studies import catalogue, profiles, run
 from aeft_lib.studies.profiles import SMOKE
 
