@@ -145,8 +145,8 @@ def predict(arguments: argparse.Namespace) -> None:
     """``aeft predict IMAGE...``: label maps of any photos as palette PNGs."""
     from aeft_lib.data.images import read_image
     from aeft_lib.maps.labels import write_label_map
+    from aeft_lib.stages.loading import load_segmenter
     from aeft_lib.stages.predict_labels import predict as label_map_of
-    from aeft_lib.stages.train_segmenter import load_segmenter
 
     profile, folder = profiles.get(arguments.profile), Path(arguments.out)
     images = {Path(file).stem: read_image(Path(file)) for file in arguments.images}

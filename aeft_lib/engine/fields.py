@@ -9,7 +9,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-NO_RESULT = {"changes": "no result"}  # metadata of a field: of how something is computed, not what
+# Metadata of a field that says how something is computed, not what: keys leave it out.
+NO_RESULT = {"result": False}
 
 
 def whole(owner: Any, *names: str, least: int = 0, most: int | None = None) -> None:

@@ -19,7 +19,7 @@ from aeft_lib.lab import figures
 from aeft_lib.maps.seeds import Seed, read_seeds
 from aeft_lib.paper.classifier import CamClassifier, CamOutput
 from aeft_lib.stages import store
-from aeft_lib.stages.train_classifier import load_network
+from aeft_lib.stages.loading import load_network
 from aeft_lib.studies import catalogue, profiles, report, run
 from aeft_lib.studies.settings import Profile
 

@@ -6,6 +6,7 @@ masks; nothing here trains.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -76,3 +77,12 @@ def spread(cam: Tensor) -> tuple[float, float]:
     share = cam.flatten() / total
     entropy = float(torch.special.entr(share).sum()) / math.log(share.numel())
     return round(entropy, 6), float((cam > 0.5 * cam.max()).float().mean())
+
+
+def tagged_iou(labels: np.ndarray, mask: np.ndarray, class_ids: Sequence[int]) -> float:
+    """Mean IoU, 0..1, over these classes of a label map (H, W); void of the mask does not count."""
+    kept, ious = mask != VOID, []
+    for label in (class_id + 1 for class_id in class_ids):
+        predicted, truth = (labels == label) & kept, mask == label
+        ious.append((predicted & truth).sum() / max((predicted | truth).sum(), 1))
+    return float(np.mean(ious))

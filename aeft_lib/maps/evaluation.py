@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 from sklearn.metrics import average_precision_score
 from torch import Tensor
@@ -74,6 +75,12 @@ class Sweep(Counts):
     def at(self, index: int) -> Counts:
         """The counts at one threshold."""
         return Counts(self.tp[index], self.predicted[index], self.true[index])
+
+    def table(self) -> pd.DataFrame:
+        """One line a threshold: ``threshold, miou, precision, recall`` (percent)."""
+        names = ("miou", "precision", "recall")
+        columns = {name: getattr(self, name) for name in names}
+        return pd.DataFrame({"threshold": self.thresholds, **columns})
 
     @property
     def best(self) -> int:

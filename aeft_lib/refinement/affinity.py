@@ -27,10 +27,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aeft_lib.maps.labels import VOID
-
 EPS = 1e-5
 RADIUS = 5
+VOID = 255  # as in label maps
 
 
 class Pairs(NamedTuple):

@@ -53,6 +53,22 @@ def propagate(
     return flat.T.reshape(scores.shape)
 
 
+def reach(
+    affinity: SparseAffinity, row: int, column: int, *, steps: int, beta: float = 8
+) -> Tensor:
+    """Where the score of one cell is after a walk: (h, w) in 0..1, the largest is 1.
+
+    Raises ValueError for a cell outside the grid.
+    """
+    h, w = affinity.size
+    if not (0 <= row < h and 0 <= column < w):
+        raise ValueError(f"cell ({row}, {column}) is outside the {h} x {w} grid")
+    start = torch.zeros(1, h, w)
+    start[0, row, column] = 1
+    flow = propagate(affinity, start, beta=beta, steps=steps)[0]
+    return flow / flow.max()
+
+
 def _symmetric(affinity: SparseAffinity, beta: float, like: Tensor) -> Tensor:
     """A^beta with its unit diagonal, (n, n) CSR, in the type of `like`."""
     n = math.prod(affinity.size)

@@ -21,7 +21,9 @@ def main() -> None:
     profile = replace(profile, compute=replace(profile.compute, negatives=sys.argv[1]))
     found = run.artefacts(profile, ROW, 0)
     if ranks.is_main():
-        print(f"ranks {ranks.world()} miou {found['evaluation'].summary['miou']!r} runs {os.environ['AEFT_RUNS']}")
+        print(
+            f"ranks {ranks.world()} miou {found['evaluation'].summary['miou']!r} runs {os.environ['AEFT_RUNS']}"
+        )
     ranks.stop()
 
 

@@ -11,7 +11,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from aeft_lib.engine import checkpoint, loop
-from aeft_lib.engine.loop import Schedule, TrainingDiverged, epoch_order, fit, make_optimiser, stream
+from aeft_lib.engine.loop import (
+    Schedule,
+    TrainingDiverged,
+    epoch_order,
+    fit,
+    make_optimiser,
+    stream,
+)
 from aeft_lib.engine.step import PLAIN, Objective, Stepper
 
 N = 20

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from golden_networks import assert_layout, assert_stats, layout, salt, theirs, vectors, with_golden_weights
+from golden_networks import (
+    assert_layout,
+    assert_stats,
+    layout,
+    salt,
+    theirs,
+    vectors,
+    with_golden_weights,
+)
 from torch import nn
 
 from aeft_lib.networks.resnet38d import TRUNK, BasicBlock, Bottleneck, ResNet38d, normalise

@@ -5,7 +5,16 @@ import pytest
 import torch
 
 from aeft_lib.paper import erasing
-from aeft_lib.paper.erasing import EPS, disjoint, embeddings, erase, max_norm, partners, region_embeddings, residual_region
+from aeft_lib.paper.erasing import (
+    EPS,
+    disjoint,
+    embeddings,
+    erase,
+    max_norm,
+    partners,
+    region_embeddings,
+    residual_region,
+)
 
 
 def random_maps(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -20,9 +20,16 @@ from aeft_lib.studies.conditions import BASE, condition_row
 from aeft_lib.studies.profiles import SMOKE
 
 PROFILE = replace(SMOKE, controlled=replace(SMOKE.controlled, train=16, val=12))
-GAP, GATED, ERASED = (condition_row(BASE, method, keep_epochs=True) for method in ("gap", "gated", "aeft"))
+GAP, GATED, ERASED = (
+    condition_row(BASE, method, keep_epochs=True) for method in ("gap", "gated", "aeft")
+)
 COURSE = ["epoch", "tag_map", "entropy", "half_area"]
-GATES = [f"{sign}_{step}_{side}" for step in (1, 2, 3) for sign in ("positive", "negative") for side in ("first", "next")]
+GATES = [
+    f"{sign}_{step}_{side}"
+    for step in (1, 2, 3)
+    for sign in ("positive", "negative")
+    for side in ("first", "next")
+]
 
 
 pytestmark = pytest.mark.usefixtures("stored")
@@ -48,7 +55,9 @@ def curves(row) -> pd.DataFrame:
     [(GAP, COURSE, [1, 2]), (GATED, COURSE + GATES, [1, 2]), (ERASED, COURSE + GATES, [0, 1, 2])],
     ids=["gap", "gated", "second phase"],
 )
-def test_a_course_has_a_line_an_epoch_and_begins_at_the_warm_start_where_there_is_one(row, columns, epochs):
+def test_a_course_has_a_line_an_epoch_and_begins_at_the_warm_start_where_there_is_one(
+    row, columns, epochs
+):
     table = course(row)
     assert list(table) == columns
     assert table["epoch"].tolist() == epochs
@@ -83,7 +92,9 @@ def test_the_last_epoch_has_the_seeds_of_the_row(row):
     apart = (course(row).set_index("epoch")[list(measured)] - measured.mean()).abs()
     assert (3 * apart.loc[2] < apart.drop(2)).all(axis=None)
     compared = ["miou", "recall"]  # precision of a class may hang on a few pixels
-    stored = pd.read_csv(artefacts["evaluation"].folder / "curve.csv").set_index("threshold")[compared]
+    stored = pd.read_csv(artefacts["evaluation"].folder / "curve.csv").set_index("threshold")[
+        compared
+    ]
     apart = pd.DataFrame(
         {
             epoch: (curve.set_index("threshold")[compared] - stored).abs().max()
@@ -100,13 +111,18 @@ def test_epochs_differ(row):
     assert table["entropy"].nunique() == table["half_area"].nunique() == len(table)
     assert table["tag_map"].iloc[0] != table["tag_map"].iloc[-1]
     assert curves(row).groupby("threshold")["miou"].agg(np.ptp).max() > 0.1
-    weights = [load_file(found(row)["classifier"].folder / f"epoch_{epoch}.safetensors") for epoch in (1, 2)]
+    weights = [
+        load_file(found(row)["classifier"].folder / f"epoch_{epoch}.safetensors")
+        for epoch in (1, 2)
+    ]
     assert not any(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 def test_the_second_phase_begins_where_the_first_one_ends():
     first, second = course(GATED).iloc[-1], course(ERASED).iloc[0]
-    pd.testing.assert_series_equal(first.drop("epoch"), second.drop("epoch"), check_names=False, rtol=1e-12)
+    pd.testing.assert_series_equal(
+        first.drop("epoch"), second.drop("epoch"), check_names=False, rtol=1e-12
+    )
 
 
 # --- gates -----------------------------------------------------------------------------------------------------------
@@ -125,7 +141,9 @@ def test_silent_gates_are_one_half_and_open_ones_are_told_apart_by_step_sign_and
     names = [name for name in GATES if "_3_" not in name]
     assert mean_gates(network(pooling), features) == dict.fromkeys(names, 0.5)
     torch.nn.init.constant_(pooling.gates[1].positive.weight[1:], 100.0)
-    assert mean_gates(network(pooling), features) == dict.fromkeys(names, 0.5) | {"positive_2_next": 1.0}
+    assert mean_gates(network(pooling), features) == dict.fromkeys(names, 0.5) | {
+        "positive_2_next": 1.0
+    }
     torch.nn.init.constant_(pooling.gates[0].negative.weight[:1], 100.0)
     assert mean_gates(network(pooling), -features)["negative_1_first"] == 1.0
 
@@ -140,7 +158,9 @@ def test_gates_are_means_over_images_and_positions_of_what_the_layer_uses():
         for side, name in enumerate(("first", "next")):
             for sign in ("positive", "negative"):
                 theirs = getattr(gates, sign)[:, side].detach().cpu().numpy()
-                assert means[f"{sign}_{step}_{name}"] == pytest.approx(np.mean(theirs, dtype=float), rel=1e-5)
+                assert means[f"{sign}_{step}_{name}"] == pytest.approx(
+                    np.mean(theirs, dtype=float), rel=1e-5
+                )
     assert len(set(means.values())) == len(means) == 8
 
 

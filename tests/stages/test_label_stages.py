@@ -25,13 +25,21 @@ from aeft_lib.refinement.propagation import refine_by_walk
 from aeft_lib.stages import store
 from aeft_lib.stages.choose_background import BackgroundSpec, choose_background
 from aeft_lib.stages.refine_by_crf import CrfSpec, refine_by_crf
-from aeft_lib.stages.train_affinity import AffinitySpec, label_maps, load_affinity_net, train_affinity
+from aeft_lib.stages.train_affinity import (
+    AffinitySpec,
+    label_maps,
+    load_affinity_net,
+    train_affinity,
+)
 from aeft_lib.stages.walk_seeds import WalkSpec, walk_seeds
 from aeft_lib.stages.write_labels import TruthSpec, label_files, true_labels
 from aeft_lib.studies import run
 from aeft_lib.studies.profiles import SMOKE
 
-ROWS = [run.get("refinement").row(name) for name in ("aeft_seed", "aeft_crf", "aeft_walk", "aeft_pseudo")]
+ROWS = [
+    run.get("refinement").row(name)
+    for name in ("aeft_seed", "aeft_crf", "aeft_walk", "aeft_pseudo")
+]
 SEED, CRF, WALK, PSEUDO = ROWS
 FEW = replace(SMOKE.train, count=6)
 SIZE = (SMOKE.train.size,) * 2
@@ -51,7 +59,9 @@ def scores_of(found: dict[str, store.Artefact]) -> list[tuple]:
 
 def pixels(artefact: store.Artefact) -> np.ndarray:
     """All label maps of an artefact, read by Pillow alone, (N, H, W)."""
-    return np.stack([np.array(Image.open(file)) for file in sorted(artefact.folder.glob("labels/*.png"))])
+    return np.stack(
+        [np.array(Image.open(file)) for file in sorted(artefact.folder.glob("labels/*.png"))]
+    )
 
 
 def masks(scenes) -> list[np.ndarray]:
@@ -59,7 +69,9 @@ def masks(scenes) -> list[np.ndarray]:
 
 
 def as_tensor(image: np.ndarray) -> torch.Tensor:
-    return normalise(torch.from_numpy(image.copy()).permute(2, 0, 1)[None]).contiguous(memory_format=torch.channels_last)
+    return normalise(torch.from_numpy(image.copy()).permute(2, 0, 1)[None]).contiguous(
+        memory_format=torch.channels_last
+    )
 
 
 # --- label maps and their table --------------------------------------------------------------------------------------
@@ -68,7 +80,9 @@ def as_tensor(image: np.ndarray) -> torch.Tensor:
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_every_scene_has_a_map_of_tagged_classes_alone(row):
     labels = artefacts(row)["labels"]
-    assert [file.name for file in label_files(labels)] == [f"{i:05d}.png" for i in range(SMOKE.train.count)]
+    assert [file.name for file in label_files(labels)] == [
+        f"{i:05d}.png" for i in range(SMOKE.train.count)
+    ]
     found = pixels(labels)
     assert found.shape == (SMOKE.train.count, *SIZE)
     for scene, one in zip(Collages(SMOKE.train), found, strict=True):
@@ -77,13 +91,17 @@ def test_every_scene_has_a_map_of_tagged_classes_alone(row):
 
 
 def assert_table_agrees(labels: store.Artefact) -> None:
-    table = pd.read_csv(labels.folder / "labels.csv", dtype={"name": str, "classes": str}, keep_default_na=False)
+    table = pd.read_csv(
+        labels.folder / "labels.csv", dtype={"name": str, "classes": str}, keep_default_na=False
+    )
     assert list(table) == ["name", "classes", "foreground", "void"]
     assert table["name"].tolist() == [file.stem for file in label_files(labels)]
     for line, one in zip(table.itertuples(), pixels(labels), strict=True):
         expected = statistics(one)
         assert line.classes == expected["classes"]
-        assert (line.foreground, line.void) == pytest.approx((expected["foreground"], expected["void"]), abs=5.001e-5)
+        assert (line.foreground, line.void) == pytest.approx(
+            (expected["foreground"], expected["void"]), abs=5.001e-5
+        )
     assert labels.summary["images"] == len(table)
     assert labels.summary["foreground"] == pytest.approx((pixels(labels) % VOID > 0).mean())
 
@@ -103,7 +121,9 @@ def test_maps_are_the_scores_at_the_threshold_or_as_posteriors(row):
 
 
 def test_true_labels_are_the_masks():
-    assert (pixels(store.obtain(true_labels, TruthSpec(SMOKE.train))) == np.stack(masks(SMOKE.train))).all()
+    assert (
+        pixels(store.obtain(true_labels, TruthSpec(SMOKE.train))) == np.stack(masks(SMOKE.train))
+    ).all()
 
 
 # --- background and CRF ----------------------------------------------------------------------------------------------
@@ -111,9 +131,14 @@ def test_true_labels_are_the_masks():
 
 def test_threshold_is_the_one_a_sweep_chooses_without_masks_and_powers_lie_around_it():
     found = artefacts(SEED)
-    swept = evaluation.sweep(scores_of(found), masks(SMOKE.train), SMOKE.thresholds, num_classes=SMOKE.num_classes)
+    swept = evaluation.sweep(
+        scores_of(found), masks(SMOKE.train), SMOKE.thresholds, num_classes=SMOKE.num_classes
+    )
     summary = found["background"].summary
-    assert summary == {"threshold": swept.thresholds[swept.maskless], **powers_around(summary["threshold"])._asdict()}
+    assert summary == {
+        "threshold": swept.thresholds[swept.maskless],
+        **powers_around(summary["threshold"])._asdict(),
+    }
 
 
 def test_fixed_powers_are_taken_as_they_are(tmp_path):
@@ -127,10 +152,16 @@ def test_fixed_powers_are_taken_as_they_are(tmp_path):
 def test_stored_posteriors_make_the_label_maps_of_exact_ones(power):
     found = artefacts(CRF if power == "middle" else PSEUDO)
     folder = found["scores" if power == "middle" else "posteriors"].folder
-    powers = ("middle",) if power == "middle" else ("low", "high")  # together, as the stage has them
+    powers = (
+        ("middle",) if power == "middle" else ("low", "high")
+    )  # together, as the stage has them
     alphas = [found["background"].summary[name] for name in powers]
-    stored = [seed.cam for _, seed in read_seeds(folder / f"{power}.npz", ["00000", "00001", "00002"])]
-    for scene, (class_ids, cam), ours in zip(Collages(FEW), scores_of(artefacts(SEED)), stored, strict=False):
+    stored = [
+        seed.cam for _, seed in read_seeds(folder / f"{power}.npz", ["00000", "00001", "00002"])
+    ]
+    for scene, (class_ids, cam), ours in zip(
+        Collages(FEW), scores_of(artefacts(SEED)), stored, strict=False
+    ):
         exact = dense_crf.refine(scene.image, cam, alphas)[powers.index(power)]
         assert (ours - exact[1:]).abs().max() <= 0.501 / 255
         # Half a step a score, and as many as there are classes for the background's.
@@ -170,7 +201,9 @@ def test_affinity_learns_from_what_both_crfs_say():
     low, high = (next(read_seeds(folder / f"{name}.npz"))[1].cam for name in ("low", "high"))
     whole = [torch.cat([1 - scores.sum(dim=0, keepdim=True), scores]) for scores in (low, high)]
     assert torch.equal(maps[0], affinity_labels(*whole))
-    assert artefacts(PSEUDO)["affinity"].summary["known"] == pytest.approx((maps != VOID).float().mean().item())
+    assert artefacts(PSEUDO)["affinity"].summary["known"] == pytest.approx(
+        (maps != VOID).float().mean().item()
+    )
 
 
 def spec_of_affinity(scenes=SMOKE.train) -> AffinitySpec:
@@ -184,7 +217,12 @@ def test_affinity_has_the_same_weights_again(tmp_path):
     assert summary == found["affinity"].summary
     for name in ("weights.safetensors", "log.csv", "steps.jsonl"):
         assert (tmp_path / name).read_bytes() == (found["affinity"].folder / name).read_bytes()
-    assert set(load_file(tmp_path / "weights.safetensors")) == {"f8_3.weight", "f8_4.weight", "f8_5.weight", "f9.weight"}
+    assert set(load_file(tmp_path / "weights.safetensors")) == {
+        "f8_3.weight",
+        "f8_4.weight",
+        "f8_5.weight",
+        "f9.weight",
+    }
 
 
 def test_walked_posteriors_are_those_of_the_scene_alone():
@@ -192,7 +230,9 @@ def test_walked_posteriors_are_those_of_the_scene_alone():
     scene, (_, cam) = Collages(SMOKE.train)[index], scores_of(artefacts(SEED))[index]
     (affinity,) = load_affinity_net(found["affinity"]).affinity(as_tensor(scene.image))
     alpha = found["background"].summary["middle"]
-    expected = refine_by_walk(scene.image, cam, affinity, alpha=alpha, beta=8, steps=64, crf_iterations=1)
+    expected = refine_by_walk(
+        scene.image, cam, affinity, alpha=alpha, beta=8, steps=64, crf_iterations=1
+    )
     assert (scores_of(found)[index][1] - expected[1:]).abs().max() <= 0.501 / 255
 
 
@@ -214,7 +254,11 @@ def headline(maps: np.ndarray, scenes) -> dict[str, float]:
 def test_maskless_numbers_are_those_of_the_maps_and_the_others_of_the_best_threshold(row):
     found = artefacts(row)
     summary = found["evaluation"].summary
-    maskless = {name.removesuffix("_maskless"): value for name, value in summary.items() if name.endswith("_maskless")}
+    maskless = {
+        name.removesuffix("_maskless"): value
+        for name, value in summary.items()
+        if name.endswith("_maskless")
+    }
     assert maskless == pytest.approx(headline(pixels(found["labels"]), SMOKE.train))
     curve = pd.read_csv(found["evaluation"].folder / "curve.csv")
     best = curve.loc[curve["miou"].idxmax()].to_dict()

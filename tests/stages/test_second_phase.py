@@ -47,14 +47,19 @@ pytestmark = pytest.mark.usefixtures("stored")
 
 
 def features(scenes: SceneSpec) -> store.Artefact:
-    return store.obtain(cache_features, FeatureSpec(scenes, SMOKE.backbone, (1.0,), scenes.open().fingerprint))
+    return store.obtain(
+        cache_features, FeatureSpec(scenes, SMOKE.backbone, (1.0,), scenes.open().fingerprint)
+    )
 
 
 @pytest.fixture
 def inputs(stored) -> dict[str, store.Artefact]:
     """What `train_triplet` reads, computed by whichever test comes first."""
     train = features(TRAIN)
-    return {"classifier": store.obtain(train_classifier, WARM_START, {"features": train}), "features": train}
+    return {
+        "classifier": store.obtain(train_classifier, WARM_START, {"features": train}),
+        "features": train,
+    }
 
 
 def trained(inputs, folder: Path, **changes) -> dict[str, torch.Tensor]:
@@ -76,12 +81,16 @@ def test_the_same_weights_twice(inputs, tmp_path):
     first = trained(inputs, tmp_path / "first")
     torch.manual_seed(2)  # the global generator has no say
     assert same(first, trained(inputs, tmp_path / "again"))
-    assert (tmp_path / "first" / "log.csv").read_bytes() == (tmp_path / "again" / "log.csv").read_bytes()
+    assert (tmp_path / "first" / "log.csv").read_bytes() == (
+        tmp_path / "again" / "log.csv"
+    ).read_bytes()
 
 
 def test_it_goes_on_from_the_warm_start_and_changes_every_weight(inputs, tmp_path):
     before = load_file(inputs["classifier"].folder / "weights.safetensors")
-    still = trained(inputs, tmp_path / "still", schedule=replace(PHASE.schedule, lr=1e-30, head_lr=1e-30))
+    still = trained(
+        inputs, tmp_path / "still", schedule=replace(PHASE.schedule, lr=1e-30, head_lr=1e-30)
+    )
     after = trained(inputs, tmp_path / "after")
     assert before.keys() == still.keys() == after.keys()
     for name in before:
@@ -101,7 +110,9 @@ class Killed(BaseException):
     """Stands for the end of a process."""
 
 
-def test_killed_after_an_epoch_it_resumes_to_the_same_weights_log_and_epoch_files(inputs, tmp_path, monkeypatch):
+def test_killed_after_an_epoch_it_resumes_to_the_same_weights_log_and_epoch_files(
+    inputs, tmp_path, monkeypatch
+):
     whole = trained(inputs, tmp_path / "whole", keep_epochs=True)
     save, saved = loop.save_checkpoint, []
 
@@ -119,14 +130,29 @@ def test_killed_after_an_epoch_it_resumes_to_the_same_weights_log_and_epoch_file
     assert {file.name for file in (tmp_path / "resumed").iterdir()} == left
     assert same(whole, trained(inputs, tmp_path / "resumed", keep_epochs=True))
     files = {file.name for file in (tmp_path / "whole").iterdir()}
-    assert files == {"weights.safetensors", "log.csv", "steps.jsonl", "epoch_1.safetensors", "epoch_2.safetensors"}
+    assert files == {
+        "weights.safetensors",
+        "log.csv",
+        "steps.jsonl",
+        "epoch_1.safetensors",
+        "epoch_2.safetensors",
+    }
     for name in files:
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "resumed" / name).read_bytes()
+        assert (tmp_path / "whole" / name).read_bytes() == (
+            tmp_path / "resumed" / name
+        ).read_bytes()
 
 
 def test_epoch_files_are_written_on_demand_alone_and_the_last_is_the_result(inputs, tmp_path):
-    plain, kept = trained(inputs, tmp_path / "plain"), trained(inputs, tmp_path / "kept", keep_epochs=True)
-    assert {file.name for file in (tmp_path / "plain").iterdir()} == {"weights.safetensors", "log.csv", "steps.jsonl"}
+    plain, kept = (
+        trained(inputs, tmp_path / "plain"),
+        trained(inputs, tmp_path / "kept", keep_epochs=True),
+    )
+    assert {file.name for file in (tmp_path / "plain").iterdir()} == {
+        "weights.safetensors",
+        "log.csv",
+        "steps.jsonl",
+    }
     assert same(plain, kept)
     first, last = (load_file(tmp_path / "kept" / f"epoch_{epoch}.safetensors") for epoch in (1, 2))
     assert same(last, kept)
@@ -136,7 +162,15 @@ def test_epoch_files_are_written_on_demand_alone_and_the_last_is_the_result(inpu
 def test_log_and_summary_tell_the_terms(inputs, tmp_path):
     summary = train_triplet(PHASE, inputs, tmp_path)
     log = pd.read_csv(tmp_path / "log.csv")
-    assert list(log) == ["epoch", "lr", "classification", "attract", "repel", "hard", "without_negative"]
+    assert list(log) == [
+        "epoch",
+        "lr",
+        "classification",
+        "attract",
+        "repel",
+        "hard",
+        "without_negative",
+    ]
     assert log["epoch"].tolist() == [1, 2]
     assert summary.keys() == {*log} - {"epoch"} | {"device"}
     assert summary["attract"] == pytest.approx(log["attract"].iloc[-1])
@@ -147,8 +181,12 @@ def test_steps_are_those_of_both_epochs_and_the_last_says_what_the_log_says(inpu
     log = pd.read_csv(tmp_path / "log.csv")
     steps = [json.loads(line) for line in (tmp_path / "steps.jsonl").read_text().splitlines()]
     assert [(line["step"], line["steps"]) for line in steps] == [(1, 2), (2, 2)]
-    for line, (_, row) in zip(steps, log.iterrows(), strict=True):  # an epoch of one step is its own mean
-        assert line | {"epoch": row["epoch"]} == pytest.approx(row.to_dict() | {"step": line["step"], "steps": 2})
+    for line, (_, row) in zip(
+        steps, log.iterrows(), strict=True
+    ):  # an epoch of one step is its own mean
+        assert line | {"epoch": row["epoch"]} == pytest.approx(
+            row.to_dict() | {"step": line["step"], "steps": 2}
+        )
 
 
 def test_images_and_features_of_a_batch_show_the_same_picture(inputs, tmp_path, monkeypatch):
@@ -163,7 +201,9 @@ def test_images_and_features_of_a_batch_show_the_same_picture(inputs, tmp_path, 
     trained(inputs, tmp_path)
     assert len(seen) == 4
     for ours, batch in seen:
-        torch.testing.assert_close(ours, batch.features.float(), rtol=0, atol=5e-3 * ours.abs().max().item())
+        torch.testing.assert_close(
+            ours, batch.features.float(), rtol=0, atol=5e-3 * ours.abs().max().item()
+        )
         assert (ours - batch.features.flip(-1)).abs().max() > 0.1 * ours.abs().max()
         assert batch.noise.shape == (6, 6)
 
@@ -212,7 +252,10 @@ def curve_of(classifier: store.Artefact) -> pd.DataFrame:
     """A classifier's curve as the stages of every study make it."""
     given = {"classifier": classifier, "features": features(VAL)}
     seeds = store.obtain(infer_seeds, SeedSpec((1.0,), VAL.size), given)
-    return pd.read_csv(store.obtain(evaluate_seeds, EvaluationSpec(VAL, THRESHOLDS), {"seeds": seeds}).folder / "curve.csv")
+    return pd.read_csv(
+        store.obtain(evaluate_seeds, EvaluationSpec(VAL, THRESHOLDS), {"seeds": seeds}).folder
+        / "curve.csv"
+    )
 
 
 def test_epochs_go_from_the_warm_start_to_the_final_weights(inputs):
@@ -223,7 +266,10 @@ def test_epochs_go_from_the_warm_start_to_the_final_weights(inputs):
     table = pd.read_csv(found.folder / "epochs.csv")
     assert list(table) == ["threshold", "miou", "precision", "recall", "epoch"]
     assert table["epoch"].tolist() == [0] * 3 + [1] * 3 + [2] * 3
-    curves = [table[table["epoch"] == epoch].drop(columns="epoch").reset_index(drop=True) for epoch in range(3)]
+    curves = [
+        table[table["epoch"] == epoch].drop(columns="epoch").reset_index(drop=True)
+        for epoch in range(3)
+    ]
     # The store rounds seeds to 1/255, an epoch's seeds are never stored: no other epoch comes near.
     for epoch, classifier in ((0, inputs["classifier"]), (2, final)):
         apart = [(curve - curve_of(classifier)).abs().max()["miou"] for curve in curves]

@@ -11,7 +11,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_label_stages import FEW, PSEUDO, SIZE, artefacts, as_tensor, assert_table_agrees, headline, pixels, spec_of_affinity
+from test_label_stages import (
+    FEW,
+    PSEUDO,
+    SIZE,
+    artefacts,
+    as_tensor,
+    assert_table_agrees,
+    headline,
+    pixels,
+    spec_of_affinity,
+)
 
 from aeft_lib.data.collages import Collages
 from aeft_lib.networks.segmenter import multi_scale_probabilities
@@ -23,13 +33,26 @@ from aeft_lib.stages.evaluate import EvaluationSpec, evaluate_labels, evaluate_s
 from aeft_lib.stages.predict_labels import PredictionSpec, predict_labels
 from aeft_lib.stages.refine_by_crf import CrfSpec, refine_by_crf
 from aeft_lib.stages.train_affinity import train_affinity
-from aeft_lib.stages.train_segmenter import SegmenterSpec, build_segmenter, load_segmenter, train_segmenter
+from aeft_lib.stages.train_segmenter import (
+    SegmenterSpec,
+    build_segmenter,
+    load_segmenter,
+    train_segmenter,
+)
 from aeft_lib.stages.walk_seeds import WalkSpec, walk_seeds
-from aeft_lib.stages.write_labels import LabelSpec, TruthSpec, label_files, true_labels, write_labels
+from aeft_lib.stages.write_labels import (
+    LabelSpec,
+    TruthSpec,
+    label_files,
+    true_labels,
+    write_labels,
+)
 from aeft_lib.studies import run
 from aeft_lib.studies.profiles import SMOKE
 
-SPEC = SegmenterSpec(SMOKE.train, SMOKE.num_classes, SMOKE.backbone, SMOKE.segmentation.schedule, seed=0, hidden=32)
+SPEC = SegmenterSpec(
+    SMOKE.train, SMOKE.num_classes, SMOKE.backbone, SMOKE.segmentation.schedule, seed=0, hidden=32
+)
 
 pytestmark = pytest.mark.usefixtures("stored")
 
@@ -63,9 +86,13 @@ def test_segmenter_has_the_same_weights_again(tmp_path):
     found = run.artefacts(SMOKE, run.get("segmentation").row("segment_aeft"), 0)
     assert found["teacher"].key == artefacts(PSEUDO)["labels"].key
     numbers = SMOKE.segmentation
-    spec = SegmenterSpec(SMOKE.train, SMOKE.num_classes, SMOKE.backbone, numbers.schedule, 0, hidden=numbers.hidden)
+    spec = SegmenterSpec(
+        SMOKE.train, SMOKE.num_classes, SMOKE.backbone, numbers.schedule, 0, hidden=numbers.hidden
+    )
     torch.manual_seed(7)
-    assert train_segmenter(spec, {"labels": found["teacher"]}, tmp_path) == found["segmenter"].summary
+    assert (
+        train_segmenter(spec, {"labels": found["teacher"]}, tmp_path) == found["segmenter"].summary
+    )
     for name in ("weights.safetensors", "log.csv", "steps.jsonl"):
         assert (tmp_path / name).read_bytes() == (found["segmenter"].folder / name).read_bytes()
 
@@ -81,7 +108,9 @@ def test_segmenter_learns(tmp_path):
 
 def test_every_unseen_scene_has_a_prediction(predicted):
     labels = predicted()
-    assert [file.name for file in label_files(labels)] == [f"{i:05d}.png" for i in range(SMOKE.val.count)]
+    assert [file.name for file in label_files(labels)] == [
+        f"{i:05d}.png" for i in range(SMOKE.val.count)
+    ]
     assert pixels(labels).shape == (SMOKE.val.count, *SIZE)
     assert len(np.unique(pixels(labels))) > 2
     assert_table_agrees(labels)
@@ -93,7 +122,9 @@ def test_predictions_are_those_of_the_scene_alone(segmenter, predicted, crf_iter
     image = Collages(SMOKE.val)[index].image
     scores = multi_scale_probabilities(network, as_tensor(image), (1.0,))[0]
     if crf_iterations:
-        scores = dense_crf.DenseCRF(image).infer(dense_crf.unary_of(scores), iterations=crf_iterations)
+        scores = dense_crf.DenseCRF(image).infer(
+            dense_crf.unary_of(scores), iterations=crf_iterations
+        )
     found = pixels(predicted(crf_iterations=crf_iterations))[index]
     assert (found == scores.argmax(dim=0).numpy()).all()  # the same passes in the same layout
 
@@ -112,12 +143,14 @@ def test_known_tags_leave_tagged_classes_alone(predicted):
 def test_predictions_are_scored_as_they_are(predicted):
     found = store.obtain(evaluate_labels, EvaluationSpec(SMOKE.val), {"labels": predicted()})
     expected = headline(pixels(predicted()), SMOKE.val)
-    assert found.summary == pytest.approx(expected | {f"{name}_maskless": value for name, value in expected.items()})
+    assert found.summary == pytest.approx(
+        expected | {f"{name}_maskless": value for name, value in expected.items()}
+    )
     truth = store.obtain(true_labels, TruthSpec(SMOKE.val))
     occurring = np.unique(pixels(truth))
-    assert store.obtain(evaluate_labels, EvaluationSpec(SMOKE.val), {"labels": truth}).summary["miou"] == pytest.approx(
-        10 * len(occurring)
-    )
+    assert store.obtain(evaluate_labels, EvaluationSpec(SMOKE.val), {"labels": truth}).summary[
+        "miou"
+    ] == pytest.approx(10 * len(occurring))
 
 
 # --- who reads masks -------------------------------------------------------------------------------------------------
@@ -163,18 +196,29 @@ def test_no_stage_before_evaluation_reads_a_mask(tmp_path, monkeypatch, segmente
             stage(spec, found, tmp_path)
 
 
-@pytest.mark.parametrize("stage", ["affinity", "classifier", "crf", "features", "seeds", "segmenter", "triplet", "walk"])
+@pytest.mark.parametrize(
+    "stage", ["affinity", "classifier", "crf", "features", "seeds", "segmenter", "triplet", "walk"]
+)
 def test_no_training_reaches_the_code_that_scores_masks(stage):
     reached = store.reachable_modules(f"aeft_lib.stages.{stage}")
     assert f"aeft_lib.stages.{stage}" in reached
-    assert not {"aeft_lib.maps.evaluation", "aeft_lib.stages.evaluate", "aeft_lib.stages.evaluate_epochs"} & reached
+    assert (
+        not {
+            "aeft_lib.maps.evaluation",
+            "aeft_lib.stages.evaluate",
+            "aeft_lib.stages.evaluate_epochs",
+        }
+        & reached
+    )
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [24, 40])
-@pytest.mark.parametrize("stage", [train_segmenter, train_affinity, evaluate_labels, evaluate_scores])
+@pytest.mark.parametrize(
+    "stage", [train_segmenter, train_affinity, evaluate_labels, evaluate_scores]
+)
 def test_other_numbers_of_images_and_label_maps_are_refused(tmp_path, stage, count):
     scenes = replace(SMOKE.train, count=count)
     specs = {
@@ -189,7 +233,9 @@ def test_other_numbers_of_images_and_label_maps_are_refused(tmp_path, stage, cou
 
 def test_labels_of_another_size_or_of_more_classes_are_refused(tmp_path):
     found = artefacts(PSEUDO)
-    with pytest.raises(ValueError, match=r"00000\.png: the label map is \(96, 96\), its image \(64, 64\)"):
+    with pytest.raises(
+        ValueError, match=r"00000\.png: the label map is \(96, 96\), its image \(64, 64\)"
+    ):
         train_segmenter(replace(SPEC, scenes=replace(SMOKE.train, size=64)), found, tmp_path)
     with pytest.raises(ValueError, match=r"is outside 0\.\.1 and is not void"):
         train_segmenter(replace(SPEC, num_classes=1), found, tmp_path)

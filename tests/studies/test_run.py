@@ -31,7 +31,12 @@ from aeft_lib.stages import store
 from aeft_lib.stages import train_classifier as classifier_stage
 from aeft_lib.stages.cache_features import FeatureSpec, load_features
 from aeft_lib.stages.infer_seeds import SeedSpec, infer_seeds
-from aeft_lib.stages.train_classifier import ClassifierSpec, NetworkSpec, PoolingSpec, train_classifier
+from aeft_lib.stages.train_classifier import (
+    ClassifierSpec,
+    NetworkSpec,
+    PoolingSpec,
+    train_classifier,
+)
 from aeft_lib.studies import catalogue, profiles, run
 from aeft_lib.studies.profiles import SMOKE
 
@@ -83,12 +88,17 @@ def test_same_seed_in_two_fresh_stores_gives_the_same_bits(row, tmp_path, monkey
         one, two = (load_file(artefacts[kind].folder / file) for artefacts in (row, again))
         assert one.keys() == two.keys()
         assert all(torch.equal(one[name], two[name]) for name in one)
-    seeds = [np.load(artefacts["seeds"].folder / "seeds.npz", allow_pickle=False) for artefacts in (row, again)]
+    seeds = [
+        np.load(artefacts["seeds"].folder / "seeds.npz", allow_pickle=False)
+        for artefacts in (row, again)
+    ]
     assert seeds[0].files == seeds[1].files
     assert all(np.array_equal(seeds[0][name], seeds[1][name]) for name in seeds[0].files)
     assert again["evaluation"].summary == row["evaluation"].summary
     for file in ("curve.csv", "classes.csv"):
-        assert (again["evaluation"].folder / file).read_bytes() == (row["evaluation"].folder / file).read_bytes()
+        assert (again["evaluation"].folder / file).read_bytes() == (
+            row["evaluation"].folder / file
+        ).read_bytes()
 
 
 def test_other_seed_gives_other_numbers(row):
@@ -100,13 +110,22 @@ def test_other_seed_gives_other_numbers(row):
 
 def test_artefacts_record_where_they_come_from(row):
     record = row["classifier"].record
-    pooling = {"fusion": "gated", "levels": list(SMOKE.levels), "prediction": "sign_preserving", "gate_gain": 1.0}
+    pooling = {
+        "fusion": "gated",
+        "levels": list(SMOKE.levels),
+        "prediction": "sign_preserving",
+        "gate_gain": 1.0,
+    }
     assert record["spec"]["network"]["pooling"] == pooling
     assert record["spec"]["seed"] == 0
     assert record["spec"]["schedule"]["epochs"] == SMOKE.schedule.epochs
     assert set(row["seeds"].record["inputs"]) == {"classifier", "features"}
     assert row["seeds"].record["inputs"]["classifier"] == row["classifier"].key
-    assert set(record["files"]) == {"weights.safetensors", "log.csv", "steps.jsonl"}  # no checkpoint is left
+    assert set(record["files"]) == {
+        "weights.safetensors",
+        "log.csv",
+        "steps.jsonl",
+    }  # no checkpoint is left
 
 
 # --- tables ------------------------------------------------------------------------------------------------------------
@@ -153,7 +172,9 @@ def test_every_result_is_that_of_its_own_job(monkeypatch, workers):
     monkeypatch.setattr(run, "_job", lambda profile, row, seed: (row, seed))
     jobs = [(row, seed) for seed in range(2) for row in run.get("gap_vs_gpp").rows]
     with ThreadPoolExecutor(workers) as pool:
-        returned = {job: future.result() for job, future in run._in_turn(pool, SMOKE, jobs, workers)}
+        returned = {
+            job: future.result() for job, future in run._in_turn(pool, SMOKE, jobs, workers)
+        }
     assert returned == {job: job for job in jobs}
 
 
@@ -203,8 +224,14 @@ def test_features_and_training_never_see_a_mask(row, tmp_path, monkeypatch):
         shown.append(index)
         return Maskless(render(self, index))
 
-    monkeypatch.setattr(Collages, "__getitem__", maskless)  # all that is read of a scene goes through it
-    for read in (lambda scenes: scenes[0].mask, lambda scenes: scenes.mask(0), lambda scenes: tuple(scenes[0])):
+    monkeypatch.setattr(
+        Collages, "__getitem__", maskless
+    )  # all that is read of a scene goes through it
+    for read in (
+        lambda scenes: scenes[0].mask,
+        lambda scenes: scenes.mask(0),
+        lambda scenes: tuple(scenes[0]),
+    ):
         with pytest.raises(AssertionError, match=r"mask was read|mask and all"):
             read(SMOKE.train.open())
     monkeypatch.setenv("AEFT_RUNS", str(tmp_path))
@@ -216,7 +243,10 @@ def test_features_and_training_never_see_a_mask(row, tmp_path, monkeypatch):
     # Training reads this artefact and no scene at all.
     shown.clear()
     trained = store.obtain(train_classifier, spec(), {"features": again})
-    assert trained.record["files"]["weights.safetensors"] == row["classifier"].record["files"]["weights.safetensors"]
+    assert (
+        trained.record["files"]["weights.safetensors"]
+        == row["classifier"].record["files"]["weights.safetensors"]
+    )
     assert shown == []
 
 
@@ -257,7 +287,10 @@ def test_classifier_and_data_of_different_k(stored):
 def test_weights_of_another_k_than_the_record_says(row):
     trained = row["classifier"]
     spec = trained.record["spec"]
-    told = replace(trained, record=trained.record | {"spec": spec | {"network": spec["network"] | {"num_classes": 5}}})
+    told = replace(
+        trained,
+        record=trained.record | {"spec": spec | {"network": spec["network"] | {"num_classes": 5}}},
+    )
     with pytest.raises(ValueError, match="K=5"):
         classifier_stage.load_network(told)
 
@@ -270,7 +303,9 @@ def test_truncated_weights_are_trained_again_and_the_table_is_the_same(row, tmp_
     monkeypatch.setenv("AEFT_RUNS", str(tmp_path / "copy"))
     key = row["classifier"].key
     os.truncate(tmp_path / "copy" / "train_classifier" / key / "weights.safetensors", 1000)
-    with pytest.warns(UserWarning, match=f"train_classifier {key}: weights.safetensors does not match"):
+    with pytest.warns(
+        UserWarning, match=f"train_classifier {key}: weights.safetensors does not match"
+    ):
         again = run.artefacts(SMOKE, catalogue.GATED, 0)
     assert again["classifier"].record["files"] == row["classifier"].record["files"]
     assert again["evaluation"].summary == row["evaluation"].summary
@@ -284,7 +319,12 @@ def command(*words: str) -> list[str]:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    return os.environ | {"AEFT_RUNS": str(folder), "AEFT_QUIET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(paths.ROOT)}
+    return os.environ | {
+        "AEFT_RUNS": str(folder),
+        "AEFT_QUIET": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(paths.ROOT),
+    }
 
 
 def records(folder: Path) -> dict[Path, tuple[int, bytes]]:
@@ -312,7 +352,9 @@ def test_kill_minus_nine_loses_nothing_and_changes_nothing(tmp_path):
     finished = records(killed)
     evaluated = [f for f in finished if "evaluate_seeds" in str(f)]
     assert 1 <= len(evaluated) < 4, "it was killed too late to show anything"
-    again = subprocess.run(words, env=environment(killed), timeout=240, **(options | {"stdout": -1, "stderr": -1}))
+    again = subprocess.run(
+        words, env=environment(killed), timeout=240, **(options | {"stdout": -1, "stderr": -1})
+    )
     table, _ = uninterrupted.communicate(timeout=240)
     assert (again.returncode, uninterrupted.returncode) == (0, 0), again.stderr
     assert again.stdout == table
@@ -321,7 +363,12 @@ def test_kill_minus_nine_loses_nothing_and_changes_nothing(tmp_path):
     assert {f: after[f] for f in finished} == finished
     assert after.keys() == records(whole).keys()
     stages = Counter(f.parts[0] for f in after)
-    assert stages == {"cache_features": 2, "train_classifier": 4, "infer_seeds": 4, "evaluate_seeds": 4}
+    assert stages == {
+        "cache_features": 2,
+        "train_classifier": 4,
+        "infer_seeds": 4,
+        "evaluate_seeds": 4,
+    }
     assert not list(killed.glob("*/*.partial"))
 
 
@@ -357,8 +404,12 @@ class FakePool:
 
 
 def test_worker_that_dies_is_told_with_the_remedy(stored, monkeypatch):
-    monkeypatch.setattr(run, "ProcessPoolExecutor", type("Pool", (FakePool,), {"error": BrokenProcessPool("gone")}))
-    with pytest.raises(RuntimeError, match=r"worker process died: out of memory.*finished rows are kept, run again"):
+    monkeypatch.setattr(
+        run, "ProcessPoolExecutor", type("Pool", (FakePool,), {"error": BrokenProcessPool("gone")})
+    )
+    with pytest.raises(
+        RuntimeError, match=r"worker process died: out of memory.*finished rows are kept, run again"
+    ):
         run.run(run.get("gap_vs_gpp"), SMOKE, [77], rows=[catalogue.GAP])
 
 
@@ -387,9 +438,13 @@ def test_store_below_a_file_is_refused_before_workers_start(tmp_path, monkeypatc
 
 
 def test_unknown_study_row_and_profile(monkeypatch):
-    with pytest.raises(ValueError, match=r"unknown study 'gap'; there are gap_vs_gpp, pyramid_ablation"):
+    with pytest.raises(
+        ValueError, match=r"unknown study 'gap'; there are gap_vs_gpp, pyramid_ablation"
+    ):
         run.get("gap")
-    with pytest.raises(ValueError, match=r"study gap_vs_gpp has no row 'average'; there are gap, gated"):
+    with pytest.raises(
+        ValueError, match=r"study gap_vs_gpp has no row 'average'; there are gap, gated"
+    ):
         run.get("gap_vs_gpp").row("average")
     with pytest.raises(ValueError, match=r"unknown profile 'huge'; there are smoke, laptop"):
         profiles.get("huge")
@@ -436,7 +491,9 @@ def test_levels_that_do_not_fit(levels):
     assert str(levels) in str(caught.value)
 
 
-@pytest.mark.parametrize("levels", [(), (0, 1, 2, 3), (-1, 1, 2, 3), (1.5, 2, 3, 4), ("1", "2", "3", "4")], ids=str)
+@pytest.mark.parametrize(
+    "levels", [(), (0, 1, 2, 3), (-1, 1, 2, 3), (1.5, 2, 3, 4), ("1", "2", "3", "4")], ids=str
+)
 def test_levels_that_are_no_levels(levels):
     with pytest.raises(ValueError, match="levels"):
         replace(SMOKE, levels=levels)
