@@ -462,12 +462,12 @@ def test_images_of_a_batch_do_not_see_each_other():
         ({"levels": (-1, 2)}, r"levels must be positive .* got \(-1, 2\)"),
         ({"levels": (2, 4), "fusion": "single"}, "exactly one level, got fusion='single'"),
         ({"levels": (2,), "fusion": "gated"}, "exactly one level, got fusion='gated'"),
-        ({"num_classes": 0}, "num_classes must be a whole number, at least 1, got 0"),
+        ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
         ({"prediction": "root"}, "prediction must be one of .*square_root, normalised, got 'root'"),
-        ({"gate_gain": 0}, "gate_gain must be a finite number and positive, got 0"),
-        ({"gate_gain": -1.0}, r"gate_gain must be a finite number and positive, got -1\.0"),
-        ({"gate_gain": float("nan")}, "gate_gain must be a finite number and positive, got nan"),
-        ({"gate_gain": float("inf")}, "gate_gain must be a finite number and positive, got inf"),
+        ({"gate_gain": 0}, "gate_gain must be positive and finite, got 0"),
+        ({"gate_gain": -1.0}, r"gate_gain must be positive and finite, got -1\.0"),
+        ({"gate_gain": float("nan")}, "gate_gain must be positive and finite, got nan"),
+        ({"gate_gain": float("inf")}, "gate_gain must be positive and finite, got inf"),
     ],
 )
 def test_what_cannot_be_built_is_refused(options, message):
