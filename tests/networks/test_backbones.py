@@ -1,33 +1,51 @@
 """Backbones by name: shapes, strides, taps, what is frozen, and every wrong name or number."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from aeft_lib.networks.registry import BackboneSpec, build_backbone
 
-from aeft_lib.networks import generic, state
+from aeft_lib.networks import state
+from aeft_lib.networks.efficientnet_lite import EfficientNetLiteSpec
+from aeft_lib.networks.generic import TimmSpec, TorchvisionSpec
+from aeft_lib.networks.resnet38d import ResNet38dSpec
 from aeft_lib.networks.segmenter import Segmenter
 from aeft_lib.refinement.affinity_net import AffinityNet
 
-NAMES = ["efficientnet_lite0", "resnet50", "timm:resnet18", "timm:mobilenetv3_small_100"]
+SPECS = {
+    "efficientnet_lite0": EfficientNetLiteSpec(trained_stages=1, weights="none"),
+    "resnet50": TorchvisionSpec("resnet50", weights="none"),
+    "resnet18": TimmSpec("resnet18", weights="none"),
+    "mobilenetv3": TimmSpec("mobilenetv3_small_100", weights="none"),
+}
 IMAGES = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 
 
 def build(name: str, stride: int = 16):
-    return build_backbone(BackboneSpec(name, trained_stages=1, output_stride=stride, weights="none")).train()
+    spec = SPECS[name]
+    if hasattr(spec, "output_stride"):
+        spec = replace(spec, output_stride=stride)
+    assert spec.stride == stride
+    return spec.build().train()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SPECS)
 def test_every_backbone_serves_all_three_networks(name):
     backbone = build(name)
     features = backbone(IMAGES)
-    assert features.shape == (1, backbone.out_channels, 64 // backbone.stride, 96 // backbone.stride)
+    assert features.shape == (
+        1,
+        backbone.out_channels,
+        64 // backbone.stride,
+        96 // backbone.stride,
+    )
     assert torch.equal(features, backbone.tail(backbone.trunk(IMAGES)))
     assert [tap.shape[1] for tap in backbone.taps(IMAGES)] == list(backbone.tap_channels)
     assert AffinityNet(backbone=backbone)(IMAGES).shape[1] == 448
     assert Segmenter(backbone=backbone, num_classes=2, hidden=4)(IMAGES).shape == (1, 3, 64, 96)
 
 
-@pytest.mark.parametrize("name", ["resnet50", "timm:resnet18"])
+@pytest.mark.parametrize("name", ["resnet50", "resnet18"])
 @pytest.mark.parametrize("stride", [8, 16])
 def test_strides(name, stride):
     backbone = build(name, stride)
@@ -35,14 +53,21 @@ def test_strides(name, stride):
     assert backbone(IMAGES).shape[-2:] == (64 // stride, 96 // stride)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SPECS)
 def test_batch_norms_never_move(name):
     backbone = build(name)
     before = {key: t.clone() for key, t in backbone.state_dict().items() if "running" in key}
     backbone(IMAGES).sum().backward()
     assert before
-    assert all(torch.equal(t, before[key]) for key, t in backbone.state_dict().items() if key in before)
-    norms = {id(p) for m in backbone.modules() if isinstance(m, torch.nn.BatchNorm2d) for p in m.parameters()}
+    assert all(
+        torch.equal(t, before[key]) for key, t in backbone.state_dict().items() if key in before
+    )
+    norms = {
+        id(p)
+        for m in backbone.modules()
+        if isinstance(m, torch.nn.BatchNorm2d)
+        for p in m.parameters()
+    }
     assert not any(p.requires_grad for p in backbone.parameters() if id(p) in norms)
 
 
@@ -53,12 +78,14 @@ def test_stem_and_first_stage_of_a_resnet_are_frozen():
     assert not backbone.trunk(IMAGES).requires_grad
 
 
-@pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet50", "timm:resnet18"])
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet50", "resnet18"])
 def test_checkpointing_gives_the_same_gradients(name):
     found = []
     for checkpointing in (False, True):
         backbone = build(name)
-        backbone.load_state_dict({key: torch.full_like(t, 0.01) for key, t in backbone.state_dict().items()})
+        backbone.load_state_dict(
+            {key: torch.full_like(t, 0.01) for key, t in backbone.state_dict().items()}
+        )
         backbone.checkpointing = checkpointing
         backbone(IMAGES).square().mean().backward()
         found.append([p.grad for p in backbone.parameters() if p.grad is not None])
@@ -68,23 +95,36 @@ def test_checkpointing_gives_the_same_gradients(name):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"),
+    ("kind", "wrong", "message"),
     [
         (
+            TorchvisionSpec,
             {"name": "vgg16"},
-            "unknown backbone 'vgg16'; there are efficientnet_lite0, resnet38d, resnet50, resnet101 and timm:NAME",
+            "name must be one of resnet50, resnet101, got 'vgg16'",
         ),
-        ({"weights": "mine"}, "weights must be one of imagenet, none, got 'mine'"),
-        ({"output_stride": 32}, r"output_stride must be one of \(8, 16\), got 32"),
+        (TorchvisionSpec, {"output_stride": 32}, "output_stride must be one of 8, 16, got 32"),
+        (TimmSpec, {"output_stride": 4}, "output_stride must be one of 8, 16, got 4"),
+        (EfficientNetLiteSpec, {"trained_stages": 8}, "trained_stages must be .* 0 to 7, got 8"),
+        (EfficientNetLiteSpec, {"trained_stages": True}, "trained_stages must be .*, got True"),
+        *(
+            (kind, {"weights": "mine"}, "weights must be one of imagenet, none, got 'mine'")
+            for kind in (EfficientNetLiteSpec, ResNet38dSpec, TorchvisionSpec, TimmSpec)
+        ),
     ],
 )
-def test_wrong_specs_are_refused(wrong, message):
+def test_wrong_specs_are_refused(kind, wrong, message):
+    named = {"name": "resnet18"} if kind is TimmSpec else {}
     with pytest.raises(ValueError, match=message):
-        BackboneSpec(**wrong)
+        kind(**named | wrong)
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_a_spec_without_weights_needs_no_file(spec):
+    spec.check()
 
 
 def test_a_network_of_timm_that_cannot_be_checkpointed_says_so():
-    backbone = build("timm:resnet18")
+    backbone = build("resnet18")
     assert not backbone.checkpointing
     backbone.checkpointing = True
     assert backbone.checkpointing
@@ -94,15 +134,17 @@ def test_a_network_of_timm_that_cannot_be_checkpointed_says_so():
 
 
 def test_names_that_timm_does_not_know_and_networks_without_such_features():
-    with pytest.raises(ValueError, match="unknown backbone 'resnet_of_mine'"):
-        build("timm:resnet_of_mine")
+    unknown = TimmSpec("resnet_of_mine", weights="none")
+    for refuse in (unknown.build, unknown.check):
+        with pytest.raises(ValueError, match="unknown backbone 'timm:resnet_of_mine'"):
+            refuse()
     with pytest.raises(ValueError, match="timm:vgg11 gives"):
-        build("timm:vgg11", 16)
-    with pytest.raises(ValueError, match="stride must be one of"):
-        generic.torchvision_backbone("resnet50", stride=4, pretrained=False)
+        TimmSpec("vgg11", weights="none").build()
 
 
 def test_without_its_file_resnet38d_says_where_weights_come_from(monkeypatch, tmp_path):
     monkeypatch.setenv("AEFT_RESNET38D_PARAMS", str(tmp_path / "none.params"))
     with pytest.raises(ValueError, match="point AEFT_RESNET38D_PARAMS at it"):
-        build_backbone(BackboneSpec("resnet38d"))
+        ResNet38dSpec().build()
+    with pytest.raises(ValueError, match="point AEFT_RESNET38D_PARAMS at it"):
+        ResNet38dSpec().check()
