@@ -47,7 +47,7 @@ def curves(row) -> pd.DataFrame:
     return pd.read_csv(found(row)["epochs"].folder / "epochs.csv")
 
 
-# --- what is written -------------------------------------------------------------------------------------------------
+# --- what is written ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_a_classifier_without_a_second_phase_reads_no_warm_start():
     assert "epochs" not in found(replace(GATED, keep_epochs=False))
 
 
-# --- the last epoch is the row's result ------------------------------------------------------------------------------
+# --- the last epoch is the row's result -----------------------------------------------------------
 
 
 @pytest.mark.parametrize("row", [GAP, GATED, ERASED], ids=lambda row: row.name)
@@ -125,7 +125,7 @@ def test_the_second_phase_begins_where_the_first_one_ends():
     )
 
 
-# --- gates -----------------------------------------------------------------------------------------------------------
+# --- gates ----------------------------------------------------------------------------------------
 
 
 def network(pooling) -> SimpleNamespace:

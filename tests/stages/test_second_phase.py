@@ -73,7 +73,7 @@ def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
-# --- train_triplet ---------------------------------------------------------------------------------------------------
+# --- train_triplet --------------------------------------------------------------------------------
 
 
 def test_the_same_weights_twice(inputs, tmp_path):
@@ -208,7 +208,7 @@ def test_images_and_features_of_a_batch_show_the_same_picture(inputs, tmp_path, 
         assert batch.noise.shape == (6, 6)
 
 
-# --- who reads masks ---------------------------------------------------------------------------------------------------
+# --- who reads masks ------------------------------------------------------------------------------
 
 
 class MaskRead(AssertionError):
@@ -245,7 +245,7 @@ def test_training_reads_no_mask(inputs, tmp_path, blind):
         evaluate_epochs(EpochsSpec(VAL, THRESHOLDS), {"features": inputs["features"]}, tmp_path)
 
 
-# --- evaluate_epochs -------------------------------------------------------------------------------------------------
+# --- evaluate_epochs ------------------------------------------------------------------------------
 
 
 def curve_of(classifier: store.Artefact) -> pd.DataFrame:

@@ -79,11 +79,11 @@ def predicted(segmenter):
     )
 
 
-# --- segmenter and predictions ---------------------------------------------------------------------------------------
+# --- segmenter and predictions --------------------------------------------------------------------
 
 
 def test_segmenter_has_the_same_weights_again(tmp_path):
-    found = run.artefacts(SMOKE, run.get("segmentation").row("segment_aeft"), 0)
+    found = run.artefacts(SMOKE, catalogue.get("segmentation").row("segment_aeft"), 0)
     assert found["teacher"].key == artefacts(PSEUDO)["labels"].key
     numbers = SMOKE.segmentation
     spec = SegmenterSpec(
@@ -153,7 +153,7 @@ def test_predictions_are_scored_as_they_are(predicted):
     ] == pytest.approx(10 * len(occurring))
 
 
-# --- who reads masks -------------------------------------------------------------------------------------------------
+# --- who reads masks ------------------------------------------------------------------------------
 
 
 class MaskRead(AssertionError):
@@ -212,7 +212,7 @@ def test_no_training_reaches_the_code_that_scores_masks(stage):
     )
 
 
-# --- refusals --------------------------------------------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [24, 40])
