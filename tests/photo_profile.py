@@ -1,4 +1,4 @@
-"""A profile with the lines of ``voc`` and the size of a test: random views of drawn photos, a small network, few steps."""
+"""A profile with the lines of ``voc`` and the size of a test: random views of drawn photos."""
 
 from dataclasses import replace
 
