@@ -9,7 +9,7 @@ STAMP     := .venv/.installed
 CHOICE     = --profile $(PROFILE) $(if $(REPEATS),--repeats $(REPEATS))
 NOTEBOOKS := notebooks/[0-9][0-9]_*.ipynb
 # What hangs on rounding: these tests run once more with noise on weights and scores (tests/noise.py).
-FLOATING  := tests/maps tests/refinement tests/networks/test_segmenter.py tests/stages tests/lab/test_label_views.py
+FLOATING  := tests/maps tests/refinement tests/networks/test_segmenter.py tests/stages
 # Tests have a store of their own and never touch a user's; notebooks work in notebooks/, so the path is absolute.
 TEST_ENV  := env -u MPLBACKEND AEFT_PROFILE=smoke AEFT_RUNS="$(CURDIR)/runs/test" AEFT_QUIET=1 PYTHONWARNINGS=ignore::DeprecationWarning
 

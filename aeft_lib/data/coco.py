@@ -27,7 +27,8 @@ import numpy as np
 
 from aeft_lib import paths
 from aeft_lib.data.listing import Entry, Listing
-from aeft_lib.data.scene import Photos, check_selection, opened, selected
+from aeft_lib.data.photos import Photos, check_selection, selected
+from aeft_lib.data.scene import opened
 from aeft_lib.engine import fields
 from aeft_lib.maps.labels import VOID
 

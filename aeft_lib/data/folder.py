@@ -20,7 +20,8 @@ import numpy as np
 
 from aeft_lib import paths
 from aeft_lib.data.listing import Entry, Listing
-from aeft_lib.data.scene import Photos, check_selection, contents, opened, selected
+from aeft_lib.data.photos import Photos, check_selection, contents, selected
+from aeft_lib.data.scene import opened
 from aeft_lib.maps.labels import read_label_map
 
 COLUMNS = ("image", "split", "tags")

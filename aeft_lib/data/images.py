@@ -6,8 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from aeft_lib.maps.labels import UNREADABLE
-
+UNREADABLE = (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError)
 ORIENTATION = 0x0112  # EXIF: 1 upright, 2..4 mirrored or on its head, 5..8 lying on its side
 
 

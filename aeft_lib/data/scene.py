@@ -4,17 +4,11 @@ A mask is read when it is asked for and not before, so that nothing that trains 
 by accident.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
-from functools import cached_property, lru_cache
-from pathlib import Path
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import numpy as np
-
-from aeft_lib.data.images import image_size, read_image, squared
-from aeft_lib.engine import fields
-from aeft_lib.maps.labels import VOID
 
 
 class Scene(NamedTuple):
@@ -75,111 +69,3 @@ class SceneSet(Protocol):
 def opened(reader: Callable[[SceneSet], Scenes], spec: SceneSet) -> Scenes:
     """``reader(spec)``, kept: a process reads a list of photos once."""
     return reader(spec)
-
-
-class Photos:
-    """What data sets of photos share: which of them count, and their size.
-
-    A subclass has ``classes``, ``names``, ``spec.size``, and by name ``image_file``, ``read_tags``,
-    ``read_mask`` and ``mask_digest``, bytes that change when the mask does.
-    """
-
-    classes: tuple[str, ...]
-    names: Sequence[str]
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def image(self, index: int) -> np.ndarray:
-        """(H, W, 3) uint8 RGB, squared to `size` where that is not 0.
-
-        Raises ValueError naming a file that is not readable.
-        """
-        return squared(read_image(self.image_file(self.names[index])), self.spec.size)
-
-    def tags(self, index: int) -> np.ndarray:
-        """(K,) bool."""
-        return self.read_tags(self.names[index])
-
-    def mask(self, index: int) -> np.ndarray:
-        """(H, W) uint8: 0 background, class + 1, 255 void.
-
-        Raises ValueError naming a mask that is missing, odd, or of another size than its photo.
-        """
-        name = self.names[index]
-        mask, size = self.read_mask(name), image_size(self.image_file(name))
-        if mask.shape != size:
-            remedy = "one of them is damaged, or turned"
-            raise ValueError(f"{name}: the mask is {mask.shape}, its image {size}; {remedy}")
-        return squared(mask, self.spec.size)
-
-    def __getitem__(self, index: int) -> Scene:
-        """Scene `index`; raises IndexError outside 0..len-1, ValueError as `mask` does."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"scene {index} of {len(self)}")
-        return Scene(self.image(index), self.mask(index), self.tags(index), self.names[index])
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """A digest of classes, names, tags, and of each photo's `ends`."""
-        digest = hashlib.sha256("\n".join(self.classes).encode())
-        for name in self.names:
-            digest.update(f"{name}\n".encode() + self.read_tags(name).tobytes())
-            digest.update(ends(self.image_file(name)))
-        return digest.hexdigest()
-
-    @cached_property
-    def truth(self) -> str:
-        """A digest of classes, names and masks."""
-        digest = hashlib.sha256("\n".join(self.classes).encode())
-        for name in self.names:
-            digest.update(f"{name}\n".encode() + self.mask_digest(name))
-        return digest.hexdigest()
-
-
-def ends(file: Path, kept: int = 4096) -> bytes:
-    """A digest of a file's size, first and last bytes; empty where there is none.
-
-    That tells photos apart without reading them.
-    """
-    try:
-        with file.open("rb") as stream:
-            size = stream.seek(0, 2)
-            parts = []
-            for start in (0, max(0, size - kept)):
-                stream.seek(start)
-                parts.append(stream.read(kept))
-    except OSError:
-        return b""
-    return hashlib.sha256(size.to_bytes(8, "little") + b"".join(parts)).digest()
-
-
-def contents(file: Path) -> bytes:
-    """A digest of a whole file; empty where there is none."""
-    return hashlib.sha256(file.read_bytes()).digest() if file.is_file() else b""
-
-
-def check_selection(spec: SceneSet) -> None:
-    """Raises ValueError where `count` or `size` of a spec of photos is odd; 0 is all, and as is."""
-    fields.whole(spec, "count", "size")
-    if spec.size:
-        fields.whole(spec, "size", least=32)
-
-
-def selected(names: Sequence[str], count: int) -> list[str]:
-    """All names, or `count` of them by a draw that is the same everywhere.
-
-    Raises ValueError where there are fewer.
-    """
-    if count > len(names):
-        raise ValueError(f"{count} scenes are asked for, the list has {len(names)}")
-    if not count:
-        return list(names)
-    return [names[i] for i in np.random.default_rng(0).permutation(len(names))[:count]]
-
-
-def relabelled(mask: np.ndarray, table: Sequence[int]) -> np.ndarray:
-    """A mask under other numbers: label i becomes ``table[i]``, or void beyond the table."""
-    numbers = np.full(256, VOID, np.uint8)
-    numbers[: len(table)] = table
-    return numbers[mask]

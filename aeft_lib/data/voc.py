@@ -17,7 +17,8 @@ import numpy as np
 
 from aeft_lib import paths
 from aeft_lib.data.listing import Entry, Listing
-from aeft_lib.data.scene import Photos, check_selection, contents, opened, relabelled, selected
+from aeft_lib.data.photos import Photos, check_selection, contents, relabelled, selected
+from aeft_lib.data.scene import opened
 from aeft_lib.engine import fields
 from aeft_lib.maps.labels import VOID, read_label_map
 

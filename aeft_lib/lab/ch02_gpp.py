@@ -10,7 +10,8 @@ from torch import Tensor, no_grad
 
 from aeft_lib.lab import figures
 from aeft_lib.lab.session import Session
-from aeft_lib.maps.labels import VOID, label_map
+from aeft_lib.maps.cam_fit import tagged_iou
+from aeft_lib.maps.labels import label_map
 from aeft_lib.paper import gpp
 
 
@@ -42,15 +43,6 @@ def scene_scores(session: Session, row: str, repeat: int = 0) -> pd.DataFrame:
         iou = tagged_iou(predicted, session.scenes.mask(index), seed.class_ids.tolist())
         lines.append({"scene": index, "iou": 100 * iou})
     return pd.DataFrame(lines)
-
-
-def tagged_iou(labels: np.ndarray, mask: np.ndarray, class_ids: Sequence[int]) -> float:
-    """Mean IoU, 0..1, over these classes of a label map (H, W); void of the mask does not count."""
-    kept, ious = mask != VOID, []
-    for label in (class_id + 1 for class_id in class_ids):
-        predicted, truth = (labels == label) & kept, mask == label
-        ious.append((predicted & truth).sum() / max((predicted | truth).sum(), 1))
-    return float(np.mean(ious))
 
 
 def comparison(

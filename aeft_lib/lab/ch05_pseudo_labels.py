@@ -11,17 +11,17 @@ from torch import Tensor
 
 from aeft_lib.data.scene import Scene, Scenes
 from aeft_lib.lab import figures
-from aeft_lib.lab.ch02_gpp import tagged_iou
 from aeft_lib.lab.session import Session
 from aeft_lib.maps import evaluation
+from aeft_lib.maps.cam_fit import tagged_iou
 from aeft_lib.maps.labels import VOID, label_map, read_label_map
 from aeft_lib.maps.seeds import Seed, read_seeds
 from aeft_lib.refinement import affinity, dense_crf, random_walk
 from aeft_lib.refinement.affinity_net import AffinityNet
 from aeft_lib.refinement.background import Powers, crossing
 from aeft_lib.refinement.propagation import CELL, padded, refine_by_walk
-from aeft_lib.stages.store import Artefact
-from aeft_lib.stages.train_affinity import load_affinity_net
+from aeft_lib.stages.affinity_nets import load_affinity_net
+from aeft_lib.stages.artefact import Artefact
 from aeft_lib.stages.write_labels import label_files
 from aeft_lib.studies import catalogue
 
@@ -201,17 +201,8 @@ def grid_picture(case: RefinementCase) -> np.ndarray:
 
 
 def spread(case: RefinementCase, row: int, column: int, steps: int, beta: float = 8) -> np.ndarray:
-    """Where the score of one cell of the grid is after so many steps: (h, w), the largest is 1.
-
-    Raises ValueError for a cell outside the grid.
-    """
-    h, w = case.affinity.size
-    if not (0 <= row < h and 0 <= column < w):
-        raise ValueError(f"cell ({row}, {column}) is outside the {h} x {w} grid")
-    start = torch.zeros(1, h, w)
-    start[0, row, column] = 1
-    flow = random_walk.propagate(case.affinity, start, beta=beta, steps=steps)[0]
-    return (flow / flow.max()).numpy()
+    """Where the score of one cell of the grid is after so many steps, see `random_walk.reach`."""
+    return random_walk.reach(case.affinity, row, column, steps=steps, beta=beta).numpy()
 
 
 def walk_pictures(case: RefinementCase, steps: Sequence[int]) -> list[list[np.ndarray]]:

@@ -7,6 +7,7 @@ front end, and a papermill run has none.
 
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
+from typing import Any
 
 import ipywidgets
 import matplotlib.pyplot as plt
@@ -15,10 +16,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from aeft_lib.lab import ch05_pseudo_labels, figures
+from aeft_lib.lab import figures
 from aeft_lib.paper import erasing, gpp
 from aeft_lib.paper.classifier import CamOutput
 from aeft_lib.paper.triplet import Triplet
+from aeft_lib.refinement import random_walk
 
 
 def threshold(case: Mapping[str, np.ndarray], start: float = 0.3) -> ipywidgets.VBox:
@@ -104,7 +106,7 @@ def triplet(
     return _with_picture(controls, draw)
 
 
-def affinity(case: ch05_pseudo_labels.RefinementCase, start: tuple[int, int]) -> ipywidgets.VBox:
+def affinity(case: Any, start: tuple[int, int]) -> ipywidgets.VBox:
     """Pick a cell of the grid and see where its score flows: in one step, and after more.
 
     start: row and column of the cell to begin with.
@@ -112,7 +114,10 @@ def affinity(case: ch05_pseudo_labels.RefinementCase, start: tuple[int, int]) ->
     h, w = case.affinity.size
 
     def draw(row: int, column: int, steps: int) -> tuple[Figure, str]:
-        maps = [ch05_pseudo_labels.spread(case, row, column, count) for count in (1, steps)]
+        maps = [
+            random_walk.reach(case.affinity, row, column, steps=count).numpy()
+            for count in (1, steps)
+        ]
         cell = np.zeros((h, w))
         cell[row, column] = 1
         image = case.scene.image

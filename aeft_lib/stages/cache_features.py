@@ -19,7 +19,7 @@ from torch import Tensor
 from aeft_lib.data.scene import SceneSet
 from aeft_lib.engine.device import device
 from aeft_lib.networks.backbone import BackboneSpec
-from aeft_lib.stages.store import Artefact
+from aeft_lib.stages.artefact import Artefact
 
 BATCH = 8
 FILE = "features.safetensors"

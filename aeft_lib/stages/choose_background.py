@@ -10,7 +10,7 @@ from pathlib import Path
 from aeft_lib.maps.evaluation import otsu, top_histogram
 from aeft_lib.maps.seeds import read_seeds
 from aeft_lib.refinement.background import Powers, powers_around
-from aeft_lib.stages.store import Artefact
+from aeft_lib.stages.artefact import Artefact
 
 
 @dataclass(frozen=True)

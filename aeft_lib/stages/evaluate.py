@@ -14,8 +14,8 @@ from aeft_lib.data.scene import Scenes, SceneSet
 from aeft_lib.maps import evaluation
 from aeft_lib.maps.labels import read_label_map
 from aeft_lib.maps.seeds import read_seeds
-from aeft_lib.stages.infer_seeds import load_logits
-from aeft_lib.stages.store import Artefact
+from aeft_lib.stages.artefact import Artefact
+from aeft_lib.stages.reading import load_logits
 from aeft_lib.stages.write_labels import label_files
 
 
@@ -42,7 +42,7 @@ def evaluate_seeds(
     np.savez_compressed(
         folder / "sweep.npz", tp=swept.tp, predicted=swept.predicted, true=swept.true, top=swept.top
     )
-    curve_of(swept).to_csv(folder / "curve.csv", index=False)
+    swept.table().to_csv(folder / "curve.csv", index=False)
     _per_class(swept.at(swept.best), scenes.classes).to_csv(folder / "classes.csv", index=False)
     return _headline(swept) | {
         "tag_map": evaluation.mean_average_precision(*load_logits(inputs["seeds"]))
@@ -63,7 +63,7 @@ def evaluate_scores(
     cams = (tuple(seed) for _, seed in read_seeds(file))
     masks = (scenes.mask(i) for i in range(len(scenes)))
     swept = evaluation.sweep(cams, masks, spec.thresholds, num_classes=len(scenes.classes))
-    curve_of(swept).to_csv(folder / "curve.csv", index=False)
+    swept.table().to_csv(folder / "curve.csv", index=False)
     best = {
         name: value for name, value in _headline(swept).items() if not name.endswith("maskless")
     }
@@ -116,18 +116,6 @@ def _headline(swept: evaluation.Sweep) -> dict[str, float]:
         "recall_maskless": float(swept.recall[blind]),
         "threshold_maskless": float(swept.thresholds[blind]),
     }
-
-
-def curve_of(swept: evaluation.Sweep) -> pd.DataFrame:
-    """mIoU, precision and recall (percent) at every threshold."""
-    return pd.DataFrame(
-        {
-            "threshold": swept.thresholds,
-            "miou": swept.miou,
-            "precision": swept.precision,
-            "recall": swept.recall,
-        }
-    )
 
 
 def _per_class(at: evaluation.Counts, classes: tuple[str, ...]) -> pd.DataFrame:

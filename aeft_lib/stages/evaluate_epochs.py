@@ -13,11 +13,10 @@ from aeft_lib.data.scene import SceneSet
 from aeft_lib.engine.device import device
 from aeft_lib.maps import evaluation
 from aeft_lib.maps.cam_fit import spread
+from aeft_lib.stages.artefact import Artefact
 from aeft_lib.stages.cache_features import load_features, scale_name
-from aeft_lib.stages.evaluate import curve_of
-from aeft_lib.stages.infer_seeds import MultiScale, seed_stream, tag_logits
-from aeft_lib.stages.store import Artefact
-from aeft_lib.stages.train_classifier import load_network
+from aeft_lib.stages.loading import load_network
+from aeft_lib.stages.reading import MultiScale, seed_stream, tag_logits
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ def evaluate_epochs(
         seeds = list(seed_stream(method, network, cache, reader, spec.scenes.size))
         counts = (map(tuple, seeds), masks, spec.thresholds)
         swept = evaluation.sweep(*counts, num_classes=len(scenes.classes))
-        curves.append(curve_of(swept).assign(epoch=epoch))
+        curves.append(swept.table().assign(epoch=epoch))
         spreads = [spread(cam) for seed in seeds for cam in seed.cam]
         entropy, half_area = np.nanmean(spreads, axis=0)
         tag_map = evaluation.mean_average_precision(tag_logits(network, cache), cache["tags"])

@@ -17,14 +17,12 @@ from tqdm.auto import tqdm
 from aeft_lib.engine import ranks
 from aeft_lib.engine.device import device
 from aeft_lib.networks import state
-from aeft_lib.stages.store import Artefact
+from aeft_lib.stages.loading import WEIGHTS
 
-WEIGHTS, LOG = "weights.safetensors", "log.csv"
-STEPS, CHECKPOINT = "steps.jsonl", "checkpoint.safetensors"
+LOG, STEPS, CHECKPOINT = "log.csv", "steps.jsonl", "checkpoint.safetensors"
 TENSORBOARD = "AEFT_TENSORBOARD"
 LONG = 1000  # steps from which on a training has a bar of its own
 Normalise = Callable[[Tensor], Tensor]
-_ready: dict[tuple[str, Path], nn.Module] = {}
 
 
 def options(folder: Path) -> dict[str, Any]:
@@ -72,15 +70,6 @@ def _progress(folder: Path) -> Callable[[dict[str, float]], None]:
             board.add_scalar(name, value, seen["step"])
 
     return report
-
-
-def ready(load: Callable[[Artefact], nn.Module], artefact: Artefact) -> nn.Module:
-    """The network of an artefact on the device; a process keeps the last one for its shards."""
-    key = (load.__name__, artefact.folder)
-    if key not in _ready:
-        _ready.clear()
-        _ready[key] = load(artefact).to(device())
-    return _ready[key]
 
 
 def check_tensorboard() -> None:

@@ -15,10 +15,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from aeft_lib.engine.fields import NO_RESULT
-
 PACKAGE = Path(__file__).resolve().parents[1]
-STORE = ("aeft_lib.paths", "aeft_lib.stages.store", "aeft_lib.stages.keys")  # they keep results
+STORE = (
+    "aeft_lib.paths",
+    "aeft_lib.stages.artefact",
+    "aeft_lib.stages.store",
+    "aeft_lib.stages.keys",
+)  # they keep results
 BODIES = ("body", "orelse", "finalbody")
 
 
@@ -36,10 +39,13 @@ def key_of(stage: Callable, spec: Any, inputs: Mapping[str, str]) -> str:
 def decisive(spec: Any) -> Any:
     """A spec as plain data:
 
-    classes by name, without fields at their default or marked NO_RESULT.
+    classes by name, without fields at their default.
+
+    Fields marked `fields.NO_RESULT` are left out too.
+
     """
     if dataclasses.is_dataclass(spec):
-        fields = [f for f in dataclasses.fields(spec) if f.metadata != NO_RESULT]
+        fields = [f for f in dataclasses.fields(spec) if f.metadata.get("result", True)]
         values = {f.name: getattr(spec, f.name) for f in fields if not _at_default(spec, f)}
         named = {name: decisive(value) for name, value in values.items()}
         return {"class": type(spec).__qualname__} | named

@@ -12,7 +12,7 @@ import pandas as pd
 from aeft_lib.data.scene import SceneSet
 from aeft_lib.maps.cam_fit import object_counts, object_fits, spread
 from aeft_lib.maps.seeds import read_seeds
-from aeft_lib.stages.store import Artefact
+from aeft_lib.stages.artefact import Artefact
 
 FILE = "objects.csv"
 FITS = ("class", "area", "spill", "coverage")

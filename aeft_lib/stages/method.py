@@ -11,9 +11,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from torch import Tensor, nn
 
-from aeft_lib.data.scene import SceneSet
 from aeft_lib.engine.samples import Batch
-from aeft_lib.stages.store import Artefact
+from aeft_lib.stages.artefact import Artefact
 
 
 class Method(Protocol):
@@ -91,7 +90,7 @@ class Workshop:
 
     obtain: Callable[..., Artefact]
     seeds: Callable[[str], Artefact]
-    scenes: Callable[[str], SceneSet]
+    scenes: Callable[[str], Any]
     numbers: Any
     thresholds: tuple[float, ...]
     backbone: Any

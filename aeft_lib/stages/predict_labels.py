@@ -16,9 +16,8 @@ from aeft_lib.data.scene import SceneSet
 from aeft_lib.engine import ranks
 from aeft_lib.engine.shards import over_images
 from aeft_lib.refinement.dense_crf import DenseCRF, unary_of
-from aeft_lib.stages.fitting import ready
-from aeft_lib.stages.store import Artefact
-from aeft_lib.stages.train_segmenter import load_segmenter
+from aeft_lib.stages.artefact import Artefact
+from aeft_lib.stages.loading import load_segmenter, ready
 from aeft_lib.stages.write_labels import write_all
 
 

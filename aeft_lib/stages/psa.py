@@ -5,10 +5,10 @@ Its numbers are the profile's: powers of the background, radius, beta, steps, it
 
 from dataclasses import dataclass
 
+from aeft_lib.stages.artefact import Artefact
 from aeft_lib.stages.choose_background import BackgroundSpec, choose_background
 from aeft_lib.stages.method import Workshop
 from aeft_lib.stages.refine_by_crf import CrfSpec, refine_by_crf
-from aeft_lib.stages.store import Artefact
 from aeft_lib.stages.train_affinity import AffinitySpec, train_affinity
 from aeft_lib.stages.walk_seeds import WalkSpec, walk_seeds
 from aeft_lib.stages.write_labels import LabelSpec, write_labels

@@ -13,7 +13,7 @@ from aeft_lib.engine.device import device
 from aeft_lib.engine.shards import over_images
 from aeft_lib.maps.seeds import Seed, SeedWriter, read_seeds
 from aeft_lib.refinement import dense_crf
-from aeft_lib.stages.store import Artefact
+from aeft_lib.stages.artefact import Artefact
 
 
 @dataclass(frozen=True)

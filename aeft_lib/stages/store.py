@@ -23,9 +23,8 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -35,6 +34,7 @@ from filelock import FileLock
 
 from aeft_lib import paths
 from aeft_lib.engine import ranks
+from aeft_lib.stages.artefact import Artefact, Inputs, Stage
 from aeft_lib.stages.keys import described, key_of
 
 RECORD = "record.json"
@@ -53,24 +53,6 @@ class StoreError(RuntimeError):
     """The store cannot be read or written; the message names the place and the remedy."""
 
 
-@dataclass(frozen=True)
-class Artefact:
-    """A finished result: its stage, key, folder of files, record, and the spec it was made for."""
-
-    stage: str
-    key: str
-    folder: Path
-    record: Mapping[str, Any]
-    spec: Any = None
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        """The numbers that the stage returned."""
-        return dict(self.record["summary"])
-
-
-Stage = Callable[[Any, Mapping[str, Artefact], Path], Mapping[str, Any]]
-Inputs = Mapping[str, Artefact]
 _verified: set[Path] = set()
 
 

@@ -20,16 +20,13 @@ from aeft_lib.engine.schedule import Schedule
 from aeft_lib.engine.step import PLAIN, Compute, Objective
 from aeft_lib.maps.labels import with_rest
 from aeft_lib.maps.seeds import SeedReader, read_seeds
-from aeft_lib.networks import state
 from aeft_lib.networks.backbone import BackboneSpec
 from aeft_lib.refinement import affinity
-from aeft_lib.refinement.affinity_net import AffinityNet
 from aeft_lib.refinement.propagation import CELL
 from aeft_lib.stages import fitting
+from aeft_lib.stages.affinity_nets import build_affinity_net
+from aeft_lib.stages.artefact import Artefact
 from aeft_lib.stages.sources import InMemory, OnDisk, load_images, same_count
-from aeft_lib.stages.store import Artefact
-
-DROPOUT = (0.3, 0.5)  # of ResNet38d here
 
 
 @dataclass(frozen=True)
@@ -49,11 +46,6 @@ class AffinitySpec:
     radius: int = affinity.RADIUS
 
 
-def build_affinity_net(backbone: BackboneSpec, seed: int) -> AffinityNet:
-    """The network before training: ImageNet backbone, new layers drawn from the seed."""
-    return state.build(lambda: AffinityNet(backbone=backbone.build(dropout=DROPOUT)), seed)
-
-
 @ranks.collective
 def train_affinity(
     spec: AffinitySpec, inputs: Mapping[str, Artefact], folder: Path
@@ -62,7 +54,7 @@ def train_affinity(
 
     Of whole scenes the summary has ``known``: the part of the grid that both CRFs are sure of.
     """
-    network = build_affinity_net(spec.backbone, spec.seed)
+    network = build_affinity_net(spec)
     network.backbone.checkpointing = spec.compute.checkpointing
     network = network.to(device())
     make = _crops if spec.view else _whole_scenes
@@ -88,13 +80,6 @@ def label_maps(folder: Path) -> Tensor:
     pairs = zip(read_seeds(folder / "low.npz"), read_seeds(folder / "high.npz"), strict=True)
     scores = ((with_rest(low.cam), with_rest(high.cam)) for (_, low), (_, high) in pairs)
     return torch.stack([affinity.affinity_labels(low, high, cell=CELL) for low, high in scores])
-
-
-def load_affinity_net(artefact: Artefact) -> AffinityNet:
-    """The trained network of a `train_affinity` artefact, in eval mode."""
-    network = build_affinity_net(artefact.spec.backbone, artefact.spec.seed)
-    state.load_trained(network, artefact.folder / fitting.WEIGHTS)
-    return network.eval()
 
 
 def _measure(network: nn.Module, batch: Batch, radius: int) -> dict[str, Tensor]:

@@ -22,10 +22,11 @@ from aeft_lib.engine.step import PLAIN, Compute, Objective
 from aeft_lib.networks import state
 from aeft_lib.networks.backbone import BackboneSpec
 from aeft_lib.stages import fitting
+from aeft_lib.stages.artefact import Artefact
 from aeft_lib.stages.cache_features import load_features, scale_name
+from aeft_lib.stages.loading import WEIGHTS, build_network, load_network
 from aeft_lib.stages.method import Method
 from aeft_lib.stages.sources import InMemory, OnDisk, load_images, load_tags
-from aeft_lib.stages.store import Artefact
 
 WARM_START = "warm_start"  # input: a trained classifier of the same network
 JUDGE = "judge_"  # inputs: trained classifiers that the method asks, by name
@@ -52,13 +53,6 @@ class ClassifierSpec:
     keep_epochs: bool = False
 
 
-def build_network(spec: ClassifierSpec) -> nn.Module:
-    """The network before training: ImageNet backbone, everything else drawn from the seed."""
-    return state.build(
-        lambda: spec.method.build(spec.backbone.build(), spec.num_classes), spec.seed
-    )
-
-
 @ranks.collective
 def train_classifier(
     spec: ClassifierSpec, inputs: Mapping[str, Artefact], folder: Path
@@ -70,7 +64,7 @@ def train_classifier(
     """
     network = build_network(spec)
     if WARM_START in inputs:
-        state.load_trained(network, inputs[WARM_START].folder / fitting.WEIGHTS)
+        state.load_trained(network, inputs[WARM_START].folder / WEIGHTS)
     network.backbone.checkpointing = spec.compute.checkpointing
     network = network.to(device())
     source = _source(spec, inputs, network.backbone.normalise)
@@ -91,13 +85,6 @@ def train_classifier(
         **fitting.options(folder),
     )
     return fitting.finish(network, folder, rows)
-
-
-def load_network(artefact: Artefact, weights: str = fitting.WEIGHTS) -> nn.Module:
-    """The trained network of a `train_classifier` artefact, in eval mode."""
-    network = build_network(artefact.spec)
-    state.load_trained(network, artefact.folder / weights)
-    return network.eval()
 
 
 def _judges(inputs: Mapping[str, Artefact]) -> dict[str, nn.Module]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from aeft_lib.data.augment import random_crop, random_views, resized
 from aeft_lib.data.scene import SceneSet
@@ -19,12 +19,12 @@ from aeft_lib.engine.samples import Batch
 from aeft_lib.engine.schedule import Schedule
 from aeft_lib.engine.step import PLAIN, Compute, Objective
 from aeft_lib.maps.labels import VOID, read_label_map
-from aeft_lib.networks import state
 from aeft_lib.networks.backbone import BackboneSpec
 from aeft_lib.stages import fitting
+from aeft_lib.stages.artefact import Artefact
+from aeft_lib.stages.loading import build_segmenter
 from aeft_lib.stages.method import Segmenter
 from aeft_lib.stages.sources import InMemory, OnDisk, load_images, same_count
-from aeft_lib.stages.store import Artefact
 from aeft_lib.stages.write_labels import label_files
 
 
@@ -49,12 +49,6 @@ class SegmenterSpec:
     data: str = ""
 
 
-def build_segmenter(spec: SegmenterSpec) -> nn.Module:
-    """The network before training: ImageNet backbone, head drawn from the seed."""
-    make = spec.segmenter.build
-    return state.build(lambda: make(spec.backbone.build(), spec.num_classes), spec.seed)
-
-
 @ranks.collective
 def train_segmenter(
     spec: SegmenterSpec, inputs: Mapping[str, Artefact], folder: Path
@@ -76,13 +70,6 @@ def train_segmenter(
         **fitting.options(folder),
     )
     return fitting.finish(network, folder, rows)
-
-
-def load_segmenter(artefact: Artefact) -> nn.Module:
-    """The trained network of a `train_segmenter` artefact, in eval mode."""
-    network = build_segmenter(artefact.spec)
-    state.load_trained(network, artefact.folder / fitting.WEIGHTS)
-    return network.eval()
 
 
 def _whole_scenes(spec: SegmenterSpec, files: list[Path], normalise: fitting.Normalise) -> InMemory:

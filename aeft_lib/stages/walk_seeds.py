@@ -15,9 +15,9 @@ from aeft_lib.engine.device import device
 from aeft_lib.engine.shards import over_images
 from aeft_lib.maps.seeds import Seed, read_seeds, write_seeds
 from aeft_lib.refinement.propagation import padded, refine_by_walk
-from aeft_lib.stages.fitting import ready
-from aeft_lib.stages.store import Artefact
-from aeft_lib.stages.train_affinity import load_affinity_net
+from aeft_lib.stages.affinity_nets import load_affinity_net
+from aeft_lib.stages.artefact import Artefact
+from aeft_lib.stages.loading import ready
 
 
 @dataclass(frozen=True)

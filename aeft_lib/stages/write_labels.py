@@ -15,7 +15,7 @@ import pandas as pd
 from aeft_lib.data.scene import SceneSet
 from aeft_lib.maps.labels import label_map, statistics, write_label_map
 from aeft_lib.maps.seeds import read_seeds
-from aeft_lib.stages.store import Artefact
+from aeft_lib.stages.artefact import Artefact
 
 FOLDER, TABLE = "labels", "labels.csv"
 

@@ -10,18 +10,21 @@ from aeft_lib.rivals.occse import OcCse
 from aeft_lib.rivals.ours import OURS
 from aeft_lib.stages.psa import Psa
 from aeft_lib.studies.conditions import CONDITION_STUDIES
-from aeft_lib.studies.methods import (
+from aeft_lib.studies.rows import (
     GAP,
     GATED,
     NOTHING_ADDED,
     OFF,
+    PLAIN,
     RIGID,
     SOFT,
     SOFT_REPEL,
+    Prediction,
+    Row,
+    Study,
     classified,
     second,
 )
-from aeft_lib.studies.rows import PLAIN, Prediction, Row, Study
 from aeft_lib.studies.settings import AS_PROFILED, OPTIMISER_QUIRKS, Setting
 
 SINGLE_LEVELS = tuple(

@@ -24,8 +24,17 @@ from dataclasses import replace
 from aeft_lib.paper.gpp import Gap, Pyramid
 from aeft_lib.paper.triplet import CORRECTED, Triplet
 from aeft_lib.studies.levels import BASE, LEVELS
-from aeft_lib.studies.methods import NOTHING_ADDED, OFF, RIGID, SOFT, SOFT_REPEL, classified, second
-from aeft_lib.studies.rows import Row, Study
+from aeft_lib.studies.rows import (
+    NOTHING_ADDED,
+    OFF,
+    RIGID,
+    SOFT,
+    SOFT_REPEL,
+    Row,
+    Study,
+    classified,
+    second,
+)
 from aeft_lib.studies.settings import OPTIMISER_QUIRKS, Condition, Setting
 
 METHODS = ("gap", "gated", "average", "aeft")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from aeft_lib.stages.artefact import Artefact
 from aeft_lib.stages.cache_features import FeatureSpec, cache_features
 from aeft_lib.stages.evaluate import (
     EvaluationSpec,
@@ -14,7 +15,6 @@ from aeft_lib.stages.infer_seeds import SeedSpec, infer_seeds
 from aeft_lib.stages.measure_objects import ObjectsSpec, measure_objects
 from aeft_lib.stages.method import Reader, Workshop
 from aeft_lib.stages.predict_labels import PredictionSpec, predict_labels
-from aeft_lib.stages.store import Artefact
 from aeft_lib.stages.store import obtain as obtain_artefact
 from aeft_lib.stages.train_classifier import JUDGE, WARM_START, ClassifierSpec, train_classifier
 from aeft_lib.stages.train_segmenter import SegmenterSpec, train_segmenter

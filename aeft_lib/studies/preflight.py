@@ -11,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from aeft_lib.data.images import image_size
-from aeft_lib.data.scene import Photos, Scenes
+from aeft_lib.data.photos import Photos
+from aeft_lib.data.scene import Scenes
 from aeft_lib.engine.device import check_device
 from aeft_lib.stages.fitting import check_tensorboard
 from aeft_lib.studies.settings import Profile

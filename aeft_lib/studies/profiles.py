@@ -12,6 +12,7 @@ from dataclasses import replace
 from aeft_lib.data.augment import ViewSpec
 from aeft_lib.data.coco import CocoSpec
 from aeft_lib.data.collages import SceneSpec
+from aeft_lib.data.controlled import ControlledSpec
 from aeft_lib.data.folder import FolderSpec
 from aeft_lib.data.scene import SceneSet
 from aeft_lib.data.voc import VocSpec
@@ -71,9 +72,8 @@ SMOKE = _collages(
     repeats=1,
     long_from=COMMITTED_REPEATS,
     controlled=ControlledTraining(
-        train=32,
-        val=8,
-        size=96,
+        train=ControlledSpec("train", 32, 96),
+        val=ControlledSpec("val", 8, 96),
         schedule=Schedule(
             epochs=2, batch_size=8, lr=3e-4, head_lr=1e-3, weight_decay=1e-2, warmup_steps=2
         ),
@@ -112,9 +112,8 @@ LAPTOP = _collages(
     long_from=COMMITTED_REPEATS,
     # Rules for all five numbers stand in condition_studies.py.
     controlled=ControlledTraining(
-        train=320,
-        val=150,
-        size=192,
+        train=ControlledSpec("train", 320, 192),
+        val=ControlledSpec("val", 150, 192),
         schedule=Schedule(
             epochs=4, batch_size=16, lr=3e-4, head_lr=1e-3, weight_decay=1e-2, warmup_steps=20
         ),

@@ -4,12 +4,11 @@ Frozen dataclasses that check themselves; their values stand in `profiles`.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from typing import Any
 
 from aeft_lib.data.augment import ViewSpec
-from aeft_lib.data.controlled import KNOBS, ControlledSpec
 from aeft_lib.data.scene import SceneSet
 from aeft_lib.engine.fields import number, whole
 from aeft_lib.engine.schedule import Schedule
@@ -17,6 +16,7 @@ from aeft_lib.engine.step import PLAIN, Compute
 from aeft_lib.networks.backbone import BackboneSpec
 from aeft_lib.paper.gpp import scaled_levels
 
+SCENE_SET = ("split", "count", "size", "seed")  # fields of controlled collages that are no knobs
 # Quirks of the reference that live in its optimiser; those in its loss: `triplet.LOSS_QUIRKS`.
 OPTIMISER_QUIRKS = ("sgd_momentum", "schedule_length", "head_lr")
 WEIGHT_DECAY = 5e-4  # the paper's; the reference passes it as SGD's momentum too
@@ -136,20 +136,15 @@ class Condition:
     size: int | None = None
 
     def __post_init__(self) -> None:
-        if unknown := sorted({name for name, _ in self.knobs} - set(KNOBS)):
-            raise ValueError(f"unknown knob {', '.join(unknown)}; there are {', '.join(KNOBS)}")
         whole(self, *(n for n in ("epochs", "size") if getattr(self, n) is not None), least=1)
-        # Refuses a level that cannot be, before anything is trained.
-        ControlledSpec("val", 1, **dict(self.knobs))
 
 
 @dataclass(frozen=True)
 class ControlledTraining:
-    """Trainings on controlled collages: scenes, their side, schedule, stages that are trained."""
+    """Trainings on controlled collages: scene sets at the base level, schedule, trained stages."""
 
-    train: int
-    val: int
-    size: int
+    train: SceneSet
+    val: SceneSet
     schedule: Schedule
     trained_stages: int
 
@@ -257,17 +252,20 @@ class Profile:
         """The same profile on controlled collages, which the repeat draws.
 
         So an interval over repeats covers the draw of scenes too.
-        Raises ValueError where the profile's scenes are photos.
+        Raises ValueError where the profile's scenes are photos, or a knob cannot be so.
         """
         if self.controlled is None:
             raise self._error("it has no collages to turn knobs of: choose laptop or smoke")
         numbers, knobs = self.controlled, dict(condition.knobs)
-        size = condition.size or numbers.size
+        known = [f.name for f in fields(numbers.train) if f.name not in SCENE_SET]
+        if unknown := sorted(set(knobs) - set(known)):
+            raise ValueError(f"unknown knob {', '.join(unknown)}; there are {', '.join(known)}")
+        changes = {"seed": repeat, "size": condition.size or numbers.train.size} | knobs
         epochs = condition.epochs or numbers.schedule.epochs
         return replace(
             self,
-            train=ControlledSpec("train", numbers.train, size, repeat, **knobs),
-            val=ControlledSpec("val", numbers.val, size, repeat, **knobs),
+            train=replace(numbers.train, **changes),
+            val=replace(numbers.val, **changes),
             backbone=replace(self.backbone, trained_stages=numbers.trained_stages),
             schedule=replace(numbers.schedule, epochs=epochs),
             seed_scales=(1.0,),

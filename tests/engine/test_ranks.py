@@ -25,7 +25,11 @@ NAMES = [f"{i:05d}" for i in range(SPLITS["train_aug"])]
 
 def run(stored: Path, voc: Path, ranks: int, negatives: str = "gathered") -> str:
     """The job's output."""
-    launcher = [] if ranks == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    launcher = (
+        []
+        if ranks == 1
+        else ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    )
     paths_ = os.pathsep.join([str(JOB.parents[1]), str(paths.ROOT)])
     added = {
         "AEFT_VOC_ROOT": str(voc),
@@ -35,7 +39,11 @@ def run(stored: Path, voc: Path, ranks: int, negatives: str = "gathered") -> str
         "AEFT_QUIET": "1",
     }
     done = subprocess.run(
-        [sys.executable, *launcher, str(JOB), negatives], env=os.environ | added, capture_output=True, text=True, timeout=300
+        [sys.executable, *launcher, str(JOB), negatives],
+        env=os.environ | added,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
@@ -47,7 +55,11 @@ def stores(tmp_path_factory) -> dict[str, Path]:
     home = tmp_path_factory.mktemp("ranks")
     make_voc(home / "voc", SPLITS, classes=CLASSES)
     made = {}
-    for name, number, negatives in (("one", 1, "gathered"), ("two", 2, "gathered"), ("apart", 2, "rank")):
+    for name, number, negatives in (
+        ("one", 1, "gathered"),
+        ("two", 2, "gathered"),
+        ("apart", 2, "rank"),
+    ):
         assert f"ranks {number} " in run(home / name, home / "voc", number, negatives)
         made[name] = home / name
     shutil.copytree(home / "one", home / "again")  # with the seeds of one process,
@@ -80,7 +92,9 @@ def test_negatives_within_a_rank_are_another_loss(stores):
 
 
 def test_every_image_is_inferred_once_in_order(stores):
-    one, two = (stored_maps(stores[name], "infer_photo_seeds", "seeds.npz") for name in ("one", "two"))
+    one, two = (
+        stored_maps(stores[name], "infer_photo_seeds", "seeds.npz") for name in ("one", "two")
+    )
     assert [name for name, _ in two] == [name for name, _ in one] == NAMES
     for (_, a), (_, b) in zip(one, two, strict=True):
         assert a.class_ids.tolist() == b.class_ids.tolist()

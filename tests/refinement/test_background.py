@@ -5,7 +5,13 @@ import math
 import pytest
 import torch
 
-from aeft_lib.refinement.background import REFERENCE, REFERENCE_SPREAD, crossing, power_at, powers_around
+from aeft_lib.refinement.background import (
+    REFERENCE,
+    REFERENCE_SPREAD,
+    crossing,
+    power_at,
+    powers_around,
+)
 from aeft_lib.refinement.dense_crf import with_background
 
 THRESHOLDS = (0.01, 0.1, 0.25, 0.5, 0.75, 0.99)

@@ -5,7 +5,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from aeft_lib.refinement.affinity import SparseAffinity, effective_radius, pair_affinity, sparse_affinity
+from aeft_lib.refinement.affinity import (
+    SparseAffinity,
+    effective_radius,
+    pair_affinity,
+    sparse_affinity,
+)
 from aeft_lib.refinement.dense_crf import DenseCRF, unary_of, with_background
 from aeft_lib.refinement.propagation import CELL, padded, refine_by_walk
 

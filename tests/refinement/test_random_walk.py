@@ -9,7 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from aeft_lib.refinement.affinity import SparseAffinity, effective_radius, pair_affinity, sparse_affinity
+from aeft_lib.refinement.affinity import (
+    SparseAffinity,
+    effective_radius,
+    pair_affinity,
+    sparse_affinity,
+)
 from aeft_lib.refinement.dense_crf import DenseCRF, unary_of, with_background
 from aeft_lib.refinement.random_walk import propagate
 

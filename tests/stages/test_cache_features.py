@@ -11,7 +11,11 @@ from aeft_lib.stages.cache_features import rescale
 
 def test_half_precision_features_change_a_cam_by_less_than_one_percent():
     torch.manual_seed(0)
-    network = CamClassifier(backbone=EfficientNetLite0(trained_stages=2), pooling=gpp.GlobalAveragePooling(), num_classes=9)
+    network = CamClassifier(
+        backbone=EfficientNetLite0(trained_stages=2),
+        pooling=gpp.GlobalAveragePooling(),
+        num_classes=9,
+    )
     scene = Collages(SceneSpec("val", 1, 128))[0]
     images = normalise(torch.from_numpy(scene.image.copy()).permute(2, 0, 1)[None])
     with torch.no_grad():
@@ -24,4 +28,7 @@ def test_half_precision_features_change_a_cam_by_less_than_one_percent():
 def test_rescale_rounds_sides_and_keeps_scale_one():
     images = torch.rand(1, 3, 75, 100)
     assert rescale(images, 1.0) is images
-    assert rescale(images, 0.5).shape[-2:] == (38, 50)  # Python rounds 37.5 to even, as the reference does
+    assert rescale(images, 0.5).shape[-2:] == (
+        38,
+        50,
+    )  # Python rounds 37.5 to even, as the reference does

@@ -23,14 +23,18 @@ def named(stage, spec, inputs=None) -> SimpleNamespace:
     return SimpleNamespace(stage=stage.__name__, spec=spec, inputs=inputs or {})
 
 
-# --- the profile -----------------------------------------------------------------------------------------------------
+# --- the profile ----------------------------------------------------------------------------------
 
 
 @ON_COLLAGES
-def test_without_a_knob_turned_it_is_the_base_level_with_the_numbers_of_controlled_training(profile):
+def test_without_a_knob_turned_it_is_the_base_level_with_the_numbers_of_controlled_training(
+    profile,
+):
     under, numbers = profile.under(Condition(), 3), profile.controlled
     assert under.train == ControlledSpec("train", numbers.train, numbers.size, 3)
-    assert under.val == under.scenes("scored") == ControlledSpec("val", numbers.val, numbers.size, 3)
+    assert (
+        under.val == under.scenes("scored") == ControlledSpec("val", numbers.val, numbers.size, 3)
+    )
     assert under.backbone == replace(profile.backbone, trained_stages=numbers.trained_stages)
     assert under.schedule == numbers.schedule
     assert under.seed_scales == (1.0,)
@@ -78,28 +82,47 @@ def test_every_seed_draws_scenes_of_its_own_and_the_same_ones_again():
 
 @pytest.mark.parametrize("stages", [0, 4])
 def test_a_row_may_train_another_depth_and_0_is_one(stages):
-    row = run.row(f"depth{stages}.gap")
+    row = catalogue.row(f"depth{stages}.gap")
     assert LAPTOP.controlled.trained_stages not in (0, 4)
     assert row.profile(LAPTOP, 0).backbone == replace(LAPTOP.backbone, trained_stages=stages)
-    assert row.artefacts(LAPTOP, 0, named)["classifier"].spec.network.backbone.trained_stages == stages
+    assert (
+        row.artefacts(LAPTOP, 0, named)["classifier"].spec.network.backbone.trained_stages == stages
+    )
     bare = replace(row, condition=None)  # on the profile's own scenes as well
-    assert bare.artefacts(SMOKE, 0, named)["classifier"].inputs["features"].spec.backbone.trained_stages == stages
+    assert (
+        bare.artefacts(SMOKE, 0, named)["classifier"]
+        .inputs["features"]
+        .spec.backbone.trained_stages
+        == stages
+    )
     assert bare.profile(SMOKE, 0).train == SMOKE.train
 
 
-# --- refusals --------------------------------------------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("knobs", "message"),
     [
-        ((("size", 1.0),), "unknown knob size; there are object_area, objects, context, clutter, occlusion"),
-        ((("objects", 2), ("scale", 2), ("colour", 1)), "unknown knob colour, scale; there are object_area"),
+        (
+            (("size", 1.0),),
+            "unknown knob size; there are object_area, objects, context, clutter, occlusion",
+        ),
+        (
+            (("objects", 2), ("scale", 2), ("colour", 1)),
+            "unknown knob colour, scale; there are object_area",
+        ),
         ((("split", "val"),), "unknown knob split"),
         ((("context", 2.0),), r"context must lie in 0\.\.1, got 2\.0"),
         ((("objects", 2.0),), r"objects must be a whole number, 1 to 9, got 2\.0"),
-        ((("object_area", 0.01), ("occlusion", 0.9)), r"object_area=0\.01 with occlusion=0\.9 leaves no visible object"),
-        ((("object_area", 0.4), ("objects", 3)), r"3 objects of object_area=0\.4 do not fit into one scene"),
+        (
+            (("object_area", 0.01), ("occlusion", 0.9)),
+            r"object_area=0\.01 with occlusion=0\.9 leaves no visible object",
+        ),
+        (
+            (("object_area", 0.4), ("objects", 3)),
+            r"3 objects of object_area=0\.4 do not fit into one scene",
+        ),
     ],
     ids=str,
 )
@@ -108,18 +131,29 @@ def test_a_condition_that_cannot_be_is_refused_before_anything_runs(knobs, messa
         Condition(knobs)
 
 
-@pytest.mark.parametrize("numbers", [{"epochs": 0}, {"size": 0}, {"epochs": 2.0}, {"size": True}], ids=str)
+@pytest.mark.parametrize(
+    "numbers", [{"epochs": 0}, {"size": 0}, {"epochs": 2.0}, {"size": True}], ids=str
+)
 def test_a_course_or_a_map_that_is_none_is_refused(numbers):
     ((name, value),) = numbers.items()
-    with pytest.raises(ValueError, match=f"{name} must be a whole number, at least 1, or None for the profile's; got {value}"):
+    with pytest.raises(
+        ValueError,
+        match=f"{name} must be a whole number, at least 1, or None for the profile's; got {value}",
+    ):
         Condition(**numbers)
 
 
 @pytest.mark.parametrize("name", [name for name in PROFILES if name not in ("smoke", "laptop")])
 def test_photos_have_no_knobs(name):
     profile = PROFILES[name]
-    for attempt in (lambda: profile.under(Condition(), 0), lambda: condition_row(BASE, "gap").artefacts(profile, 0, named)):
-        with pytest.raises(ValueError, match=f"profile {name} has no collages, whose knobs could be turned: choose laptop"):
+    for attempt in (
+        lambda: profile.under(Condition(), 0),
+        lambda: condition_row(BASE, "gap").artefacts(profile, 0, named),
+    ):
+        with pytest.raises(
+            ValueError,
+            match=f"profile {name} has no collages, whose knobs could be turned: choose laptop",
+        ):
             attempt()
 
 
@@ -129,7 +163,7 @@ def test_a_seed_that_is_none_is_refused(seed):
         SMOKE.under(Condition(), seed)
 
 
-# --- rows ------------------------------------------------------------------------------------------------------------
+# --- rows -----------------------------------------------------------------------------------------
 
 
 @ON_COLLAGES
@@ -137,14 +171,27 @@ def test_methods_of_a_level_and_seed_share_scenes_and_course_and_measure_objects
     for level in (BASE, "objects_2"):
         for seed in (0, 4):
             condition = profile.under(CONDITIONS[level], seed)
-            rows = [condition_row(level, method).artefacts(profile, seed, named) for method in METHODS]
+            rows = [
+                condition_row(level, method).artefacts(profile, seed, named) for method in METHODS
+            ]
             for found in rows:
                 first = getattr(found["classifier"].spec, "warm_start", found["classifier"].spec)
-                assert (first.scenes, first.schedule, first.seed) == (condition.train, condition.schedule, seed)
+                assert (first.scenes, first.schedule, first.seed) == (
+                    condition.train,
+                    condition.schedule,
+                    seed,
+                )
                 assert found["classifier"].inputs["features"].spec.scenes == condition.train
-                assert found["seeds"].inputs["features"].spec == rows[0]["seeds"].inputs["features"].spec
-                assert found["evaluation"].spec.scenes == found["objects"].spec.scenes == condition.val
-                assert found["objects"].inputs == {name: found[name] for name in ("seeds", "evaluation")}
+                assert (
+                    found["seeds"].inputs["features"].spec
+                    == rows[0]["seeds"].inputs["features"].spec
+                )
+                assert (
+                    found["evaluation"].spec.scenes == found["objects"].spec.scenes == condition.val
+                )
+                assert found["objects"].inputs == {
+                    name: found[name] for name in ("seeds", "evaluation")
+                }
 
 
 def test_objects_are_measured_under_a_condition_alone():
@@ -161,16 +208,18 @@ def test_a_row_on_a_finer_map_has_the_same_condition():
     assert profile.levels == scaled_levels(18)
 
 
-@pytest.mark.parametrize(("name", "prediction", "gain"), [("root", "square_root", 1), ("normalised", "normalised", 1)])
+@pytest.mark.parametrize(
+    ("name", "prediction", "gain"), [("root", "square_root", 1), ("normalised", "normalised", 1)]
+)
 def test_rows_of_the_mechanism_have_the_predictions_they_name(name, prediction, gain):
-    row = run.row(f"{name}.gated")
+    row = catalogue.row(f"{name}.gated")
     layer = build_pooling(row.pooling(row.profile(LAPTOP, 0)), 9)
     assert (layer.prediction, layer.fusion, layer.levels) == (prediction, "gated", (1, 2, 3, 5))
     assert {gate.gain for gate in layer.gates} == {gain}
 
 
 def test_the_row_whose_gates_begin_open_has_a_gain_of_two_and_the_others_the_papers():
-    for row in (*run.get("mechanism").rows, *run.get("settings").rows):
+    for row in (*catalogue.get("mechanism").rows, *catalogue.get("settings").rows):
         layer = build_pooling(row.pooling(row.profile(LAPTOP, 0)), 9)
         gains = {gate.gain for gate in getattr(layer, "gates", ())}
         assert gains <= ({2.0} if row.name == "open.gated" else {1.0}), row.name
@@ -178,9 +227,12 @@ def test_the_row_whose_gates_begin_open_has_a_gain_of_two_and_the_others_the_pap
 
 
 def test_bins_as_printed_are_those_that_fit_the_map():
-    row = run.row("printed.gated")
+    row = catalogue.row("printed.gated")
     assert row.pooling(row.profile(LAPTOP, 0)).levels == (2, 4, 8)  # 16 do not fit 12 cells
-    finest, coarsest = (run.row(f"{name}.gated").pooling(LAPTOP.under(Condition(), 0)) for name in ("finest", "coarsest"))
+    finest, coarsest = (
+        catalogue.row(f"{name}.gated").pooling(LAPTOP.under(Condition(), 0))
+        for name in ("finest", "coarsest")
+    )
     assert (coarsest.levels, finest.levels) == ((1,), (5,))
 
 

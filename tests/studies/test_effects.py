@@ -37,7 +37,12 @@ def test_a_wider_level_is_a_wider_interval_and_more_seeds_a_narrower_one():
 
 @pytest.mark.parametrize(
     ("differences", "word"),
-    [([2.0, 2.1, 1.9], "holds"), ([-2.0, -2.1, -1.9], "fails"), ([2.0, -1.0, 0.5], "inconclusive"), ([1.0, 1.0], "holds")],
+    [
+        ([2.0, 2.1, 1.9], "holds"),
+        ([-2.0, -2.1, -1.9], "fails"),
+        ([2.0, -1.0, 0.5], "inconclusive"),
+        ([1.0, 1.0], "holds"),
+    ],
 )
 def test_the_whole_interval_decides(differences, word):
     assert effect(differences).verdict == word
@@ -51,7 +56,10 @@ def test_equal_differences_have_no_width():
 @pytest.mark.parametrize("differences", [[], [1.0], np.zeros((2, 2))])
 def test_fewer_than_two_seeds_have_no_interval(differences):
     with pytest.raises(
-        ValueError, match=r"at least two seeds, got \d.*--seeds 2" if np.ndim(differences) == 1 else "two seeds"
+        ValueError,
+        match=r"at least two seeds, got \d.*--seeds 2"
+        if np.ndim(differences) == 1
+        else "two seeds",
     ):
         effect(differences)
 

@@ -23,34 +23,60 @@ K = 4
 
 @pytest.fixture(scope="module")
 def network():
-    return build_network(NetworkSpec(PoolingSpec("gated", (1, 2, 4, 8)), K, RESNET38D), seed=0).train()
+    return build_network(
+        NetworkSpec(PoolingSpec("gated", (1, 2, 4, 8)), K, RESNET38D), seed=0
+    ).train()
 
 
 def batch() -> Batch:
     generator = torch.Generator().manual_seed(0)
     tags = torch.eye(K, dtype=torch.bool)[:2]
-    return Batch(torch.randn(2, 3, 64, 64, generator=generator), None, tags, torch.rand(2, 2, generator=generator))
+    return Batch(
+        torch.randn(2, 3, 64, 64, generator=generator),
+        None,
+        tags,
+        torch.rand(2, 2, generator=generator),
+    )
 
 
-@pytest.mark.parametrize("loss", [triplet.CLASSIFICATION, triplet.REFERENCE], ids=["first phase", "second phase"])
+@pytest.mark.parametrize(
+    "loss", [triplet.CLASSIFICATION, triplet.REFERENCE], ids=["first phase", "second phase"]
+)
 def test_two_steps_of_each_phase(network, loss):
     before = {name: t.clone() for name, t in network.state_dict().items()}
-    course = VOC.schedule if loss is triplet.CLASSIFICATION else VOC.erasing.schedule(OPTIMISER_QUIRKS)
-    stepper = Stepper(network, make_optimiser(network, course), triplet.objective(loss), replace(VOC.compute, lookahead=0))
+    course = (
+        VOC.schedule if loss is triplet.CLASSIFICATION else VOC.erasing.schedule(OPTIMISER_QUIRKS)
+    )
+    stepper = Stepper(
+        network,
+        make_optimiser(network, course),
+        triplet.objective(loss),
+        replace(VOC.compute, lookahead=0),
+    )
     for _ in range(2):
         torch.manual_seed(0)
         terms = stepper.step(batch())
         assert all(value.isfinite() for value in terms.values())
     trained = {name for name, p in network.named_parameters() if p.requires_grad}
     changed = {name for name, t in network.state_dict().items() if not torch.equal(t, before[name])}
-    assert changed <= trained  # frozen layers, statistics and affine parameters of every batch norm stay
-    assert {"backbone.b3.conv_branch2a.weight", "backbone.b7.conv_branch2b2.weight", "head.fc9.weight"} <= changed
-    assert not any("bn" in name or name.startswith(("backbone.conv1a", "backbone.b2")) for name in changed)
+    assert (
+        changed <= trained
+    )  # frozen layers, statistics and affine parameters of every batch norm stay
+    assert {
+        "backbone.b3.conv_branch2a.weight",
+        "backbone.b7.conv_branch2b2.weight",
+        "head.fc9.weight",
+    } <= changed
+    assert not any(
+        "bn" in name or name.startswith(("backbone.conv1a", "backbone.b2")) for name in changed
+    )
 
 
 def test_saved_activations_of_a_320_px_image():
     """The reference keeps 385 MiB in float32; bf16 and checkpointing keep less than 100."""
-    plain, ours = (forward(RESNET38D, (320, 320), compute).saved / 2**20 for compute in (PLAIN, BF16))
+    plain, ours = (
+        forward(RESNET38D, (320, 320), compute).saved / 2**20 for compute in (PLAIN, BF16)
+    )
     assert 380 < plain < 395
     assert ours <= 100
 
@@ -68,15 +94,21 @@ def test_forward_operations_are_the_papers():
     assert forward(RESNET38D, (320, 320)).flops == pytest.approx(411e9, rel=0.01)
 
 
-@pytest.mark.parametrize("loss", [triplet.CLASSIFICATION, triplet.CORRECTED], ids=["classification", "triplet"])
+@pytest.mark.parametrize(
+    "loss", [triplet.CLASSIFICATION, triplet.CORRECTED], ids=["classification", "triplet"]
+)
 def test_gradients_of_bf16_with_checkpointing_are_those_of_float32(network, loss):
     found = []
     for compute in (PLAIN, BF16, Compute(checkpointing=True)):
         network.backbone.checkpointing = compute.checkpointing
-        stepper = Stepper(network, torch.optim.SGD(network.parameters(), lr=0.0), triplet.objective(loss), compute)
+        stepper = Stepper(
+            network, torch.optim.SGD(network.parameters(), lr=0.0), triplet.objective(loss), compute
+        )
         torch.manual_seed(5)
         stepper.step(batch())
-        found.append(torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]))
+        found.append(
+            torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+        )
     plain, half, again = found
     # bf16 rounds by 4e-3 in each of 38 layers and turns some ReLUs and mask pixels: 1 - cosine is
     # 0.02, with a margin of 10; gradients that have nothing in common have a cosine of 0.
@@ -91,7 +123,9 @@ def test_the_courses_are_the_references():
     assert steps == 18 * 1322
     assert (first.batch_size, second.batch_size) == (8, 32)
     assert (first.lr, first.head_lr, first.momentum, first.weight_decay) == (0.01, 0.01, 5e-4, 5e-4)
-    assert second.factor(0, 7260) == pytest.approx(first.factor(steps, steps))  # it goes on where the first phase ends
+    assert second.factor(0, 7260) == pytest.approx(
+        first.factor(steps, steps)
+    )  # it goes on where the first phase ends
     assert second.factor(22 * 330 - 1, 22 * 330) == pytest.approx(0.45, abs=0.005)
     corrected = VOC_CORRECTED.erasing.schedule(())
     assert corrected.factor(22 * 330 - 1, 22 * 330) < 1e-3
@@ -99,11 +133,18 @@ def test_the_courses_are_the_references():
     assert VOC_CORRECTED.schedule.factor(steps, steps) == pytest.approx(corrected.factor(0, 7260))
 
 
-@pytest.mark.parametrize(("profile", "momentum", "lr"), [(VOC, 5e-4, 0.01), (VOC_CORRECTED, 0.9, 0.001)])
+@pytest.mark.parametrize(
+    ("profile", "momentum", "lr"), [(VOC, 5e-4, 0.01), (VOC_CORRECTED, 0.9, 0.001)]
+)
 def test_affinity_net_has_the_classifiers_optimiser_and_faster_new_layers(profile, momentum, lr):
     """SPEC: batch 8, 8 epochs, lr 0.01, new layers 10x; the reference passes its weight decay as momentum here too."""
     found = profile.refinement.schedule
-    assert (found.momentum, found.lr, found.head_lr, found.weight_decay) == (momentum, lr, 10 * lr, 5e-4)
+    assert (found.momentum, found.lr, found.head_lr, found.weight_decay) == (
+        momentum,
+        lr,
+        10 * lr,
+        5e-4,
+    )
     assert (found.epochs, found.batch_size, found.decay_steps, found.optimiser) == (8, 8, 0, "sgd")
 
 
@@ -122,5 +163,7 @@ def test_classes_of_voc_can_be_chosen(monkeypatch):
     assert profiles.get("voc").scored.classes == ("cat", "dog")
     assert profiles.get("laptop") is profiles.LAPTOP
     monkeypatch.setenv("AEFT_VOC_CLASSES", "cat,unicorn")
-    with pytest.raises(ValueError, match="AEFT_VOC_CLASSES=cat,unicorn: class 'unicorn' is none of VOC's"):
+    with pytest.raises(
+        ValueError, match="AEFT_VOC_CLASSES=cat,unicorn: class 'unicorn' is none of VOC's"
+    ):
         profiles.get("voc-lite")

@@ -26,7 +26,12 @@ def root(tmp_path, monkeypatch):
 def test_every_artefact_stands_once_and_nothing_is_computed(root):
     planned = plan(photo_profile(), [catalogue.AEFT, catalogue.RIGID_ROW], [0, 1])
     counts = table(planned).set_index("stage")["artefacts"].to_dict()
-    assert counts == {"train_classifier": 2, "train_triplet": 4, "infer_photo_seeds": 4, "evaluate_seeds": 4}
+    assert counts == {
+        "train_classifier": 2,
+        "train_triplet": 4,
+        "infer_photo_seeds": 4,
+        "evaluate_seeds": 4,
+    }
     assert len({one.key for one in planned}) == len(planned)
     assert not list((root / "runs").glob("*/*/record.json"))
 
@@ -46,12 +51,20 @@ def test_work_and_memory_are_counted():
     profile = photo_profile(erasing_compute=Compute(parts=2, checkpointing=True))
     found = {one.stage: one for one in plan(profile, [catalogue.AEFT], [0])}
     size = (64, 64)
-    first, second, seeds = found["train_classifier"], found["train_triplet"], found["infer_photo_seeds"]
+    first, second, seeds = (
+        found["train_classifier"],
+        found["train_triplet"],
+        found["infer_photo_seeds"],
+    )
     assert first.images == 2 * 12  # two epochs of three batches of four
     assert first.pflop == pytest.approx(24 * 3 * forward(profile.backbone, size).flops / 1e15)
     assert second.images == 2 * 2 * 4
-    assert second.pflop == pytest.approx(16 * 2 * (3 + 1 + 1) * forward(profile.backbone, size).flops / 1e15)
-    assert seeds.pflop == pytest.approx(4 * 2 * (0.25 + 1) * forward(profile.backbone, PHOTO).flops / 1e15)
+    assert second.pflop == pytest.approx(
+        16 * 2 * (3 + 1 + 1) * forward(profile.backbone, size).flops / 1e15
+    )
+    assert seeds.pflop == pytest.approx(
+        4 * 2 * (0.25 + 1) * forward(profile.backbone, PHOTO).flops / 1e15
+    )
     one = forward(profile.backbone, size, profile.erasing_compute)
     assert second.memory == 4 * one.parameters + 8 * one.trained + 2 * 2 * one.saved
     assert first.disk == 4 * one.trained

@@ -27,7 +27,10 @@ CORRECTED = Schedule(
 
 def nearly(schedule: Schedule) -> dict:
     """Its fields, floats to twelve digits: a tenth of 0.1, times ten, need not be 0.1."""
-    return {name: float(f"{value:.12g}") if isinstance(value, float) else value for name, value in vars(schedule).items()}
+    return {
+        name: float(f"{value:.12g}") if isinstance(value, float) else value
+        for name, value in vars(schedule).items()
+    }
 
 
 @pytest.mark.parametrize(
@@ -52,10 +55,15 @@ def test_the_long_course_ends_at_three_quarters_and_the_right_one_near_0():
     assert right == pytest.approx((1 / 15) ** 0.9)
 
 
-@pytest.mark.parametrize("quirks", [("momentum",), ("sgd_momentum", "mask_gradient"), ("",)], ids=str)
+@pytest.mark.parametrize(
+    "quirks", [("momentum",), ("sgd_momentum", "mask_gradient"), ("",)], ids=str
+)
 def test_unknown_quirks_are_refused(quirks):
     unknown = re.escape(str(sorted(set(quirks) - set(OPTIMISER_QUIRKS))))
-    with pytest.raises(ValueError, match=f"unknown quirks {unknown}; there are sgd_momentum, schedule_length, head_lr"):
+    with pytest.raises(
+        ValueError,
+        match=f"unknown quirks {unknown}; there are sgd_momentum, schedule_length, head_lr",
+    ):
         PHASE.schedule(quirks)
 
 
@@ -72,10 +80,17 @@ def training_scenes(profile) -> int:
 @pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
 def test_an_epoch_of_the_second_phase_fits_the_scenes(profile):
     """Else it would end earlier, and the course be another than the profile says."""
-    assert profile.erasing.schedule().epoch_steps(training_scenes(profile)) == profile.erasing.steps_per_epoch
+    assert (
+        profile.erasing.schedule().epoch_steps(training_scenes(profile))
+        == profile.erasing.steps_per_epoch
+    )
 
 
-@pytest.mark.parametrize("profile", [p for p in PROFILES.values() if p.erasing.decay_from], ids=lambda profile: profile.name)
+@pytest.mark.parametrize(
+    "profile",
+    [p for p in PROFILES.values() if p.erasing.decay_from],
+    ids=lambda profile: profile.name,
+)
 def test_a_second_phase_that_shares_its_course_begins_where_the_first_ends(profile):
     n, first = training_scenes(profile), profile.schedule
     before = first.epochs * first.epoch_steps(n)
@@ -85,4 +100,6 @@ def test_a_second_phase_that_shares_its_course_begins_where_the_first_ends(profi
         assert (second.decay_from, second.warmup_steps) == (before, 0)
         length = 40 * first.epoch_steps(n) if quirks else before + after
         assert second.factor(0, after) == pytest.approx((1 - before / length) ** 0.9)
-        assert second.factor(after - 1, after) == pytest.approx((1 - (before + after - 1) / length) ** 0.9)
+        assert second.factor(after - 1, after) == pytest.approx(
+            (1 - (before + after - 1) / length) ** 0.9
+        )

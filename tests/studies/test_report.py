@@ -37,26 +37,49 @@ RIB          NeurIPS21 ResNet101 68.3 68.6 43.8
 PMM          ICCV21    ResNet38  68.5 69.0 36.7
 AEFT         ECCV22    ResNet38  70.9 71.7 44.8
 """
-KEYS = {"id", "claim", "published", "reproduced_mean", "sd", "n", "profile", "verdict", "command", "commit", "machine"}
+KEYS = {
+    "id",
+    "claim",
+    "published",
+    "reproduced_mean",
+    "sd",
+    "n",
+    "profile",
+    "verdict",
+    "command",
+    "commit",
+    "machine",
+}
 
 
-# --- published.toml --------------------------------------------------------------------------------------------------
+# --- published.toml -------------------------------------------------------------------------------
 
 
 def test_published_ablation_tables_equal_the_posters():
     numbers = report.published()["numbers"]
-    table_1 = {name.removeprefix("table1."): n["value"] for name, n in numbers.items() if name.startswith("table1.")}
+    table_1 = {
+        name.removeprefix("table1."): n["value"]
+        for name, n in numbers.items()
+        if name.startswith("table1.")
+    }
     assert table_1 == TABLE_1
     assert list(table_1) == list(TABLE_1)
     columns = ("precision", "recall", "value")
-    table_2 = {name.removeprefix("table2."): n for name, n in numbers.items() if name.startswith("table2.")}
+    table_2 = {
+        name.removeprefix("table2."): n for name, n in numbers.items() if name.startswith("table2.")
+    }
     assert {name: tuple(n[column] for column in columns) for name, n in table_2.items()} == TABLE_2
 
 
 def test_published_results_are_the_posters_seventeen_rows():
     columns = ("voc_val", "voc_test", "coco_val")
     rows = [
-        (r["method"].split(" (")[0], r["venue"], r["backbone"], *(str(r[column]) if column in r else "-" for column in columns))
+        (
+            r["method"].split(" (")[0],
+            r["venue"],
+            r["backbone"],
+            *(str(r[column]) if column in r else "-" for column in columns),
+        )
         for r in report.published()["results"]
     ]
     assert rows == [tuple(line.split()) for line in RESULTS.strip().splitlines()]
@@ -71,20 +94,22 @@ def test_every_published_number_and_claim_has_its_place():
 
 
 def existing_claims() -> list[dict]:
-    return [claim for claim in report.published()["claims"] if claim["study"] in run.STUDIES]
+    return [claim for claim in report.published()["claims"] if claim["study"] in catalogue.STUDIES]
 
 
 def test_rows_of_claims_and_numbers_exist_in_their_studies():
-    short = {study.name for study in run.STUDIES.values() if not study.long}  # the long ones are not the poster's
+    short = {
+        study.name for study in catalogue.STUDIES.values() if not study.long
+    }  # the long ones are not the poster's
     assert {claim["study"] for claim in existing_claims()} == short - {
         "conditions_brief"
     }  # whose levels are claims of the long
     for claim in existing_claims():
-        study = run.get(claim["study"])
+        study = catalogue.get(claim["study"])
         assert {claim["more"], claim["less"]} <= {row.name for row in study.rows}, claim["id"]
         assert claim["metric"] in ("miou", "precision", "recall", "miou_maskless"), claim["id"]
     numbers = report.published()["numbers"]
-    rows = {row.name: row for study in run.STUDIES.values() for row in study.rows}
+    rows = {row.name: row for study in catalogue.STUDIES.values() for row in study.rows}
     for name, row in {n["row"]: name for name, n in numbers.items() if "row" in n}.items():
         assert rows[name].published == row
     assert {row.published for row in rows.values()} - {None} <= set(numbers)
@@ -93,9 +118,16 @@ def test_rows_of_claims_and_numbers_exist_in_their_studies():
 def test_published_differences_follow_from_the_published_numbers():
     numbers = report.published()["numbers"]
     value_of = {n["row"]: {"miou": n["value"]} for n in numbers.values() if "row" in n}
-    value_of["gated_unscaled"] = value_of["gated"]  # the paper's G has both names: its bins as printed are its bins
-    value_of |= {name: dict(zip(("precision", "recall", "miou"), row, strict=True)) for name, row in TABLE_2.items()}
-    value_of["aeft_seed"] = value_of["attract_soft_repel"]  # the same seeds, on the scenes that are refined
+    value_of["gated_unscaled"] = value_of[
+        "gated"
+    ]  # the paper's G has both names: its bins as printed are its bins
+    value_of |= {
+        name: dict(zip(("precision", "recall", "miou"), row, strict=True))
+        for name, row in TABLE_2.items()
+    }
+    value_of["aeft_seed"] = value_of[
+        "attract_soft_repel"
+    ]  # the same seeds, on the scenes that are refined
     checked = 0
     for claim in report.published()["claims"]:
         if "published" in claim:
@@ -106,7 +138,7 @@ def test_published_differences_follow_from_the_published_numbers():
     assert checked >= 9
 
 
-# --- verdicts --------------------------------------------------------------------------------------------------------
+# --- verdicts -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -133,22 +165,30 @@ def test_verdict(differences, word):
 
 def table(**rows: list[float]) -> pd.DataFrame:
     """A study's table of mIoU and precision (mIoU + 10) for seeds 0, 1, ..."""
-    lines = [(row, seed, value, value + 10) for row, values in rows.items() for seed, value in enumerate(values)]
+    lines = [
+        (row, seed, value, value + 10)
+        for row, values in rows.items()
+        for seed, value in enumerate(values)
+    ]
     return pd.DataFrame(lines, columns=["row", "seed", "miou", "precision"])
 
 
 def test_differences_are_paired_by_seed_whatever_the_order_of_lines():
-    shuffled = table(gap=[40.0, 44.0, 42.0], gated=[45.0, 46.0, 48.0]).sample(frac=1, random_state=1)
+    shuffled = table(gap=[40.0, 44.0, 42.0], gated=[45.0, 46.0, 48.0]).sample(
+        frac=1, random_state=1
+    )
     assert report.paired_differences(shuffled, "gated", "gap", "miou").tolist() == [5, 2, 6]
     assert report.paired_differences(shuffled, "gap", "gated", "precision").tolist() == [-5, -2, -6]
 
 
 def test_differences_take_only_seeds_that_both_rows_have():
-    assert report.paired_differences(table(gap=[40.0], gated=[45.0, 99.0]), "gated", "gap", "miou").tolist() == [5]
+    assert report.paired_differences(
+        table(gap=[40.0], gated=[45.0, 99.0]), "gated", "gap", "miou"
+    ).tolist() == [5]
     assert report.paired_differences(table(gap=[40.0]), "gated", "gap", "miou").tolist() == []
 
 
-# --- build -----------------------------------------------------------------------------------------------------------
+# --- build ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -157,7 +197,9 @@ def built() -> dict[str, dict]:
     gap, gated = [40.0, 41.0, 42.0], [45.0, 47.0, 46.0]
     tables = {
         "gap_vs_gpp": table(gap=gap, gated=gated),
-        "pyramid_ablation": table(gap=gap, gated=gated, inverse=[50.0, 50.0, 50.0], level2=[38.0, 43.0, 40.0]),
+        "pyramid_ablation": table(
+            gap=gap, gated=gated, inverse=[50.0, 50.0, 50.0], level2=[38.0, 43.0, 40.0]
+        ),
     }
     whole = report.build(tables, "tiny")
     assert whole["profile"] == "tiny"
@@ -170,7 +212,9 @@ def test_the_report_has_a_line_for_every_number_result_and_claim(built):
     numbers = set(report.published()["numbers"]) - {"known.gap_seed"}
     results = {"results.voc_val", "results.voc_test", "results.coco_val"}
     levels = {claim.id for claim in ch08_effects.claims()}
-    assert set(built) == numbers | results | levels | {claim["id"] for claim in report.published()["claims"]}
+    assert set(built) == numbers | results | levels | {
+        claim["id"] for claim in report.published()["claims"]
+    }
     for row in built.values():
         assert set(row) >= KEYS
         assert row["verdict"] in report.VERDICTS
@@ -192,10 +236,21 @@ def test_a_claim_becomes_mean_sd_and_n_of_its_paired_differences(built):
 
 def test_a_number_becomes_mean_sd_and_n_of_its_row_and_a_verdict_against_gap(built):
     row = built["table1.G"]
-    assert (row["published"], row["reproduced_mean"], row["sd"], row["n"], row["verdict"]) == (54.2, 46, 1, 3, "holds")
+    assert (row["published"], row["reproduced_mean"], row["sd"], row["n"], row["verdict"]) == (
+        54.2,
+        46,
+        1,
+        3,
+        "holds",
+    )
     coarse = built["table1.2x2"]  # -2, +2, -2 against GAP
-    assert (coarse["reproduced_mean"], coarse["verdict"]) == (pytest.approx(121 / 3, abs=1e-4), "inconclusive")
-    assert coarse["sd"] == pytest.approx(math.sqrt((7 / 3) ** 2 / 2 + (8 / 3) ** 2 / 2 + (1 / 3) ** 2 / 2), abs=1e-4)
+    assert (coarse["reproduced_mean"], coarse["verdict"]) == (
+        pytest.approx(121 / 3, abs=1e-4),
+        "inconclusive",
+    )
+    assert coarse["sd"] == pytest.approx(
+        math.sqrt((7 / 3) ** 2 / 2 + (8 / 3) ** 2 / 2 + (1 / 3) ** 2 / 2), abs=1e-4
+    )
     assert built["table1.A"]["verdict"] == "not run"
 
 
@@ -208,7 +263,12 @@ def test_what_was_not_run_says_so_and_has_no_numbers():
 def test_one_seed_has_a_mean_no_sd_and_no_verdict():
     rows = report.build({"gap_vs_gpp": table(gap=[40.0], gated=[47.0])}, "tiny")["claims"]
     (row,) = [row for row in rows if row["id"] == "claim.gpp_beats_gap"]
-    assert (row["reproduced_mean"], row["sd"], row["n"], row["verdict"]) == (7, None, 1, "inconclusive")
+    assert (row["reproduced_mean"], row["sd"], row["n"], row["verdict"]) == (
+        7,
+        None,
+        1,
+        "inconclusive",
+    )
     assert row["command"] == "aeft run gap_vs_gpp --seeds 2"  # the least that can decide
 
 
@@ -219,7 +279,9 @@ def test_written_files_say_the_same(built, tmp_path):
     assert report.load(tmp_path / "new") == whole
     assert "NaN" not in files[0].read_text(encoding="utf-8")
     stored = pd.read_csv(files[1]).set_index("id")
-    assert stored.loc["claim.gpp_beats_gap", ["reproduced_mean", "sd", "n", "verdict"]].tolist() == [5, 1, 3, "holds"]
+    assert stored.loc[
+        "claim.gpp_beats_gap", ["reproduced_mean", "sd", "n", "verdict"]
+    ].tolist() == [5, 1, 3, "holds"]
     assert list(stored.index) == list(built)
     lines = files[2].read_text(encoding="utf-8").splitlines()
     assert len(lines) == 2 + len(built)
@@ -228,7 +290,10 @@ def test_written_files_say_the_same(built, tmp_path):
     claim = "The GPP layer gives better seeds than global average pooling"
     photos = report._photos_cell(built["claim.gpp_beats_gap"])
     assert photos.startswith("fails, -1.")
-    assert f"| `claim.gpp_beats_gap` | {claim} | +6.2 | +5.0 ± 1.0 (3) | holds | {photos} | not run |" in lines
+    assert (
+        f"| `claim.gpp_beats_gap` | {claim} | +6.2 | +5.0 ± 1.0 (3) | holds | {photos} | not run |"
+        in lines
+    )
 
 
 def test_a_missing_report_names_the_command(tmp_path):
@@ -236,11 +301,15 @@ def test_a_missing_report_names_the_command(tmp_path):
         report.load(tmp_path)
 
 
-# --- the README ------------------------------------------------------------------------------------------------------
+# --- the README -----------------------------------------------------------------------------------
 
 
 def small_report() -> dict:
-    return json.loads(json.dumps(report.build({"gap_vs_gpp": table(gap=[40.0, 41.0], gated=[45.0, 47.0])}, "tiny")))
+    return json.loads(
+        json.dumps(
+            report.build({"gap_vs_gpp": table(gap=[40.0, 41.0], gated=[45.0, 47.0])}, "tiny")
+        )
+    )
 
 
 def test_the_readme_block_holds_every_claim_and_nothing_else():
@@ -255,7 +324,10 @@ def test_the_readme_block_holds_every_claim_and_nothing_else():
 
 def test_update_readme_replaces_its_block_alone_and_twice_is_once(tmp_path):
     readme = tmp_path / "README.md"
-    readme.write_text(f"# Título\n\n{report.README_START}\nold\n{report.README_END}\n\nafter ±\n", encoding="utf-8")
+    readme.write_text(
+        f"# Título\n\n{report.README_START}\nold\n{report.README_END}\n\nafter ±\n",
+        encoding="utf-8",
+    )
     report.update_readme(small_report(), readme)
     once = readme.read_text(encoding="utf-8")
     assert once == f"# Título\n\n{report.readme_block(small_report())}\n\nafter ±\n"

@@ -11,19 +11,24 @@ from aeft_lib.studies import report
 def table(**rows: list[float]) -> pd.DataFrame:
     """A study's table of mIoU, equal in every metric, for seeds 0, 1, ..."""
     lines = [(row, seed, *[v] * 4) for row, values in rows.items() for seed, v in enumerate(values)]
-    return pd.DataFrame(lines, columns=["row", "seed", "miou", "precision", "recall", "miou_maskless"])
+    return pd.DataFrame(
+        lines, columns=["row", "seed", "miou", "precision", "recall", "miou_maskless"]
+    )
 
 
 def lines(built: dict) -> dict[str, dict]:
     return {line["id"]: line for line in built["claims"]}
 
 
-# --- carry_over ------------------------------------------------------------------------------------------------------
+# --- carry_over -----------------------------------------------------------------------------------
 
 
 def small(profile: str = "laptop", **seeds: int) -> dict:
     """A report of a few lines: id -> number of seeds."""
-    return {"profile": profile, "claims": [{"id": i, "n": n, "commit": f"{profile} {n}"} for i, n in seeds.items()]}
+    return {
+        "profile": profile,
+        "claims": [{"id": i, "n": n, "commit": f"{profile} {n}"} for i, n in seeds.items()],
+    }
 
 
 def put(folder, earlier: dict):
@@ -34,8 +39,18 @@ def put(folder, earlier: dict):
 def test_of_two_lines_the_one_of_more_seeds_is_carried_over_whole_and_in_place(tmp_path):
     earlier = put(tmp_path, small(gone=9, c=3, b=2, a=3))
     found = report.carry_over(small(a=0, b=5, c=2, new=1), earlier)
-    assert [(line["id"], line["n"]) for line in found["claims"]] == [("a", 3), ("b", 5), ("c", 3), ("new", 1)]
-    assert [line["commit"] for line in found["claims"]] == ["laptop 3", "laptop 5", "laptop 3", "laptop 1"]
+    assert [(line["id"], line["n"]) for line in found["claims"]] == [
+        ("a", 3),
+        ("b", 5),
+        ("c", 3),
+        ("new", 1),
+    ]
+    assert [line["commit"] for line in found["claims"]] == [
+        "laptop 3",
+        "laptop 5",
+        "laptop 3",
+        "laptop 1",
+    ]
     assert found["profile"] == "laptop"
 
 
@@ -52,21 +67,36 @@ def test_nothing_is_carried_over_from_another_profile_or_from_nowhere(tmp_path):
     assert report.carry_over(now, put(tmp_path, small("smoke", a=9))) == now
 
 
-# --- build -----------------------------------------------------------------------------------------------------------
+# --- build ----------------------------------------------------------------------------------------
 
-TRIPLET = table(gpp_only=[40.0, 44.0], attract_soft=[43.0, 45.0], attract_soft_repel=[39.0, 42.0], ours=[45.0, 46.0])
+TRIPLET = table(
+    gpp_only=[40.0, 44.0],
+    attract_soft=[43.0, 45.0],
+    attract_soft_repel=[39.0, 42.0],
+    ours=[45.0, 46.0],
+)
 
 
 def test_a_number_of_table_2_is_judged_against_gpp_only():
-    soft, both = (lines(report.build({"triplet_ablation": TRIPLET}, "tiny"))[f"table2.{row}"] for row in TRIPLET["row"][2:6:2])
-    assert (soft["claim"], soft["reproduced_mean"], soft["n"]) == ("Attract (soft) gives better seeds than GPP only", 44, 2)
+    soft, both = (
+        lines(report.build({"triplet_ablation": TRIPLET}, "tiny"))[f"table2.{row}"]
+        for row in TRIPLET["row"][2:6:2]
+    )
+    assert (soft["claim"], soft["reproduced_mean"], soft["n"]) == (
+        "Attract (soft) gives better seeds than GPP only",
+        44,
+        2,
+    )
     assert soft["verdict"] == "holds"  # +3, +1: mean 2, standard error 1
     assert both["verdict"] == "fails"  # -1, -2
     assert soft["command"] == "aeft run triplet_ablation --seeds 2"
 
 
 def test_the_baseline_may_stand_in_another_studys_table():
-    of = {"triplet_ablation": TRIPLET, "pyramid_ablation": table(gap=[30.0, 33.0], gpp_only=[0.0, 0.0])}
+    of = {
+        "triplet_ablation": TRIPLET,
+        "pyramid_ablation": table(gap=[30.0, 33.0], gpp_only=[0.0, 0.0]),
+    }
     of["pyramid_ablation"] = of["pyramid_ablation"].query("row == 'gap'")
     line = lines(report.build(of, "tiny"))["table2.gpp_only"]  # 40 - 30, 44 - 33
     assert (line["claim"], line["verdict"]) == ("GPP only gives better seeds than GAP", "holds")
@@ -86,19 +116,37 @@ def test_a_number_whose_baseline_is_nowhere_stands_without_a_verdict():
 def test_what_we_add_is_judged_by_the_same_rule():
     found = lines(report.build({"triplet_ablation": TRIPLET}, "tiny"))
     ours = found["ours.beats_soft_repel"]  # +6, +4
-    assert (ours["published"], ours["reproduced_mean"], ours["n"], ours["verdict"]) == (None, 5, 2, "holds")
+    assert (ours["published"], ours["reproduced_mean"], ours["n"], ours["verdict"]) == (
+        None,
+        5,
+        2,
+        "holds",
+    )
     assert found["ours.beats_classification"]["verdict"] == "not run"  # its study is another one
 
 
-# --- markdown --------------------------------------------------------------------------------------------------------
+# --- markdown -------------------------------------------------------------------------------------
 
 
 def line(name: str, published: float | None, mean: float) -> dict:
-    return {"id": name, "claim": "c", "published": published, "reproduced_mean": mean, "sd": 0.5, "n": 2, "verdict": "holds"}
+    return {
+        "id": name,
+        "claim": "c",
+        "published": published,
+        "reproduced_mean": mean,
+        "sd": 0.5,
+        "n": 2,
+        "verdict": "holds",
+    }
 
 
 LINES = {
-    "claims": [line("table2.x", 54.2, 44.0), line("claim.x", 1.6, 2.0), line("ours.x", None, 3.0), line("ours.y", 1, -3.0)]
+    "claims": [
+        line("table2.x", 54.2, 44.0),
+        line("claim.x", 1.6, 2.0),
+        line("ours.x", None, 3.0),
+        line("ours.y", 1, -3.0),
+    ]
 }
 
 

@@ -31,7 +31,12 @@ from aeft_lib.stages import store
 from aeft_lib.stages import train_classifier as classifier_stage
 from aeft_lib.stages.cache_features import FeatureSpec, load_features
 from aeft_lib.stages.infer_seeds import SeedSpec, infer_seeds
-from aeft_lib.stages.train_classifier import ClassifierSpec, NetworkSpec, PoolingSpec, train_classifier
+from aeft_lib.stages.train_classifier import (
+    ClassifierSpec,
+    NetworkSpec,
+    PoolingSpec,
+    train_classifier,
+)
 from aeft_lib.studies import catalogue, profiles, run
 from aeft_lib.studies.profiles import SMOKE
 
@@ -68,7 +73,7 @@ def nothing_is_built(monkeypatch):
     monkeypatch.setattr(run, "_compute", refuse)
 
 
-# --- the same numbers --------------------------------------------------------------------------------------------------
+# --- the same numbers -----------------------------------------------------------------------------
 
 
 def test_same_seed_in_two_fresh_stores_gives_the_same_bits(row, tmp_path, monkeypatch):
@@ -83,12 +88,17 @@ def test_same_seed_in_two_fresh_stores_gives_the_same_bits(row, tmp_path, monkey
         one, two = (load_file(artefacts[kind].folder / file) for artefacts in (row, again))
         assert one.keys() == two.keys()
         assert all(torch.equal(one[name], two[name]) for name in one)
-    seeds = [np.load(artefacts["seeds"].folder / "seeds.npz", allow_pickle=False) for artefacts in (row, again)]
+    seeds = [
+        np.load(artefacts["seeds"].folder / "seeds.npz", allow_pickle=False)
+        for artefacts in (row, again)
+    ]
     assert seeds[0].files == seeds[1].files
     assert all(np.array_equal(seeds[0][name], seeds[1][name]) for name in seeds[0].files)
     assert again["evaluation"].summary == row["evaluation"].summary
     for file in ("curve.csv", "classes.csv"):
-        assert (again["evaluation"].folder / file).read_bytes() == (row["evaluation"].folder / file).read_bytes()
+        assert (again["evaluation"].folder / file).read_bytes() == (
+            row["evaluation"].folder / file
+        ).read_bytes()
 
 
 def test_other_seed_gives_other_numbers(row):
@@ -100,20 +110,29 @@ def test_other_seed_gives_other_numbers(row):
 
 def test_artefacts_record_where_they_come_from(row):
     record = row["classifier"].record
-    pooling = {"fusion": "gated", "levels": list(SMOKE.levels), "prediction": "sign_preserving", "gate_gain": 1.0}
+    pooling = {
+        "fusion": "gated",
+        "levels": list(SMOKE.levels),
+        "prediction": "sign_preserving",
+        "gate_gain": 1.0,
+    }
     assert record["spec"]["network"]["pooling"] == pooling
     assert record["spec"]["seed"] == 0
     assert record["spec"]["schedule"]["epochs"] == SMOKE.schedule.epochs
     assert set(row["seeds"].record["inputs"]) == {"classifier", "features"}
     assert row["seeds"].record["inputs"]["classifier"] == row["classifier"].key
-    assert set(record["files"]) == {"weights.safetensors", "log.csv", "steps.jsonl"}  # no checkpoint is left
+    assert set(record["files"]) == {
+        "weights.safetensors",
+        "log.csv",
+        "steps.jsonl",
+    }  # no checkpoint is left
 
 
-# --- tables ------------------------------------------------------------------------------------------------------------
+# --- tables ---------------------------------------------------------------------------------------
 
 
 def test_table_of_stored_rows_computes_nothing(row, nothing_is_built):
-    table = run.run(run.get("gap_vs_gpp"), SMOKE, [0], rows=[catalogue.GATED])
+    table = run.run(catalogue.get("gap_vs_gpp"), SMOKE, [0], rows=[catalogue.GATED])
     assert list(table.columns[:3]) == ["row", "label", "seed"]
     assert set(table.columns[3:]) == set(NUMBERS)
     assert len(table) == 1
@@ -132,7 +151,7 @@ def test_stored_computes_nothing(row, nothing_is_built, tmp_path, monkeypatch):
 
 
 def test_rows_of_two_studies_are_one_artefact(row, nothing_is_built):
-    small, large = run.get("gap_vs_gpp"), run.get("pyramid_ablation")
+    small, large = catalogue.get("gap_vs_gpp"), catalogue.get("pyramid_ablation")
     assert [r.name for r in small.rows] == ["gap", "gated"]
     for name in ("gap", "gated"):
         assert small.row(name) == large.row(name)
@@ -141,7 +160,7 @@ def test_rows_of_two_studies_are_one_artefact(row, nothing_is_built):
 
 
 def test_all_rows_are_different_networks():
-    rows = run.get("pyramid_ablation").rows
+    rows = catalogue.get("pyramid_ablation").rows
     assert len({r.name for r in rows}) == len(rows) >= 10
     assert len({dataclasses.astuple(r.pooling(SMOKE)) for r in rows}) == len(rows)
     for row in rows:
@@ -151,9 +170,11 @@ def test_all_rows_are_different_networks():
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_every_result_is_that_of_its_own_job(monkeypatch, workers):
     monkeypatch.setattr(run, "_job", lambda profile, row, seed: (row, seed))
-    jobs = [(row, seed) for seed in range(2) for row in run.get("gap_vs_gpp").rows]
+    jobs = [(row, seed) for seed in range(2) for row in catalogue.get("gap_vs_gpp").rows]
     with ThreadPoolExecutor(workers) as pool:
-        returned = {job: future.result() for job, future in run._in_turn(pool, SMOKE, jobs, workers)}
+        returned = {
+            job: future.result() for job, future in run._in_turn(pool, SMOKE, jobs, workers)
+        }
     assert returned == {job: job for job in jobs}
 
 
@@ -174,7 +195,7 @@ def test_summary_by_hand():
     assert math.isnan(summary["miou_sd"].iloc[2])
 
 
-# --- no mask reaches training ------------------------------------------------------------------------------------------
+# --- no mask reaches training ---------------------------------------------------------------------
 
 
 class Maskless:
@@ -203,8 +224,14 @@ def test_features_and_training_never_see_a_mask(row, tmp_path, monkeypatch):
         shown.append(index)
         return Maskless(render(self, index))
 
-    monkeypatch.setattr(Collages, "__getitem__", maskless)  # all that is read of a scene goes through it
-    for read in (lambda scenes: scenes[0].mask, lambda scenes: scenes.mask(0), lambda scenes: tuple(scenes[0])):
+    monkeypatch.setattr(
+        Collages, "__getitem__", maskless
+    )  # all that is read of a scene goes through it
+    for read in (
+        lambda scenes: scenes[0].mask,
+        lambda scenes: scenes.mask(0),
+        lambda scenes: tuple(scenes[0]),
+    ):
         with pytest.raises(AssertionError, match=r"mask was read|mask and all"):
             read(SMOKE.train.open())
     monkeypatch.setenv("AEFT_RUNS", str(tmp_path))
@@ -216,11 +243,14 @@ def test_features_and_training_never_see_a_mask(row, tmp_path, monkeypatch):
     # Training reads this artefact and no scene at all.
     shown.clear()
     trained = store.obtain(train_classifier, spec(), {"features": again})
-    assert trained.record["files"]["weights.safetensors"] == row["classifier"].record["files"]["weights.safetensors"]
+    assert (
+        trained.record["files"]["weights.safetensors"]
+        == row["classifier"].record["files"]["weights.safetensors"]
+    )
     assert shown == []
 
 
-# --- K -----------------------------------------------------------------------------------------------------------------
+# --- K --------------------------------------------------------------------------------------------
 
 
 def spec(**changes) -> ClassifierSpec:
@@ -257,12 +287,15 @@ def test_classifier_and_data_of_different_k(stored):
 def test_weights_of_another_k_than_the_record_says(row):
     trained = row["classifier"]
     spec = trained.record["spec"]
-    told = replace(trained, record=trained.record | {"spec": spec | {"network": spec["network"] | {"num_classes": 5}}})
+    told = replace(
+        trained,
+        record=trained.record | {"spec": spec | {"network": spec["network"] | {"num_classes": 5}}},
+    )
     with pytest.raises(ValueError, match="K=5"):
         classifier_stage.load_network(told)
 
 
-# --- damage in a study -------------------------------------------------------------------------------------------------
+# --- damage in a study ----------------------------------------------------------------------------
 
 
 def test_truncated_weights_are_trained_again_and_the_table_is_the_same(row, tmp_path, monkeypatch):
@@ -270,13 +303,15 @@ def test_truncated_weights_are_trained_again_and_the_table_is_the_same(row, tmp_
     monkeypatch.setenv("AEFT_RUNS", str(tmp_path / "copy"))
     key = row["classifier"].key
     os.truncate(tmp_path / "copy" / "train_classifier" / key / "weights.safetensors", 1000)
-    with pytest.warns(UserWarning, match=f"train_classifier {key}: weights.safetensors does not match"):
+    with pytest.warns(
+        UserWarning, match=f"train_classifier {key}: weights.safetensors does not match"
+    ):
         again = run.artefacts(SMOKE, catalogue.GATED, 0)
     assert again["classifier"].record["files"] == row["classifier"].record["files"]
     assert again["evaluation"].summary == row["evaluation"].summary
 
 
-# --- kill -9 -----------------------------------------------------------------------------------------------------------
+# --- kill -9 --------------------------------------------------------------------------------------
 
 
 def command(*words: str) -> list[str]:
@@ -284,7 +319,12 @@ def command(*words: str) -> list[str]:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    return os.environ | {"AEFT_RUNS": str(folder), "AEFT_QUIET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(paths.ROOT)}
+    return os.environ | {
+        "AEFT_RUNS": str(folder),
+        "AEFT_QUIET": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(paths.ROOT),
+    }
 
 
 def records(folder: Path) -> dict[Path, tuple[int, bytes]]:
@@ -312,7 +352,9 @@ def test_kill_minus_nine_loses_nothing_and_changes_nothing(tmp_path):
     finished = records(killed)
     evaluated = [f for f in finished if "evaluate_seeds" in str(f)]
     assert 1 <= len(evaluated) < 4, "it was killed too late to show anything"
-    again = subprocess.run(words, env=environment(killed), timeout=240, **(options | {"stdout": -1, "stderr": -1}))
+    again = subprocess.run(
+        words, env=environment(killed), timeout=240, **(options | {"stdout": -1, "stderr": -1})
+    )
     table, _ = uninterrupted.communicate(timeout=240)
     assert (again.returncode, uninterrupted.returncode) == (0, 0), again.stderr
     assert again.stdout == table
@@ -321,11 +363,16 @@ def test_kill_minus_nine_loses_nothing_and_changes_nothing(tmp_path):
     assert {f: after[f] for f in finished} == finished
     assert after.keys() == records(whole).keys()
     stages = Counter(f.parts[0] for f in after)
-    assert stages == {"cache_features": 2, "train_classifier": 4, "infer_seeds": 4, "evaluate_seeds": 4}
+    assert stages == {
+        "cache_features": 2,
+        "train_classifier": 4,
+        "infer_seeds": 4,
+        "evaluate_seeds": 4,
+    }
     assert not list(killed.glob("*/*.partial"))
 
 
-# --- workers -----------------------------------------------------------------------------------------------------------
+# --- workers --------------------------------------------------------------------------------------
 
 
 class FakePool:
@@ -357,9 +404,13 @@ class FakePool:
 
 
 def test_worker_that_dies_is_told_with_the_remedy(stored, monkeypatch):
-    monkeypatch.setattr(run, "ProcessPoolExecutor", type("Pool", (FakePool,), {"error": BrokenProcessPool("gone")}))
-    with pytest.raises(RuntimeError, match=r"worker process died: out of memory.*finished rows are kept, run again"):
-        run.run(run.get("gap_vs_gpp"), SMOKE, [77], rows=[catalogue.GAP])
+    monkeypatch.setattr(
+        run, "ProcessPoolExecutor", type("Pool", (FakePool,), {"error": BrokenProcessPool("gone")})
+    )
+    with pytest.raises(
+        RuntimeError, match=r"worker process died: out of memory.*finished rows are kept, run again"
+    ):
+        run.run(catalogue.get("gap_vs_gpp"), SMOKE, [77], rows=[catalogue.GAP])
 
 
 def test_error_of_a_row_names_row_and_seed(stored, monkeypatch):
@@ -370,7 +421,7 @@ def test_error_of_a_row_names_row_and_seed(stored, monkeypatch):
 
     monkeypatch.setattr(classifier_stage.training, "fit", diverge)
     with pytest.raises(classifier_stage.training.TrainingDiverged, match="step 3") as caught:
-        run.run(run.get("gap_vs_gpp"), SMOKE, [77], rows=[catalogue.GAP])
+        run.run(catalogue.get("gap_vs_gpp"), SMOKE, [77], rows=[catalogue.GAP])
     if sys.version_info >= (3, 11):
         assert caught.value.__notes__ == ["in row gap, seed 77, profile smoke"]
 
@@ -380,17 +431,21 @@ def test_store_below_a_file_is_refused_before_workers_start(tmp_path, monkeypatc
     monkeypatch.setenv("AEFT_RUNS", str(tmp_path / "file" / "runs"))
     monkeypatch.setattr(run, "ProcessPoolExecutor", None)
     with pytest.raises(store.StoreError, match="AEFT_RUNS"):
-        run.run(run.get("gap_vs_gpp"), SMOKE, [0])
+        run.run(catalogue.get("gap_vs_gpp"), SMOKE, [0])
 
 
-# --- wrong requests ----------------------------------------------------------------------------------------------------
+# --- wrong requests -------------------------------------------------------------------------------
 
 
 def test_unknown_study_row_and_profile(monkeypatch):
-    with pytest.raises(ValueError, match=r"unknown study 'gap'; there are gap_vs_gpp, pyramid_ablation"):
-        run.get("gap")
-    with pytest.raises(ValueError, match=r"study gap_vs_gpp has no row 'average'; there are gap, gated"):
-        run.get("gap_vs_gpp").row("average")
+    with pytest.raises(
+        ValueError, match=r"unknown study 'gap'; there are gap_vs_gpp, pyramid_ablation"
+    ):
+        catalogue.get("gap")
+    with pytest.raises(
+        ValueError, match=r"study gap_vs_gpp has no row 'average'; there are gap, gated"
+    ):
+        catalogue.get("gap_vs_gpp").row("average")
     with pytest.raises(ValueError, match=r"unknown profile 'huge'; there are smoke, laptop"):
         profiles.get("huge")
     monkeypatch.setenv("AEFT_PROFILE", "labtop")
@@ -422,7 +477,7 @@ def test_number_of_seeds():
 def test_seeds_of_the_wrong_type_are_refused_before_workers_start(monkeypatch, seeds):
     monkeypatch.setattr(run, "ProcessPoolExecutor", None)
     with pytest.raises(ValueError, match="seed"):
-        run.run(run.get("gap_vs_gpp"), SMOKE, seeds)
+        run.run(catalogue.get("gap_vs_gpp"), SMOKE, seeds)
 
 
 @pytest.mark.parametrize(
@@ -436,7 +491,9 @@ def test_levels_that_do_not_fit(levels):
     assert str(levels) in str(caught.value)
 
 
-@pytest.mark.parametrize("levels", [(), (0, 1, 2, 3), (-1, 1, 2, 3), (1.5, 2, 3, 4), ("1", "2", "3", "4")], ids=str)
+@pytest.mark.parametrize(
+    "levels", [(), (0, 1, 2, 3), (-1, 1, 2, 3), (1.5, 2, 3, 4), ("1", "2", "3", "4")], ids=str
+)
 def test_levels_that_are_no_levels(levels):
     with pytest.raises(ValueError, match="levels"):
         replace(SMOKE, levels=levels)

@@ -15,7 +15,11 @@ from aeft_lib.studies.profiles import LAPTOP, SMOKE
 from aeft_lib.studies.settings import OPTIMISER_QUIRKS
 
 TRIPLET, QUIRKS = (STUDIES[name] for name in ("triplet_ablation", "quirks"))
-SECOND_PHASES = tuple(dict.fromkeys(row for study in STUDIES.values() for row in study.rows if getattr(row, "triplet", None)))
+SECOND_PHASES = tuple(
+    dict.fromkeys(
+        row for study in STUDIES.values() for row in study.rows if getattr(row, "triplet", None)
+    )
+)
 
 
 def named(stage, spec, inputs=None) -> SimpleNamespace:
@@ -29,47 +33,56 @@ def artefacts(row, profile=SMOKE, seed=0) -> dict[str, SimpleNamespace]:
     return run.artefacts(profile, row, seed, obtain=named)
 
 
-# --- which row, which study ------------------------------------------------------------------------------------------
+# --- which row, which study -----------------------------------------------------------------------
 
 
 def test_a_row_is_found_whatever_study_it_is_in_and_the_largest_study_wins():
-    assert run.row("gated") is GATED
-    assert run.study_of("gated").name == run.study_of("gap").name == "pyramid_ablation"
-    assert run.study_of("ours") is TRIPLET
-    assert run.study_of("gpp_only") is STUDIES["erasing_settings"]
-    assert run.study_of("reference") is run.study_of("detached") is QUIRKS
-    assert run.row("with_head_lr").name == "with_head_lr"
+    assert catalogue.row("gated") is GATED
+    assert catalogue.study_of("gated").name == catalogue.study_of("gap").name == "pyramid_ablation"
+    assert catalogue.study_of("ours") is TRIPLET
+    assert catalogue.study_of("gpp_only") is STUDIES["erasing_settings"]
+    assert catalogue.study_of("reference") is catalogue.study_of("detached") is QUIRKS
+    assert catalogue.row("with_head_lr").name == "with_head_lr"
 
 
 @pytest.mark.parametrize("name", ["", "G", "soft", "quirks", "with_missing_negative"])
 def test_a_row_that_no_study_has_is_refused(name):
-    for find in (run.row, run.study_of):
+    for find in (catalogue.row, catalogue.study_of):
         with pytest.raises(ValueError, match=f"no study has a row '{name}'"):
             find(name)
 
 
 def test_a_name_is_one_row_and_a_label_one_name_in_a_study():
     for study in STUDIES.values():
-        assert len({row.name for row in study.rows}) == len({row.label for row in study.rows}) == len(study.rows)
+        assert (
+            len({row.name for row in study.rows})
+            == len({row.label for row in study.rows})
+            == len(study.rows)
+        )
         assert study.common is None or study.row(study.common)
     rows = {row for study in STUDIES.values() for row in study.rows}
     assert len({row.name for row in rows}) == len(rows)
 
 
-# --- warm start and keys ---------------------------------------------------------------------------------------------
+# --- warm start and keys --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("profile", [SMOKE, LAPTOP], ids=lambda profile: profile.name)
 def test_second_phases_go_on_from_the_gated_row_of_the_same_seed(profile):
     gated = {
-        (scale, seed): artefacts(GATED, profile.scaled(scale), seed)["classifier"].key for scale in (1, 1.5) for seed in (0, 1)
+        (scale, seed): artefacts(GATED, profile.scaled(scale), seed)["classifier"].key
+        for scale in (1, 1.5)
+        for seed in (0, 1)
     }
     assert len(set(gated.values())) == 4
     for row in [row for row in SECOND_PHASES if row.condition is None]:
         for seed in (0, 1):
             found, warm_start = artefacts(row, profile, seed), gated[row.scale, seed]
             classifier = found["classifier"]
-            assert (classifier.stage, classifier.inputs["classifier"].key) == ("train_triplet", warm_start), row.name
+            assert (classifier.stage, classifier.inputs["classifier"].key) == (
+                "train_triplet",
+                warm_start,
+            ), row.name
             assert found["seeds"].inputs["classifier"] is classifier
             if row.keep_epochs:
                 assert found["epochs"].inputs["warm_start"].key == warm_start
@@ -100,14 +113,22 @@ def test_other_rows_share_no_classifier():
     assert len(set(keys)) == len(keys) == len(SECOND_PHASES) - 1
 
 
-# --- quirks ----------------------------------------------------------------------------------------------------------
+# --- quirks ---------------------------------------------------------------------------------------
 
 # What a quirk changes: of the loss its own field, of the optimiser these.
-OF_SCHEDULE = {"sgd_momentum": {"momentum", "lr", "head_lr"}, "schedule_length": {"decay_steps"}, "head_lr": {"head_lr"}}
+OF_SCHEDULE = {
+    "sgd_momentum": {"momentum", "lr", "head_lr"},
+    "schedule_length": {"decay_steps"},
+    "head_lr": {"head_lr"},
+}
 
 
 def differences(one, two) -> set[str]:
-    return {field.name for field in dataclasses.fields(one) if getattr(one, field.name) != getattr(two, field.name)}
+    return {
+        field.name
+        for field in dataclasses.fields(one)
+        if getattr(one, field.name) != getattr(two, field.name)
+    }
 
 
 def pairs() -> list[tuple[str, str, str]]:
@@ -137,7 +158,10 @@ def test_a_row_differs_from_its_partner_in_one_quirk(quirk, having, lacking):
 
 
 def test_momentum_as_the_reference_passes_it_changes_no_effective_rate():
-    with_it, without = (SMOKE.erasing.schedule(QUIRKS.row(name).quirks) for name in ("with_sgd_momentum", "corrected"))
+    with_it, without = (
+        SMOKE.erasing.schedule(QUIRKS.row(name).quirks)
+        for name in ("with_sgd_momentum", "corrected")
+    )
     for rate in ("lr", "head_lr"):
         effective = [getattr(s, rate) / (1 - s.momentum) for s in (with_it, without)]
         assert effective[0] == pytest.approx(effective[1], rel=1e-3)
@@ -150,11 +174,15 @@ def test_reference_and_corrected_are_the_ends():
     assert len(QUIRKS.rows) == 2 * len(catalogue.MEASURED_QUIRKS) + 2
 
 
-# --- erasing settings ------------------------------------------------------------------------------------------------
+# --- erasing settings -----------------------------------------------------------------------------
 
 
 def test_rigid_and_soft_erasing_differ_from_the_plain_rows_in_one_setting():
-    plain = {"gpp_only": TRIPLET.row("gpp_only"), "rigid": TRIPLET.row("attract_rigid"), "soft": TRIPLET.row("attract_soft")}
+    plain = {
+        "gpp_only": TRIPLET.row("gpp_only"),
+        "rigid": TRIPLET.row("attract_rigid"),
+        "soft": TRIPLET.row("attract_soft"),
+    }
     others = {
         "low": {"erase_threshold"},
         "high": {"erase_threshold"},
@@ -165,21 +193,36 @@ def test_rigid_and_soft_erasing_differ_from_the_plain_rows_in_one_setting():
     for row in STUDIES["erasing_settings"].rows[3:]:
         kind, tag = row.name.rsplit("_", 1)
         specs = [artefacts(r, LAPTOP)["classifier"].spec for r in (row, plain[kind])]
-        changed = differences(specs[0].triplet, specs[1].triplet) | differences(specs[0].schedule, specs[1].schedule)
+        changed = differences(specs[0].triplet, specs[1].triplet) | differences(
+            specs[0].schedule, specs[1].schedule
+        )
         assert changed == others[tag], row.name
-        assert specs[0].warm_start.scenes.size == (384 if tag == "fine" else LAPTOP.train.size), row.name
+        assert specs[0].warm_start.scenes.size == (384 if tag == "fine" else LAPTOP.train.size), (
+            row.name
+        )
 
 
 def test_settings_are_what_their_labels_say():
-    rows = {tag: STUDIES["erasing_settings"].row(f"soft_{tag}") for tag in ("low", "high", "slow", "long")}
+    rows = {
+        tag: STUDIES["erasing_settings"].row(f"soft_{tag}")
+        for tag in ("low", "high", "slow", "long")
+    }
     specs = {tag: artefacts(row, LAPTOP)["classifier"].spec for tag, row in rows.items()}
-    assert (specs["low"].triplet.erase_threshold, specs["high"].triplet.erase_threshold) == (0.4, 0.8)
+    assert (specs["low"].triplet.erase_threshold, specs["high"].triplet.erase_threshold) == (
+        0.4,
+        0.8,
+    )
     assert specs["slow"].schedule.lr == pytest.approx(LAPTOP.erasing.rate / 3)
     assert specs["long"].schedule.epochs * specs["long"].schedule.steps_per_epoch == 60
-    assert [row.label for row in rows.values()] == ["soft, t_H 0.4", "soft, t_H 0.8", "soft, rate / 3", "soft, 60 steps"]
+    assert [row.label for row in rows.values()] == [
+        "soft, t_H 0.4",
+        "soft, t_H 0.8",
+        "soft, rate / 3",
+        "soft, 60 steps",
+    ]
 
 
-# --- the common threshold --------------------------------------------------------------------------------------------
+# --- the common threshold -------------------------------------------------------------------------
 
 TWO = Study("two", "?", (GAP, GATED), common="gap")
 COMMON = ["miou_common", "precision_common", "recall_common"]
@@ -194,7 +237,12 @@ def curves(tmp_path, monkeypatch):
         folder = tmp_path / f"{row.name} {seed}"
         folder.mkdir()
         base = 100 * (row == GATED) + 1000 * seed + np.array([1, 2, 3])
-        lines = {"threshold": [0.1, 0.2, 0.3], "miou": base + 10, "precision": base + 20, "recall": base + 30}
+        lines = {
+            "threshold": [0.1, 0.2, 0.3],
+            "miou": base + 10,
+            "precision": base + 20,
+            "recall": base + 30,
+        }
         pd.DataFrame(lines).to_csv(folder / "curve.csv", index=False)
         return {"evaluation": SimpleNamespace(folder=folder)}
 
@@ -208,7 +256,12 @@ def table(*lines: tuple[str, int, float]) -> pd.DataFrame:
 def test_every_row_stands_at_its_seeds_best_threshold_of_the_common_row(curves):
     plain = table(("gated", 1, 0.3), ("gap", 0, 0.2), ("gap", 1, 0.1), ("gated", 0, 0.1))
     found = run.at_common_threshold(TWO, SMOKE, plain)
-    assert found[COMMON].to_numpy().tolist() == [[1111, 1121, 1131], [12, 22, 32], [1011, 1021, 1031], [112, 122, 132]]
+    assert found[COMMON].to_numpy().tolist() == [
+        [1111, 1121, 1131],
+        [12, 22, 32],
+        [1011, 1021, 1031],
+        [112, 122, 132],
+    ]
     pd.testing.assert_frame_equal(found[list(plain)], plain)
 
 
@@ -218,7 +271,9 @@ def test_a_threshold_between_two_is_the_nearest(curves):
 
 
 def test_a_seed_without_the_common_row_has_no_common_numbers(curves):
-    found = run.at_common_threshold(TWO, SMOKE, table(("gated", 0, 0.3), ("gated", 1, 0.3), ("gap", 1, 0.3)))
+    found = run.at_common_threshold(
+        TWO, SMOKE, table(("gated", 0, 0.3), ("gated", 1, 0.3), ("gap", 1, 0.3))
+    )
     assert found.loc[0, COMMON].isna().all()
     assert found.loc[1, COMMON].tolist() == [1113, 1123, 1133]
 
