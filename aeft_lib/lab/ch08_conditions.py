@@ -10,8 +10,9 @@ from aeft_lib.data.scene import Scene
 from aeft_lib.lab.ch08_effects import area_bins, by_bin
 from aeft_lib.lab.session import Session
 from aeft_lib.stages.measure_objects import FILE
-from aeft_lib.studies import catalogue, profiles, rows, run
-from aeft_lib.studies.conditions import CONDITIONS, levels
+from aeft_lib.studies import catalogue, pipeline, profiles, run
+from aeft_lib.studies.conditions import CONDITIONS
+from aeft_lib.studies.levels import levels
 from aeft_lib.studies.settings import Profile
 
 PHOTO_ROWS = ("gap", "average", "gated", "attract_soft_repel")
@@ -20,7 +21,7 @@ PHOTO_ROWS = ("gap", "average", "gated", "attract_soft_repel")
 def controlled_scene(profile: Profile, level: str, index: int) -> Scene:
     """An unseen scene at a level, a key of `conditions.CONDITIONS`; for photos, the laptop's."""
     profile = profile if profile.controlled else profiles.LAPTOP
-    return (profile.under(CONDITIONS[level], seed=0).val).open()[index]
+    return profile.under(CONDITIONS[level], repeat=0).val.open()[index]
 
 
 def knob_pictures(profile: Profile, index: int) -> dict[str, dict[str, np.ndarray]]:
@@ -88,8 +89,8 @@ def objects(session: Session, names: Sequence[str]) -> pd.DataFrame:
     for row in map(catalogue.row, names):
         for repeat in range(session.n_repeats):
             made = session.artefacts(row.name, repeat)
-            measured = made.get("objects")
-            measured = measured or rows.objects(row.profile(session.profile, repeat), made)
+            profile = row.setting.applied(session.profile, repeat)
+            measured = made.get("objects") or pipeline.objects(profile, made)
             table = pd.read_csv(measured.folder / FILE)
             tables.append(table.assign(row=row.name, label=row.label, repeat=repeat))
     return pd.concat(tables, ignore_index=True)

@@ -10,16 +10,9 @@ import numpy as np
 import pandas as pd
 
 from aeft_lib.studies import photo_results
-from aeft_lib.studies.conditions import (
-    BASE,
-    BASE_LEVELS,
-    COMPARISONS,
-    CONDITIONS,
-    DEPTHS,
-    OWN_DEPTH,
-    levels,
-)
+from aeft_lib.studies.conditions import CONDITIONS
 from aeft_lib.studies.effects import adjusted, effect, paired
+from aeft_lib.studies.levels import BASE, BASE_LEVELS, COMPARISONS, DEPTHS, OWN_DEPTH, levels
 
 # Edges of the bins that tables use: VOC's quartiles of the area of a class in its image (%).
 AREA_EDGES = (0.0, 0.06, 0.15, 0.32, 1.0)

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from aeft_lib.lab.figures import TEXT_WIDTH, metric_name
-from aeft_lib.studies.conditions import BASE
+from aeft_lib.studies.levels import BASE
 
 SCREEN_DPI = (
     100  # notebook 8 has nine figures and 300 KB; files are saved at the style's own resolution
