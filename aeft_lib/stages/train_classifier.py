@@ -89,7 +89,8 @@ def train_classifier(
 
 def _judges(inputs: Mapping[str, Artefact]) -> dict[str, nn.Module]:
     """Trained classifiers by name, frozen: gradients reach the pixels that they are given."""
-    named = {name.removeprefix(JUDGE): item for name, item in inputs.items() if JUDGE in name}
+    names = [name for name in inputs if name.startswith(JUDGE)]
+    named = {name.removeprefix(JUDGE): inputs[name] for name in names}
     return {
         name: load_network(artefact).requires_grad_(False).to(device())
         for name, artefact in named.items()
