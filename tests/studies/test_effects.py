@@ -8,11 +8,11 @@ from aeft_lib.studies.effects import LEVEL, adjusted, effect, half_width
 
 
 def test_three_differences_by_hand():
-    mean = effect([1.0, 2.0, 3.0])
-    assert mean.mean == 2.0
-    assert mean.n == 3
-    assert mean.high - mean.mean == pytest.approx(4.302653 / 3**0.5, abs=1e-6)
-    assert mean.mean - mean.low == pytest.approx(mean.high - mean.mean)
+    by_hand = effect([1.0, 2.0, 3.0])
+    assert by_hand.mean == 2.0
+    assert by_hand.n == 3
+    assert by_hand.high - by_hand.mean == pytest.approx(4.302653 / 3**0.5, abs=1e-6)
+    assert by_hand.mean - by_hand.low == pytest.approx(by_hand.high - by_hand.mean)
 
 
 @pytest.mark.parametrize("seed", range(5))
