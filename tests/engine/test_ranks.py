@@ -1,4 +1,4 @@
-"""Two processes under torchrun (gloo) against one: the same weights, every image once, one writer."""
+"""Two processes under torchrun (gloo) against one: same weights, every image once, one writer."""
 
 import json
 import os

@@ -27,7 +27,7 @@ CLASSIFICATION = Classification(Pyramid(levels=(1, 2, 4, 8), printed=True))
 
 @pytest.fixture(scope="module")
 def network():
-    return build(lambda: CLASSIFICATION.build(RESNET38D.build(), K), seed=0).train()
+    return build(lambda: CLASSIFICATION.build(RESNET38D.build(), K), 0).train()
 
 
 def objective(method) -> Objective:

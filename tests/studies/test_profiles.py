@@ -81,7 +81,7 @@ def test_second_phase_needs_a_full_batch_of_scenes():
 
 
 def training_scenes(profile) -> int:
-    """How many scenes a profile trains on; of VOC and COCO as many as their published lists have."""
+    """How many scenes a profile trains on; of VOC and COCO what their lists have."""
     return profile.train.count or (voc.SPLITS | coco.SPLITS)[profile.train.split]
 
 
