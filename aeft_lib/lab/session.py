@@ -20,7 +20,7 @@ from aeft_lib.maps.seeds import Seed, read_seeds
 from aeft_lib.paper.classifier import CamClassifier, CamOutput
 from aeft_lib.stages import store
 from aeft_lib.stages.loading import load_network
-from aeft_lib.studies import catalogue, profiles, report, run
+from aeft_lib.studies import catalogue, pipeline, profiles, report, run
 from aeft_lib.studies.settings import Profile
 
 
@@ -115,7 +115,7 @@ class Session:
         chosen = catalogue.row(row)
         if run.stored(self.profile, chosen, repeat) is None:
             run.run_study(catalogue.study_of(row), self.profile, [repeat], rows=[chosen])
-        return run.artefacts(self.profile, chosen, repeat)
+        return pipeline.artefacts(self.profile, chosen, repeat)
 
     def network(self, row: str, repeat: int = 0) -> CamClassifier:
         """The trained classifier of a row."""

@@ -15,6 +15,7 @@ backward of both operators is not.
 Shapes: B images, K classes (no background), h x w feature map.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -24,8 +25,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from aeft_lib.engine.fields import choice, number, whole
 
 PAPER_LEVELS = (2, 4, 8, 16)
 PAPER_SIDE = 40  # cells along one side of the paper's map
@@ -222,9 +221,16 @@ class PyramidPooling(nn.Module):
         levels = tuple(levels)
         self.num_classes, self.levels = num_classes, levels
         self.fusion, self.prediction, self.gate_gain = fusion, prediction, gate_gain
-        choice(self, fusion=FUSIONS, prediction=(*PREDICTIONS, *VARIANTS))
-        whole(self, "num_classes", least=1)
-        number(self, "gate_gain", positive=True)
+        known = {"fusion": FUSIONS, "prediction": (*PREDICTIONS, *VARIANTS)}
+        for name, values in known.items():
+            if getattr(self, name) not in values:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(values)}, got {getattr(self, name)!r}"
+                )
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+        if not isinstance(gate_gain, int | float) or not 0 < gate_gain < math.inf:
+            raise ValueError(f"gate_gain must be positive and finite, got {gate_gain!r}")
         if not levels or levels[0] < 1 or any(a >= b for a, b in pairwise(levels)):
             rule = "positive and strictly increasing (coarse to fine)"
             raise ValueError(f"levels must be {rule}, got {levels}")

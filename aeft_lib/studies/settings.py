@@ -16,6 +16,7 @@ from aeft_lib.engine.step import PLAIN, Compute
 from aeft_lib.networks.backbone import BackboneSpec
 from aeft_lib.paper.gpp import scaled_levels
 
+SCENE_SET = ("split", "count", "size", "seed")  # fields of controlled collages that are no knobs
 # Quirks of the reference that live in its optimiser; those in its loss: `triplet.LOSS_QUIRKS`.
 OPTIMISER_QUIRKS = ("sgd_momentum", "schedule_length", "head_lr")
 WEIGHT_DECAY = 5e-4  # the paper's; the reference passes it as SGD's momentum too
@@ -256,7 +257,7 @@ class Profile:
         if self.controlled is None:
             raise self._error("it has no collages to turn knobs of: choose laptop or smoke")
         numbers, knobs = self.controlled, dict(condition.knobs)
-        known = [field.name for field in fields(numbers.train)]
+        known = [f.name for f in fields(numbers.train) if f.name not in SCENE_SET]
         if unknown := sorted(set(knobs) - set(known)):
             raise ValueError(f"unknown knob {', '.join(unknown)}; there are {', '.join(known)}")
         changes = {"seed": repeat, "size": condition.size or numbers.train.size} | knobs

@@ -7,10 +7,10 @@ from dataclasses import replace
 from photo_profile import photo_profile
 
 from aeft_lib.engine import ranks, shards
-from aeft_lib.studies import catalogue, run
-from aeft_lib.studies.rows import RefinedRow
+from aeft_lib.stages.psa import Psa
+from aeft_lib.studies import catalogue, pipeline
 
-ROW = RefinedRow("crf", "ours, CRF", catalogue.OURS_ROW, crf=True)
+ROW = replace(catalogue.OURS_ROW, name="crf", label="ours, CRF", refiner=Psa(crf=True))
 
 
 def main() -> None:
@@ -19,10 +19,10 @@ def main() -> None:
     shards.SHARD = 5  # three shards of twelve images, so that both ranks get some
     profile = photo_profile()
     profile = replace(profile, compute=replace(profile.compute, negatives=sys.argv[1]))
-    found = run.artefacts(profile, ROW, 0)
+    made = pipeline.artefacts(profile, ROW, 0)
     if ranks.is_main():
         print(
-            f"ranks {ranks.world()} miou {found['evaluation'].summary['miou']!r} runs {os.environ['AEFT_RUNS']}"
+            f"ranks {ranks.world()} miou {made['evaluation'].summary['miou']!r} runs {os.environ['AEFT_RUNS']}"
         )
     ranks.stop()
 

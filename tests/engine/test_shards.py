@@ -53,7 +53,9 @@ def test_the_variable_is_read_when_it_is_needed(monkeypatch):
 def test_anything_but_a_count_is_refused(monkeypatch, value):
     monkeypatch.setenv(VARIABLE, value)
     for ask in (processes, lambda: list(over_images(squares, 3))):
-        with pytest.raises(ValueError, match=f"AEFT_PROCESSES must be a whole number, at least 1, got '{value}'"):
+        with pytest.raises(
+            ValueError, match=f"AEFT_PROCESSES must be a whole number, at least 1, got '{value}'"
+        ):
             ask()
 
 

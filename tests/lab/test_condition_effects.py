@@ -1,5 +1,8 @@
 """From tables of conditions to effects: known differences, levels, claims, figures."""
 
+import json
+from dataclasses import fields, replace
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -8,8 +11,10 @@ import pytest
 from aeft_lib.data.controlled import KNOBS
 from aeft_lib.lab import ch08_effects, ch08_figures
 from aeft_lib.lab.session import Session
-from aeft_lib.studies import catalogue, conditions, photo_results, report, run
-from aeft_lib.studies.conditions import BASE, CONDITIONS, METHODS
+from aeft_lib.paper.gpp import Gap
+from aeft_lib.studies import catalogue, levels, photo_results, pipeline, report, run
+from aeft_lib.studies.conditions import CONDITIONS, METHODS
+from aeft_lib.studies.levels import BASE
 from aeft_lib.studies.profiles import LAPTOP, SMOKE, VOC_LITE
 
 TRUTH = {"gap": 0.0, "gated": 3.0, "average": 1.0, "aeft": 2.0}  # above a level's own height
@@ -44,16 +49,16 @@ def effects():
 
 
 def test_every_knob_has_three_or_four_levels_in_order_with_the_base_among_them():
-    levels = pd.DataFrame(conditions.levels())
-    assert tuple(levels["knob"].unique()) == KNOBS
-    for _, of_knob in levels.groupby("knob"):
+    table = pd.DataFrame(levels.levels())
+    assert tuple(table["knob"].unique()) == KNOBS
+    for _, of_knob in table.groupby("knob"):
         assert 3 <= len(of_knob) <= 4
         assert of_knob["value"].is_monotonic_increasing
         assert (of_knob["row"] == BASE).sum() == 1
 
 
 def test_the_rows_of_a_level_turn_that_knob_alone():
-    for level in conditions.levels():
+    for level in levels.levels():
         knobs = dict(CONDITIONS[level.row].knobs)
         assert knobs == ({} if level.row == BASE else {level.knob: level.value})
 
@@ -73,24 +78,23 @@ def test_every_row_of_a_name_is_the_same_row():
             assert known.setdefault(row.name, row) == row
 
 
+def changes(ours, theirs) -> set[str]:
+    """The fields in which two values of a class differ."""
+    return {f.name for f in fields(ours) if getattr(ours, f.name) != getattr(theirs, f.name)}
+
+
 def test_variants_differ_from_the_base_in_one_thing():
     base = catalogue.row(f"{BASE}.gated")
     for row in (*catalogue.get("mechanism").rows, *catalogue.get("settings").rows):
-        if row.fusion == "gap" or row == base:
+        pooling = row.method.pooling
+        if pooling == Gap() or row == base:
             continue
-        fields = (
-            "fusion",
-            "levels",
-            "prediction",
-            "scaled",
-            "gate_gain",
-            "condition",
-            "trained_stages",
-            "scale",
-            "triplet",
-        )
-        changed = {name for name in fields if getattr(row, name) != getattr(base, name)}
-        assert len(changed - ({"levels"} if row.fusion == "single" else set())) == 1, row.name
+        same = {"name": row.name, "label": row.label, "keep_epochs": row.keep_epochs}
+        same |= {"method": row.method, "setting": row.setting}
+        assert replace(base, **same) == row
+        assert replace(row.method, pooling=base.method.pooling) == base.method
+        changed = changes(pooling, base.method.pooling) | changes(row.setting, base.setting)
+        assert len(changed - ({"levels"} if pooling.fusion == "single" else set())) == 1, row.name
 
 
 def test_the_brief_study_is_small_and_long_ones_wait_for_their_repeats():
@@ -116,15 +120,15 @@ def test_photos_have_no_knobs_and_show_the_committed_table(name, capsys):
     shown = Session(VOC_LITE, 3).table(name)
     assert set(shown["row"]) == {row.name for row in catalogue.get(name).rows}
     assert "committed table" in capsys.readouterr().out
-    with pytest.raises(ValueError, match=r"voc-lite has no collages.*laptop or smoke"):
-        catalogue.row(f"{BASE}.gap").artefacts(VOC_LITE, 0, lambda *_: None)
+    with pytest.raises(ValueError, match=r"voc-lite: it has no collages.*laptop or smoke"):
+        pipeline.artefacts(VOC_LITE, catalogue.row(f"{BASE}.gap"), 0, lambda *_: None)
 
 
 # --- effects --------------------------------------------------------------------------------------
 
 
 def test_known_effects_come_out_at_every_level(effects):
-    assert len(effects) == 3 * len(list(conditions.levels()))
+    assert len(effects) == 3 * len(list(levels.levels()))
     plain = effects[(effects["comparison"] == "gpp") & (effects["row"] != "context_1")]
     assert plain["mean"].to_numpy() == pytest.approx(3.0, abs=0.3)
     assert (plain["low"] > 0).all()
@@ -347,7 +351,7 @@ def test_the_report_has_a_line_a_level_with_its_interval():
     whole = table(repeats=3)
     built = report.build({"conditions": whole}, "laptop")
     lines = {line["id"]: line for line in built["claims"] if line["id"].startswith("condition.")}
-    assert len(lines) == 3 * len(list(conditions.levels())) + len(conditions.DEPTHS)
+    assert len(lines) == 3 * len(list(levels.levels())) + len(levels.DEPTHS)
     line = lines["condition.context.1"]
     assert (line["verdict"], line["n"], line["paper_scale"]) == ("fails", 3, "not run")
     assert line["low"] < line["reproduced_mean"] < line["high"] < 0
@@ -425,21 +429,17 @@ def test_photo_differences_come_from_one_set_of_photos(tmp_path, monkeypatch):
 
 def test_a_richer_committed_line_keeps_its_numbers_and_gets_the_new_columns(tmp_path):
     before = report.build({"conditions": table(repeats=5)}, "laptop")
+    lacking = ("photos", "paper_scale")  # columns that an older report has not
     old = [
-        {
-            k: v
-            for k, v in line.items()
-            if not k.startswith(("photos", "paper_scale", "low", "high"))
-        }
+        {name: value for name, value in line.items() if not name.startswith(lacking)}
         for line in before["claims"]
     ]
-    report.write({**before, "claims": before["claims"]}, tmp_path)
-    (tmp_path / "report.json").write_text(__import__("json").dumps({**before, "claims": old}))
+    (tmp_path / "report.json").write_text(json.dumps({**before, "claims": old}))
     merged = report.carry_over(report.build({"conditions": table(repeats=2)}, "laptop"), tmp_path)
     line = next(line for line in merged["claims"] if line["id"] == "condition.context.1")
     first = next(line for line in before["claims"] if line["id"] == "condition.context.1")
     assert line["n"] == 5
-    assert (line["low"], line["high"]) == pytest.approx((first["low"], first["high"]), abs=2e-3)
+    assert (line["low"], line["high"]) == (first["low"], first["high"])
     assert line["paper_scale"] == "not run"
 
 

@@ -10,7 +10,7 @@ from aeft_lib import paths
 from aeft_lib.lab import ch08_conditions
 from aeft_lib.lab.session import Session
 from aeft_lib.studies import catalogue, run
-from aeft_lib.studies.conditions import levels
+from aeft_lib.studies.levels import levels
 from aeft_lib.studies.profiles import LAPTOP, SMOKE, VOC_LITE
 
 

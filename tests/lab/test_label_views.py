@@ -23,7 +23,8 @@ from aeft_lib.data.augment import random_views
 from aeft_lib.lab import ch05_pseudo_labels, ch06_segmentation, figures, widgets
 from aeft_lib.lab.session import Session
 from aeft_lib.maps.labels import VOID, read_label_map
-from aeft_lib.studies import catalogue, report, run
+from aeft_lib.paper.gpp import scaled_levels
+from aeft_lib.studies import catalogue, pipeline, report, run
 from aeft_lib.studies.profiles import SMOKE
 
 pytestmark = pytest.mark.usefixtures("stored")
@@ -87,10 +88,11 @@ def test_long_rows_are_begun_first_and_the_table_keeps_the_study_order(monkeypat
 
 def test_a_finer_map_keeps_the_cells_per_bin():
     fine = catalogue.row("gpp_only_fine")
-    profile = SMOKE.scaled(fine.scale)
+    profile = fine.setting.applied(SMOKE, 0)
     assert (profile.train.size, profile.val.size, profile.map_side) == (144, 144, 9)
-    assert replace(profile, train=SMOKE.train, val=SMOKE.val, levels=SMOKE.levels) == SMOKE
-    assert SMOKE.scaled(1) is SMOKE
+    assert profile.levels == scaled_levels(9)
+    assert replace(profile, train=SMOKE.train, val=SMOKE.val) == SMOKE
+    assert catalogue.row("gpp_only").setting.applied(SMOKE, 0) is SMOKE
 
 
 # --- views ----------------------------------------------------------------------------------------
@@ -348,7 +350,7 @@ def test_export_writes_an_archive_of_a_networks_predictions(lab, tmp_path, capsy
         "make it with: aeft run segmentation --profile smoke --row segment_truth --repeat 0"
         in shown
     )
-    run.artefacts(SMOKE, catalogue.row("segment_truth"), 0)
+    pipeline.artefacts(SMOKE, catalogue.row("segment_truth"), 0)
     code, shown = exported(capsys, "segment_truth", "--out", str(file))
     assert (code, shown) == (0, f"{file}: 8 label maps\n")
     with zipfile.ZipFile(file) as archive:
@@ -386,7 +388,7 @@ def test_export_refusals(capsys, words, message):
 
 
 def test_predict_writes_a_palette_png_of_each_photos_own_size(lab, tmp_path, capsys):
-    run.artefacts(SMOKE, catalogue.row("segment_truth"), 0)
+    pipeline.artefacts(SMOKE, catalogue.row("segment_truth"), 0)
     sizes = {"wide": (70, 110), "tall": (90, 50)}
     for name, size in sizes.items():
         Image.fromarray(

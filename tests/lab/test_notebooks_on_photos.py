@@ -23,7 +23,7 @@ from aeft_lib import paths
 from aeft_lib.data import collages
 from aeft_lib.data.voc import VocSpec
 from aeft_lib.lab.session import open_session
-from aeft_lib.studies import catalogue, profiles, run
+from aeft_lib.studies import catalogue, pipeline, profiles, run
 from aeft_lib.studies.settings import Profile
 
 pytestmark = pytest.mark.usefixtures("stored")
@@ -58,7 +58,7 @@ def photos(request, shared, monkeypatch) -> tuple[str, ...]:
     monkeypatch.setitem(profiles.PROFILES, PROFILE, profile)
     for study in catalogue.STUDIES.values():
         for row in study.rows if not run.left_out(study, profile, 1) else ():
-            run.artefacts(profile, row, 0)
+            pipeline.artefacts(profile, row, 0)
     yield classes
     plt.close("all")
 

@@ -14,7 +14,7 @@ import torch
 from aeft_lib import paths
 from aeft_lib.lab import ch04_triplet
 from aeft_lib.lab.session import Session
-from aeft_lib.studies import catalogue, report, run
+from aeft_lib.studies import catalogue, pipeline, report, run
 from aeft_lib.studies.profiles import LAPTOP, SMOKE
 
 pytestmark = pytest.mark.usefixtures("stored")
@@ -157,7 +157,7 @@ def test_progress_is_at_the_best_threshold_of_the_warm_start_and_at_each_epochs_
 def smoke(stored) -> Session:
     """A repeat of the smoke profile with the warm start and two rows of the second phase."""
     for name in ("gated", "gpp_only", "attract_soft"):
-        run.artefacts(SMOKE, catalogue.row(name), 0)
+        pipeline.artefacts(SMOKE, catalogue.row(name), 0)
     return Session(SMOKE, 1)
 
 

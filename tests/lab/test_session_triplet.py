@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from aeft_lib.data.collages import Scene
+from aeft_lib.engine.samples import Batch
 from aeft_lib.lab import ch04_triplet, figures
 from aeft_lib.networks.efficientnet_lite import normalise
 from aeft_lib.paper import erasing, gpp, losses, triplet
@@ -72,11 +73,8 @@ def test_a_triplet_has_the_embeddings_that_a_training_step_compares(
         torch.from_numpy(np.stack([ANCHOR.image, NEGATIVE.image])).permute(0, 3, 1, 2)
     )
     tags = torch.from_numpy(np.stack([ANCHOR.tags, NEGATIVE.tags]))
-    step = triplet.terms(
-        network,
-        triplet.Batch(images, network.backbone.trunk(images), tags, torch.rand(2, 2)),
-        settings,
-    )
+    batch = Batch(images, network.backbone.trunk(images), tags, torch.rand(2, 2))
+    step = settings.combine(settings.measure(network, batch))
     # Each of the two is the other's negative.
     pairs = ((ANCHOR, NEGATIVE), (NEGATIVE, ANCHOR))
     both = [ch04_triplet.triplet_case(network, *pair, settings).embeddings for pair in pairs]

@@ -23,7 +23,7 @@ def named(stage, spec, inputs=None) -> SimpleNamespace:
     return SimpleNamespace(stage=stage.__name__, spec=spec, inputs=inputs or {})
 
 
-# --- the profile -----------------------------------------------------------------------------------------------------
+# --- the profile ----------------------------------------------------------------------------------
 
 
 @ON_COLLAGES
@@ -82,7 +82,7 @@ def test_every_seed_draws_scenes_of_its_own_and_the_same_ones_again():
 
 @pytest.mark.parametrize("stages", [0, 4])
 def test_a_row_may_train_another_depth_and_0_is_one(stages):
-    row = run.row(f"depth{stages}.gap")
+    row = catalogue.row(f"depth{stages}.gap")
     assert LAPTOP.controlled.trained_stages not in (0, 4)
     assert row.profile(LAPTOP, 0).backbone == replace(LAPTOP.backbone, trained_stages=stages)
     assert (
@@ -98,7 +98,7 @@ def test_a_row_may_train_another_depth_and_0_is_one(stages):
     assert bare.profile(SMOKE, 0).train == SMOKE.train
 
 
-# --- refusals --------------------------------------------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_a_seed_that_is_none_is_refused(seed):
         SMOKE.under(Condition(), seed)
 
 
-# --- rows ------------------------------------------------------------------------------------------------------------
+# --- rows -----------------------------------------------------------------------------------------
 
 
 @ON_COLLAGES
@@ -212,14 +212,14 @@ def test_a_row_on_a_finer_map_has_the_same_condition():
     ("name", "prediction", "gain"), [("root", "square_root", 1), ("normalised", "normalised", 1)]
 )
 def test_rows_of_the_mechanism_have_the_predictions_they_name(name, prediction, gain):
-    row = run.row(f"{name}.gated")
+    row = catalogue.row(f"{name}.gated")
     layer = build_pooling(row.pooling(row.profile(LAPTOP, 0)), 9)
     assert (layer.prediction, layer.fusion, layer.levels) == (prediction, "gated", (1, 2, 3, 5))
     assert {gate.gain for gate in layer.gates} == {gain}
 
 
 def test_the_row_whose_gates_begin_open_has_a_gain_of_two_and_the_others_the_papers():
-    for row in (*run.get("mechanism").rows, *run.get("settings").rows):
+    for row in (*catalogue.get("mechanism").rows, *catalogue.get("settings").rows):
         layer = build_pooling(row.pooling(row.profile(LAPTOP, 0)), 9)
         gains = {gate.gain for gate in getattr(layer, "gates", ())}
         assert gains <= ({2.0} if row.name == "open.gated" else {1.0}), row.name
@@ -227,10 +227,10 @@ def test_the_row_whose_gates_begin_open_has_a_gain_of_two_and_the_others_the_pap
 
 
 def test_bins_as_printed_are_those_that_fit_the_map():
-    row = run.row("printed.gated")
+    row = catalogue.row("printed.gated")
     assert row.pooling(row.profile(LAPTOP, 0)).levels == (2, 4, 8)  # 16 do not fit 12 cells
     finest, coarsest = (
-        run.row(f"{name}.gated").pooling(LAPTOP.under(Condition(), 0))
+        catalogue.row(f"{name}.gated").pooling(LAPTOP.under(Condition(), 0))
         for name in ("finest", "coarsest")
     )
     assert (coarsest.levels, finest.levels) == ((1,), (5,))

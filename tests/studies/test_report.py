@@ -52,7 +52,7 @@ KEYS = {
 }
 
 
-# --- published.toml --------------------------------------------------------------------------------------------------
+# --- published.toml -------------------------------------------------------------------------------
 
 
 def test_published_ablation_tables_equal_the_posters():
@@ -94,22 +94,22 @@ def test_every_published_number_and_claim_has_its_place():
 
 
 def existing_claims() -> list[dict]:
-    return [claim for claim in report.published()["claims"] if claim["study"] in run.STUDIES]
+    return [claim for claim in report.published()["claims"] if claim["study"] in catalogue.STUDIES]
 
 
 def test_rows_of_claims_and_numbers_exist_in_their_studies():
     short = {
-        study.name for study in run.STUDIES.values() if not study.long
+        study.name for study in catalogue.STUDIES.values() if not study.long
     }  # the long ones are not the poster's
     assert {claim["study"] for claim in existing_claims()} == short - {
         "conditions_brief"
     }  # whose levels are claims of the long
     for claim in existing_claims():
-        study = run.get(claim["study"])
+        study = catalogue.get(claim["study"])
         assert {claim["more"], claim["less"]} <= {row.name for row in study.rows}, claim["id"]
         assert claim["metric"] in ("miou", "precision", "recall", "miou_maskless"), claim["id"]
     numbers = report.published()["numbers"]
-    rows = {row.name: row for study in run.STUDIES.values() for row in study.rows}
+    rows = {row.name: row for study in catalogue.STUDIES.values() for row in study.rows}
     for name, row in {n["row"]: name for name, n in numbers.items() if "row" in n}.items():
         assert rows[name].published == row
     assert {row.published for row in rows.values()} - {None} <= set(numbers)
@@ -138,7 +138,7 @@ def test_published_differences_follow_from_the_published_numbers():
     assert checked >= 9
 
 
-# --- verdicts --------------------------------------------------------------------------------------------------------
+# --- verdicts -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_differences_take_only_seeds_that_both_rows_have():
     assert report.paired_differences(table(gap=[40.0]), "gated", "gap", "miou").tolist() == []
 
 
-# --- build -----------------------------------------------------------------------------------------------------------
+# --- build ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -301,7 +301,7 @@ def test_a_missing_report_names_the_command(tmp_path):
         report.load(tmp_path)
 
 
-# --- the README ------------------------------------------------------------------------------------------------------
+# --- the README -----------------------------------------------------------------------------------
 
 
 def small_report() -> dict:

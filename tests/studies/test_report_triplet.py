@@ -20,7 +20,7 @@ def lines(built: dict) -> dict[str, dict]:
     return {line["id"]: line for line in built["claims"]}
 
 
-# --- carry_over ------------------------------------------------------------------------------------------------------
+# --- carry_over -----------------------------------------------------------------------------------
 
 
 def small(profile: str = "laptop", **seeds: int) -> dict:
@@ -67,7 +67,7 @@ def test_nothing_is_carried_over_from_another_profile_or_from_nowhere(tmp_path):
     assert report.carry_over(now, put(tmp_path, small("smoke", a=9))) == now
 
 
-# --- build -----------------------------------------------------------------------------------------------------------
+# --- build ----------------------------------------------------------------------------------------
 
 TRIPLET = table(
     gpp_only=[40.0, 44.0],
@@ -125,7 +125,7 @@ def test_what_we_add_is_judged_by_the_same_rule():
     assert found["ours.beats_classification"]["verdict"] == "not run"  # its study is another one
 
 
-# --- markdown --------------------------------------------------------------------------------------------------------
+# --- markdown -------------------------------------------------------------------------------------
 
 
 def line(name: str, published: float | None, mean: float) -> dict:

@@ -73,7 +73,7 @@ def nothing_is_built(monkeypatch):
     monkeypatch.setattr(run, "_compute", refuse)
 
 
-# --- the same numbers --------------------------------------------------------------------------------------------------
+# --- the same numbers -----------------------------------------------------------------------------
 
 
 def test_same_seed_in_two_fresh_stores_gives_the_same_bits(row, tmp_path, monkeypatch):
@@ -128,11 +128,11 @@ def test_artefacts_record_where_they_come_from(row):
     }  # no checkpoint is left
 
 
-# --- tables ------------------------------------------------------------------------------------------------------------
+# --- tables ---------------------------------------------------------------------------------------
 
 
 def test_table_of_stored_rows_computes_nothing(row, nothing_is_built):
-    table = run.run(run.get("gap_vs_gpp"), SMOKE, [0], rows=[catalogue.GATED])
+    table = run.run(catalogue.get("gap_vs_gpp"), SMOKE, [0], rows=[catalogue.GATED])
     assert list(table.columns[:3]) == ["row", "label", "seed"]
     assert set(table.columns[3:]) == set(NUMBERS)
     assert len(table) == 1
@@ -151,7 +151,7 @@ def test_stored_computes_nothing(row, nothing_is_built, tmp_path, monkeypatch):
 
 
 def test_rows_of_two_studies_are_one_artefact(row, nothing_is_built):
-    small, large = run.get("gap_vs_gpp"), run.get("pyramid_ablation")
+    small, large = catalogue.get("gap_vs_gpp"), catalogue.get("pyramid_ablation")
     assert [r.name for r in small.rows] == ["gap", "gated"]
     for name in ("gap", "gated"):
         assert small.row(name) == large.row(name)
@@ -160,7 +160,7 @@ def test_rows_of_two_studies_are_one_artefact(row, nothing_is_built):
 
 
 def test_all_rows_are_different_networks():
-    rows = run.get("pyramid_ablation").rows
+    rows = catalogue.get("pyramid_ablation").rows
     assert len({r.name for r in rows}) == len(rows) >= 10
     assert len({dataclasses.astuple(r.pooling(SMOKE)) for r in rows}) == len(rows)
     for row in rows:
@@ -170,7 +170,7 @@ def test_all_rows_are_different_networks():
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_every_result_is_that_of_its_own_job(monkeypatch, workers):
     monkeypatch.setattr(run, "_job", lambda profile, row, seed: (row, seed))
-    jobs = [(row, seed) for seed in range(2) for row in run.get("gap_vs_gpp").rows]
+    jobs = [(row, seed) for seed in range(2) for row in catalogue.get("gap_vs_gpp").rows]
     with ThreadPoolExecutor(workers) as pool:
         returned = {
             job: future.result() for job, future in run._in_turn(pool, SMOKE, jobs, workers)
@@ -195,7 +195,7 @@ def test_summary_by_hand():
     assert math.isnan(summary["miou_sd"].iloc[2])
 
 
-# --- no mask reaches training ------------------------------------------------------------------------------------------
+# --- no mask reaches training ---------------------------------------------------------------------
 
 
 class Maskless:
@@ -250,7 +250,7 @@ def test_features_and_training_never_see_a_mask(row, tmp_path, monkeypatch):
     assert shown == []
 
 
-# --- K -----------------------------------------------------------------------------------------------------------------
+# --- K --------------------------------------------------------------------------------------------
 
 
 def spec(**changes) -> ClassifierSpec:
@@ -295,7 +295,7 @@ def test_weights_of_another_k_than_the_record_says(row):
         classifier_stage.load_network(told)
 
 
-# --- damage in a study -------------------------------------------------------------------------------------------------
+# --- damage in a study ----------------------------------------------------------------------------
 
 
 def test_truncated_weights_are_trained_again_and_the_table_is_the_same(row, tmp_path, monkeypatch):
@@ -311,7 +311,7 @@ def test_truncated_weights_are_trained_again_and_the_table_is_the_same(row, tmp_
     assert again["evaluation"].summary == row["evaluation"].summary
 
 
-# --- kill -9 -----------------------------------------------------------------------------------------------------------
+# --- kill -9 --------------------------------------------------------------------------------------
 
 
 def command(*words: str) -> list[str]:
@@ -372,7 +372,7 @@ def test_kill_minus_nine_loses_nothing_and_changes_nothing(tmp_path):
     assert not list(killed.glob("*/*.partial"))
 
 
-# --- workers -----------------------------------------------------------------------------------------------------------
+# --- workers --------------------------------------------------------------------------------------
 
 
 class FakePool:
@@ -410,7 +410,7 @@ def test_worker_that_dies_is_told_with_the_remedy(stored, monkeypatch):
     with pytest.raises(
         RuntimeError, match=r"worker process died: out of memory.*finished rows are kept, run again"
     ):
-        run.run(run.get("gap_vs_gpp"), SMOKE, [77], rows=[catalogue.GAP])
+        run.run(catalogue.get("gap_vs_gpp"), SMOKE, [77], rows=[catalogue.GAP])
 
 
 def test_error_of_a_row_names_row_and_seed(stored, monkeypatch):
@@ -421,7 +421,7 @@ def test_error_of_a_row_names_row_and_seed(stored, monkeypatch):
 
     monkeypatch.setattr(classifier_stage.training, "fit", diverge)
     with pytest.raises(classifier_stage.training.TrainingDiverged, match="step 3") as caught:
-        run.run(run.get("gap_vs_gpp"), SMOKE, [77], rows=[catalogue.GAP])
+        run.run(catalogue.get("gap_vs_gpp"), SMOKE, [77], rows=[catalogue.GAP])
     if sys.version_info >= (3, 11):
         assert caught.value.__notes__ == ["in row gap, seed 77, profile smoke"]
 
@@ -431,21 +431,21 @@ def test_store_below_a_file_is_refused_before_workers_start(tmp_path, monkeypatc
     monkeypatch.setenv("AEFT_RUNS", str(tmp_path / "file" / "runs"))
     monkeypatch.setattr(run, "ProcessPoolExecutor", None)
     with pytest.raises(store.StoreError, match="AEFT_RUNS"):
-        run.run(run.get("gap_vs_gpp"), SMOKE, [0])
+        run.run(catalogue.get("gap_vs_gpp"), SMOKE, [0])
 
 
-# --- wrong requests ----------------------------------------------------------------------------------------------------
+# --- wrong requests -------------------------------------------------------------------------------
 
 
 def test_unknown_study_row_and_profile(monkeypatch):
     with pytest.raises(
         ValueError, match=r"unknown study 'gap'; there are gap_vs_gpp, pyramid_ablation"
     ):
-        run.get("gap")
+        catalogue.get("gap")
     with pytest.raises(
         ValueError, match=r"study gap_vs_gpp has no row 'average'; there are gap, gated"
     ):
-        run.get("gap_vs_gpp").row("average")
+        catalogue.get("gap_vs_gpp").row("average")
     with pytest.raises(ValueError, match=r"unknown profile 'huge'; there are smoke, laptop"):
         profiles.get("huge")
     monkeypatch.setenv("AEFT_PROFILE", "labtop")
@@ -477,7 +477,7 @@ def test_number_of_seeds():
 def test_seeds_of_the_wrong_type_are_refused_before_workers_start(monkeypatch, seeds):
     monkeypatch.setattr(run, "ProcessPoolExecutor", None)
     with pytest.raises(ValueError, match="seed"):
-        run.run(run.get("gap_vs_gpp"), SMOKE, seeds)
+        run.run(catalogue.get("gap_vs_gpp"), SMOKE, seeds)
 
 
 @pytest.mark.parametrize(

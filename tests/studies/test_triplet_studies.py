@@ -33,21 +33,21 @@ def artefacts(row, profile=SMOKE, seed=0) -> dict[str, SimpleNamespace]:
     return run.artefacts(profile, row, seed, obtain=named)
 
 
-# --- which row, which study ------------------------------------------------------------------------------------------
+# --- which row, which study -----------------------------------------------------------------------
 
 
 def test_a_row_is_found_whatever_study_it_is_in_and_the_largest_study_wins():
-    assert run.row("gated") is GATED
-    assert run.study_of("gated").name == run.study_of("gap").name == "pyramid_ablation"
-    assert run.study_of("ours") is TRIPLET
-    assert run.study_of("gpp_only") is STUDIES["erasing_settings"]
-    assert run.study_of("reference") is run.study_of("detached") is QUIRKS
-    assert run.row("with_head_lr").name == "with_head_lr"
+    assert catalogue.row("gated") is GATED
+    assert catalogue.study_of("gated").name == catalogue.study_of("gap").name == "pyramid_ablation"
+    assert catalogue.study_of("ours") is TRIPLET
+    assert catalogue.study_of("gpp_only") is STUDIES["erasing_settings"]
+    assert catalogue.study_of("reference") is catalogue.study_of("detached") is QUIRKS
+    assert catalogue.row("with_head_lr").name == "with_head_lr"
 
 
 @pytest.mark.parametrize("name", ["", "G", "soft", "quirks", "with_missing_negative"])
 def test_a_row_that_no_study_has_is_refused(name):
-    for find in (run.row, run.study_of):
+    for find in (catalogue.row, catalogue.study_of):
         with pytest.raises(ValueError, match=f"no study has a row '{name}'"):
             find(name)
 
@@ -64,7 +64,7 @@ def test_a_name_is_one_row_and_a_label_one_name_in_a_study():
     assert len({row.name for row in rows}) == len(rows)
 
 
-# --- warm start and keys ---------------------------------------------------------------------------------------------
+# --- warm start and keys --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("profile", [SMOKE, LAPTOP], ids=lambda profile: profile.name)
@@ -113,7 +113,7 @@ def test_other_rows_share_no_classifier():
     assert len(set(keys)) == len(keys) == len(SECOND_PHASES) - 1
 
 
-# --- quirks ----------------------------------------------------------------------------------------------------------
+# --- quirks ---------------------------------------------------------------------------------------
 
 # What a quirk changes: of the loss its own field, of the optimiser these.
 OF_SCHEDULE = {
@@ -174,7 +174,7 @@ def test_reference_and_corrected_are_the_ends():
     assert len(QUIRKS.rows) == 2 * len(catalogue.MEASURED_QUIRKS) + 2
 
 
-# --- erasing settings ------------------------------------------------------------------------------------------------
+# --- erasing settings -----------------------------------------------------------------------------
 
 
 def test_rigid_and_soft_erasing_differ_from_the_plain_rows_in_one_setting():
@@ -222,7 +222,7 @@ def test_settings_are_what_their_labels_say():
     ]
 
 
-# --- the common threshold --------------------------------------------------------------------------------------------
+# --- the common threshold -------------------------------------------------------------------------
 
 TWO = Study("two", "?", (GAP, GATED), common="gap")
 COMMON = ["miou_common", "precision_common", "recall_common"]
