@@ -1,9 +1,8 @@
-"""The key of an artefact: what was asked for, from what, by which code.
+"""The key of an artefact: its spec, its inputs, and the code behind both.
 
-A spec opens itself: its dataclasses name what runs, so the code that counts is the stage's module,
-the modules that define the classes in its spec, and what these reach by imports.  Code counts by
-what it says and not by where it stands: modules may be renamed and moved.  Comments, docstrings and
-layout do not count, nor does a new field that is off (None, False, 0, "", ()).
+The code that counts is the stage's module, the modules that define the classes in its spec, and
+those that these reach by imports.  Its place does not count: modules may be renamed and moved.  Nor
+do comments, docstrings and layout, nor a new field that is off (None, False, 0, "", ()).
 """
 
 import ast
@@ -16,12 +15,8 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = Path(__file__).resolve().parents[1]
-STORE = (
-    "aeft_lib.paths",
-    "aeft_lib.stages.artefact",
-    "aeft_lib.stages.store",
-    "aeft_lib.stages.keys",
-)  # they keep results
+# They keep results and make none.
+STORE = ("aeft_lib.paths", *(f"aeft_lib.stages.{name}" for name in ("artefact", "store", "keys")))
 BODIES = ("body", "orelse", "finalbody")
 
 
@@ -37,13 +32,7 @@ def key_of(stage: Callable, spec: Any, inputs: Mapping[str, str]) -> str:
 
 
 def decisive(spec: Any) -> Any:
-    """A spec as plain data:
-
-    classes by name, without fields at their default.
-
-    Fields marked `fields.NO_RESULT` are left out too.
-
-    """
+    """A spec as plain data, without fields at their default or marked `fields.NO_RESULT`."""
     if dataclasses.is_dataclass(spec):
         fields = [f for f in dataclasses.fields(spec) if f.metadata.get("result", True)]
         values = {f.name: getattr(spec, f.name) for f in fields if not _at_default(spec, f)}
@@ -84,19 +73,19 @@ def code_hash(modules: frozenset[str]) -> str:
 @cache
 def reachable_modules(module: str) -> frozenset[str]:
     """`module` and what its imports lead to, inside the package; others count by their version."""
-    seen: set[str] = set()
+    reached: set[str] = set()
     waiting = [module]
     while waiting:
         name = waiting.pop()
-        if name not in seen and name not in STORE and _file(name) is not None:
-            seen.add(name)
+        if name not in reached and name not in STORE and _file(name) is not None:
+            reached.add(name)
             tree = ast.parse(_file(name).read_text(encoding="utf-8"))
             waiting += (target for node in ast.walk(tree) for target in _targets(node))
-    return frozenset(seen)
+    return frozenset(reached)
 
 
 def forget() -> None:
-    """Read the code anew: for tests that change it."""
+    """Drop what is cached of the code: for tests that change it."""
     for kept in (code_hash, reachable_modules, _code, _bare):
         kept.cache_clear()
 
@@ -144,10 +133,7 @@ def _is_off(part: ast.AST) -> bool:
 
 
 def _imported(node: ast.AST) -> Iterable[str]:
-    """What an import binds, without paths of ours:
-
-    a name, what it stands for, its module's code.
-    """
+    """The names that an import binds, each with its module's code in place of a path of ours."""
     if isinstance(node, ast.Import):
         yield from (f"import {alias.name} as {alias.asname}" for alias in node.names)
     elif isinstance(node, ast.ImportFrom):

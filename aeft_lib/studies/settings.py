@@ -1,4 +1,4 @@
-"""What a profile consists of: the phases of its trainings, refinement, segmentation, scenes.
+"""The parts of a profile: phases of its trainings, refinement, segmentation, scenes.
 
 Frozen dataclasses that check themselves; their values stand in `profiles`.
 """
@@ -77,8 +77,8 @@ class SecondPhase:
 class Refinement:
     """From seeds to pseudo-labels; defaults are the reference's.
 
-    schedule: of AffinityNet.  powers: of the background (low, middle, high); None chooses them by
-        the rule of `refinement.background`, which looks at no mask.
+    schedule: of AffinityNet.
+    powers: of the background (low, middle, high); None: by the rule of `refinement.background`.
     beta, steps: of the random walk.  crf_iterations: of the CRF on seeds.
     last_crf_iterations: of the one after the walk.
     view: random crops that AffinityNet is trained on; None: whole scenes.
@@ -274,7 +274,7 @@ class Profile:
 
 @dataclass(frozen=True)
 class Setting:
-    """What of a profile is other for one row.
+    """A row's changes of its profile.
 
     condition: controlled collages in place of the profile's scenes.
     scale: of its scenes against the profile's, above 1: the same scenes on a finer map.

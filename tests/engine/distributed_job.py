@@ -10,7 +10,8 @@ from aeft_lib.engine import ranks, shards
 from aeft_lib.stages.psa import Psa
 from aeft_lib.studies import catalogue, pipeline
 
-ROW = replace(catalogue.OURS_ROW, name="crf", label="ours, CRF", refiner=Psa(crf=True))
+REFINED = {"refiner": Psa(crf=True), "scored_on": "train", "keep_epochs": False}
+ROW = replace(catalogue.OURS_ROW, name="crf", label="ours, CRF", **REFINED)
 
 
 def main() -> None:
@@ -21,9 +22,8 @@ def main() -> None:
     profile = replace(profile, compute=replace(profile.compute, negatives=sys.argv[1]))
     made = pipeline.artefacts(profile, ROW, 0)
     if ranks.is_main():
-        print(
-            f"ranks {ranks.world()} miou {made['evaluation'].summary['miou']!r} runs {os.environ['AEFT_RUNS']}"
-        )
+        miou = made["evaluation"].summary["miou"]
+        print(f"ranks {ranks.world()} miou {miou!r} runs {os.environ['AEFT_RUNS']}")
     ranks.stop()
 
 

@@ -108,7 +108,7 @@ def test_wrong_specs_are_refused(spec, wrong, message):
 
 def test_a_name_that_no_backbone_has_names_those_there_are():
     with pytest.raises(
-        ValueError, match="unknown backbone 'vgg16'; there are resnet38d, .*timm:NAME"
+        ValueError, match=r"unknown backbone 'vgg16'; there are resnet38d, .*timm:NAME"
     ):
         backbone_spec("vgg16")
 
