@@ -102,6 +102,7 @@ def test_it_goes_on_from_the_warm_start_and_changes_every_weight(inputs, tmp_pat
     assert not any(torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.exact
 def test_its_first_step_starts_from_the_weights_of_the_first_phase(inputs, tmp_path, monkeypatch):
     """Bit for bit, and whatever the seed: without a warm start the same spec draws others."""
     before, starts = load_file(inputs["warm_start"].folder / "weights.safetensors"), []
