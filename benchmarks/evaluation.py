@@ -1,7 +1,10 @@
-"""``aeft bench evaluation``: all thresholds from one read, against the literal loop over thresholds, in one process.
+"""``aeft bench evaluation``: all thresholds from one read, against the literal loop over
+thresholds, in one process.
 
-The peer is written from the definition: for every threshold, stack [t, cam_1 .. cam_K] over all K classes, take the argmax, and
-count every class with comparisons, as the reference implementation does.  Both must give equal counts.
+The peer is written from the definition: for every threshold, stack [t, cam_1 .. cam_K] over all K
+    classes, take the argmax, and
+count every class with comparisons, as the reference implementation does.  Both must give equal
+counts.
 """
 
 import time
@@ -24,7 +27,10 @@ ROUNDS = 3
 
 
 def benchmarks() -> list[dict]:
-    """One row: seconds of both (median of the rounds), their ratio, and the largest difference of any count."""
+    """One row:
+
+    seconds of both (median of the rounds), their ratio, and the largest difference of any count.
+    """
     rng = np.random.default_rng(0)
     ids = [np.sort(rng.choice(CLASSES, PRESENT, replace=False)) for _ in range(IMAGES)]
     cams = [rng.random((PRESENT, HEIGHT, WIDTH), dtype=np.float32) for _ in range(IMAGES)]

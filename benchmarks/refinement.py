@@ -1,10 +1,15 @@
-"""``aeft bench refinement``: the sparse random walk against the dense one, and the CRF in torch against the C++ library.
+"""``aeft bench refinement``: the sparse random walk against the dense one, and the CRF in torch
+against the C++ library.
 
-One image of 375 x 500 with three classes, as VOC has them.  The peer of the walk is written from the definition: a dense n x n
-matrix, squared six times.  The peer of the CRF is pydensecrf2 (``pip install '.[oracle]'``), called once an alpha as the field
-does; where it is not installed the row says so.  Time: both in turn in one process, torch on up to two threads; the C++ library
-has one.  ``ratio`` counts the lattice of a size that was never seen, ``ratio_size_seen`` does not: images of one size share it.
-Memory: what a process of its own needs at most beyond its inputs, on one thread, from /proc (null where there is none).
+One image of 375 x 500 with three classes, as VOC has them.  The peer of the walk is written from
+    the definition: a dense n x n
+matrix, squared six times.  The peer of the CRF is pydensecrf2 (``pip install '.[oracle]'``), called
+once an alpha as the field does; where it is not installed the row says so.  Time: both in turn in
+one process, torch on up to two threads; the C++ library
+has one.  ``ratio`` counts the lattice of a size that was never seen, ``ratio_size_seen`` does not:
+    images of one size share it.
+Memory: what a process of its own needs at most beyond its inputs, on one thread, from /proc (null
+    where there is none).
 """
 
 import json
@@ -36,7 +41,11 @@ STATUS = Path("/proc/self/status")
 
 
 def benchmarks() -> list[dict]:
-    """A row a part: seconds of both (medians), their ratio, the largest difference, equal labels, megabytes at most of both."""
+    """A row a part:
+
+    seconds of both (medians), their ratio, the largest difference, equal labels, megabytes at most
+    of both.
+    """
     torch.set_num_threads(THREADS)
     return [_row("random walk", f"dense matrix, {SQUARINGS} squarings"), _crf_row()]
 
@@ -85,7 +94,8 @@ def _crf_row() -> dict:
     return row | {"ours_size_seen_s": cached["ours"], "ratio_size_seen": ratio, "threads": THREADS}
 
 
-# --- the two parts, each a pair of functions that make (..., L, h, w) ------------------------------------------------
+# --- the two parts, each a pair of functions that make (..., L, h, w)
+# ------------------------------------------------
 
 
 def _walks() -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
@@ -158,7 +168,8 @@ def _scene() -> tuple[np.ndarray, Tensor]:
     ].clamp(0, 1)
 
 
-# --- time and memory -------------------------------------------------------------------------------------------------
+# --- time and memory
+# -------------------------------------------------------------------------------------------------
 
 
 def _times(runs: dict[str, Callable]) -> tuple[dict[str, float], dict]:

@@ -1,7 +1,9 @@
-"""``aeft bench training``: what the triplet costs, against a classification step of the same batch, in one process.
+"""``aeft bench training``: what the triplet costs, against a classification step of the same batch,
+in one process.
 
-Both steps start from images (trunk, tail, head, backward, optimiser), as they do where nothing is cached.  Memory is what
-autograd saves for the backward pass, each storage once, counted by saved-tensor hooks: the same on every machine.
+Both steps start from images (trunk, tail, head, backward, optimiser), as they do where nothing is
+cached.  Memory is what autograd saves for the backward pass, each storage once, counted by
+saved-tensor hooks: the same on every machine.
 """
 
 import time
@@ -23,7 +25,10 @@ PROFILE = profiles.LAPTOP
 
 
 def benchmarks() -> list[dict]:
-    """One row a form of the triplet: seconds a step (median), ratio to classification, megabytes saved for backward, losses."""
+    """One row a form of the triplet:
+
+    seconds a step (median), ratio to classification, megabytes saved for backward, losses.
+    """
     torch.set_num_threads(1)
     method, backbone = triplet.CORRECTED.fitted(PROFILE.map_side), PROFILE.backbone
     network = state.build(

@@ -86,7 +86,9 @@ def assert_near():
         ours, theirs = (torch.as_tensor(x).detach().double() for x in (ours, theirs))
         assert ours.shape == theirs.shape, name
         worst, largest = (ours - theirs).abs().max().item(), theirs.abs().max().item()
-        assert worst <= tolerance * largest, f"{name}: differs by {worst:.3g}, allowed {tolerance} of {largest:.3g}"
+        assert worst <= tolerance * largest, (
+            f"{name}: differs by {worst:.3g}, allowed {tolerance} of {largest:.3g}"
+        )
 
     return compare
 
@@ -144,7 +146,9 @@ def real_folder(variable: str, marker: str) -> Path:
     """The folder of real photos that a variable names; skips where it is not there."""
     root = os.environ.get(variable)
     if not root or not (Path(root) / marker).exists():
-        pytest.skip(f"{variable} names no folder with {marker}: real photos are not part of the checkout")
+        pytest.skip(
+            f"{variable} names no folder with {marker}: real photos are not part of the checkout"
+        )
     return Path(root)
 
 

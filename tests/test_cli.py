@@ -1,4 +1,7 @@
-"""The command line as a reader meets it: exit codes, one-line errors, tables.  Most calls are made in this process."""
+"""The command line as a reader meets it: exit codes, one-line errors, tables.
+
+Most calls are made in this process.
+"""
 
 import json
 import os
@@ -14,7 +17,7 @@ from aeft_lib import cli, paths
 from aeft_lib.data import collages
 from aeft_lib.lab import notebooks
 from aeft_lib.stages import store
-from aeft_lib.studies import report, run
+from aeft_lib.studies import catalogue, report, run
 from aeft_lib.studies.profiles import SMOKE
 
 
@@ -60,7 +63,8 @@ def refusal(capsys, *words: str) -> str:
     return err
 
 
-# --- wrong requests ----------------------------------------------------------------------------------------------------
+# --- wrong requests
+# ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -106,9 +110,18 @@ def test_wrong_names_and_numbers_are_one_line(capsys, nothing_is_built, stored, 
         ([], "required: COMMAND"),
         (["train"], "invalid choice: 'train'"),
         (["run"], "required: study"),
-        (["run", "gap_vs_gpp", "--repeats", "three"], "argument --repeats/--seeds: invalid int value: 'three'"),
-        (["run", "gap_vs_gpp", "--repeats", "2.0"], "argument --repeats/--seeds: invalid int value: '2.0'"),
-        (["run", "gap_vs_gpp", "--repeat", "a"], "argument --repeat/--seed: invalid int value: 'a'"),
+        (
+            ["run", "gap_vs_gpp", "--repeats", "three"],
+            "argument --repeats/--seeds: invalid int value: 'three'",
+        ),
+        (
+            ["run", "gap_vs_gpp", "--repeats", "2.0"],
+            "argument --repeats/--seeds: invalid int value: '2.0'",
+        ),
+        (
+            ["run", "gap_vs_gpp", "--repeat", "a"],
+            "argument --repeat/--seed: invalid int value: 'a'",
+        ),
         (["run", "gap_vs_gpp", "--workers", "all"], "argument --workers: invalid int value: 'all'"),
         (["data", "chek", "voc"], "invalid choice: 'chek'"),
     ],
@@ -177,11 +190,15 @@ def test_error_with_notes_and_interruption(capsys, monkeypatch):
     assert "run the command again to resume" in err
 
 
-# --- right requests ----------------------------------------------------------------------------------------------------
+# --- right requests
+# ----------------------------------------------------------------------------------------------------
 
 
 def test_row_and_repeat_of_a_study_as_a_table_from_anywhere(tmp_path):
-    """As a job of a cluster array: another directory, a relative store with spaces and umlauts, few variables."""
+    """As a job of a cluster array:
+
+    another directory, a relative store with spaces and umlauts, few variables.
+    """
     words = [
         sys.executable,
         "-m",
@@ -245,7 +262,8 @@ def test_stored_rows_print_their_summary(capsys, monkeypatch, nothing_is_built):
     ]
     asked.clear()
     assert (
-        cli.main(["run", "gap_vs_gpp", "--profile", "smoke", "--row", "gated", "--repeat", "5"]) == 0
+        cli.main(["run", "gap_vs_gpp", "--profile", "smoke", "--row", "gated", "--repeat", "5"])
+        == 0
     )
     assert asked == [("smoke", "gated", 5)]
     asked.clear()
@@ -325,7 +343,8 @@ def test_reproduce_leaves_long_studies_out_below_their_repeats_and_says_so(
     ]
 
 
-# --- data --------------------------------------------------------------------------------------------------------------
+# --- data
+# --------------------------------------------------------------------------------------------------------------
 
 
 def test_data_check_counts_the_pack(capsys):

@@ -266,9 +266,7 @@ def test_pseudo_labels_of_real_voc(monkeypatch, tmp_path, real_voc):
         "train": VocSpec("train_aug", 8, classes=animals),
         "val": VocSpec("val", 2, classes=animals),
     }
-    artefacts = run.artefacts(
-        photo_profile(**sets), catalogue.get("refinement").row("aeft_crf"), 0
-    )
+    artefacts = run.artefacts(photo_profile(**sets), catalogue.get("refinement").row("aeft_crf"), 0)
     assert artefacts["evaluation"].summary["miou"] > 0
 
 

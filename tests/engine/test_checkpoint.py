@@ -115,7 +115,10 @@ def test_killed_within_an_epoch_it_ends_with_the_same_weights_and_logs(
 
 
 def test_it_does_resume_within_the_epoch(tmp_path):
-    """What was computed is not computed again: a second run asks for the steps after the checkpoint alone."""
+    """What was computed is not computed again:
+
+    a second run asks for the steps after the checkpoint alone.
+    """
     killed(tmp_path / "killed", 8, 2)  # steps 1 to 7 done, a checkpoint after step 6
     seen = []
     lines = fitting._progress

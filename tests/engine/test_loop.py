@@ -1,4 +1,7 @@
-"""The training loop on networks of a few weights: seeds, resume after a kill, divergence, epochs, order, streams."""
+"""The training loop on networks of a few weights:
+
+seeds, resume after a kill, divergence, epochs, order, streams.
+"""
 
 import json
 import math
@@ -20,7 +23,10 @@ N = 20
 
 
 class Tiny(nn.Module):
-    """A backbone with a frozen part and a convolution, and a head: the names that `make_optimiser` looks at."""
+    """A backbone with a frozen part and a convolution, and a head:
+
+    the names that `make_optimiser` looks at.
+    """
 
     def __init__(self, channels_last: bool = False):
         super().__init__()
@@ -64,7 +70,8 @@ class Picked(NamedTuple):
 
 
 def train(network=None, *, seed=0, checkpoint=None, poison=None, **changes):
-    """Train on `samples` with noise from the generator; `poison` maps the batch's indices to what the loss is multiplied by.
+    """Train on `samples` with noise from the generator; `poison` maps the batch's indices to what
+    the loss is multiplied by.
 
     changes: of the schedule, and what else `fit` takes.
     """
@@ -117,7 +124,8 @@ def same(a: nn.Module, b: nn.Module) -> bool:
     )
 
 
-# --- seeds -------------------------------------------------------------------------------------------------------------
+# --- seeds
+# -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("optimiser", OPTIMISERS)
@@ -148,7 +156,8 @@ def test_frozen_weights_stay():
     assert not torch.equal(after.head.weight, before.head.weight)
 
 
-# --- resume ------------------------------------------------------------------------------------------------------------
+# --- resume
+# ------------------------------------------------------------------------------------------------------------
 
 
 class Killed(BaseException):
@@ -324,7 +333,8 @@ def test_checkpoint_holds_what_is_trained_and_no_pickle(tmp_path, monkeypatch):
     }
 
 
-# --- divergence --------------------------------------------------------------------------------------------------------
+# --- divergence
+# --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -394,7 +404,8 @@ def test_weights_that_are_not_finite_are_never_called_good(tmp_path, bad_step, e
         assert all(t.isfinite().all() for t in load_file(tmp_path / "checkpoint").values())
 
 
-# --- epochs of a given length, and what is done after each -------------------------------------------------------------
+# --- epochs of a given length, and what is done after each
+# -------------------------------------------------------------
 
 
 def shown(**options) -> tuple[list[list[int]], list[dict[str, float]]]:
@@ -449,7 +460,8 @@ def test_resumed_epochs_are_not_called_again_but_one_killed_while_it_was_kept_is
     assert same(resumed, train()[0])
 
 
-# --- order and streams -------------------------------------------------------------------------------------------------
+# --- order and streams
+# -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("n", "size"), [(20, 6), (18, 6), (6, 6), (7, 1)])

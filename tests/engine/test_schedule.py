@@ -1,4 +1,7 @@
-"""The course of the learning rates and the optimiser: by hand, beyond the end, golden parity, refusals."""
+"""The course of the learning rates and the optimiser:
+
+by hand, beyond the end, golden parity, refusals.
+"""
 
 import math
 from dataclasses import replace
@@ -28,7 +31,8 @@ def tiny() -> nn.ModuleDict:
     return nn.ModuleDict({"backbone": backbone, "head": nn.Linear(4, 3)})
 
 
-# --- the course ------------------------------------------------------------------------------------------------------
+# --- the course
+# ------------------------------------------------------------------------------------------------------
 
 
 def test_schedule_by_hand():
@@ -124,7 +128,8 @@ def test_schedule_refuses_what_would_fail_or_lie_later(name, value):
         schedule(**{name: value})
 
 
-# --- the optimiser ---------------------------------------------------------------------------------------------------
+# --- the optimiser
+# ---------------------------------------------------------------------------------------------------
 
 
 def test_optimiser_has_backbone_and_rest_and_nothing_frozen():
@@ -143,7 +148,8 @@ def test_optimiser_has_backbone_and_rest_and_nothing_frozen():
     assert rest["lr"] == 0.1
 
 
-# --- golden parity of both -------------------------------------------------------------------------------------------
+# --- golden parity of both
+# -------------------------------------------------------------------------------------------
 
 
 class Scalar(nn.Module):
@@ -155,7 +161,10 @@ class Scalar(nn.Module):
 
 
 def golden_courses(golden, golden_meta):
-    """Of every case and group of the recorded run: name, group, schedule with the recorded momentum, recorded numbers."""
+    """Of every case and group of the recorded run:
+
+    name, group, schedule with the recorded momentum, recorded numbers.
+    """
     vectors, length = golden("poly_sgd"), golden_meta("poly_sgd")["max_step"]
     cases = sorted(key.split("/")[0] for key in vectors if key.endswith("/param_f64"))
     assert cases, "the golden file holds no case"
@@ -207,7 +216,10 @@ def test_golden_rates_and_weights(golden, golden_meta):
 
 
 def test_golden_momentum_is_the_weight_decay_even_in_groups_without_any(golden, golden_meta):
-    """The reference's quirk `sgd_momentum`: neither the momentum it meant, nor none, gives its numbers."""
+    """The reference's quirk `sgd_momentum`:
+
+    neither the momentum it meant, nor none, gives its numbers.
+    """
     for name, group, course, recorded in golden_courses(golden, golden_meta):
         assert course.momentum == recorded["wd_f64"], name
         assert course.weight_decay in (recorded["wd_f64"], 0), name

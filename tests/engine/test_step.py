@@ -1,4 +1,7 @@
-"""Steps in parts, in lower precision, checkpointed and compiled: the loss and the gradient of the whole batch."""
+"""Steps in parts, in lower precision, checkpointed and compiled:
+
+the loss and the gradient of the whole batch.
+"""
 
 from dataclasses import replace
 from typing import NamedTuple
@@ -137,7 +140,10 @@ class Weights(NamedTuple):
 
 
 class Dropped(nn.Module):
-    """y = dropout(w x): with a loss of y squared, the gradient is 2 loss / w where the same numbers are dropped twice."""
+    """y = dropout(w x):
+
+    with a loss of y squared, the gradient is 2 loss / w where the same numbers are dropped twice.
+    """
 
     def __init__(self):
         super().__init__()

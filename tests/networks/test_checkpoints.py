@@ -1,4 +1,7 @@
-"""The weights doctor: the authors' names, MXNet's, wrappers, another K, damage, and a pickle in disguise."""
+"""The weights doctor:
+
+the authors' names, MXNet's, wrappers, another K, damage, and a pickle in disguise.
+"""
 
 import pickle
 

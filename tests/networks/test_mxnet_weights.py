@@ -1,4 +1,7 @@
-"""The reader of MXNet's container, and ResNet38d from it: every version, a real file, and every kind of damage."""
+"""The reader of MXNet's container, and ResNet38d from it:
+
+every version, a real file, and every kind of damage.
+"""
 
 import struct
 from pathlib import Path
@@ -47,7 +50,8 @@ def written(tmp_path):
     return write
 
 
-# --- right files -----------------------------------------------------------------------------------------------------
+# --- right files
+# -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("version", [0, 1, 2, 3])
@@ -77,7 +81,8 @@ def test_a_real_file_of_the_oldest_form():
     assert all(torch.equal(array, torch.arange(128.0)) for array in found.values())
 
 
-# --- damage ----------------------------------------------------------------------------------------------------------
+# --- damage
+# ----------------------------------------------------------------------------------------------------------
 
 GOOD = container({"arg:a": np.ones((2, 3), np.float32), "arg:b": np.ones(4, np.float32)})
 
@@ -125,7 +130,8 @@ def test_damage_is_named(written, content, message):
         read_mxnet_params(written(content))
 
 
-# --- ResNet38d -------------------------------------------------------------------------------------------------------
+# --- ResNet38d
+# -------------------------------------------------------------------------------------------------------
 
 
 def published_name(name: str) -> str:

@@ -1,4 +1,7 @@
-"""ResNet38d: golden parity with and without head and GPP, blocks by hand, what is frozen, sizes, refusals."""
+"""ResNet38d:
+
+golden parity with and without head and GPP, blocks by hand, what is frozen, sizes, refusals.
+"""
 
 import numpy as np
 import pytest
@@ -32,7 +35,10 @@ IMAGES = torch.randn(2, 3, 16, 24, generator=torch.Generator().manual_seed(0))
 
 @pytest.fixture(scope="module")
 def reference() -> CamClassifier:
-    """The whole network with the golden weights, in eval mode: 3 s to build, so whoever changes it puts it back."""
+    """The whole network with the golden weights, in eval mode:
+
+    3 s to build, so whoever changes it puts it back.
+    """
     pooling = PyramidPooling(num_classes=20, levels=(2, 4, 8, 16), fusion="gated")
     network = CamClassifier(backbone=ResNet38d(), pooling=pooling, num_classes=20)
     return with_golden_weights(network, salt("backbone_gpp", "gpp"))
@@ -50,7 +56,8 @@ def training(reference):
     reference.eval().zero_grad(set_to_none=True)
 
 
-# --- golden parity ---------------------------------------------------------------------------------------------------
+# --- golden parity
+# ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +67,10 @@ def golden_case():
 
 @pytest.fixture(scope="module")
 def measured(reference, golden_case) -> dict[str, dict[str, torch.Tensor]]:
-    """Per golden case: activations, outputs, loss and gradients, from one forward and one backward pass."""
+    """Per golden case:
+
+    activations, outputs, loss and gradients, from one forward and one backward pass.
+    """
     cases = sorted(key.removesuffix("/x") for key in golden_case if key.endswith("/x"))
     assert cases, "the golden file holds no case"
     return {case: measure(reference, golden_case, case) for case in cases}
@@ -135,7 +145,8 @@ def test_golden_frozen_convolutions_have_no_gradient(measured, golden_case):
         assert found["grad_none"] == sorted(golden_case[f"{case}/grad_none"].tolist())
 
 
-# --- blocks by hand --------------------------------------------------------------------------------------------------
+# --- blocks by hand
+# --------------------------------------------------------------------------------------------------
 
 
 def with_centre_taps(block: nn.Module, **weights: float) -> nn.Module:
@@ -199,7 +210,8 @@ def test_gradients_of_blocks(make):
     assert torch.autograd.gradcheck(block, (x,))
 
 
-# --- what is frozen --------------------------------------------------------------------------------------------------
+# --- what is frozen
+# --------------------------------------------------------------------------------------------------
 
 
 def test_train_mode_moves_no_statistics_and_gives_frozen_parts_no_gradient(training):
@@ -231,7 +243,8 @@ def test_nothing_is_random_in_eval_mode(backbone):
         assert torch.equal(backbone(IMAGES), backbone(IMAGES))
 
 
-# --- sizes -----------------------------------------------------------------------------------------------------------
+# --- sizes
+# -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("size", "grid"), [((1, 1), (1, 1)), ((8, 16), (1, 2)), ((9, 17), (2, 3))])
@@ -266,7 +279,8 @@ def test_images_do_not_mix(backbone):
     torch.testing.assert_close(together[1:], alone, rtol=0, atol=1e-4 * alone.max().item())
 
 
-# --- normalisation and refusals --------------------------------------------------------------------------------------
+# --- normalisation and refusals
+# --------------------------------------------------------------------------------------
 
 
 def test_normalise_by_hand():

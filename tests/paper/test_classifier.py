@@ -1,4 +1,7 @@
-"""The CAM classifier and its backbone: shapes, what is frozen, checkpoints, published weights, refusals."""
+"""The CAM classifier and its backbone:
+
+shapes, what is frozen, checkpoints, published weights, refusals.
+"""
 
 import sys
 
@@ -36,7 +39,8 @@ def shared() -> CamClassifier:
     return network()
 
 
-# --- shapes ----------------------------------------------------------------------------------------------------------
+# --- shapes
+# ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("side", "cells"), [(64, 4), (160, 10), (100, 7)])
@@ -80,7 +84,8 @@ def test_head_starts_xavier_uniform():
         assert layer.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
 
 
-# --- what is frozen --------------------------------------------------------------------------------------------------
+# --- what is frozen
+# --------------------------------------------------------------------------------------------------
 
 
 def batch_norms(net: nn.Module) -> list[nn.BatchNorm2d]:
@@ -160,7 +165,8 @@ def test_cached_features_give_what_the_images_give(shared):
     )
 
 
-# --- checkpoints -----------------------------------------------------------------------------------------------------
+# --- checkpoints
+# -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.exact
@@ -210,7 +216,8 @@ def test_a_checkpoint_that_does_not_fit_is_refused_whole(change, message):
     assert all(torch.equal(tensor, before[name]) for name, tensor in trained_state(net).items())
 
 
-# --- published weights -----------------------------------------------------------------------------------------------
+# --- published weights
+# -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -299,7 +306,8 @@ def test_missing_weights_say_how_to_install_them(monkeypatch):
         EfficientNetLite0(trained_stages=0)
 
 
-# --- refusals --------------------------------------------------------------------------------------------------------
+# --- refusals
+# --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("trained_stages", [-1, 8])

@@ -1,4 +1,7 @@
-"""The pooling layers: golden parity, limit cases, hand-worked numbers, gradients, symmetries, refusals."""
+"""The pooling layers:
+
+golden parity, limit cases, hand-worked numbers, gradients, symmetries, refusals.
+"""
 
 import re
 
@@ -39,7 +42,8 @@ def silence_gates(layer: PyramidPooling) -> PyramidPooling:
     return layer
 
 
-# --- golden parity ---------------------------------------------------------------------------------------------------
+# --- golden parity
+# ---------------------------------------------------------------------------------------------------
 
 
 def numbers(keys, pattern: str) -> list[int]:
@@ -98,7 +102,8 @@ def test_golden_gradients_of_cam_and_gates(golden, assert_near):
                 assert_near(convolution.weight.grad, vectors[name], 1e-4, name)
 
 
-# --- levels ----------------------------------------------------------------------------------------------------------
+# --- levels
+# ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [(7, 11), (10, 13), (5, 3), (16, 16), (1, 9)])
@@ -148,7 +153,8 @@ def test_levels_above_the_map_are_pooled_not_refused():
     assert pooled.logits.isfinite().all()
 
 
-# --- limit cases and hand-worked numbers -----------------------------------------------------------------------------
+# --- limit cases and hand-worked numbers
+# -----------------------------------------------------------------------------
 
 
 def test_gap_by_hand():
@@ -263,7 +269,8 @@ def test_attention_off_averages_the_fused_pyramid():
     )  # levels that divide the map keep its mean
 
 
-# --- square root, normalised, and the gain of gates: not the paper's ---------------------------------------------------
+# --- square root, normalised, and the gain of gates: not the paper's
+# ---------------------------------------------------
 
 
 def test_square_root_and_normalised_predictions_by_hand():
@@ -410,7 +417,8 @@ def test_gates_that_begin_open_fuse_to_means(fusion):
     torch.testing.assert_close(halved.fused[0], pooled.fused[0] / 2)
 
 
-# --- gradients -------------------------------------------------------------------------------------------------------
+# --- gradients
+# -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("prediction", [*gpp.PREDICTIONS, *gpp.VARIANTS])
@@ -480,7 +488,8 @@ def test_inference_mode_first_does_not_poison_training():
     torch.testing.assert_close(trained.logits, seen)
 
 
-# --- symmetries ------------------------------------------------------------------------------------------------------
+# --- symmetries
+# ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("fusion", "levels"), [("single", (3,)), ("average", (1, 2, 3))])
@@ -518,7 +527,8 @@ def test_images_of_a_batch_do_not_see_each_other():
     torch.testing.assert_close(layer(cam).logits[1:2], layer(cam[1:2]).logits)
 
 
-# --- refusals --------------------------------------------------------------------------------------------------------
+# --- refusals
+# --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,15 @@ def random_maps(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-# --- golden parity ---------------------------------------------------------------------------------------------------
+# --- golden parity
+# ---------------------------------------------------------------------------------------------------
 
 
 def golden_repulsion(case):
-    """Of a golden case, from its CAM, pyramid and pairs, as the reference does: own tags, more than four hard anchors."""
+    """Of a golden case, from its CAM, pyramid and pairs, as the reference does:
+
+    own tags, more than four hard anchors.
+    """
     region = residual_region(case["cam"], case["label"], threshold=0.2)
     anchor = region_embeddings(case["gpp"], region) * case["label"]
     negative = region_embeddings(case["gpp"]) * case["label"]
@@ -60,7 +64,10 @@ def test_golden_gradients(golden_losses, assert_near):
 
 
 def test_own_tags_make_the_distance_a_sum_of_two_squares(golden_losses):
-    """With disjoint tags a and n never meet, so d = |a|^2 + |n|^2: the reference's quirk `repel_target`."""
+    """With disjoint tags a and n never meet, so d = |a|^2 + |n|^2:
+
+    the reference's quirk `repel_target`.
+    """
     for case in golden_losses.values():
         if "d" in case and "lonely" not in case:
             squares = (
@@ -71,7 +78,8 @@ def test_own_tags_make_the_distance_a_sum_of_two_squares(golden_losses):
             )
 
 
-# --- classification --------------------------------------------------------------------------------------------------
+# --- classification
+# --------------------------------------------------------------------------------------------------
 
 
 def test_classification_by_hand():
@@ -109,7 +117,8 @@ def test_classification_refuses_tags_of_another_shape(shape):
         classification(torch.zeros(2, 3), torch.zeros(shape))
 
 
-# --- attract ---------------------------------------------------------------------------------------------------------
+# --- attract
+# ---------------------------------------------------------------------------------------------------------
 
 
 def test_attract_soft_by_hand():
@@ -141,7 +150,8 @@ def test_attract_gradients_are_right():
     )
 
 
-# --- repel -----------------------------------------------------------------------------------------------------------
+# --- repel
+# -----------------------------------------------------------------------------------------------------------
 
 # Squared distances 1/4, 1/16 and 1.
 ANCHOR, NEGATIVE = (
@@ -222,7 +232,8 @@ def test_repel_gradients_are_right_and_push_apart():
     assert torch.equal(further > repulsion.distances, repulsion.hard)
 
 
-# --- refusals --------------------------------------------------------------------------------------------------------
+# --- refusals
+# --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (1, 2), (3,), (3, 2, 1, 1)])

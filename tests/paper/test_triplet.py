@@ -1,4 +1,7 @@
-"""One step of the triplet on a network of a few weights: which terms, what they weigh, where gradients go, no waiting."""
+"""One step of the triplet on a network of a few weights:
+
+which terms, what they weigh, where gradients go, no waiting.
+"""
 
 import math
 from dataclasses import replace
@@ -80,11 +83,15 @@ def gradients(network: CamClassifier, batch: Batch, method: Triplet) -> dict[str
     return {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
 
 
-# --- golden parity ---------------------------------------------------------------------------------------------------
+# --- golden parity
+# ---------------------------------------------------------------------------------------------------
 
 
 class Recorded:
-    """Stands for a network: gives what the reference's gave, for the anchors (their features) and for the masked images."""
+    """Stands for a network:
+
+    gives what the reference's gave, for the anchors (their features) and for the masked images.
+    """
 
     def __init__(self, case):
         self.case = case
@@ -126,7 +133,8 @@ def test_golden_step_of_the_reference(golden_losses, assert_near):
         assert leaves["cam"].grad is None
 
 
-# --- terms -----------------------------------------------------------------------------------------------------------
+# --- terms
+# -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -249,7 +257,8 @@ def test_repel_targets_by_hand(target, distance):
     assert seen["repel"].item() == pytest.approx(1 - distance, abs=1e-4)
 
 
-# --- gradients -------------------------------------------------------------------------------------------------------
+# --- gradients
+# -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -298,7 +307,8 @@ def test_attraction_reaches_the_anchors_cam_as_itself_or_through_an_attached_mas
     assert torch.equal(attract, same)  # gradients differ, the loss does not
 
 
-# --- the device is never waited for ------------------------------------------------------------------------------------
+# --- the device is never waited for
+# ------------------------------------------------------------------------------------
 
 
 class NoWaiting(TorchDispatchMode):
@@ -336,7 +346,8 @@ def test_a_step_waits_for_nothing(network, batch, settings):
         gradients(network, batch, settings)
 
 
-# --- settings --------------------------------------------------------------------------------------------------------
+# --- settings
+# --------------------------------------------------------------------------------------------------------
 
 
 def test_presets_differ_in_the_quirks_and_in_nothing_else():
