@@ -66,7 +66,9 @@ def spec_modules(spec: Any) -> Iterator[str]:
 def code_hash(modules: frozenset[str]) -> str:
     """Hash of the code of these modules and of every module of ours that they reach."""
     reached = set().union(*(reachable_modules(module) for module in modules))
-    digests = sorted(hashlib.sha256(_code(module).encode()).hexdigest() for module in reached)
+    # A package without code of its own may come and go with the modules in it.
+    codes = [code for code in map(_code, reached) if code]
+    digests = sorted(hashlib.sha256(code.encode()).hexdigest() for code in codes)
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
@@ -107,7 +109,8 @@ def _bare(module: str) -> str:
             body = getattr(node, name, None)
             if isinstance(body, list):
                 kept = [part for part in body if _counts(node, part)]
-                setattr(node, name, kept or ([ast.Pass()] if body and name == "body" else []))
+                needed = body and name == "body" and not isinstance(node, ast.Module)
+                setattr(node, name, kept or ([ast.Pass()] if needed else []))
     return ast.unparse(tree)
 
 
@@ -148,6 +151,9 @@ def _imported(node: ast.AST) -> Iterable[str]:
 
 
 def _digest(module: str) -> str:
+    """A digest of a module's bare code; modules that keep results count by their place alone."""
+    if module in STORE:
+        return module
     return hashlib.sha256(_bare(module).encode()).hexdigest()
 
 
@@ -170,8 +176,11 @@ def _file(name: str | None) -> Path | None:
 
 
 def _at_default(spec: Any, field: dataclasses.Field) -> bool:
-    """Whether a field holds its default."""
-    value = getattr(spec, field.name)
+    """Whether a field holds its default, or what differs from it by no result."""
+    default = field.default
     if field.default_factory is not dataclasses.MISSING:
-        return value == field.default_factory()
-    return field.default is not dataclasses.MISSING and value == field.default
+        default = field.default_factory()
+    if default is dataclasses.MISSING:
+        return False
+    value = getattr(spec, field.name)
+    return value == default or decisive(value) == decisive(default)
