@@ -134,9 +134,9 @@ def test_nan_is_no_choice_even_of_itself():
 def test_every_named_field_is_checked_and_the_first_bad_is_named(check):
     both = SimpleNamespace(a=1, b=-1, c=-2)
     check(both, "a")
-    with pytest.raises(ValueError, match="^b must .*, got -1$"):
+    with pytest.raises(ValueError, match=r"^b must .*, got -1$"):
         check(both, "a", "b", "c")
-    with pytest.raises(ValueError, match="^c must .*, got -2$"):
+    with pytest.raises(ValueError, match=r"^c must .*, got -2$"):
         check(both, "c", "b")
 
 
