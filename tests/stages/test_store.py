@@ -1,4 +1,7 @@
-"""The stage store, with stages of three lines: keys, records, damage, failures, two processes at once, a full disk."""
+"""The stage store, with stages of three lines: records, damage, swaps, failures, a full disk.
+
+What a key is made of is tested in test_keys.py.
+"""
 
 import errno
 import json
@@ -8,6 +11,7 @@ import subprocess
 import sys
 from collections import namedtuple
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -26,7 +30,7 @@ class Spec:
 
 
 class Counter:
-    """A stage that counts how often it ran and writes its value; `error` is raised after the first file."""
+    """A stage that counts how often it ran; `error` is raised after the first file."""
 
     __name__ = "count"
     __module__ = "outside_the_package"
@@ -68,7 +72,7 @@ def names(folder: Path) -> set[str]:
     return {f.name for f in folder.iterdir() if f.suffix != ".lock"}
 
 
-# --- built once, found again -------------------------------------------------------------------------------------------
+# --- built once, found again -------------------------------------------------------------------
 
 
 def test_built_once_and_found_again(stored, count, monkeypatch):
@@ -84,9 +88,11 @@ def test_built_once_and_found_again(stored, count, monkeypatch):
 
 def test_record_says_where_the_result_comes_from(stored, count):
     source = store.obtain(count, Spec(value=7))
-    record = json.loads((store.obtain(count, Spec(), {"source": source}).folder / "record.json").read_text())
-    assert record["stage"] == "count"
-    assert record["spec"] == {"value": 1, "levels": [2, 4]}
+    artefact = store.obtain(count, Spec(), {"source": source})
+    record = json.loads((artefact.folder / "record.json").read_text())
+    assert (record["stage"], record["key"]) == ("count", artefact.key)
+    assert record["spec_class"] == "Spec"
+    assert record["spec"] == {"class": "Spec", "value": 1, "levels": [2, 4]}
     assert record["inputs"] == {"source": source.key}
     assert {"python", "torch", "timm", "numpy"} <= record["versions"].keys()
     assert record["seconds"] >= 0
@@ -97,103 +103,7 @@ def test_record_says_where_the_result_comes_from(stored, count):
     assert all(len(checksum) == 64 for checksum in record["files"].values())
 
 
-# --- keys --------------------------------------------------------------------------------------------------------------
-
-
-def test_key_depends_on_stage_spec_and_inputs(count):
-    other = Counter()
-    other.__name__ = "other"
-    keys = [
-        store.key_of(count, Spec(), {}),
-        store.key_of(other, Spec(), {}),
-        store.key_of(count, Spec(value=2), {}),
-        store.key_of(count, Spec(levels=(2, 4, 8)), {}),
-        store.key_of(count, Spec(), {"a": "0" * 16}),
-        store.key_of(count, Spec(), {"a": "1" * 16}),
-        store.key_of(count, Spec(), {"b": "0" * 16}),
-    ]
-    assert len(set(keys)) == len(keys)
-    assert store.key_of(count, Spec(value=1, levels=(2, 4)), {}) == keys[0]
-    assert all(len(key) == 16 and int(key, 16) >= 0 for key in keys)
-
-
-@pytest.fixture
-def package(tmp_path, monkeypatch):
-    """A package of three modules: ``stage`` reaches ``part``, nobody reaches ``apart``."""
-    folder = tmp_path / "aeft_lib"
-    (folder / "inner").mkdir(parents=True)
-    (folder / "__init__.py").write_text("")
-    (folder / "inner" / "__init__.py").write_text("")
-    (folder / "stage.py").write_text("import os\nfrom aeft_lib.inner import part\n\ndef go():\n    return part.x\n")
-    (folder / "inner" / "part.py").write_text("def x():\n    return 1\n")
-    (folder / "apart.py").write_text("y = 2\n")
-    monkeypatch.setattr(store, "PACKAGE", folder)
-    store.source_hash.cache_clear()
-    yield folder
-    store.source_hash.cache_clear()
-
-
-def key_in(package) -> str:
-    """The key of a stage of that package, as a new process would see it."""
-    stage = Counter()
-    stage.__module__ = "aeft_lib.stage"
-    store.source_hash.cache_clear()
-    return store.key_of(stage, Spec(), {})
-
-
-def test_key_follows_the_code_it_can_reach_and_nothing_else(package):
-    assert store.reachable_modules("aeft_lib.stage") == {"aeft_lib.stage", "aeft_lib.inner", "aeft_lib.inner.part"}
-    before = key_in(package)
-    (package / "apart.py").write_text("y = 3\n")
-    (package / "inner" / "part.py").write_text('"""What it is."""\n\n\ndef x():  # why\n    """One."""\n    return (1)\n')
-    assert key_in(package) == before
-    (package / "inner" / "part.py").write_text("def x():\n    return 2\n")
-    assert key_in(package) != before
-
-
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        ("x = 1", "x = 1  # because\n\n"),
-        ("def f(a, b):\n    return a", "def f(a,\n      b):\n    '''Doc.'''\n    return a"),
-        ("class A:\n    x = 1", 'class A:\n    """Doc."""\n\n    x = 1'),
-        ("def f():\n    pass", 'def f():\n    """Only a docstring."""'),
-        ("x = 'a'", '"""Module."""\nx = "a"'),
-    ],
-)
-def test_explanations_do_not_count_as_code(before, after):
-    assert store._code_alone(before) == store._code_alone(after)
-
-
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        ("x = 1", "x = 1.0"),
-        ("def f(a=1):\n    return a", "def f(a=2):\n    return a"),
-        ("def f():\n    '''Doc.'''\n    return 1", "def f():\n    '''Doc.'''\n    return 2"),
-        ("x = '''text'''", "x = '''other'''"),
-        ("x = f'{1}'", "x = f'{2}'"),
-    ],
-)
-def test_code_counts(before, after):
-    assert store._code_alone(before) != store._code_alone(after)
-
-
-def test_training_is_hashed_with_what_decides_weights_and_not_with_what_reads_them():
-    reached = store.reachable_modules("aeft_lib.stages.train_classifier")
-    needed = {"stages.classifier", "training", "gpp", "losses", "classifier", "backbones.efficientnet_lite", "data.collages"}
-    assert {f"aeft_lib.{name}" for name in needed} <= reached
-    readers = {"evaluation", "stages.evaluation", "seeds", "stages.seeds", "session", "studies", "figures", "report", "cli"}
-    assert not {f"aeft_lib.{name}" for name in readers | {"profiles", "runs", "paths"}} & reached
-    assert {"aeft_lib.maps.evaluation", "aeft_lib.maps.seeds"} <= store.reachable_modules("aeft_lib.stages.evaluate")
-
-
-def test_no_module_hides_from_the_key_by_a_relative_import():
-    for file in store.PACKAGE.rglob("*.py"):
-        assert "\nfrom ." not in "\n" + file.read_text(encoding="utf-8"), f"{file.name}: the key does not follow this import"
-
-
-# --- damage ------------------------------------------------------------------------------------------------------------
+# --- damage ------------------------------------------------------------------------------------
 
 
 def flip_a_byte(folder):
@@ -205,16 +115,31 @@ def flip_a_byte(folder):
 
 DAMAGES = {
     "a flipped byte": (flip_a_byte, "does not match its checksum"),
-    "truncated": (lambda f: os.truncate(f / "deep" / "more.bin", 100), "does not match its checksum"),
+    "truncated": (
+        lambda f: os.truncate(f / "deep" / "more.bin", 100),
+        "does not match its checksum",
+    ),
     "empty": (lambda f: os.truncate(f / "value.txt", 0), "does not match its checksum"),
     "deleted": (lambda f: (f / "value.txt").unlink(), "value.txt is missing"),
-    "a folder in its place": (lambda f: ((f / "value.txt").unlink(), (f / "value.txt").mkdir()), "value.txt is missing"),
+    "a folder in its place": (
+        lambda f: ((f / "value.txt").unlink(), (f / "value.txt").mkdir()),
+        "value.txt is missing",
+    ),
     "no record": (lambda f: (f / "record.json").unlink(), "record.json cannot be read"),
     "an empty record": (lambda f: os.truncate(f / "record.json", 0), "record.json cannot be read"),
     "half a record": (lambda f: os.truncate(f / "record.json", 200), "record.json cannot be read"),
-    "a record of bytes": (lambda f: (f / "record.json").write_bytes(b"\xff\xfe\x00"), "record.json cannot be read"),
-    "a record of another form": (lambda f: (f / "record.json").write_text("[]"), "record.json cannot be read"),
-    "a record without files": (lambda f: (f / "record.json").write_text("{}"), "record.json cannot be read"),
+    "a record of bytes": (
+        lambda f: (f / "record.json").write_bytes(b"\xff\xfe\x00"),
+        "record.json cannot be read",
+    ),
+    "a record of another form": (
+        lambda f: (f / "record.json").write_text("[]"),
+        "record.json cannot be read",
+    ),
+    "a record without files": (
+        lambda f: (f / "record.json").write_text("{}"),
+        "record.json cannot be read",
+    ),
     "an empty folder": (lambda f: (shutil.rmtree(f), f.mkdir()), "record.json cannot be read"),
 }
 
@@ -278,7 +203,116 @@ class _nothing:
         return None
 
 
-# --- failures of a stage -----------------------------------------------------------------------------------------------
+# --- an artefact in another one's place --------------------------------------------------------
+
+
+class Other(Counter):
+    """Another stage, whose files have the same names."""
+
+    __name__ = "other"
+
+
+@dataclass(frozen=True)
+class Twin(Spec):
+    """A spec of another class with the same fields."""
+
+
+SWAPPED = ("a", "b", "with input", "other a", "twin")
+
+
+def several() -> dict[str, store.Artefact]:
+    """Artefacts of two stages, with other values, inputs and classes of spec."""
+    count, other = Counter(), Other()
+    a = store.obtain(count, Spec(1))
+    made = {
+        "a": a,
+        "b": store.obtain(count, Spec(2)),
+        "with input": store.obtain(count, Spec(1), {"a": a}),
+        "other a": store.obtain(other, Spec(3)),
+        "twin": store.obtain(count, Twin(4)),
+    }
+    assert len({artefact.folder for artefact in made.values()}) == len(made)
+    return made
+
+
+def swap(one: Path, two: Path) -> None:
+    aside = one.with_name("aside")
+    one.rename(aside)
+    two.rename(one)
+    aside.rename(two)
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["same process", "other process"])
+@pytest.mark.parametrize("pair", tuple(combinations(SWAPPED, 2)), ids="-".join)
+def test_swapped_artefacts_are_seen_set_aside_and_recomputed(stored, monkeypatch, pair, restarted):
+    made = several()
+    one, two = (made[name] for name in pair)
+    swap(one.folder, two.folder)
+    if restarted:
+        other_process(monkeypatch)
+    with pytest.warns(UserWarning, match=r"record\.json is of .*set aside as") as caught:
+        again = several()
+    assert len(caught) == 2
+    messages = sorted(str(warning.message) for warning in caught)
+    expected = sorted(f"{a.stage} {a.key}: record.json is of" for a in (one, two))
+    assert [text[: len(start)] for text, start in zip(messages, expected, strict=True)] == expected
+    for name, artefact in again.items():
+        assert artefact.summary == made[name].summary, name
+        value = str(artefact.summary["value"])
+        assert (artefact.folder / "value.txt").read_text() == value, name
+    other_process(monkeypatch)
+    assert {name: artefact.record for name, artefact in several().items()} == {
+        name: artefact.record for name, artefact in again.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("key", "0" * 16, "record.json is of key '0000000000000000', not "),
+        ("stage", "other", "record.json is of stage 'other', not 'count'"),
+        ("spec_class", "Twin", "record.json is of spec_class 'Twin', not 'Spec'"),
+    ],
+)
+def test_a_whole_record_of_something_else_is_seen(stored, count, field, value, message):
+    """Its checksum is right, so it is not damaged: it is another one's."""
+    first = store.obtain(count, Spec())
+    record = {name: item for name, item in first.record.items() if name != "checksum"}
+    record[field] = value
+    record["checksum"] = store._record_checksum(record)
+    store.write_json(first.folder / "record.json", record)
+    with pytest.warns(UserWarning, match=message):
+        assert store.obtain(count, Spec()).record[field] == first.record[field]
+    assert count.calls == 2
+
+
+@pytest.mark.parametrize("field", ["key", "stage", "spec_class"])
+def test_a_record_that_does_not_name_itself_is_refused(stored, count, field):
+    first = store.obtain(count, Spec())
+    record = {n: item for n, item in first.record.items() if n not in ("checksum", field)}
+    record["checksum"] = store._record_checksum(record)
+    store.write_json(first.folder / "record.json", record)
+    with pytest.warns(UserWarning, match=rf"record\.json cannot be read .*{field}"):
+        store.obtain(count, Spec())
+    assert count.calls == 2
+
+
+def test_a_lookup_does_not_use_a_swapped_artefact(stored, count):
+    one, two = store.obtain(count, Spec(1)), store.obtain(count, Spec(2))
+    swap(one.folder, two.folder)
+    for value in (1, 2):
+        with pytest.warns(UserWarning, match="is of key"), pytest.raises(LookupError):
+            store.lookup(count, Spec(value))
+    assert count.calls == 2
+    assert store.find("count", one.key) is store.find("count", two.key) is None
+
+
+def test_an_artefact_knows_the_spec_that_it_was_asked_for(stored, count):
+    assert store.obtain(count, Spec(2)).spec == Spec(2)  # built
+    assert store.obtain(count, Spec(2)).spec == store.lookup(count, Spec(2)).spec == Spec(2)
+
+
+# --- failures of a stage -----------------------------------------------------------------------
 
 
 def test_stage_that_raises_leaves_nothing_finished_and_harms_nothing(stored, count, monkeypatch):
@@ -286,7 +320,7 @@ def test_stage_that_raises_leaves_nothing_finished_and_harms_nothing(stored, cou
     count.error = ValueError("the data are odd")
     with pytest.raises(ValueError, match=r"^the data are odd$"):
         store.obtain(count, Spec())
-    key = store.key_of(count, Spec(), {})
+    key = store.key_for(count, Spec())
     assert names(stored / "count") == {kept.key, f"{key}.partial"}
     assert store.find("count", key) is None
     other_process(monkeypatch)
@@ -327,13 +361,14 @@ def test_killed_between_record_and_rename(stored, count, monkeypatch):
     assert store.find("count", built.key) is not None
 
 
-# --- two processes -----------------------------------------------------------------------------------------------------
+# --- two processes -----------------------------------------------------------------------------
 
 TWO = """
 import sys, time
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
-from aeft_lib import runs
+from aeft_lib.stages import store
 
 @dataclass(frozen=True)
 class Spec:
@@ -349,7 +384,7 @@ def slow(spec, inputs, folder):
 Path(sys.argv[2]).touch()
 while not Path(sys.argv[3]).exists():
     time.sleep(0.01)
-print(runs.obtain(slow, Spec()).folder)
+print(store.obtain(slow, Spec()).folder)
 """
 
 
@@ -359,7 +394,12 @@ def test_two_processes_that_want_the_same_build_it_once(stored, tmp_path):
     ready = [tmp_path / "ready1", tmp_path / "ready2"]
     environment = os.environ | {"PYTHONPATH": str(paths.ROOT)}
     started = [
-        subprocess.Popen([sys.executable, script, log, flag, go], env=environment, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, script, log, flag, go],
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         for flag in ready
     ]
     while not all(flag.exists() for flag in ready):
@@ -378,8 +418,8 @@ def test_other_process_set_the_damaged_one_aside_first(stored, count, monkeypatc
     other_process(monkeypatch)
     damage = store._damage
 
-    def slower(folder):
-        problem = damage(folder)
+    def slower(folder, spec):
+        problem = damage(folder, spec)
         if problem and folder.is_dir():
             folder.rename(folder.with_name("taken by the other process"))
         return problem
@@ -388,7 +428,7 @@ def test_other_process_set_the_damaged_one_aside_first(stored, count, monkeypatc
     assert store.obtain(count, Spec()).summary == first.summary  # the other process has said it
 
 
-# --- a store that cannot be written ------------------------------------------------------------------------------------
+# --- a store that cannot be written ------------------------------------------------------------
 
 
 @pytest.mark.parametrize("below", ["", "store", "deep/store"])
@@ -449,7 +489,7 @@ def test_disk_that_fills_up_during_a_stage(stored, count, monkeypatch):
         store.obtain(count, Spec())
     other_process(monkeypatch)
     assert store.find("count", kept.key) is not None
-    assert store.find("count", store.key_of(count, Spec(), {})) is None
+    assert store.find("count", store.key_for(count, Spec())) is None
     count.error = None
     assert store.obtain(count, Spec()).summary["value"] == 1
 
@@ -457,7 +497,9 @@ def test_disk_that_fills_up_during_a_stage(stored, count, monkeypatch):
 def test_disk_that_fills_up_under_safetensors(stored, count):
     from safetensors import SafetensorError
 
-    count.error = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    count.error = SafetensorError(
+        "Error while serializing: I/O error: No space left on device (os error 28)"
+    )
     with pytest.raises(StoreError, match=r"is full.*AEFT_RUNS"):
         store.obtain(count, Spec())
 
@@ -469,7 +511,9 @@ def test_missing_file_of_a_stage_is_not_blamed_on_the_store(stored, count):
 
 
 def test_unreadable_file_elsewhere_is_not_blamed_on_the_store(stored, count, tmp_path):
-    count.error = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "photos" / "a.jpg"))
+    count.error = PermissionError(
+        errno.EACCES, "Permission denied", str(tmp_path / "photos" / "a.jpg")
+    )
     with pytest.raises(PermissionError, match=r"a\.jpg"):
         store.obtain(count, Spec())
 
