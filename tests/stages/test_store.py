@@ -1,6 +1,12 @@
+<<<<<<< HEAD
 """The stage store, with stages of three lines:
 
 keys, records, damage, failures, two processes at once, a full disk.
+=======
+"""The stage store, with stages of three lines: records, damage, swaps, failures, a full disk.
+
+What a key is made of is tested in test_keys.py.
+>>>>>>> 45a76cc3d8e3e29e56ed86e4dfbe72f278010c7c
 """
 
 import errno
@@ -11,6 +17,7 @@ import subprocess
 import sys
 from collections import namedtuple
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -29,7 +36,7 @@ class Spec:
 
 
 class Counter:
-    """A stage that counts how often it ran and writes its value; `error` is raised after the first file."""
+    """A stage that counts how often it ran; `error` is raised after the first file."""
 
     __name__ = "count"
     __module__ = "outside_the_package"
@@ -71,8 +78,12 @@ def names(folder: Path) -> set[str]:
     return {f.name for f in folder.iterdir() if f.suffix != ".lock"}
 
 
+<<<<<<< HEAD
 # --- built once, found again
 # -------------------------------------------------------------------------------------------
+=======
+# --- built once, found again -------------------------------------------------------------------
+>>>>>>> 45a76cc3d8e3e29e56ed86e4dfbe72f278010c7c
 
 
 def test_built_once_and_found_again(stored, count, monkeypatch):
@@ -88,11 +99,19 @@ def test_built_once_and_found_again(stored, count, monkeypatch):
 
 def test_record_says_where_the_result_comes_from(stored, count):
     source = store.obtain(count, Spec(value=7))
+<<<<<<< HEAD
     record = json.loads(
         (store.obtain(count, Spec(), {"source": source}).folder / "record.json").read_text()
     )
     assert record["stage"] == "count"
     assert record["spec"] == {"value": 1, "levels": [2, 4]}
+=======
+    artefact = store.obtain(count, Spec(), {"source": source})
+    record = json.loads((artefact.folder / "record.json").read_text())
+    assert (record["stage"], record["key"]) == ("count", artefact.key)
+    assert record["spec_class"] == "Spec"
+    assert record["spec"] == {"class": "Spec", "value": 1, "levels": [2, 4]}
+>>>>>>> 45a76cc3d8e3e29e56ed86e4dfbe72f278010c7c
     assert record["inputs"] == {"source": source.key}
     assert {"python", "torch", "timm", "numpy"} <= record["versions"].keys()
     assert record["seconds"] >= 0
@@ -103,6 +122,7 @@ def test_record_says_where_the_result_comes_from(stored, count):
     assert all(len(checksum) == 64 for checksum in record["files"].values())
 
 
+<<<<<<< HEAD
 # --- keys
 # --------------------------------------------------------------------------------------------------------------
 
@@ -232,6 +252,9 @@ def test_no_module_hides_from_the_key_by_a_relative_import():
 
 # --- damage
 # ------------------------------------------------------------------------------------------------------------
+=======
+# --- damage ------------------------------------------------------------------------------------
+>>>>>>> 45a76cc3d8e3e29e56ed86e4dfbe72f278010c7c
 
 
 def flip_a_byte(folder):
@@ -331,8 +354,121 @@ class _nothing:
         return None
 
 
+<<<<<<< HEAD
 # --- failures of a stage
 # -----------------------------------------------------------------------------------------------
+=======
+# --- an artefact in another one's place --------------------------------------------------------
+
+
+class Other(Counter):
+    """Another stage, whose files have the same names."""
+
+    __name__ = "other"
+
+
+@dataclass(frozen=True)
+class Twin(Spec):
+    """A spec of another class with the same fields."""
+
+
+SWAPPED = ("a", "b", "with input", "other a", "twin")
+
+
+def several() -> dict[str, store.Artefact]:
+    """Artefacts of two stages, with other values, inputs and classes of spec."""
+    count, other = Counter(), Other()
+    a = store.obtain(count, Spec(1))
+    made = {
+        "a": a,
+        "b": store.obtain(count, Spec(2)),
+        "with input": store.obtain(count, Spec(1), {"a": a}),
+        "other a": store.obtain(other, Spec(3)),
+        "twin": store.obtain(count, Twin(4)),
+    }
+    assert len({artefact.folder for artefact in made.values()}) == len(made)
+    return made
+
+
+def swap(one: Path, two: Path) -> None:
+    aside = one.with_name("aside")
+    one.rename(aside)
+    two.rename(one)
+    aside.rename(two)
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["same process", "other process"])
+@pytest.mark.parametrize("pair", tuple(combinations(SWAPPED, 2)), ids="-".join)
+def test_swapped_artefacts_are_seen_set_aside_and_recomputed(stored, monkeypatch, pair, restarted):
+    made = several()
+    one, two = (made[name] for name in pair)
+    swap(one.folder, two.folder)
+    if restarted:
+        other_process(monkeypatch)
+    with pytest.warns(UserWarning, match=r"record\.json is of .*set aside as") as caught:
+        again = several()
+    assert len(caught) == 2
+    messages = sorted(str(warning.message) for warning in caught)
+    expected = sorted(f"{a.stage} {a.key}: record.json is of" for a in (one, two))
+    assert [text[: len(start)] for text, start in zip(messages, expected, strict=True)] == expected
+    for name, artefact in again.items():
+        assert artefact.summary == made[name].summary, name
+        value = str(artefact.summary["value"])
+        assert (artefact.folder / "value.txt").read_text() == value, name
+    other_process(monkeypatch)
+    assert {name: artefact.record for name, artefact in several().items()} == {
+        name: artefact.record for name, artefact in again.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("key", "0" * 16, "record.json is of key '0000000000000000', not "),
+        ("stage", "other", "record.json is of stage 'other', not 'count'"),
+        ("spec_class", "Twin", "record.json is of spec_class 'Twin', not 'Spec'"),
+    ],
+)
+def test_a_whole_record_of_something_else_is_seen(stored, count, field, value, message):
+    """Its checksum is right, so it is not damaged: it is another one's."""
+    first = store.obtain(count, Spec())
+    record = {name: item for name, item in first.record.items() if name != "checksum"}
+    record[field] = value
+    record["checksum"] = store._record_checksum(record)
+    store.write_json(first.folder / "record.json", record)
+    with pytest.warns(UserWarning, match=message):
+        assert store.obtain(count, Spec()).record[field] == first.record[field]
+    assert count.calls == 2
+
+
+@pytest.mark.parametrize("field", ["key", "stage", "spec_class"])
+def test_a_record_that_does_not_name_itself_is_refused(stored, count, field):
+    first = store.obtain(count, Spec())
+    record = {n: item for n, item in first.record.items() if n not in ("checksum", field)}
+    record["checksum"] = store._record_checksum(record)
+    store.write_json(first.folder / "record.json", record)
+    with pytest.warns(UserWarning, match=rf"record\.json cannot be read .*{field}"):
+        store.obtain(count, Spec())
+    assert count.calls == 2
+
+
+def test_a_lookup_does_not_use_a_swapped_artefact(stored, count):
+    one, two = store.obtain(count, Spec(1)), store.obtain(count, Spec(2))
+    swap(one.folder, two.folder)
+    for value in (1, 2):
+        with pytest.warns(UserWarning, match="is of key"), pytest.raises(LookupError):
+            store.lookup(count, Spec(value))
+    assert count.calls == 2
+    assert store.find("count", one.key) is store.find("count", two.key) is None
+
+
+def test_an_artefact_knows_the_spec_that_it_was_asked_for(stored, count):
+    assert store.obtain(count, Spec(2)).spec == Spec(2)  # built
+    assert store.obtain(count, Spec(2)).spec == store.lookup(count, Spec(2)).spec == Spec(2)
+
+
+# --- failures of a stage -----------------------------------------------------------------------
+>>>>>>> 45a76cc3d8e3e29e56ed86e4dfbe72f278010c7c
 
 
 def test_stage_that_raises_leaves_nothing_finished_and_harms_nothing(stored, count, monkeypatch):
@@ -340,7 +476,7 @@ def test_stage_that_raises_leaves_nothing_finished_and_harms_nothing(stored, cou
     count.error = ValueError("the data are odd")
     with pytest.raises(ValueError, match=r"^the data are odd$"):
         store.obtain(count, Spec())
-    key = store.key_of(count, Spec(), {})
+    key = store.key_for(count, Spec())
     assert names(stored / "count") == {kept.key, f"{key}.partial"}
     assert store.find("count", key) is None
     other_process(monkeypatch)
@@ -381,14 +517,19 @@ def test_killed_between_record_and_rename(stored, count, monkeypatch):
     assert store.find("count", built.key) is not None
 
 
+<<<<<<< HEAD
 # --- two processes
 # -----------------------------------------------------------------------------------------------------
+=======
+# --- two processes -----------------------------------------------------------------------------
+>>>>>>> 45a76cc3d8e3e29e56ed86e4dfbe72f278010c7c
 
 TWO = """
 import sys, time
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
-from aeft_lib import runs
+from aeft_lib.stages import store
 
 @dataclass(frozen=True)
 class Spec:
@@ -404,7 +545,7 @@ def slow(spec, inputs, folder):
 Path(sys.argv[2]).touch()
 while not Path(sys.argv[3]).exists():
     time.sleep(0.01)
-print(runs.obtain(slow, Spec()).folder)
+print(store.obtain(slow, Spec()).folder)
 """
 
 
@@ -438,8 +579,8 @@ def test_other_process_set_the_damaged_one_aside_first(stored, count, monkeypatc
     other_process(monkeypatch)
     damage = store._damage
 
-    def slower(folder):
-        problem = damage(folder)
+    def slower(folder, spec):
+        problem = damage(folder, spec)
         if problem and folder.is_dir():
             folder.rename(folder.with_name("taken by the other process"))
         return problem
@@ -448,8 +589,12 @@ def test_other_process_set_the_damaged_one_aside_first(stored, count, monkeypatc
     assert store.obtain(count, Spec()).summary == first.summary  # the other process has said it
 
 
+<<<<<<< HEAD
 # --- a store that cannot be written
 # ------------------------------------------------------------------------------------
+=======
+# --- a store that cannot be written ------------------------------------------------------------
+>>>>>>> 45a76cc3d8e3e29e56ed86e4dfbe72f278010c7c
 
 
 @pytest.mark.parametrize("below", ["", "store", "deep/store"])
@@ -510,7 +655,7 @@ def test_disk_that_fills_up_during_a_stage(stored, count, monkeypatch):
         store.obtain(count, Spec())
     other_process(monkeypatch)
     assert store.find("count", kept.key) is not None
-    assert store.find("count", store.key_of(count, Spec(), {})) is None
+    assert store.find("count", store.key_for(count, Spec())) is None
     count.error = None
     assert store.obtain(count, Spec()).summary["value"] == 1
 
