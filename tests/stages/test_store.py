@@ -1,12 +1,6 @@
-<<<<<<< HEAD
-"""The stage store, with stages of three lines:
-
-keys, records, damage, failures, two processes at once, a full disk.
-=======
 """The stage store, with stages of three lines: records, damage, swaps, failures, a full disk.
 
 What a key is made of is tested in test_keys.py.
->>>>>>> 45a76cc3d8e3e29e56ed86e4dfbe72f278010c7c
 """
 
 import errno
@@ -78,12 +72,7 @@ def names(folder: Path) -> set[str]:
     return {f.name for f in folder.iterdir() if f.suffix != ".lock"}
 
 
-<<<<<<< HEAD
-# --- built once, found again
-# -------------------------------------------------------------------------------------------
-=======
 # --- built once, found again -------------------------------------------------------------------
->>>>>>> 45a76cc3d8e3e29e56ed86e4dfbe72f278010c7c
 
 
 def test_built_once_and_found_again(stored, count, monkeypatch):
@@ -99,19 +88,11 @@ def test_built_once_and_found_again(stored, count, monkeypatch):
 
 def test_record_says_where_the_result_comes_from(stored, count):
     source = store.obtain(count, Spec(value=7))
-<<<<<<< HEAD
-    record = json.loads(
-        (store.obtain(count, Spec(), {"source": source}).folder / "record.json").read_text()
-    )
-    assert record["stage"] == "count"
-    assert record["spec"] == {"value": 1, "levels": [2, 4]}
-=======
     artefact = store.obtain(count, Spec(), {"source": source})
     record = json.loads((artefact.folder / "record.json").read_text())
     assert (record["stage"], record["key"]) == ("count", artefact.key)
     assert record["spec_class"] == "Spec"
     assert record["spec"] == {"class": "Spec", "value": 1, "levels": [2, 4]}
->>>>>>> 45a76cc3d8e3e29e56ed86e4dfbe72f278010c7c
     assert record["inputs"] == {"source": source.key}
     assert {"python", "torch", "timm", "numpy"} <= record["versions"].keys()
     assert record["seconds"] >= 0
@@ -122,139 +103,7 @@ def test_record_says_where_the_result_comes_from(stored, count):
     assert all(len(checksum) == 64 for checksum in record["files"].values())
 
 
-<<<<<<< HEAD
-# --- keys
-# --------------------------------------------------------------------------------------------------------------
-
-
-def test_key_depends_on_stage_spec_and_inputs(count):
-    other = Counter()
-    other.__name__ = "other"
-    keys = [
-        store.key_of(count, Spec(), {}),
-        store.key_of(other, Spec(), {}),
-        store.key_of(count, Spec(value=2), {}),
-        store.key_of(count, Spec(levels=(2, 4, 8)), {}),
-        store.key_of(count, Spec(), {"a": "0" * 16}),
-        store.key_of(count, Spec(), {"a": "1" * 16}),
-        store.key_of(count, Spec(), {"b": "0" * 16}),
-    ]
-    assert len(set(keys)) == len(keys)
-    assert store.key_of(count, Spec(value=1, levels=(2, 4)), {}) == keys[0]
-    assert all(len(key) == 16 and int(key, 16) >= 0 for key in keys)
-
-
-@pytest.fixture
-def package(tmp_path, monkeypatch):
-    """A package of three modules: ``stage`` reaches ``part``, nobody reaches ``apart``."""
-    folder = tmp_path / "aeft_lib"
-    (folder / "inner").mkdir(parents=True)
-    (folder / "__init__.py").write_text("")
-    (folder / "inner" / "__init__.py").write_text("")
-    (folder / "stage.py").write_text(
-        "import os\nfrom aeft_lib.inner import part\n\ndef go():\n    return part.x\n"
-    )
-    (folder / "inner" / "part.py").write_text("def x():\n    return 1\n")
-    (folder / "apart.py").write_text("y = 2\n")
-    monkeypatch.setattr(store, "PACKAGE", folder)
-    store.source_hash.cache_clear()
-    yield folder
-    store.source_hash.cache_clear()
-
-
-def key_in(package) -> str:
-    """The key of a stage of that package, as a new process would see it."""
-    stage = Counter()
-    stage.__module__ = "aeft_lib.stage"
-    store.source_hash.cache_clear()
-    return store.key_of(stage, Spec(), {})
-
-
-def test_key_follows_the_code_it_can_reach_and_nothing_else(package):
-    assert store.reachable_modules("aeft_lib.stage") == {
-        "aeft_lib.stage",
-        "aeft_lib.inner",
-        "aeft_lib.inner.part",
-    }
-    before = key_in(package)
-    (package / "apart.py").write_text("y = 3\n")
-    (package / "inner" / "part.py").write_text(
-        '"""What it is."""\n\n\ndef x():  # why\n    """One."""\n    return (1)\n'
-    )
-    assert key_in(package) == before
-    (package / "inner" / "part.py").write_text("def x():\n    return 2\n")
-    assert key_in(package) != before
-
-
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        ("x = 1", "x = 1  # because\n\n"),
-        ("def f(a, b):\n    return a", "def f(a,\n      b):\n    '''Doc.'''\n    return a"),
-        ("class A:\n    x = 1", 'class A:\n    """Doc."""\n\n    x = 1'),
-        ("def f():\n    pass", 'def f():\n    """Only a docstring."""'),
-        ("x = 'a'", '"""Module."""\nx = "a"'),
-    ],
-)
-def test_explanations_do_not_count_as_code(before, after):
-    assert store._code_alone(before) == store._code_alone(after)
-
-
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        ("x = 1", "x = 1.0"),
-        ("def f(a=1):\n    return a", "def f(a=2):\n    return a"),
-        ("def f():\n    '''Doc.'''\n    return 1", "def f():\n    '''Doc.'''\n    return 2"),
-        ("x = '''text'''", "x = '''other'''"),
-        ("x = f'{1}'", "x = f'{2}'"),
-    ],
-)
-def test_code_counts(before, after):
-    assert store._code_alone(before) != store._code_alone(after)
-
-
-def test_training_is_hashed_with_what_decides_weights_and_not_with_what_reads_them():
-    reached = store.reachable_modules("aeft_lib.stages.train_classifier")
-    needed = {
-        "stages.classifier",
-        "training",
-        "gpp",
-        "losses",
-        "classifier",
-        "backbones.efficientnet_lite",
-        "data.collages",
-    }
-    assert {f"aeft_lib.{name}" for name in needed} <= reached
-    readers = {
-        "evaluation",
-        "stages.evaluation",
-        "seeds",
-        "stages.seeds",
-        "session",
-        "studies",
-        "figures",
-        "report",
-        "cli",
-    }
-    assert not {f"aeft_lib.{name}" for name in readers | {"profiles", "runs", "paths"}} & reached
-    assert {"aeft_lib.maps.evaluation", "aeft_lib.maps.seeds"} <= store.reachable_modules(
-        "aeft_lib.stages.evaluate"
-    )
-
-
-def test_no_module_hides_from_the_key_by_a_relative_import():
-    for file in store.PACKAGE.rglob("*.py"):
-        assert "\nfrom ." not in "\n" + file.read_text(encoding="utf-8"), (
-            f"{file.name}: the key does not follow this import"
-        )
-
-
-# --- damage
-# ------------------------------------------------------------------------------------------------------------
-=======
 # --- damage ------------------------------------------------------------------------------------
->>>>>>> 45a76cc3d8e3e29e56ed86e4dfbe72f278010c7c
 
 
 def flip_a_byte(folder):
@@ -354,10 +203,6 @@ class _nothing:
         return None
 
 
-<<<<<<< HEAD
-# --- failures of a stage
-# -----------------------------------------------------------------------------------------------
-=======
 # --- an artefact in another one's place --------------------------------------------------------
 
 
@@ -468,7 +313,6 @@ def test_an_artefact_knows_the_spec_that_it_was_asked_for(stored, count):
 
 
 # --- failures of a stage -----------------------------------------------------------------------
->>>>>>> 45a76cc3d8e3e29e56ed86e4dfbe72f278010c7c
 
 
 def test_stage_that_raises_leaves_nothing_finished_and_harms_nothing(stored, count, monkeypatch):
@@ -517,12 +361,7 @@ def test_killed_between_record_and_rename(stored, count, monkeypatch):
     assert store.find("count", built.key) is not None
 
 
-<<<<<<< HEAD
-# --- two processes
-# -----------------------------------------------------------------------------------------------------
-=======
 # --- two processes -----------------------------------------------------------------------------
->>>>>>> 45a76cc3d8e3e29e56ed86e4dfbe72f278010c7c
 
 TWO = """
 import sys, time
@@ -589,12 +428,7 @@ def test_other_process_set_the_damaged_one_aside_first(stored, count, monkeypatc
     assert store.obtain(count, Spec()).summary == first.summary  # the other process has said it
 
 
-<<<<<<< HEAD
-# --- a store that cannot be written
-# ------------------------------------------------------------------------------------
-=======
 # --- a store that cannot be written ------------------------------------------------------------
->>>>>>> 45a76cc3d8e3e29e56ed86e4dfbe72f278010c7c
 
 
 @pytest.mark.parametrize("below", ["", "store", "deep/store"])
