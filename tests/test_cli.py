@@ -1,4 +1,7 @@
-"""The command line as a reader meets it: exit codes, one-line errors, tables.  Most calls are made in this process."""
+"""The command line as a reader meets it: exit codes, one-line errors, tables.
+
+Most calls are made in this process.
+"""
 
 import json
 import os
@@ -14,7 +17,7 @@ from aeft_lib import cli, paths
 from aeft_lib.data import collages
 from aeft_lib.lab import notebooks
 from aeft_lib.stages import store
-from aeft_lib.studies import report, run
+from aeft_lib.studies import catalogue, report, run
 from aeft_lib.studies.profiles import SMOKE
 
 
@@ -39,7 +42,7 @@ def nothing_is_built(monkeypatch):
 
 
 def failure(capsys, *words: str) -> str:
-    """Run a command that has to fail with exit code 1, nothing on stdout and one line on stderr; returns that line."""
+    """The one line on stderr of a command that has to fail with exit code 1 and an empty stdout."""
     code = cli.main(words)
     out, err = capsys.readouterr()
     assert code == 1
@@ -60,7 +63,7 @@ def refusal(capsys, *words: str) -> str:
     return err
 
 
-# --- wrong requests ----------------------------------------------------------------------------------------------------
+# --- wrong requests -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -81,15 +84,16 @@ def refusal(capsys, *words: str) -> str:
             "study gap_vs_gpp has no row 'G'",
         ),
         (
-            ["run", "gap_vs_gpp", "--profile", "smoke", "--seeds", "-1"],
-            "seeds must be a whole number",
+            ["run", "gap_vs_gpp", "--profile", "smoke", "--repeats", "-1"],
+            "repeats must be a whole number",
         ),
         (["reproduce", "--profile", "huge"], "unknown profile 'huge'"),
-        (["reproduce", "--profile", "smoke", "--seeds", "-3"], "seeds must be a whole number"),
+        (["reproduce", "--profile", "smoke", "--repeats", "-3"], "repeats must be a whole number"),
         (["report", "--profile", "huge"], "unknown profile 'huge'"),
         (
             ["data", "check", "voc13"],
-            "a check of voc, of coco, and of an existing folder with photos of your own, got 'voc13'",
+            "a check of voc, of coco, and of an existing folder with photos of your own, "
+            "got 'voc13'",
         ),
         (["bench", "speed"], "unknown benchmark 'speed'; there are evaluation"),
     ],
@@ -106,9 +110,18 @@ def test_wrong_names_and_numbers_are_one_line(capsys, nothing_is_built, stored, 
         ([], "required: COMMAND"),
         (["train"], "invalid choice: 'train'"),
         (["run"], "required: study"),
-        (["run", "gap_vs_gpp", "--seeds", "three"], "argument --seeds: invalid int value: 'three'"),
-        (["run", "gap_vs_gpp", "--seeds", "2.0"], "argument --seeds: invalid int value: '2.0'"),
-        (["run", "gap_vs_gpp", "--seed", "a"], "argument --seed: invalid int value: 'a'"),
+        (
+            ["run", "gap_vs_gpp", "--repeats", "three"],
+            "argument --repeats/--seeds: invalid int value: 'three'",
+        ),
+        (
+            ["run", "gap_vs_gpp", "--repeats", "2.0"],
+            "argument --repeats/--seeds: invalid int value: '2.0'",
+        ),
+        (
+            ["run", "gap_vs_gpp", "--repeat", "a"],
+            "argument --repeat/--seed: invalid int value: 'a'",
+        ),
         (["run", "gap_vs_gpp", "--workers", "all"], "argument --workers: invalid int value: 'all'"),
         (["data", "chek", "voc"], "invalid choice: 'chek'"),
     ],
@@ -121,16 +134,16 @@ def test_wrong_words_are_refused_by_the_parser(capsys, nothing_is_built, stored,
 
 @pytest.mark.parametrize(
     "words",
-    [["--seed", "-1"], ["--seed", str(10**30)], ["--seeds", "3", "--seed", "1"]],
+    [["--repeat", "-1"], ["--repeat", str(10**30)], ["--repeats", "3", "--repeat", "1"]],
     ids=" ".join,
 )
-def test_seeds_that_cannot_be_are_refused_before_work(capsys, nothing_is_built, words):
+def test_repeats_that_cannot_be_are_refused_before_work(capsys, nothing_is_built, words):
     try:
         code = cli.main(["run", "gap_vs_gpp", "--profile", "smoke", *words])
     except SystemExit as refused:  # the parser's way
         code = refused.code
     assert code in (1, 2)
-    assert "seed" in capsys.readouterr().err
+    assert "repeat" in capsys.readouterr().err
 
 
 def test_profile_of_the_environment(capsys, nothing_is_built, monkeypatch):
@@ -159,29 +172,32 @@ def test_report_to_a_store_that_cannot_be_written(capsys, monkeypatch, tmp_path)
 
 def test_error_with_notes_and_interruption(capsys, monkeypatch):
     error = RuntimeError("the loss is nan at step 3")
-    error.__notes__ = ["in row gap, seed 0, profile smoke"]
+    error.__notes__ = ["in row gap, repeat 0, profile smoke"]
 
     def stop(*_, **__):
         raise error
 
-    monkeypatch.setattr(run, "run", stop)
+    monkeypatch.setattr(run, "run_study", stop)
     assert cli.main(["run", "gap_vs_gpp", "--profile", "smoke"]) == 1
     assert (
         capsys.readouterr().err
-        == "aeft: the loss is nan at step 3\n  in row gap, seed 0, profile smoke\n"
+        == "aeft: the loss is nan at step 3\n  in row gap, repeat 0, profile smoke\n"
     )
     error = KeyboardInterrupt()
     assert cli.main(["run", "gap_vs_gpp", "--profile", "smoke"]) == 130
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
-    assert "run the command again to go on" in err
+    assert "run the command again to resume" in err
 
 
-# --- right requests ----------------------------------------------------------------------------------------------------
+# --- right requests -------------------------------------------------------------------------------
 
 
-def test_row_and_seed_of_a_study_as_a_table_from_anywhere(tmp_path):
-    """As a job of a cluster array: another directory, a relative store with spaces and umlauts, few variables."""
+def test_row_and_repeat_of_a_study_as_a_table_from_anywhere(tmp_path):
+    """As a job of a cluster array: another directory, few variables.
+
+    The store is relative and has a space and an umlaut.
+    """
     words = [
         sys.executable,
         "-m",
@@ -192,7 +208,7 @@ def test_row_and_seed_of_a_study_as_a_table_from_anywhere(tmp_path):
         "smoke",
         "--row",
         "gap",
-        "--seed",
+        "--repeat",
         "0",
     ]
     environment = {
@@ -231,13 +247,13 @@ def test_stored_rows_print_their_summary(capsys, monkeypatch, nothing_is_built):
     numbers = {"precision": 50.0, "recall": 60.0, "miou_maskless": 40.0, "tag_map": 80.0}
     asked = []
 
-    def stored(profile, row, seed):
-        asked.append((profile.name, row.name, seed))
-        return numbers | {"miou": 40.0 + 10 * seed + (row.name == "gated")}
+    def stored(profile, row, repeat):
+        asked.append((profile.name, row.name, repeat))
+        return numbers | {"miou": 40.0 + 10 * repeat + (row.name == "gated")}
 
     monkeypatch.setattr(run, "stored", stored)
-    assert cli.main(["run", "gap_vs_gpp", "--profile", "smoke", "--seeds", "2"]) == 0
-    assert asked == [("smoke", name, seed) for seed in (0, 1) for name in ("gap", "gated")]
+    assert cli.main(["run", "gap_vs_gpp", "--profile", "smoke", "--repeats", "2"]) == 0
+    assert asked == [("smoke", name, repeat) for repeat in (0, 1) for name in ("gap", "gated")]
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[1:] == [
         ["GAP", "2", "45.0", "7.1", "50.0", "60.0", "40.0", "80.0"],
@@ -245,12 +261,26 @@ def test_stored_rows_print_their_summary(capsys, monkeypatch, nothing_is_built):
     ]
     asked.clear()
     assert (
-        cli.main(["run", "gap_vs_gpp", "--profile", "smoke", "--row", "gated", "--seed", "5"]) == 0
+        cli.main(["run", "gap_vs_gpp", "--profile", "smoke", "--row", "gated", "--repeat", "5"])
+        == 0
     )
     assert asked == [("smoke", "gated", 5)]
     asked.clear()
     assert cli.main(["run", "gap_vs_gpp", "--profile", "smoke"]) == 0
-    assert {seed for *_, seed in asked} == set(range(SMOKE.seeds))
+    assert {repeat for *_, repeat in asked} == set(range(SMOKE.repeats))
+
+
+def test_earlier_names_of_the_options_stay(monkeypatch, nothing_is_built):
+    asked = []
+
+    def stored(profile, row, repeat):
+        asked.append(repeat)
+        return {"miou": 40.0}
+
+    monkeypatch.setattr(run, "stored", stored)
+    words = ["run", "gap_vs_gpp", "--profile", "smoke", "--row", "gap"]
+    assert cli.main([*words, "--seeds", "3"]) == cli.main([*words, "--seed", "7"]) == 0
+    assert asked == [0, 1, 2, 7]
 
 
 def test_report_of_an_empty_store_says_not_run(capsys, nothing_is_built, stored):
@@ -267,49 +297,49 @@ def test_report_of_an_empty_store_says_not_run(capsys, nothing_is_built, stored)
 def test_report_of_an_empty_store_never_replaces_the_committed_one(
     capsys, nothing_is_built, tmp_path, monkeypatch
 ):
-    table = pd.DataFrame({"row": ["gap", "gated"] * 3, "seed": [0, 0, 1, 1, 2, 2], "miou": 40.0})
+    table = pd.DataFrame({"row": ["gap", "gated"] * 3, "repeat": [0, 0, 1, 1, 2, 2], "miou": 40.0})
     committed = report.build({"pyramid_ablation": table}, "laptop")
     report.write(committed, tmp_path / "figures")
     monkeypatch.setattr(paths, "FIGURES", tmp_path / "figures")
     shown = []
     monkeypatch.setattr(report, "update_readme", shown.append)
-    assert cli.main(["report", "--profile", "laptop", "--seeds", "3"]) == 0
+    assert cli.main(["report", "--profile", "laptop", "--repeats", "3"]) == 0
     assert report.load(tmp_path / "figures") == committed
     assert shown == [committed]
 
 
 @pytest.fixture
 def reproduced(monkeypatch):
-    """What `reproduce` would compute: (study, seeds); notebooks and report are left out."""
+    """What `reproduce` would compute: (study, repeats); notebooks and report are left out."""
     asked = []
     monkeypatch.setattr(notebooks, "plan", lambda *_, **__: None)
     monkeypatch.setattr(notebooks, "reproduce", lambda **_: "there")
     monkeypatch.setattr(cli, "write_report", lambda *_: None)
 
     def prepare(chosen, profile, **_):
-        asked.extend((study.name, list(seeds)) for study, seeds in chosen)
+        asked.extend((study.name, list(repeats)) for study, repeats in chosen)
 
     monkeypatch.setattr(run, "prepare", prepare)
     return asked
 
 
-def test_reproduce_leaves_long_studies_out_below_their_seeds_and_says_so(
+def test_reproduce_leaves_long_studies_out_below_their_repeats_and_says_so(
     capsys, reproduced, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(paths, "FIGURES", tmp_path)
     (tmp_path / "quirks.csv").touch()
-    assert cli.main(["reproduce", "--profile", "laptop", "--seeds", "2"]) == 0
+    assert cli.main(["reproduce", "--profile", "laptop", "--repeats", "2"]) == 0
     assert reproduced == [
-        (s.name, list(s.seeds(2)))
-        for s in run.STUDIES.values()
+        (s.name, list(s.repeats(2)))
+        for s in catalogue.STUDIES.values()
         if s.name not in ("quirks", "photo_depth")
     ]
     assert (
-        "study quirks: left out below 3 seeds, its committed table is shown\n"
+        "study quirks: left out below 3 repeats, its committed table is shown\n"
         in capsys.readouterr().out
     )
     reproduced.clear()
-    assert cli.main(["reproduce", "--profile", "laptop", "--seeds", "3"]) == 0
+    assert cli.main(["reproduce", "--profile", "laptop", "--repeats", "3"]) == 0
     bounded = {
         "quirks": [0, 1],
         "erasing_settings": [0],
@@ -317,7 +347,7 @@ def test_reproduce_leaves_long_studies_out_below_their_seeds_and_says_so(
         "erasing_strength": [0, 1],
     }
     assert dict(reproduced) == {
-        name: bounded.get(name, [0, 1, 2]) for name in run.STUDIES if name != "photo_depth"
+        name: bounded.get(name, [0, 1, 2]) for name in catalogue.STUDIES if name != "photo_depth"
     }
     left_out = [line for line in capsys.readouterr().out.splitlines() if "left out" in line]
     assert left_out == [
@@ -325,7 +355,7 @@ def test_reproduce_leaves_long_studies_out_below_their_seeds_and_says_so(
     ]
 
 
-# --- data --------------------------------------------------------------------------------------------------------------
+# --- data -----------------------------------------------------------------------------------------
 
 
 def test_data_check_counts_the_pack(capsys):
