@@ -1,7 +1,6 @@
-"""The command line: ``aeft run``, ``explain``, ``reproduce``, ``report``, ``predict``, ``data``,
-...
+"""The command line, ``aeft COMMAND``; errors are one line.
 
-Errors are one line.  Under torchrun all processes run one command together.
+Under torchrun all processes run one command together.
 """
 
 import argparse
@@ -22,15 +21,10 @@ from aeft_lib.studies.settings import Profile
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code:
-
-    0, 1 for an error that the message explains, 130 after Ctrl-C.
-    """
+    """Run one command; returns 0, 1 after an error that was explained, or 130 after Ctrl-C."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(
-                errors="replace"
-            )  # a terminal without "×" shows "?" and not a traceback
+        if hasattr(stream, "reconfigure"):  # a terminal without "×" shows "?"
+            stream.reconfigure(errors="replace")
     arguments = _parser().parse_args(argv)
     try:
         ranks.start()
@@ -40,10 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"aeft: {error}{notes}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(
-            "aeft: stopped; finished results are in the store, run the command again to resume",
-            file=sys.stderr,
-        )
+        message = "finished results are in the store, run the command again to resume"
+        print(f"aeft: stopped; {message}", file=sys.stderr)
         return 130
     finally:
         ranks.stop()
@@ -159,8 +151,8 @@ def predict(arguments: argparse.Namespace) -> None:
     for name, image in images.items():
         labels = label_map_of(network, image, profile.segmentation.scales)
         write_label_map(folder / f"{name}.png", labels)
-        seen = [classes[i - 1] for i in sorted(set(labels.ravel().tolist()) - {0})]
-        print(f"{folder / name}.png: {', '.join(seen) or 'background alone'}")
+        present = [classes[i - 1] for i in sorted(set(labels.ravel().tolist()) - {0})]
+        print(f"{folder / name}.png: {', '.join(present) or 'background alone'}")
 
 
 def _network_row(profile: Profile, name: str, repeat: int) -> Artefacts:
@@ -191,7 +183,7 @@ def bench(arguments: argparse.Namespace) -> None:
 
 
 def explain(arguments: argparse.Namespace) -> None:
-    """``aeft explain STUDY``: what would run, what of it is there, and the work that is left."""
+    """``aeft explain STUDY``: what would run, what the store has of it, and the work left."""
     from aeft_lib.studies import plan
 
     study, profile = catalogue.get(arguments.study), profiles.get(arguments.profile)
@@ -224,7 +216,7 @@ def weights(arguments: argparse.Namespace) -> None:
 
 
 def backbone_spec(name: str) -> Any:
-    """A backbone without weights by its name.  Raises ValueError naming those there are."""
+    """The spec of a backbone without weights, by name.  Raises ValueError naming all names."""
     from aeft_lib.networks.efficientnet_lite import EfficientNetLiteSpec
     from aeft_lib.networks.generic import TORCHVISION, TimmSpec, TorchvisionSpec
     from aeft_lib.networks.resnet38d import ResNet38dSpec
@@ -258,7 +250,7 @@ def data_fetch(arguments: argparse.Namespace) -> None:
 
 
 def data_check(arguments: argparse.Namespace) -> None:
-    """``aeft data check WHAT``: the data doctor; an error where something is wrong."""
+    """``aeft data check WHAT``: the data doctor.  Raises ValueError where it finds problems."""
     if arguments.what == "collages":
         return _check_collages()
     from aeft_lib.data.prepare.doctor import check
@@ -281,7 +273,7 @@ def _check_collages() -> None:
 
 
 class _Whole(argparse.ArgumentParser):
-    """A parser that takes no abbreviated option: ``--seed`` is not ``--seeds``."""
+    """A parser without abbreviated options: ``--seed`` is not ``--seeds``."""
 
     def __init__(self, *words: Any, **options: Any) -> None:
         super().__init__(*words, **options, allow_abbrev=False)
@@ -362,28 +354,19 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_data(commands: Any) -> None:
     """``aeft data check`` and ``aeft data fetch``."""
-    data = commands.add_parser("data", help="the data at hand").add_subparsers(
-        required=True, metavar="WHAT", parser_class=_Whole
-    )
+    data = commands.add_parser("data", help="the data at hand")
+    data = data.add_subparsers(required=True, metavar="WHAT", parser_class=_Whole)
     check = data.add_parser("check", help="verify it")
-    check.add_argument(
-        "what", metavar="WHAT", help="collages, voc, coco, or a folder of your own photos"
-    )
-    check.add_argument(
-        "--deep", action="store_true", help="decode every photo and mask instead of their headers"
-    )
+    what = "collages, voc, coco, or a folder of your own photos"
+    check.add_argument("what", metavar="WHAT", help=what)
+    deep = "decode every photo and mask instead of their headers"
+    check.add_argument("--deep", action="store_true", help=deep)
     check.set_defaults(command=data_check)
-    bring = data.add_parser("fetch", help="download, verify and unpack it; called again it goes on")
-    bring.add_argument("what", choices=["voc", "coco"])
-    bring.add_argument(
-        "--from",
-        dest="local",
-        nargs="*",
-        default=[],
-        metavar="ARCHIVE",
-        help="archives that are at hand",
-    )
-    bring.set_defaults(command=data_fetch)
+    fetch = data.add_parser("fetch", help="download, verify and unpack it; again, to resume")
+    fetch.add_argument("what", choices=["voc", "coco"])
+    local = {"dest": "local", "metavar": "ARCHIVE", "help": "archives that are at hand"}
+    fetch.add_argument("--from", nargs="*", default=[], **local)
+    fetch.set_defaults(command=data_fetch)
 
 
 if __name__ == "__main__":

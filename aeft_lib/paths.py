@@ -1,7 +1,4 @@
-"""Where things stand:
-
-the checkout, the embedded data, real data sets, the stage store, the committed figures.
-"""
+"""Where things stand: the checkout, its data, real data sets, the store, committed figures."""
 
 import os
 from pathlib import Path
@@ -18,26 +15,17 @@ def runs() -> Path:
 
 
 def voc_root() -> Path:
-    """The folder that holds ``VOCdevkit/VOC2012``:
-
-    ``AEFT_VOC_ROOT`` where it is set, else ``data/voc`` in the checkout.
-    """
+    """The folder of ``VOCdevkit/VOC2012``: ``AEFT_VOC_ROOT``, else ``data/voc`` in the checkout."""
     return _root("AEFT_VOC_ROOT", "voc")
 
 
 def coco_root() -> Path:
-    """The folder that holds COCO's ``annotations``:
-
-    ``AEFT_COCO_ROOT`` where it is set, else ``data/coco`` in the checkout.
-    """
+    """The folder of COCO's ``annotations``: ``AEFT_COCO_ROOT``, else ``data/coco``."""
     return _root("AEFT_COCO_ROOT", "coco")
 
 
 def photos_root() -> Path:
-    """The folder of your own photos:
-
-    ``AEFT_PHOTOS_ROOT`` where it is set, else ``data/photos`` in the checkout.
-    """
+    """The folder of your own photos: ``AEFT_PHOTOS_ROOT``, else ``data/photos``."""
     return _root("AEFT_PHOTOS_ROOT", "photos")
 
 
@@ -46,7 +34,7 @@ def _root(variable: str, name: str) -> Path:
 
 
 def _expanded(variable: str, where: str | Path) -> Path:
-    """A path with ~ and ~user spelled out.  Raises ValueError for a user that is not known."""
+    """A path with ~ and ~user spelled out.  Raises ValueError for an unknown user."""
     try:
         return Path(where).expanduser()
     except RuntimeError as error:

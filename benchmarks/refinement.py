@@ -1,10 +1,15 @@
-"""``aeft bench refinement``: the sparse random walk against the dense one, and the CRF in torch against the C++ library.
+"""``aeft bench refinement``: the sparse random walk against the dense one, and the CRF in torch
+against the C++ library.
 
-One image of 375 x 500 with three classes, as VOC has them.  The peer of the walk is written from the definition: a dense n x n
-matrix, squared six times.  The peer of the CRF is pydensecrf2 (``pip install '.[oracle]'``), called once an alpha as the field
-does; where it is not installed the row says so.  Time: both in turn in one process, torch on up to two threads; the C++ library
-has one.  ``ratio`` counts the lattice of a size that was never seen, ``ratio_size_seen`` does not: images of one size share it.
-Memory: what a process of its own needs at most beyond its inputs, on one thread, from /proc (null where there is none).
+One image of 375 x 500 with three classes, as VOC has them.  The peer of the walk is written from
+    the definition: a dense n x n
+matrix, squared six times.  The peer of the CRF is pydensecrf2 (``pip install '.[oracle]'``), called
+once an alpha as the field does; where it is not installed the row says so.  Time: both in turn in
+one process, torch on up to two threads; the C++ library
+has one.  ``ratio`` counts the lattice of a size that was never seen, ``ratio_size_seen`` does not:
+    images of one size share it.
+Memory: what a process of its own needs at most beyond its inputs, on one thread, from /proc (null
+    where there is none).
 """
 
 import json
@@ -36,7 +41,11 @@ STATUS = Path("/proc/self/status")
 
 
 def benchmarks() -> list[dict]:
-    """A row a part: seconds of both (medians), their ratio, the largest difference, equal labels, megabytes at most of both."""
+    """A row a part:
+
+    seconds of both (medians), their ratio, the largest difference, equal labels, megabytes at most
+    of both.
+    """
     torch.set_num_threads(THREADS)
     return [_row("random walk", f"dense matrix, {SQUARINGS} squarings"), _crf_row()]
 
@@ -44,7 +53,10 @@ def benchmarks() -> list[dict]:
 def _row(part: str, peer_name: str) -> dict:
     ours, peer = PARTS[part]()
     seconds, results = _times({"ours": ours, "peer": peer})
-    difference, labels = (results["ours"] - results["peer"]).abs(), (results[name].argmax(dim=-3) for name in results)
+    difference, labels = (
+        (results["ours"] - results["peer"]).abs(),
+        (results[name].argmax(dim=-3) for name in results),
+    )
     return {
         "name": "refinement",
         "part": part,
@@ -66,29 +78,45 @@ def _crf_row() -> dict:
     else:
         ours, _ = PARTS[part]()
         seconds, _ = _times({"ours": ours})
-        row = {"name": "refinement", "part": part, "peer": f"{peer}: not installed", "ours_s": seconds["ours"], "peer_s": None}
+        row = {
+            "name": "refinement",
+            "part": part,
+            "peer": f"{peer}: not installed",
+            "ours_s": seconds["ours"],
+            "peer_s": None,
+        }
         row |= {"ratio": None, "ours_peak_mb": _peak_of(part, "ours"), "peer_peak_mb": None}
     image, cam = _scene()
-    cached, _ = _times({"ours": lambda: dense_crf.refine(image, cam, ALPHAS)})  # all images of one size share a lattice
+    cached, _ = _times(
+        {"ours": lambda: dense_crf.refine(image, cam, ALPHAS)}
+    )  # all images of one size share a lattice
     ratio = row["peer_s"] / cached["ours"] if row["peer_s"] else None
     return row | {"ours_size_seen_s": cached["ours"], "ratio_size_seen": ratio, "threads": THREADS}
 
 
-# --- the two parts, each a pair of functions that make (..., L, h, w) ------------------------------------------------
+# --- the two parts, each a pair of functions that make (..., L, h, w)
+# ------------------------------------------------
 
 
 def _walks() -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
     image, cam = _scene()
-    colours = F.interpolate(torch.from_numpy(image).permute(2, 0, 1)[None].float(), GRID, mode="area") / 32
+    colours = (
+        F.interpolate(torch.from_numpy(image).permute(2, 0, 1)[None].float(), GRID, mode="area")
+        / 32
+    )
     affinity = sparse_affinity(pair_affinity(colours)[0], GRID)
     scores = dense_crf.with_background(F.interpolate(cam[None], GRID, mode="area")[0], 19)
-    return lambda: propagate(affinity, scores, beta=BETA, steps=2**SQUARINGS), lambda: dense_walk(affinity, scores)
+    return lambda: propagate(affinity, scores, beta=BETA, steps=2**SQUARINGS), lambda: dense_walk(
+        affinity, scores
+    )
 
 
 def dense_walk(affinity: SparseAffinity, scores: Tensor) -> Tensor:
     """T as a dense matrix, squared, then applied to all scores at once."""
     matrix = torch.eye(scores[0].numel())
-    matrix[affinity.index_from, affinity.index_to] = matrix[affinity.index_to, affinity.index_from] = affinity.value
+    matrix[affinity.index_from, affinity.index_to] = matrix[
+        affinity.index_to, affinity.index_from
+    ] = affinity.value
     transition = matrix**BETA
     transition = transition / transition.sum(dim=0, keepdim=True)
     for _ in range(SQUARINGS):
@@ -103,7 +131,9 @@ def _crfs() -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
         dense_crf._spatial_lattice.cache_clear()  # as for the first image of its size
         return torch.stack(dense_crf.refine(image, cam, ALPHAS))
 
-    return ours, lambda: torch.stack([library_crf(image, dense_crf.with_background(cam, alpha)) for alpha in ALPHAS])
+    return ours, lambda: torch.stack(
+        [library_crf(image, dense_crf.with_background(cam, alpha)) for alpha in ALPHAS]
+    )
 
 
 def library_crf(image: np.ndarray, scores: Tensor) -> Tensor:
@@ -122,15 +152,24 @@ PARTS = {"random walk": _walks, "dense CRF": _crfs}
 
 def _scene() -> tuple[np.ndarray, Tensor]:
     """The first collage of three classes, cut to size, with camera noise; CAMs are its masks, blurred: (3, H, W) in 0..1."""
-    scene = next(scene for scene in Collages(SceneSpec("val", count=200, size=max(SIZE))) if scene.tags.sum() == 3)
+    scene = next(
+        scene
+        for scene in Collages(SceneSpec("val", count=200, size=max(SIZE)))
+        if scene.tags.sum() == 3
+    )
     image, mask = (array[: SIZE[0], : SIZE[1]] for array in (scene.image, scene.mask))
     noisy = image + CAMERA_NOISE * np.random.default_rng(0).standard_normal(image.shape)
-    masks = torch.from_numpy(np.stack([mask == label + 1 for label in np.flatnonzero(scene.tags)])).float()
+    masks = torch.from_numpy(
+        np.stack([mask == label + 1 for label in np.flatnonzero(scene.tags)])
+    ).float()
     coarse = F.interpolate(masks[None], (12, 16), mode="area")
-    return np.clip(noisy, 0, 255).astype(np.uint8), F.interpolate(coarse, SIZE, mode="bilinear")[0].clamp(0, 1)
+    return np.clip(noisy, 0, 255).astype(np.uint8), F.interpolate(coarse, SIZE, mode="bilinear")[
+        0
+    ].clamp(0, 1)
 
 
-# --- time and memory -------------------------------------------------------------------------------------------------
+# --- time and memory
+# -------------------------------------------------------------------------------------------------
 
 
 def _times(runs: dict[str, Callable]) -> tuple[dict[str, float], dict]:
@@ -146,7 +185,9 @@ def _times(runs: dict[str, Callable]) -> tuple[dict[str, float], dict]:
 
 def _peak_of(part: str, who: str) -> float | None:
     """Megabytes, measured by this file as a program."""
-    child = subprocess.run([sys.executable, __file__, part, who], capture_output=True, text=True, check=True)
+    child = subprocess.run(
+        [sys.executable, __file__, part, who], capture_output=True, text=True, check=True
+    )
     return json.loads(child.stdout)
 
 
@@ -162,7 +203,9 @@ def _status(field: str) -> int | None:
     """Kilobytes that Linux tells of this process; getrusage would count its parent's before the exec."""
     if not STATUS.exists():
         return None
-    return next(int(line.split()[1]) for line in STATUS.read_text().splitlines() if line.startswith(field))
+    return next(
+        int(line.split()[1]) for line in STATUS.read_text().splitlines() if line.startswith(field)
+    )
 
 
 if __name__ == "__main__":

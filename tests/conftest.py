@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+from aeft_lib.data.collages import Collages
+
 
 def pytest_addoption(parser) -> None:
     parser.addoption("--noise", type=float, default=0.0, help="relative noise, see tests/noise.py")
@@ -84,7 +86,9 @@ def assert_near():
         ours, theirs = (torch.as_tensor(x).detach().double() for x in (ours, theirs))
         assert ours.shape == theirs.shape, name
         worst, largest = (ours - theirs).abs().max().item(), theirs.abs().max().item()
-        assert worst <= tolerance * largest, f"{name}: differs by {worst:.3g}, allowed {tolerance} of {largest:.3g}"
+        assert worst <= tolerance * largest, (
+            f"{name}: differs by {worst:.3g}, allowed {tolerance} of {largest:.3g}"
+        )
 
     return compare
 
@@ -113,11 +117,38 @@ def stored(shared, monkeypatch):
     torch.set_num_threads(threads)
 
 
+class MaskRead(AssertionError):
+    """A mask was read by what must learn from tags alone."""
+
+
+class Blind:
+    """A scene that shows what a tag learner may see, and neither its mask nor itself unpacked."""
+
+    def __init__(self, scene) -> None:
+        self.image, self.tags, self.name = scene.image, scene.tags, scene.name
+
+    def refuse(self, *_):
+        raise MaskRead(self.name)
+
+    mask = property(refuse)
+    __getitem__ = __iter__ = refuse
+
+
+@pytest.fixture
+def blind(monkeypatch):
+    """From now on no collage shows its mask: who reads one gets the error that this returns."""
+    render = Collages.__getitem__
+    monkeypatch.setattr(Collages, "__getitem__", lambda self, index: Blind(render(self, index)))
+    return MaskRead
+
+
 def real_folder(variable: str, marker: str) -> Path:
     """The folder of real photos that a variable names; skips where it is not there."""
     root = os.environ.get(variable)
     if not root or not (Path(root) / marker).exists():
-        pytest.skip(f"{variable} names no folder with {marker}: real photos are not part of the checkout")
+        pytest.skip(
+            f"{variable} names no folder with {marker}: real photos are not part of the checkout"
+        )
     return Path(root)
 
 

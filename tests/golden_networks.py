@@ -1,6 +1,8 @@
-"""ResNet38d and AffinityNet with the weights of the golden vectors, and the measure for their activations.
+"""ResNet38d and AffinityNet with the weights of the golden vectors, and the measure for their
+activations.
 
-The weights are not stored.  Tensor `name` has n = PCG64(crc32(salt + name)).standard_normal(shape) in float64, and then
+The weights are not stored.  Tensor `name` has n = PCG64(crc32(salt + name)).standard_normal(shape)
+in float64, and then
 
 - a convolution n / sqrt(fan in);
 - a batch norm weight 1 + 0.1 n, bias and running_mean 0.1 n, running_var 1 + 0.1 |n|;
@@ -45,7 +47,9 @@ def theirs(name: str) -> str:
 
 def drawn(name: str, shape: tuple[int, ...], salt: str) -> np.ndarray:
     """The golden weights of the reference's tensor `name`, float32."""
-    n = np.random.Generator(np.random.PCG64(zlib.crc32((salt + name).encode("ascii")))).standard_normal(shape)
+    n = np.random.Generator(
+        np.random.PCG64(zlib.crc32((salt + name).encode("ascii")))
+    ).standard_normal(shape)
     if len(shape) == 4:
         n /= math.sqrt(math.prod(shape[1:]))
     else:
@@ -62,9 +66,13 @@ def with_golden_weights(network: nn.Module, salt: str) -> nn.Module:
     return network.eval()
 
 
-def assert_stats(ours: torch.Tensor, vectors: dict[str, np.ndarray], prefix: str, tolerance: float) -> None:
+def assert_stats(
+    ours: torch.Tensor, vectors: dict[str, np.ndarray], prefix: str, tolerance: float
+) -> None:
     """Compare with a golden `stats` entry; the tolerance is relative to its largest absolute value."""
-    expected = {key: vectors[f"{prefix}/{key}"] for key in ("shape", "mean", "std", "absmax", "idx", "val")}
+    expected = {
+        key: vectors[f"{prefix}/{key}"] for key in ("shape", "mean", "std", "absmax", "idx", "val")
+    }
     assert list(ours.shape) == expected["shape"].tolist(), prefix
     ours, allowed = ours.detach().double(), tolerance * float(expected["absmax"])
     found = {"mean": ours.mean(), "std": ours.std(correction=0), "absmax": ours.abs().max()}
@@ -75,14 +83,27 @@ def assert_stats(ours: torch.Tensor, vectors: dict[str, np.ndarray], prefix: str
 
 
 def assert_layout(network: nn.Module, layout: dict, *, without: str = "$") -> None:
-    """Tensors by name and shape, trainable ones, and the numbers of every module; `without`: a pattern of what is not ours."""
+    """Tensors by name and shape, trainable ones, and the numbers of every module; `without`:
+
+    a pattern of what is not ours.
+    """
     ours = {theirs(name): list(tensor.shape) for name, tensor in network.state_dict().items()}
-    assert ours == {t["name"]: t["shape"] for t in layout["tensors"] if not re.match(without, t["name"])}
-    trainable = [theirs(name) for name, parameter in network.named_parameters() if parameter.requires_grad]
+    assert ours == {
+        t["name"]: t["shape"] for t in layout["tensors"] if not re.match(without, t["name"])
+    }
+    trainable = [
+        theirs(name) for name, parameter in network.named_parameters() if parameter.requires_grad
+    ]
     assert sorted(trainable) == sorted(layout["trainable"])
     kinds = (nn.Conv2d, nn.BatchNorm2d, nn.Dropout2d)
-    modules = {theirs(name): module for name, module in network.named_modules() if isinstance(module, kinds)}
-    asked = {name: numbers for name, numbers in layout["modules"].items() if not re.match(without, name)}
+    modules = {
+        theirs(name): module
+        for name, module in network.named_modules()
+        if isinstance(module, kinds)
+    }
+    asked = {
+        name: numbers for name, numbers in layout["modules"].items() if not re.match(without, name)
+    }
     assert modules.keys() == asked.keys()
     for name, numbers in asked.items():
         assert described(modules[name], numbers) == numbers, name

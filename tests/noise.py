@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from aeft_lib.maps import evaluation, labels, seeds
-from aeft_lib.networks import segmenter, state
+from aeft_lib.networks import state
 from aeft_lib.refinement import dense_crf, random_walk
+from aeft_lib.stages import predict_labels
 
 
 def perturbed(tensor: Tensor, size: float) -> Tensor:
@@ -70,7 +71,7 @@ def install(size: float) -> None:
         (state, "build", build),
         (state, "load_trained_state", load_trained_state),
         (seeds, "combine_scales", result),
-        (segmenter, "multi_scale_probabilities", result),
+        (predict_labels, "multi_scale_probabilities", result),
         (dense_crf.DenseCRF, "infer", infer),
         (random_walk, "propagate", propagate),
         (evaluation, "sweep", sweep),

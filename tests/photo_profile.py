@@ -1,12 +1,11 @@
-"""A profile with the lines of ``voc`` and the size of a test: random views of drawn photos, a small network, few steps."""
+"""A profile with the lines of ``voc`` and the size of a test: random views of drawn photos."""
 
 from dataclasses import replace
-
-from aeft_lib.networks.registry import BackboneSpec
 
 from aeft_lib.data.augment import ViewSpec
 from aeft_lib.data.voc import VocSpec
 from aeft_lib.engine.step import Compute
+from aeft_lib.networks.efficientnet_lite import EfficientNetLiteSpec
 from aeft_lib.studies.profiles import VOC
 from aeft_lib.studies.settings import Profile
 
@@ -24,9 +23,8 @@ def photo_profile(**changes) -> Profile:
     small = {"epochs": 2, "batch_size": 4}
     plain = {
         "name": "photos",
-        "backbone": BackboneSpec("efficientnet_lite0", trained_stages=1),
+        "backbone": EfficientNetLiteSpec(trained_stages=1),
         "view": ViewSpec(64, (48, 96)),
-        "levels": (1, 2, 3, 4),
         "schedule": replace(VOC.schedule, **small),
         "erasing": replace(
             VOC.erasing,

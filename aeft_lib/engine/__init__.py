@@ -1,5 +1,4 @@
-"""How networks are trained, whatever they are: batches, steps, the loop, schedules, checkpoints,
-ranks, devices.
+"""How any network is trained: batches, steps, the loop, schedules, checkpoints, ranks, devices.
 
-It knows torch alone: no data set, no loss, no stage.  Everybody may import it.
+It knows torch alone: no data set, no loss, no stage.  Every room may import it.
 """

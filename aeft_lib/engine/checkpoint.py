@@ -50,8 +50,8 @@ def resume(
 ) -> tuple[list[dict[str, float]], list[dict[str, Tensor]]]:
     """Load a checkpoint; returns its log, and the terms of an epoch that was not over.
 
-    Two empty lists where there is none.  A warning reports one that is damaged, or of another
-    network: nothing of it is loaded.  Every rank reads rank 0's file.
+    Two empty lists where there is no file.  A checkpoint that is damaged or of another network is
+    reported by a warning, and nothing of it is loaded.  Every rank reads rank 0's file.
     """
     file = Path(ranks.same(str(file)))
     if not ranks.same(file.is_file()):

@@ -1,8 +1,6 @@
-"""Checks of dataclass fields, one call a rule: the error names the field, the rule and the bad
-value.
+"""Checks of fields, one call a rule; the error names the field, the rule and the bad value.
 
-Own code: these are four rules of two lines, and pydantic's dataclasses would wrap every message in
-    three lines of its own.
+Own code: it is four short rules, and pydantic would wrap each message in three lines of its own.
 """
 
 import math
@@ -24,7 +22,7 @@ def whole(owner: Any, *names: str, least: int = 0, most: int | None = None) -> N
 
 
 def number(owner: Any, *names: str, positive: bool = False) -> None:
-    """Raises ValueError where a field is no finite number, or is negative, or 0 where it must be `positive`."""
+    """Raises ValueError where a field is not finite, negative, or 0 but must be `positive`."""
     for name in names:
         value = getattr(owner, name)
         real = _is(value, int | float) and math.isfinite(value)
@@ -42,10 +40,7 @@ def fraction(owner: Any, *names: str, most: float = 1.0) -> None:
 
 
 def choice(owner: Any, **allowed: Sequence[Any]) -> None:
-    """Raises ValueError where a field is none of its allowed values, by value and type:
-
-    ``choice(self, fusion=FUSIONS)``.
-    """
+    """Raises ValueError where a field, ``name=values``, is none of its values, type included."""
     for name, values in allowed.items():
         value = getattr(owner, name)
         if not any(value == known and type(value) is type(known) for known in values):

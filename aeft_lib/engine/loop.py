@@ -1,9 +1,9 @@
 """One training loop for every network of the companion.
 
-The loop knows neither data nor losses: it asks `batch` for samples by index, `step` takes a step on
-them, and a checkpoint is written after each epoch, or more often.  Order, augmentation and dropout
-are pure functions of (seed, step), so a run that is killed and started again ends with the same
-weights, bit for bit on a CPU with the same number of threads.
+The loop knows neither data nor losses.  It asks `batch` for samples by index, `step` takes a step
+on them, and a checkpoint is written after each epoch, or more often.  Order, augmentation and
+dropout are pure functions of (seed, step), so a killed and resumed run ends with the same weights,
+bit for bit on a CPU with the same number of threads.
 """
 
 from collections import deque
@@ -30,7 +30,7 @@ Progress = Callable[[dict[str, float]], None]
 
 
 class TrainingDiverged(RuntimeError):
-    """The loss is no longer finite; the message names step, samples and the last good checkpoint."""
+    """The loss is not finite; the message names step, samples and the last good checkpoint."""
 
 
 def fit(
@@ -86,7 +86,7 @@ def fit(
 
 @dataclass
 class _Run:
-    """What `fit` knows, and the steps of an epoch; fields as its arguments."""
+    """The arguments of `fit`, and the steps of an epoch."""
 
     network: nn.Module
     stepper: Stepper

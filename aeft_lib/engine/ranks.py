@@ -1,14 +1,11 @@
-"""Several processes under ``torchrun`` that work on one job; without it, one process, and
-everything here does nothing.
+"""Several processes under ``torchrun`` that work on one job; without it, nothing here acts.
 
 Training: every process (rank) takes its part of each batch, what the loss needs of every sample is
-    gathered, and gradients are
-summed once a step.  That is plain data parallelism, but not ``DistributedDataParallel``: the loss
-    of a triplet looks at the
-whole batch, after two passes and perhaps several backward passes, and so the step of n processes is
-the step of one.
+gathered, and gradients are summed once a step.  It is data parallelism, but not
+``DistributedDataParallel``: a triplet's loss compares the whole batch, after two passes and perhaps
+several backward passes.  So the step of n processes is the step of one.
 
-Work on images: every rank takes shards, rank 0 gets the results (`aeft_lib.engine.shards`).
+Work on images: every rank takes shards, rank 0 gets the results (`engine.shards`).
 """
 
 import os
@@ -33,17 +30,13 @@ def launched() -> bool:
 
 
 def start() -> None:
-    """Join the others; to be called once, before anything else here.
-
-    Without torchrun it does nothing.
-    """
+    """Join the others, before anything else here; without torchrun it does nothing."""
     if not launched() or dist.is_initialized():
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT
-    )
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=TIMEOUT)
 
 
 def stop() -> None:
@@ -54,7 +47,7 @@ def stop() -> None:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """What rank 0 does in here it does by itself: nothing waits for another rank."""
+    """Within it rank 0 works by itself: nothing waits for another rank."""
     global _alone
     before, _alone = _alone, True
     try:
@@ -69,7 +62,7 @@ def world() -> int:
 
 
 def rank() -> int:
-    """The number of this one."""
+    """The number of this process."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -103,20 +96,16 @@ def together(value: T) -> list[T]:
     """Every rank's value, in the order of ranks, on rank 0; an empty list on the others."""
     if world() == 1:
         return [value]
-    found = [None] * world() if is_main() else None
-    dist.gather_object(value, found)
-    return found or []
+    values = [None] * world() if is_main() else None
+    dist.gather_object(value, values)
+    return values or []
 
 
 def part(n: int) -> slice:
-    """Which of n samples are this rank's.
-
-    Raises ValueError where n does not divide by the number of ranks.
-    """
+    """This rank's part of n samples.  Raises ValueError where n does not divide by the ranks."""
     if n % world():
-        raise ValueError(
-            f"a batch of {n} does not divide over {world()} processes: choose another number of processes"
-        )
+        problem = f"a batch of {n} does not divide over {world()} processes"
+        raise ValueError(f"{problem}: choose another number of processes")
     size = n // world()
     return slice(rank() * size, (rank() + 1) * size)
 
@@ -151,9 +140,8 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
         chosen = [p.grad for p in with_gradient if p.grad.dtype == dtype]
         flat = torch.cat([gradient.flatten() for gradient in chosen])
         dist.all_reduce(flat)
-        for gradient, total in zip(
-            chosen, flat.split([gradient.numel() for gradient in chosen]), strict=True
-        ):
+        totals = flat.split([gradient.numel() for gradient in chosen])
+        for gradient, total in zip(chosen, totals, strict=True):
             gradient.copy_(total.view_as(gradient))
 
 

@@ -1,4 +1,4 @@
-"""What one step of training takes: a batch of samples, whatever the network and the loss."""
+"""The batch of samples that one step of training takes, whatever the network and the loss."""
 
 from typing import Any, NamedTuple
 

@@ -1,7 +1,4 @@
-"""Work on many images, spread over processes, or over the ranks of a job.
-
-The results do not depend on how many there are.
-"""
+"""Work on many images, spread over processes or ranks; results do not depend on their number."""
 
 import multiprocessing
 import os
@@ -48,9 +45,8 @@ def over_images(
             yield from function(shard, *arguments)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
+    one_thread = {"initializer": torch.set_num_threads, "initargs": (1,)}
+    with ProcessPoolExecutor(workers, mp_context=context, **one_thread) as pool:
         pending = [pool.submit(function, shard, *arguments) for shard in shards]
         try:
             for future in pending:
@@ -63,10 +59,7 @@ def over_images(
 def _over_ranks(
     function: Callable[..., list], shards: list[range], *arguments: Any
 ) -> Iterator[Any]:
-    """In rounds of a shard a rank, each gathered before the next begins:
-
-    rank 0 holds no more than one round.
-    """
+    """In rounds of one shard a rank; rank 0 holds the results of one round at a time."""
     world = ranks.world()
     for start in range(0, len(shards), world):
         mine = shards[start + ranks.rank()] if start + ranks.rank() < len(shards) else range(0)

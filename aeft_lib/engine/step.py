@@ -108,19 +108,16 @@ class Stepper:
         with torch.no_grad():
             for part in parts:
                 states.append(_random_state(self.device))
-                measured = self._measured(part)
-                leaves.append(
-                    {k: t.requires_grad_(t.is_floating_point()) for k, t in measured.items()}
-                )
+                measures = self._measured(part).items()
+                leaves.append({k: t.requires_grad_(t.is_floating_point()) for k, t in measures})
         whole_batch = {name: torch.cat([leaf[name] for leaf in leaves]) for name in leaves[0]}
         terms = self._backward(whole_batch, progress)
         for part, state, leaf in zip(parts, states, leaves, strict=True):
             with _replayed(state, self.device):
-                again = self._measured(part)
-            with_gradient = [k for k in leaf if again[k].requires_grad and leaf[k].grad is not None]
-            torch.autograd.backward(
-                [again[k] for k in with_gradient], [leaf[k].grad for k in with_gradient]
-            )
+                measures = self._measured(part)
+            names = [k for k in leaf if measures[k].requires_grad and leaf[k].grad is not None]
+            gradients = [leaf[k].grad for k in names]
+            torch.autograd.backward([measures[k] for k in names], gradients)
         return terms
 
     def _measured(self, samples: Batch) -> Measures:
@@ -155,8 +152,9 @@ def _moved(samples: Batch, device: torch.device) -> Batch:
     def moved(tensor: Tensor | None) -> Tensor | None:
         if tensor is None:
             return None
-        there = tensor.to(device, non_blocking=True)
-        return there.contiguous(memory_format=torch.channels_last) if there.ndim == 4 else there
+        tensor = tensor.to(device, non_blocking=True)
+        last = torch.channels_last
+        return tensor.contiguous(memory_format=last) if tensor.ndim == 4 else tensor
 
     return type(samples)(*map(moved, samples))
 

@@ -1,8 +1,7 @@
-"""How one CAM fits one object: what a single trained network does to small and large, lone and
-crowded objects.
+"""How one CAM fits one object: small and large, lone and crowded ones.
 
-The paper has means over a data set alone; sizes are needed to say when a mean is large.  Reads
-masks; nothing here trains.
+The paper has means over a data set alone; by object they show when a mean is large.  Reads masks;
+nothing here trains.
 """
 
 import math
@@ -19,57 +18,43 @@ from aeft_lib.maps.seeds import Seed
 def object_fits(seed: Seed, mask: np.ndarray) -> list[dict[str, float]]:
     """Per tagged class of one image, free of any threshold sweep, void left out:
 
-    - spill, 0..1: the share of the CAM's activation that lies outside the class's mask (0 is
-    precise);
-    - coverage, 0..1: the share of the class's mask where the CAM is above half its maximum (1 is
-    complete);
+    - spill, 0..1: the share of the CAM's activation outside the class's mask (0 is precise);
+    - coverage, 0..1: the share of the mask where the CAM is above half its maximum (1 is complete);
     - area, 0..1: the mask as a fraction of the image.
 
-    A CAM without any activation has neither spill nor coverage, a tagged class without a pixel no
-        coverage: NaN, which
-    medians leave out.
+    A CAM without activation has neither spill nor coverage, a tagged class without a pixel no
+    coverage: NaN, which medians leave out.
     """
     lines, kept = [], mask != VOID
     for class_id, cam in zip(seed.class_ids.tolist(), seed.cam.numpy(), strict=True):
         inside, total = mask == class_id + 1, float(cam[kept].sum())
         spill = float(cam[kept & ~inside].sum()) / total if total else np.nan
-        coverage = (
-            float((cam[inside] > 0.5 * cam.max()).mean()) if total and inside.any() else np.nan
-        )
-        lines.append(
-            {"class": class_id, "area": float(inside.mean()), "spill": spill, "coverage": coverage}
-        )
+        bright, covered = cam[inside] > 0.5 * cam.max(), total and inside.any()
+        coverage = float(bright.mean()) if covered else np.nan
+        fit = {"area": float(inside.mean()), "spill": spill, "coverage": coverage}
+        lines.append({"class": class_id, **fit})
     return lines
 
 
 def object_counts(seed: Seed, mask: np.ndarray, threshold: float) -> list[dict[str, float]]:
-    """Per tagged class of one image:
-
-    pixels ``tp, predicted, true`` of its seed at a threshold, void left out.
-    """
+    """Pixels ``tp, predicted, true`` of a seed at a threshold, per tagged class, void left out."""
     predicted, kept = label_map(*seed, threshold), mask != VOID
     lines = []
     for class_id in seed.class_ids.tolist():
         guess, truth = (predicted == class_id + 1) & kept, mask == class_id + 1
-        lines.append(
-            {
-                "tp": int((guess & truth).sum()),
-                "predicted": int(guess.sum()),
-                "true": int(truth.sum()),
-            }
-        )
+        pixels = {"tp": guess & truth, "predicted": guess, "true": truth}
+        lines.append({name: int(marked.sum()) for name, marked in pixels.items()})
     return lines
 
 
 def spread(cam: Tensor) -> tuple[float, float]:
-    """How wide a CAM (H, W) in 0..1 is: (entropy, half_area), both 0..1, NaN for a CAM without
-    activation.
+    """How wide a CAM (H, W) in 0..1 is: (entropy, half_area) in 0..1, NaN without activation.
 
     entropy: of the CAM as a distribution over positions, over its maximum log(HW); 1 is flat.
     half_area: share of positions above half the maximum; small is peaked.
 
-    >>> spread(torch.tensor([[1.0, 1.0], [1.0, 1.0]])), spread(torch.tensor([[1.0, 0.0], [0.0,
-    0.0]])) ((1.0, 1.0), (0.0, 0.25))
+    >>> spread(torch.ones(2, 2)), spread(torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
+    ((1.0, 1.0), (0.0, 0.25))
     """
     total = cam.sum()
     if total <= 0:

@@ -1,10 +1,9 @@
-"""Evaluation: a threshold sweep in one pass, confusion counts, mIoU, precision, recall, and the mAP
-of tags.
+"""Evaluation: a threshold sweep in one pass, confusion counts, mIoU, precision, recall, tag mAP.
 
 Prediction at threshold t is the argmax over [t, cam_1 .. cam_K], first maximum wins, compared in
 float32.  So the winner among the classes does not depend on t, and background wins wherever t >=
 the top score: one histogram of (truth, winner, bin of the top score) gives the counts at every
-    threshold, from one read of every seed.
+threshold, from one read of every seed.
 
 mIoU is the mean over all K+1 classes, background included; a class that never occurs counts as 0;
 pixels labelled 255 are ignored.  Precision and recall are means over the same classes.  All counts
@@ -23,17 +22,15 @@ from torch import Tensor
 
 from aeft_lib.maps.labels import VOID
 
-LABELS = 256  # every value a mask can hold; what is neither a class nor void is found at the end
+LABELS = 256  # all values of a mask; those that are neither class nor void are refused at the end
 EPS = 1e-10
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Pixel counts per class, background first, int64, the class on the last axis; leading axes are
-    free (thresholds).
+    """Pixel counts per class, background first, int64, on the last axis; void pixels are in none.
 
-    tp: predicted and true.  predicted: all predicted.  true: all of the truth; void pixels are in
-        none of them.
+    tp: predicted and true.  predicted: all predicted.  true: all of the truth.
     """
 
     tp: np.ndarray
@@ -63,10 +60,10 @@ class Counts:
 
 @dataclass(frozen=True)
 class Sweep(Counts):
-    """Counts (T, K+1) at T increasing thresholds, and how many pixels (void included) have their
-    top score in each bin.
+    """Counts (T, K+1) at T increasing thresholds.
 
-    top: (T+1,) int64; bin i holds thresholds[i-1] < top score <= thresholds[i], the ends are open.
+    top: (T+1,) int64, pixels (void included) by the bin of their top score; bin i holds
+        thresholds[i-1] < top score <= thresholds[i], the ends are open.
     """
 
     thresholds: np.ndarray
@@ -94,11 +91,10 @@ class Sweep(Counts):
 
 
 def otsu(top: np.ndarray, thresholds: Sequence[float]) -> int:
-    """Index of Otsu's threshold: it maximises the variance between the two groups of pixels that it
-    separates.
+    """Index of Otsu's threshold: the largest variance between the two groups it separates.
 
-    It reads nothing but the seeds.  top: (T + 1,) pixels per bin of their top score, see `Sweep`.
-        thresholds: T, increasing.
+    It reads the seeds alone.  top: (T + 1,) pixels per bin of their top score, see `Sweep`.
+    thresholds: T, increasing.
     """
     weights = top.astype(float)
     edges = np.concatenate([[0.0], thresholds, [1.0]])
@@ -110,18 +106,13 @@ def otsu(top: np.ndarray, thresholds: Sequence[float]) -> int:
 
 
 def top_histogram(cams: Iterable[Tensor], thresholds: Sequence[float]) -> np.ndarray:
-    """How many pixels have their top score in each bin of the thresholds, (T + 1,) int64; no mask
-    is needed.
-
-    cams: per image (K', H, W) in 0..1; one without classes counts nothing.
-    """
+    """`Sweep.top` without masks.  cams: per image (K', H, W) in 0..1; K' may be 0."""
     grid = torch.as_tensor(np.asarray(thresholds, dtype=np.float32))
     counts = torch.zeros(len(grid) + 1, dtype=torch.int64)
     for cam in cams:
         if len(cam):
-            counts += torch.bincount(
-                torch.bucketize(cam.amax(dim=0).flatten(), grid), minlength=len(counts)
-            )
+            bins = torch.bucketize(cam.amax(dim=0).flatten(), grid)
+            counts += torch.bincount(bins, minlength=len(counts))
     return counts.numpy()
 
 
@@ -160,17 +151,16 @@ def sweep(
         top, winner = _first_maximum(cam.reshape(len(cam), -1), class_ids)
         bins = torch.bucketize(top, grid.to(top.device), out_int32=True)
         truth = mask.reshape(-1).to(top.device, torch.int32)
-        histogram += torch.bincount(
-            (truth * num_classes + winner) * n_bins + bins, minlength=len(histogram)
-        ).cpu()
+        places = (truth * num_classes + winner) * n_bins + bins
+        histogram += torch.bincount(places, minlength=len(histogram)).cpu()
     if histogram is None:
         raise ValueError("sweep needs at least one image")
     shaped = histogram.view(LABELS, num_classes, n_bins).numpy()
     foreign = shaped[num_classes + 1 : VOID].sum(axis=(1, 2)).nonzero()[0]
     if len(foreign):
-        raise ValueError(
-            f"mask label {foreign[0] + num_classes + 1} is outside 0..{num_classes} and is not void ({VOID})"
-        )
+        label = foreign[0] + num_classes + 1
+        rule = f"is outside 0..{num_classes} and is not void ({VOID})"
+        raise ValueError(f"mask label {label} {rule}")
     counts = _counts_by_threshold(shaped[: num_classes + 1])
     top = shaped.sum(axis=(0, 1))
     top[0] -= untagged
@@ -194,9 +184,8 @@ def confusion(
         truth, guess = truth[kept], guess[kept]
         for label in {int(x) for labels in (truth, guess) if len(labels) for x in labels.aminmax()}:
             if not 0 <= label < n:
-                raise ValueError(
-                    f"label {label} is outside 0..{num_classes} and is not void ({VOID})"
-                )
+                rule = f"is outside 0..{num_classes} and is not void ({VOID})"
+                raise ValueError(f"label {label} {rule}")
         matrix += torch.bincount(truth * n + guess, minlength=n * n)
     square = matrix.view(n, n).numpy()
     return Counts(square.diagonal().copy(), square.sum(axis=0), square.sum(axis=1))
@@ -205,20 +194,18 @@ def confusion(
 def mean_average_precision(logits: Tensor, tags: Tensor) -> float:
     """mAP of the tags in percent: average precision per class, mean over the classes that occur.
 
-    logits: (N, K), any monotone score.  tags: (N, K), 0 or 1.  Raises ValueError for NaN or where
-        no class occurs.
+    logits: (N, K), any monotone score.  tags: (N, K), 0 or 1.
+    Raises ValueError for NaN or where no class occurs.
     """
     occurring = tags.bool().any(dim=0)
     if not occurring.any():
         raise ValueError("no image has a tag: the mean average precision is not defined")
-    scores = average_precision_score(
-        tags[:, occurring].numpy(), logits[:, occurring].numpy(), average="macro"
-    )
-    return 100 * float(scores)
+    truth, scores = (values[:, occurring].numpy() for values in (tags, logits))
+    return 100 * float(average_precision_score(truth, scores, average="macro"))
 
 
 def _first_maximum(cam: Tensor, class_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Top score and its class per pixel; the first of equals wins, which `torch.max` does not promise."""
+    """Top score and its class per pixel; the first of equals wins (`torch.max` promises none)."""
     top = cam[0].clone()
     winner = torch.full(top.shape, int(class_ids[0]), dtype=torch.int32, device=top.device)
     for class_id, scores in zip(class_ids[1:].tolist(), cam[1:], strict=True):
@@ -241,20 +228,14 @@ def _classes_and_cam(item: tuple[Tensor, Tensor] | Tensor) -> tuple[Tensor, Tens
 
 def _check_image(class_ids: Tensor, cam: Tensor, mask: Tensor, num_classes: int) -> None:
     if cam.ndim != 3 or len(cam) == 0 or len(cam) != len(class_ids) or cam.shape[1:] != mask.shape:
-        shapes = (
-            f"class_ids {tuple(class_ids.shape)}, cam {tuple(cam.shape)}, mask {tuple(mask.shape)}"
-        )
-        raise ValueError(
-            f"an image needs class_ids (K',), cam (K', H, W), K' >= 1, and mask (H, W); got {shapes}"
-        )
-    if (
-        int(class_ids.max()) >= num_classes
-        or int(class_ids.min()) < 0
-        or len(class_ids.unique()) < len(class_ids)
-    ):
-        raise ValueError(
-            f"class ids must be different and lie in 0..{num_classes - 1}, got {class_ids.tolist()}"
-        )
+        parts = {"class_ids": class_ids, "cam": cam, "mask": mask}.items()
+        shapes = ", ".join(f"{name} {tuple(part.shape)}" for name, part in parts)
+        rule = "class_ids (K',), cam (K', H, W), K' >= 1, and mask (H, W)"
+        raise ValueError(f"an image needs {rule}; got {shapes}")
+    ids = class_ids.tolist()
+    if max(ids) >= num_classes or min(ids) < 0 or len(set(ids)) < len(ids):
+        rule = f"be different and lie in 0..{num_classes - 1}"
+        raise ValueError(f"class ids must {rule}, got {ids}")
     if mask.dtype != torch.uint8 and (int(mask.min()) < 0 or int(mask.max()) > VOID):
         raise ValueError(f"mask labels {int(mask.min())}..{int(mask.max())} are outside 0..{VOID}")
     if not all(map(math.isfinite, cam.aminmax())):

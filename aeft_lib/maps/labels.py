@@ -16,44 +16,33 @@ UNREADABLE = (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionB
 
 
 def voc_palette(n: int = 256) -> np.ndarray:
-    """VOC's label colours (n, 3) uint8:
-
-    the bits of a label, spread over the high bits of red, green and blue.
-    """
+    """VOC's colours (n, 3) uint8: a label's bits, spread over the high bits of each channel."""
     labels = np.arange(n)
     palette = np.zeros((n, 3), dtype=np.uint8)
     for bit in range(8):
         for channel in range(3):
-            palette[:, channel] |= (((labels >> (3 * bit + channel)) & 1) << (7 - bit)).astype(
-                np.uint8
-            )
+            bits = ((labels >> (3 * bit + channel)) & 1) << (7 - bit)
+            palette[:, channel] |= bits.astype(np.uint8)
     return palette
 
 
 def with_rest(scores: Tensor) -> Tensor:
-    """Posteriors (1 + K', H, W) from those of the classes (K', H, W):
-
-    what is left of 1 is the background's.
-    """
+    """Posteriors (1 + K', H, W) from those of the classes: the rest of 1 is the background's."""
     return torch.cat([1 - scores.sum(dim=0, keepdim=True), scores])
 
 
 def label_map(class_ids: Tensor, scores: Tensor, threshold: float | None = None) -> np.ndarray:
-    """The labels (H, W) of an image's scores; a tie goes to the background, then to the class that
-    stands first.
+    """The labels (H, W) of an image's scores; a tie goes to the background, then the first class.
 
-    class_ids: (K',) int64.  scores: (K', H, W) in 0..1, of these classes; without any the image is
-        background.
-    threshold: the background's score; None where the scores are posteriors: what is left of 1 is
-        the background's.
+    class_ids: (K',) int64.  scores: (K', H, W) in 0..1, of these classes; K' may be 0.
+    threshold: the background's score; None for posteriors, where the rest of 1 is its score.
     Raises ValueError where ids and scores differ in number, or scores hold NaN or infinity.
     """
     if not bool(scores.isfinite().all()):
         raise ValueError("scores hold NaN or infinity")
     if scores.ndim != 3 or len(class_ids) != len(scores):
-        raise ValueError(
-            f"scores must be (K', H, W) with K' = {len(class_ids)} classes, got {tuple(scores.shape)}"
-        )
+        rule = f"(K', H, W) with K' = {len(class_ids)} classes"
+        raise ValueError(f"scores must be {rule}, got {tuple(scores.shape)}")
     rows = with_rest(scores)
     if threshold is not None:
         rows[0] = threshold
@@ -67,9 +56,8 @@ def write_label_map(file: Path | BinaryIO, labels: np.ndarray) -> None:
     Raises ValueError where labels are no (H, W) uint8.
     """
     if labels.ndim != 2 or labels.dtype != np.uint8 or not labels.size:
-        raise ValueError(
-            f"a label map must be (H, W) uint8, got {labels.dtype} {labels.shape}; it was to go to {file}"
-        )
+        kind = f"{labels.dtype} {labels.shape}"
+        raise ValueError(f"a label map must be (H, W) uint8, got {kind}; it was to go to {file}")
     picture = Image.fromarray(labels)
     picture.putpalette(voc_palette().tobytes())
     picture.save(file, format="PNG", optimize=True)
@@ -80,44 +68,34 @@ def read_label_map(
 ) -> np.ndarray:
     """Read a palette or grey PNG of labels, (H, W) uint8.
 
-    num_classes: K; size: (H, W) that the map must have.
-    Raises ValueError naming the file and what is wrong with it: cut off or no picture, colours or
-        16 bits instead of labels,
-    another size, a label beyond K that is not void.
+    num_classes: K.  size: (H, W) that the map must have.
+    Raises ValueError naming the file and the problem: cut off or no picture, colours or 16 bits
+    instead of labels, another size, a label beyond K that is not void.
     """
     try:
         with Image.open(file) as picture:
             kind, mode = picture.format, picture.mode
             labels = np.array(picture)
     except UNREADABLE as error:
-        raise ValueError(
-            f"{file}: not a readable label map ({error}); write or fetch it again"
-        ) from error
+        problem = f"not a readable label map ({error})"
+        raise ValueError(f"{file}: {problem}; write or fetch it again") from error
     if kind != "PNG":  # others lose labels or number them anew
         raise ValueError(f"{file}: a label map must be a PNG, this is {kind}")
     if mode not in ("P", "L"):
-        raise ValueError(
-            f"{file}: a label map must have one 8-bit channel (palette or grey), this one has mode {mode}"
-        )
+        rule = "a label map must have one 8-bit channel (palette or grey)"
+        raise ValueError(f"{file}: {rule}, this one has mode {mode}")
     if size is not None and labels.shape != tuple(size):
         raise ValueError(f"{file}: the label map is {labels.shape}, its image {tuple(size)}")
     foreign = [int(label) for label in np.unique(labels) if label > num_classes and label != VOID]
     if foreign:
-        raise ValueError(
-            f"{file}: label {foreign[0]} is outside 0..{num_classes} and is not void ({VOID})"
-        )
+        rule = f"is outside 0..{num_classes} and is not void ({VOID})"
+        raise ValueError(f"{file}: label {foreign[0]} {rule}")
     return labels
 
 
 def statistics(labels: np.ndarray) -> dict[str, float | str]:
-    """What one label map holds:
-
-    ``classes`` (labels, apart by spaces), and the parts 0..1 that are foreground and void.
-    """
-    found = [int(label) for label in np.unique(labels) if label not in (0, VOID)]
+    """``classes`` of a label map (apart by spaces), and its parts 0..1 of foreground and void."""
+    classes = [str(label) for label in np.unique(labels) if label not in (0, VOID)]
     foreground = float(((labels != 0) & (labels != VOID)).mean())
-    return {
-        "classes": " ".join(map(str, found)),
-        "foreground": foreground,
-        "void": float((labels == VOID).mean()),
-    }
+    void = float((labels == VOID).mean())
+    return {"classes": " ".join(classes), "foreground": foreground, "void": void}

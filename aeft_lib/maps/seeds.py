@@ -1,8 +1,4 @@
-"""Seeds:
-
-class activation maps at image size, merged over scales and mirror images, and the store that keeps
-them small.
-"""
+"""Seeds: CAMs at image size, merged over scales and mirror images, and the file that keeps them."""
 
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,9 +14,9 @@ EPS = 1e-5
 
 
 class Seed(NamedTuple):
-    """The CAMs of one image.  class_ids: (K',) int64, tagged classes, ascending.  cam:
+    """The CAMs of one image.
 
-    (K', H, W) float32 in 0..1.
+    class_ids: (K',) int64, tagged classes, ascending.  cam: (K', H, W) float32 in 0..1.
     """
 
     class_ids: Tensor
@@ -37,21 +33,19 @@ def combine_scales(
     """Merge the signed maps of several passes into one CAM per class.
 
     Each pass: bilinear to image size (half-pixel centres), *then* ReLU, times the tags, mirrored
-        back; sum of the passes;
-    divided by its maximum per class + 1e-5.
+    back.  Their sum is divided by its maximum per class + 1e-5.
 
     scores: per pass a (B, K, h, w) signed map, any h and w.  size: (H, W) of the image in pixels.
-    tags: (B, K), 0 or 1; None keeps every class.  mirrored: which passes saw the mirrored image;
-        None: every second one.
+    tags: (B, K), 0 or 1; None keeps every class.
+    mirrored: which passes are of the mirrored image; None: every second.
     Returns (B, K, H, W) in 0..1; a class that never fires, or is not tagged, is zero everywhere.
     Raises ValueError for no passes, or where `mirrored` has another length.  Source: AEFT's
-        reference implementation.
+    reference.
     """
     mirrored = [bool(i % 2) for i in range(len(scores))] if mirrored is None else list(mirrored)
     if not scores or len(mirrored) != len(scores):
-        raise ValueError(
-            f"combine_scales needs passes and one flag each, got {len(scores)} and {len(mirrored)}"
-        )
+        counts = f"{len(scores)} and {len(mirrored)}"
+        raise ValueError(f"combine_scales needs passes and one flag each, got {counts}")
     if 0 in scores[0].shape[:2]:  # an image without tags
         return scores[0].new_zeros(*scores[0].shape[:2], *size)
     total: Tensor | None = None
@@ -65,11 +59,10 @@ def combine_scales(
 
 
 class SeedWriter:
-    """Writes named seeds one by one, CAMs as uint8 steps of 1/255, one compressed member an image;
-    a context manager.
+    """Writes named seeds one by one, CAMs as uint8 steps of 1/255; a context manager.
 
-    Maps are smooth, so this takes a small part of float32's space; it is like a shift of the
-    threshold by at most 1/510.
+    Compressed, this takes a small part of float32's space; it is like a shift of the threshold by
+    at most 1/510.
     """
 
     def __init__(self, file: Path) -> None:
@@ -78,16 +71,12 @@ class SeedWriter:
     def add(self, name: str, seed: Seed) -> None:
         """Raises ValueError for a CAM outside 0..1, NaN included."""
         if len(seed.cam) and not (seed.cam.amin() >= 0 and seed.cam.amax() <= 1):
-            raise ValueError(
-                f"seed {name}: a CAM must lie in 0..1, got {seed.cam.amin():.3g}..{seed.cam.amax():.3g}"
-            )
-        arrays = {
-            "class_ids": seed.class_ids.numpy(),
-            "cam": (seed.cam * 255).round().to(torch.uint8).numpy(),
-        }
-        for key, array in arrays.items():
+            limits = f"{seed.cam.amin():.3g}..{seed.cam.amax():.3g}"
+            raise ValueError(f"seed {name}: a CAM must lie in 0..1, got {limits}")
+        cam = (seed.cam * 255).round().to(torch.uint8)
+        for key, tensor in (("class_ids", seed.class_ids), ("cam", cam)):
             with self._archive.open(f"{name}/{key}.npy", "w") as member:
-                np.lib.format.write_array(member, array, allow_pickle=False)
+                np.lib.format.write_array(member, tensor.numpy(), allow_pickle=False)
 
     def __enter__(self) -> "SeedWriter":
         return self
@@ -110,10 +99,7 @@ def write_seeds(file: Path, seeds: Iterable[tuple[str, Seed]]) -> int:
 
 
 class SeedReader:
-    """Stored seeds by name, from a file that stays open; threads may share it.
-
-    A context manager.
-    """
+    """Stored seeds by name, from a file that stays open for threads to share; a context manager."""
 
     def __init__(self, file: Path) -> None:
         self._archive = np.load(file, allow_pickle=False)

@@ -32,17 +32,14 @@ def write(
     partial, home = file.with_name(f".{file.name}.partial"), FOLDER.format(split=split)
     written: set[str] = set()
     try:
-        with zipfile.ZipFile(
-            partial, "w", zipfile.ZIP_STORED
-        ) as archive:  # PNGs are compressed already
+        # Stored: PNGs are compressed already.
+        with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
             for name, labels in named:
                 if name in written or not PLAIN_NAME.fullmatch(name):
                     raise ValueError(f"{name!r} must be a plain name of an image, and stand once")
                 if foreign := _foreign_labels(labels, num_classes):
-                    raise ValueError(
-                        f"{name}: label {foreign[0]} is outside 0..{num_classes}; "
-                        "a submission has no void"
-                    )
+                    rule = f"is outside 0..{num_classes}; a submission has no void"
+                    raise ValueError(f"{name}: label {foreign[0]} {rule}")
                 content = BytesIO()
                 write_label_map(content, labels)
                 member = zipfile.ZipInfo(f"{home}/{name}.png")  # undated: the same bytes again

@@ -1,7 +1,4 @@
-"""What all backbones share:
-
-their spec, norms that never move, blocks that may forget, image shapes.
-"""
+"""Common to all backbones: their spec, frozen batch norms, checkpointed blocks, image shapes."""
 
 from typing import Protocol
 

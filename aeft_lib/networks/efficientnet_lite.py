@@ -1,9 +1,7 @@
-"""EfficientNet-Lite0 as a CAM backbone: output stride 16, ImageNet weights, frozen batch norm, a
-frozen trunk.
+"""EfficientNet-Lite0 as a CAM backbone: output stride 16, ImageNet weights, a frozen trunk.
 
 The laptop's stand-in for ResNet38d (not in the paper).  The stride of stage 5 is set to 1, which
-gives a map twice as fine
-without dilation: dilated depthwise convolutions are very slow on a CPU.
+gives a map twice as fine without dilation: dilated depthwise convolutions are slow on a CPU.
 """
 
 from dataclasses import dataclass
@@ -20,23 +18,18 @@ N_STAGES = 7
 
 
 class EfficientNetLite0(FrozenNorms):
-    """Images in -1..1 (B, 3, H, W) -> features (B, 1280, H/16, W/16); H and W in pixels, best
-    multiples of 16.
+    """Images in -1..1 (B, 3, H, W) -> features (B, 1280, H/16, W/16).
 
-    trained_stages: how many of the seven stages (counted from the last) and the final 1x1
-        convolution are trained; 0 freezes
-        all.  What is frozen is the ``trunk``: it has no gradient and no randomness, so its output
-            can be cached.
+    trained_stages: how many of the seven stages, counted from the last, are trained, and the final
+        1x1 convolution with them; 0 freezes all.  The frozen part is the ``trunk``: it has no
+        gradient and no randomness, so its output can be cached.
     pretrained: load the ImageNet weights.
     """
 
     out_channels = 1280
     stride = 16
-    tap_stages = (
-        3,
-        5,
-        8,
-    )  # after which of stem, seven stages and final convolution an affinity network looks
+    # Places among stem, seven stages and final convolution that an affinity network taps.
+    tap_stages = (3, 5, 8)
     tap_channels = (40, 112, 1280)
 
     def __init__(self, *, trained_stages: int, pretrained: bool = True) -> None:
@@ -59,26 +52,23 @@ class EfficientNetLite0(FrozenNorms):
         self.freeze_norms()
 
     def trunk(self, images: Tensor) -> Tensor:
-        """Features of the frozen stages; a gradient goes just to images that ask for one (a mask not detached)."""
+        """Features of the frozen stages; a gradient reaches images alone (a mask not detached)."""
         check_images(images)
         return self._through(self._trunk, images)
 
     def tail(self, features: Tensor) -> Tensor:
-        """What the trunk gave -> (B, 1280, H/16, W/16)."""
+        """The trunk's output -> (B, 1280, H/16, W/16)."""
         return self._through(self._tail, features)
 
     def taps(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Three maps of an image (B, 3, H, W), the finest at stride 8, the others at 16:
-
-        (B, tap_channels[i], h, w).
-        """
+        """Three maps (B, tap_channels[i], h, w), the finest at stride 8, the others at 16."""
         check_images(images)
-        found = []
+        taps = []
         for i, stage in enumerate((*self._trunk, *self._tail)):
             images = self.run(stage, images)
             if i in self.tap_stages:
-                found.append(images)
-        return tuple(found)
+                taps.append(images)
+        return tuple(taps)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.tail(self.trunk(images))
@@ -90,12 +80,15 @@ class EfficientNetLite0(FrozenNorms):
 
     @staticmethod
     def normalise(images: Tensor) -> Tensor:
-        """uint8 0..255 (B, 3, H, W) -> the range the ImageNet weights were trained in, see `normalise`."""
+        """As the function `normalise`."""
         return normalise(images)
 
 
 def normalise(images: Tensor) -> Tensor:
-    """uint8 0..255 (B, 3, H, W) -> the range the ImageNet weights were trained in, (x - 127) / 128, float32."""
+    """uint8 0..255 (B, 3, H, W) -> the range of the ImageNet weights, (x - 127) / 128, float32.
+
+    Raises ValueError for another type.
+    """
     if images.dtype != torch.uint8:
         raise ValueError(f"images must be uint8 0..255, got {images.dtype}")
     return (images.float() - 127) / 128

@@ -1,8 +1,7 @@
-"""ResNets of torchvision, and any network of timm that gives features, as CAM backbones at stride 8
-or 16 (not in the paper).
+"""ResNets of torchvision and networks of timm as CAM backbones, stride 8 or 16 (not in the paper).
 
 Dependency choice: torchvision's ResNets are the field's second baseline, timm has the rest; both
-    bring their own weights.
+bring their own weights.
 """
 
 from dataclasses import dataclass
@@ -25,9 +24,8 @@ TORCHVISION = {
 class GenericBackbone(FrozenNorms):
     """Normalised images (B, 3, H, W) -> features (B, out_channels, H/stride, W/stride).
 
-    blocks: stem and stages in their order.  The first `frozen` of them are the trunk: no gradient,
-        no randomness.
-    taps: the last three blocks' outputs, where an affinity network looks; tap_channels: theirs.
+    blocks: stem and stages in order; the first `frozen` are the trunk: no gradient, no randomness.
+    taps, tap_channels: of the last three blocks, for an affinity network.
     """
 
     def __init__(
@@ -36,11 +34,8 @@ class GenericBackbone(FrozenNorms):
         super().__init__()
         self._trunk = nn.Sequential(*blocks[:frozen]).requires_grad_(False)
         self._tail = nn.Sequential(*blocks[frozen:])
-        self.stride, self.out_channels, self.tap_channels = (
-            stride,
-            channels[-1],
-            tuple(channels[-3:]),
-        )
+        self.stride, self.out_channels = stride, channels[-1]
+        self.tap_channels = tuple(channels[-3:])
         self.freeze_norms()
 
     def trunk(self, images: Tensor) -> Tensor:
@@ -49,7 +44,7 @@ class GenericBackbone(FrozenNorms):
         return self._trunk(images)
 
     def tail(self, features: Tensor) -> Tensor:
-        """What the trunk gave -> features."""
+        """The trunk's output -> features."""
         return self._outputs(features)[-1]
 
     def taps(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -93,9 +88,8 @@ class TimmBackbone(FrozenNorms):
     @checkpointing.setter
     def checkpointing(self, wanted: bool) -> None:
         if wanted and not hasattr(self.net, "set_grad_checkpointing"):
-            raise ValueError(
-                "this network of timm's cannot be checkpointed: set checkpointing=False in the profile's Compute"
-            )
+            remedy = "set checkpointing=False in the profile's Compute"
+            raise ValueError(f"this network of timm's cannot be checkpointed: {remedy}")
         if wanted or self.checkpointing:
             self.net.set_grad_checkpointing(wanted)
 
@@ -182,14 +176,12 @@ class TimmSpec:
             raise ValueError(message) from error
         reduction = net.feature_info.reduction()
         if reduction[-1] != stride or len(reduction) < 3:
-            raise ValueError(
-                f"timm:{self.name} gives features at strides {reduction}, not {stride}"
-            )
+            problem = f"gives features at strides {reduction}, not {stride}"
+            raise ValueError(f"timm:{self.name} {problem}")
         return TimmBackbone(net, stride=stride)
 
     def check(self) -> None:
         """Raises ValueError for a name that timm does not know."""
         if self.name not in timm.list_models(pretrained=False):
-            raise ValueError(
-                f"unknown backbone 'timm:{self.name}'; timm.list_models() has the names of timm's"
-            )
+            remedy = "timm.list_models() has the names of timm's"
+            raise ValueError(f"unknown backbone 'timm:{self.name}'; {remedy}")

@@ -1,9 +1,8 @@
-"""ResNet38d, the paper's backbone: wide, pre-activated, output stride 8 (Wu et al., 2016; dilations
-as in AffinityNet).
+"""ResNet38d, the paper's backbone: wide, pre-activated, output stride 8 (Wu et al., 2016).
 
-Names of modules and tensors are the reference's, so that published checkpoints fit.  As there, the
-first convolution and stage 2 are frozen, and every batch norm keeps its statistics and its affine
-parameters, in training too.
+Dilations are AffinityNet's.  Names of modules and tensors are the reference's, so that published
+checkpoints fit.  As there, the first convolution and stage 2 are frozen, and every batch norm keeps
+its statistics and its affine parameters, in training too.
 
 Cost of a 320 x 320 image (computed): 411 GFLOP forward; 105.1 M parameters.
 """
@@ -19,8 +18,7 @@ from aeft_lib.engine.fields import choice
 from aeft_lib.networks.backbone import WEIGHTS, FrozenNorms, check_images
 from aeft_lib.networks.weights import load_mxnet_resnet38d
 
-# name, input channels, middle channels, output channels, stride, dilation of the first and of the
-# second convolution
+# Name; input, middle, output channels; stride; dilations of the first and second convolution.
 BASIC = (
     ("b2", 64, 128, 128, 2, 1, 1),
     ("b2_1", 128, 128, 128, 1, 1, 1),
@@ -42,12 +40,12 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class _PreActivated(nn.Module):
-    """A residual block whose first batch norm and ReLU come before both its branch and its projected shortcut."""
+    """A residual block whose first norm and ReLU precede its branch and its projected shortcut."""
 
     bn_branch2a: nn.BatchNorm2d
 
     def activate(self, x: Tensor) -> Tensor:
-        """What both branches read, ``relu(bn_branch2a(x))``."""
+        """The input of both branches, ``relu(bn_branch2a(x))``."""
         return self.bn_branch2a(x).relu()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -69,15 +67,14 @@ class BasicBlock(_PreActivated):
             self.conv_branch1 = nn.Conv2d(inner, outer, kernel_size=1, stride=stride, bias=False)
 
     def from_activated(self, x: Tensor, activated: Tensor) -> Tensor:
-        """The block from x and what `activate` made of it."""
+        """The block's output from x and `activate(x)`."""
         shortcut = self.conv_branch1(activated) if hasattr(self, "conv_branch1") else x
-        return (
-            self.conv_branch2b1(self.bn_branch2b1(self.conv_branch2a(activated)).relu()) + shortcut
-        )
+        middle = self.bn_branch2b1(self.conv_branch2a(activated)).relu()
+        return self.conv_branch2b1(middle) + shortcut
 
 
 class Bottleneck(_PreActivated):
-    """1 x 1, dilated 3 x 3, 1 x 1, with dropout of whole channels; the shortcut is always a 1 x 1 convolution."""
+    """1 x 1, dilated 3 x 3, 1 x 1, with dropout of whole channels; a 1 x 1 shortcut."""
 
     def __init__(self, inner: int, outer: int, dilation: int, dropout: float) -> None:
         super().__init__()
@@ -92,7 +89,7 @@ class Bottleneck(_PreActivated):
         self.conv_branch1 = nn.Conv2d(inner, outer, kernel_size=1, bias=False)
 
     def from_activated(self, x: Tensor, activated: Tensor) -> Tensor:
-        """The block from what `activate` made of x; x itself has no part in it."""
+        """The block's output from `activate(x)` alone."""
         y = self.dropout_2b1(self.bn_branch2b1(self.conv_branch2a(activated)).relu())
         y = self.dropout_2b2(self.bn_branch2b2(self.conv_branch2b1(y)).relu())
         return self.conv_branch2b2(y) + self.conv_branch1(activated)
@@ -122,10 +119,7 @@ class ResNet38d(FrozenNorms):
         self.freeze_norms()
 
     def trunk(self, images: Tensor) -> Tensor:
-        """Features of the frozen layers, (B, 128, H/2, W/2).
-
-        Raises ValueError for images of another shape.
-        """
+        """Features of the frozen layers, (B, 128, H/2, W/2).  Raises ValueError by shape."""
         check_images(images)
         x = self.conv1a(images)
         for name in TRUNK:
@@ -133,28 +127,28 @@ class ResNet38d(FrozenNorms):
         return x
 
     def tail(self, features: Tensor) -> Tensor:
-        """What the trunk gave -> (B, 4096, H/8, W/8)."""
+        """The trunk's output -> (B, 4096, H/8, W/8)."""
         return self._tail_taps(features)[-1]
 
     def taps(self, images: Tensor) -> tuple[Tensor, ...]:
-        """What b5, b6 and the last ReLU see, all at stride 8: (B, 512 | 1024 | 4096, H/8, W/8)."""
+        """Inputs of b5 and b6, and the last ReLU: (B, 512 | 1024 | 4096, H/8, W/8)."""
         return self._tail_taps(self.trunk(images))
 
     def _tail_taps(self, x: Tensor) -> tuple[Tensor, ...]:
-        found = []
+        taps = []
         for name in TAIL:
             block = self.get_submodule(name)
             if name in ("b5", "b6"):
-                found.append(block.activate(x))
+                taps.append(block.activate(x))
             x = self.run(block, x)
-        return (*found, self.bn7(x).relu())
+        return (*taps, self.bn7(x).relu())
 
     def forward(self, images: Tensor) -> Tensor:
         return self.tail(self.trunk(images))
 
     @staticmethod
     def normalise(images: Tensor) -> Tensor:
-        """uint8 0..255 (B, 3, H, W) -> ImageNet's normalisation, see `normalise`."""
+        """As the function `normalise`."""
         return normalise(images)
 
 

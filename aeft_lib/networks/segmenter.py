@@ -1,10 +1,8 @@
-"""The segmentation network of the last stage: DeepLab-LargeFOV (Chen et al., 2015) on any of our
-backbones.
+"""The segmentation network of the last stage: DeepLab-LargeFOV (Chen et al., 2015) on any backbone.
 
 Not in the reference, whose author points to the setting of MCTformer: two 3 x 3 convolutions with
-    dilation 12 at stride 8,
-4096 -> 512 -> K + 1, bilinear to image size.  On a backbone of another stride the dilation keeps
-the same field of view, 96 pixels from the centre to the outer taps.
+dilation 12 at stride 8, 4096 -> 512 -> K + 1, bilinear to image size.  On a backbone of another
+stride the dilation keeps the field of view, 96 pixels from the centre to the outer taps.
 """
 
 from dataclasses import dataclass, replace
@@ -26,12 +24,9 @@ class LargeFovHead(nn.Module):
         self, *, in_channels: int, num_classes: int, dilation: int, hidden: int = 512
     ) -> None:
         super().__init__()
-        self.conv6 = nn.Conv2d(
-            in_channels, hidden, kernel_size=3, padding=dilation, dilation=dilation
-        )
-        self.conv7 = nn.Conv2d(
-            hidden, num_classes + 1, kernel_size=3, padding=dilation, dilation=dilation
-        )
+        options = {"kernel_size": 3, "padding": dilation, "dilation": dilation}
+        self.conv6 = nn.Conv2d(in_channels, hidden, **options)
+        self.conv7 = nn.Conv2d(hidden, num_classes + 1, **options)
         for layer in (self.conv6, self.conv7):
             nn.init.normal_(layer.weight, std=0.01)
             nn.init.zeros_(layer.bias)
@@ -43,22 +38,17 @@ class LargeFovHead(nn.Module):
 class Segmenter(nn.Module):
     """Images in the backbone's range (B, 3, H, W) -> logits (B, K + 1, H, W), background first.
 
-    backbone: has ``trunk``, ``tail``, ``out_channels`` and ``stride`` (see `aeft_lib.backbones`).
-        num_classes: K, without
-    background.
+    backbone: has ``trunk``, ``tail``, ``out_channels`` and ``stride`` (`networks.backbone`).
+    num_classes: K, without background.
     """
 
     def __init__(self, *, backbone: nn.Module, num_classes: int, hidden: int = 512) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.backbone = backbone
+        sizes = {"in_channels": backbone.out_channels, "num_classes": num_classes}
         dilation = max(1, REACH // backbone.stride)
-        self.head = LargeFovHead(
-            in_channels=backbone.out_channels,
-            num_classes=num_classes,
-            dilation=dilation,
-            hidden=hidden,
-        )
+        self.head = LargeFovHead(**sizes, dilation=dilation, hidden=hidden)
 
     def forward(self, images: Tensor) -> Tensor:
         coarse = self.head(self.backbone(images))
@@ -106,26 +96,20 @@ def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def segmentation_sum(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy summed over all pixels that are not void, and how many there are: parts of a
-    batch add up.
+    """Cross-entropy summed over pixels that are not void, and their number: parts add up.
 
     logits: (B, K + 1, H, W).  labels: (B, H, W) integer, 0 background, class + 1, 255 void.
     Raises ValueError for another shape; on a CPU for a label beyond K too (files are checked as
-    they are read, and a look at the labels in every step would make a GPU wait).
+    they are read, and a check in every step would make a GPU wait).
     """
-    if (
-        logits.ndim != 4
-        or labels.shape != (len(logits), *logits.shape[2:])
-        or labels.is_floating_point()
-    ):
-        raise ValueError(
-            f"logits (B, K + 1, H, W) and integer labels (B, H, W) are needed, got {tuple(logits.shape)} and "
-            f"{labels.dtype} {tuple(labels.shape)}"
-        )
+    shape = (len(logits), *logits.shape[2:])
+    if logits.ndim != 4 or labels.shape != shape or labels.is_floating_point():
+        rule = "logits (B, K + 1, H, W) and integer labels (B, H, W) are needed"
+        given = f"{tuple(logits.shape)} and {labels.dtype} {tuple(labels.shape)}"
+        raise ValueError(f"{rule}, got {given}")
     try:
         summed = F.cross_entropy(logits, labels.long(), ignore_index=VOID, reduction="sum")
     except IndexError as error:
-        raise ValueError(
-            f"labels must lie in 0..{logits.shape[1] - 1} or be void ({VOID}): {error}"
-        ) from error
+        rule = f"labels must lie in 0..{logits.shape[1] - 1} or be void ({VOID})"
+        raise ValueError(f"{rule}: {error}") from error
     return summed, (labels != VOID).sum()

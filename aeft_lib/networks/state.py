@@ -1,7 +1,4 @@
-"""What training changes in a network, and its way to disk and back:
-
-frozen tensors come with the published weights.
-"""
+"""Trained tensors of a network, to disk and back; frozen ones come with the published weights."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,14 +21,14 @@ def load_trained_state(network: nn.Module, state: dict[str, Tensor]) -> None:
     """
     own = trained_state(network)
     if difference := sorted(own.keys() ^ state.keys()):
-        raise ValueError(
-            f"checkpoint and network differ in {len(difference)} tensors, first {difference[0]!r}"
-        )
+        problem = f"differ in {len(difference)} tensors, first {difference[0]!r}"
+        raise ValueError(f"checkpoint and network {problem}")
     for name, tensor in state.items():
         if tensor.shape != own[name].shape:
+            shapes = f"{tuple(tensor.shape)} against {tuple(own[name].shape)}"
             classes = getattr(network, "num_classes", "?")
             raise ValueError(
-                f"checkpoint and network differ in {name}: {tuple(tensor.shape)} against {tuple(own[name].shape)}; "
+                f"checkpoint and network differ in {name}: {shapes}; "
                 f"was the checkpoint trained on other classes than these K={classes}?"
             )
     network.load_state_dict(state, strict=False)
@@ -39,9 +36,8 @@ def load_trained_state(network: nn.Module, state: dict[str, Tensor]) -> None:
 
 def save_trained(network: nn.Module, file: Path) -> None:
     """Write the trained tensors as safetensors."""
-    save_file(
-        {name: tensor.cpu().contiguous() for name, tensor in trained_state(network).items()}, file
-    )
+    tensors = trained_state(network).items()
+    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors}, file)
 
 
 def load_trained(network: nn.Module, file: Path) -> None:
@@ -53,7 +49,7 @@ def load_trained(network: nn.Module, file: Path) -> None:
 
 
 def build(make: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """``make()`` with random weights drawn from `seed`, in the memory layout that convolutions on a CPU are fastest in."""
+    """``make()`` with random weights drawn from `seed`, in the memory layout fastest on a CPU."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = make()

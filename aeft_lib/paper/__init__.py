@@ -1,6 +1,4 @@
-"""The paper's method and nothing else: the GPP layer, erasing as a triplet, their losses, the
-classifier that carries them.
+"""The paper's method alone: the GPP layer, erasing as a triplet, losses, the classifier.
 
-It knows torch and the batch of `engine.samples`.  Rivals, studies and notebooks come in; it imports
-none of them.
+It knows torch and `engine`.  Rivals, studies and notebooks import it; it imports none of them.
 """

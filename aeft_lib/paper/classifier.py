@@ -15,9 +15,9 @@ from aeft_lib.paper.gpp import Gap, PooledPrediction, Pyramid
 
 
 class CamOutput(NamedTuple):
-    """cam: (B, K, h, w) signed, at feature size.  logits: (B, K).  attention:
+    """cam: (B, K, h, w) signed, at feature size.  logits: (B, K).
 
-    (B, K, h, w) signed, None for GAP.
+    attention: (B, K, h, w) signed, None for GAP.
     """
 
     cam: Tensor
@@ -26,10 +26,7 @@ class CamOutput(NamedTuple):
 
 
 class CamHead(nn.Module):
-    """Two 1x1 convolutions without biases, Xavier-uniform:
-
-    (B, C, h, w) -> signed CAM (B, K, h, w).
-    """
+    """Two 1x1 convolutions without biases: features (B, C, h, w) -> signed CAM (B, K, h, w)."""
 
     def __init__(self, *, in_channels: int, num_classes: int, hidden: int = 256) -> None:
         super().__init__()
@@ -54,23 +51,16 @@ class CamClassifier(nn.Module):
     ) -> None:
         """Raises ValueError where the pooling layer was built for another K."""
         super().__init__()
-        pooled_classes = getattr(pooling, "num_classes", num_classes)
-        if pooled_classes != num_classes:
-            raise ValueError(
-                f"the pooling layer was built for K={pooled_classes}, the classifier for K={num_classes}"
-            )
-        self.num_classes = num_classes
-        self.backbone = backbone
-        self.head = CamHead(
-            in_channels=backbone.out_channels, num_classes=num_classes, hidden=hidden
-        )
+        k = getattr(pooling, "num_classes", num_classes)
+        if k != num_classes:
+            problem = f"the pooling layer was built for K={k}, the classifier for K={num_classes}"
+            raise ValueError(problem)
+        self.num_classes, self.backbone, channels = num_classes, backbone, backbone.out_channels
+        self.head = CamHead(in_channels=channels, num_classes=num_classes, hidden=hidden)
         self.pooling = pooling
 
     def forward(self, images: Tensor) -> CamOutput:
-        """images:
-
-        (B, 3, H, W) in the backbone's range -> CAM at the backbone's stride, logits, attention.
-        """
+        """Images (B, 3, H, W) in the backbone's range -> CAM at its stride, logits, attention."""
         return self.from_trunk(self.backbone.trunk(images))
 
     def from_trunk(self, features: Tensor) -> CamOutput:

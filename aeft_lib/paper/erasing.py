@@ -1,13 +1,12 @@
-"""The triplet of the paper's second idea: masks that erase, embeddings that are compared, and who
-is compared with whom.
+"""Erasing as a triplet, the paper's second idea: masks, embeddings, and partners to compare.
 
 Three images (poster, middle column): the anchor ``I_A``; the positive ``I_P``, which is the anchor
 with its most active region erased; the negative ``I_N``, an image that shares no class with the
-anchor.
+anchor.  What the reference does otherwise is an argument here.
 
 Shapes: B images, K classes (no background), H x W image, h x w feature map.  Tags are (B, K), 0 or
-    1, of any type.
-Nothing here waits for the device: no ``.item()``, no boolean indexing, no Python loop over samples.
+1, of any type.  Nothing here waits for the device: no ``.item()``, no boolean indexing, no Python
+loop over samples.
 """
 
 from typing import NamedTuple
@@ -22,7 +21,7 @@ LONELY = ("leave_out", "borrow")
 
 
 class Erasure(NamedTuple):
-    """What erasing makes of a batch.
+    """A batch after erasing.
 
     images: (B, 3, H, W), the masked images I_P, in the range of the images given.
     mask: (B, 1, H, W) in 0..1, what the images were multiplied by.
@@ -35,10 +34,7 @@ class Erasure(NamedTuple):
 
 
 class Partners(NamedTuple):
-    """index: (B,) int64, which sample is the negative of each anchor.  valid:
-
-    (B,) bool, False where there is none.
-    """
+    """index: (B,) int64, the negative sample of each anchor.  valid: (B,) bool, False without."""
 
     index: Tensor
     valid: Tensor
@@ -49,9 +45,8 @@ def max_norm(maps: Tensor) -> Tensor:
 
     ``z = relu(maps);  out = relu(z - min - 1e-5) / (max - min + 1e-5)``
 
-    maps: (B, K, h, w) signed.  Returns (B, K, h, w) in 0..1; constant and all-negative maps give
-        zeros.
-    Raises ValueError where maps is not four-dimensional.  Source: AEFT's reference implementation.
+    maps: (B, K, h, w) signed.  Returns (B, K, h, w) in 0..1, zeros for a constant or all-negative
+    map.  Raises ValueError where maps is not four-dimensional.  Source: AEFT's reference.
 
     >>> max_norm(torch.tensor([[[[-1.0, 0.0], [1.0, 2.0]]]])).round(decimals=3).flatten().tolist()
     [0.0, 0.0, 0.5, 1.0]
@@ -76,18 +71,17 @@ def erase(
 
     ``A = max_norm(up(relu(f))) y;   A_fg = max over classes;   m = A_fg [A_fg < t_H];   I_P = I m``
 
-    images: (B, 3, H, W), normalised, so that zero is a mean colour.  cam: (B, K, h, w) signed,
-        up-sampled bilinearly.
+    images: (B, 3, H, W), normalised, so that zero is a mean colour.
+    cam: (B, K, h, w) signed, up-sampled bilinearly.
     threshold: t_H, 0..1; 0 erases everything, 1 nothing, or just the peaks where a CAM is large.
     keep: "ring" is Eq. 7: the active region *and* the background go, the ring between stays, dimmed
-        by its activation. "all" keeps everything below the threshold as it is, the background too:
-        ``m = [A_fg < t_H]``.
+        by its activation.  "all" keeps everything below the threshold as it is, the background
+        too: ``m = [A_fg < t_H]``.
     gradient: let gradients flow through the mask into the CAM, as the reference does; only "ring"
         has any.
-    Raises ValueError for shapes that do not fit each other, a threshold outside 0..1 or an unknown
-    `keep`.
+    Raises ValueError for shapes that do not fit, a threshold outside 0..1 or an unknown `keep`.
     """
-    check_threshold("threshold", threshold)
+    check_threshold(threshold)
     if keep not in KEEPS:
         raise ValueError(f"keep must be one of {', '.join(KEEPS)}, got {keep!r}")
     if images.ndim != 4 or len(images) != len(cam):
@@ -106,8 +100,7 @@ def erase(
 def embeddings(maps: Tensor, tags: Tensor) -> Tensor:
     """Where anchor and positive are compared: ``e = GAP(relu(maps)) y``, (B, K), not negative.
 
-    maps: (B, K, h, w) signed: the GPP layer's attention (the paper's metric space), or the CAM
-        itself.
+    maps: (B, K, h, w) signed: the GPP layer's attention (the paper's metric space), or the CAM.
     Raises ValueError where maps and tags differ in B or K.
     """
     check_tags(maps, tags)
@@ -119,17 +112,16 @@ def residual_region(cam: Tensor, tags: Tensor, *, threshold: float = 0.2) -> Ten
 
     cam: (B, K, h, w) signed.  threshold: t_L, 0..1.  The whole map for classes without a tag.
     """
-    check_threshold("threshold", threshold)
+    check_threshold(threshold)
     check_tags(cam, tags)
     return max_norm(cam) * tags[:, :, None, None].to(cam.dtype) < threshold
 
 
 def region_embeddings(maps: Tensor, region: Tensor | None = None) -> Tensor:
-    """Where anchor and negative are compared: the mean over a region of ``g = maps / (max|maps| +
-    1e-5)``, (B, K) in -1..1.
+    """Where anchor and negative are compared: the mean of g over a region, (B, K) in -1..1.
 
-    maps: (B, K, h, w) signed.  region: (B, K, h, w) bool; None is the whole map; an empty region
-        gives 0.
+    ``g = maps / (max|maps| + 1e-5)``.  maps: (B, K, h, w) signed.
+    region: (B, K, h, w) bool; None is the whole map; an empty region gives 0.
     """
     scaled = maps / (maps.abs().amax(dim=(2, 3), keepdim=True) + EPS)
     inside = torch.ones_like(maps) if region is None else region.to(maps.dtype)
@@ -137,8 +129,7 @@ def region_embeddings(maps: Tensor, region: Tensor | None = None) -> Tensor:
 
 
 def disjoint(tags: Tensor) -> Tensor:
-    """Which pairs of samples share no class, (B, B) bool: one matrix product of the tags with
-    themselves.
+    """Which pairs of samples share no class, (B, B) bool.
 
     >>> disjoint(torch.tensor([[1, 0], [0, 1], [1, 1]])).int().tolist()
     [[0, 1, 0], [1, 0, 0], [0, 0, 0]]
@@ -160,12 +151,10 @@ def partners(tags: Tensor, noise: Tensor, *, lonely: str = "leave_out") -> Partn
     if lonely not in LONELY:
         raise ValueError(f"lonely must be one of {', '.join(LONELY)}, got {lonely!r}")
     if noise.shape != (len(tags), len(tags)):
-        raise ValueError(
-            f"noise must be {(len(tags), len(tags))} for B={len(tags)} samples, got shape {tuple(noise.shape)}"
-        )
-    allowed = disjoint(tags) & ~torch.eye(
-        len(tags), dtype=torch.bool, device=tags.device
-    )  # untagged images: not themselves
+        expected = f"{(len(tags), len(tags))} for B={len(tags)} samples"
+        raise ValueError(f"noise must be {expected}, got shape {tuple(noise.shape)}")
+    itself = torch.eye(len(tags), dtype=torch.bool, device=tags.device)
+    allowed = disjoint(tags) & ~itself  # an untagged image shares no class with itself
     index = noise.masked_fill(~allowed, -1).argmax(dim=1)
     valid = allowed.any(dim=1)
     if lonely == "borrow":
@@ -176,10 +165,10 @@ def partners(tags: Tensor, noise: Tensor, *, lonely: str = "leave_out") -> Partn
     return Partners(index, valid)
 
 
-def check_threshold(name: str, value: float) -> None:
-    """Raises ValueError for what is no number in 0..1."""
+def check_threshold(value: float) -> None:
+    """Raises ValueError outside 0..1."""
     if not 0 <= value <= 1:
-        raise ValueError(f"{name} must lie in 0..1, got {value}")
+        raise ValueError(f"threshold must lie in 0..1, got {value}")
 
 
 def check_tags(maps: Tensor, tags: Tensor) -> None:

@@ -7,10 +7,10 @@ levels coarse to fine through one gate per sign, and lets the fused pyramid atte
     G(x,y) = (relu(x) a1 + relu(y) a2) / 2 - (relu(-x) b1 + relu(-y) b2) / 2
     logit  = GAP(relu(f) relu(P^)) - GAP(relu(-f) relu(-P^))                  P^ = last fused map
 
-Departures from the reference: none in the numbers of the paper's layer; two predictions and a gain
-    are ours, and say so.
-Pooling and bilinear up-sampling are linear and separable, so each axis is one small matrix: the
-same result, and deterministic on CUDA, where the backward of both operators is not.
+Departures from the reference: none in the numbers of the paper's layer.  Two predictions
+(`VARIANTS`) and the gates' gain are ours.  Pooling and bilinear up-sampling are linear and
+separable, so each axis is one small matrix: the same result, and deterministic on CUDA, where the
+backward of both operators is not.
 
 Shapes: B images, K classes (no background), h x w feature map.
 """
@@ -31,20 +31,16 @@ PAPER_SIDE = 40  # cells along one side of the paper's map
 FUSIONS = ("gated", "average", "inverse", "single")
 PREDICTIONS = ("sign_preserving", "positive_only", "attention_off")
 VARIANTS = ("square_root", "normalised")  # predictions of ours, see notebook 8
-ROOT_EPS = (
-    1e-4  # below it a product of CAM and attention has no root to speak of, and a bounded gradient
-)
+ROOT_EPS = 1e-4  # bounds the gradient of a root near 0
 
 
 class PooledPrediction(NamedTuple):
-    """What a pooling layer makes of a signed CAM (B, K, h, w).
+    """A pooled CAM (B, K, h, w).
 
     logits: (B, K), before the sigmoid.
-    attention: (B, K, h, w) signed map that weighs the CAM (the paper's P^_16); None for GAP, which
-        weighs nothing.
+    attention: (B, K, h, w) signed map that weighs the CAM (the paper's P^_16); None for GAP.
     pyramid: the pooled levels P_r, coarse to fine, each (B, K, h, w); empty for GAP.
-    fused: the maps after each fusion step, the last one is ``attention``; empty where nothing is
-        fused.
+    fused: the maps after each fusion step, the last is ``attention``; empty without fusion.
     """
 
     logits: Tensor
@@ -54,47 +50,36 @@ class PooledPrediction(NamedTuple):
 
 
 class GateMaps(NamedTuple):
-    """Gates of one fusion step, each (B, 2, h, w) in 0..1:
-
-    channel 0 weighs the first map, channel 1 the second.
-    """
+    """Gates of a fusion step, (B, 2, h, w) in 0..1: channel 0 for its first map, 1 its second."""
 
     positive: Tensor
     negative: Tensor
 
 
 def check_cam(cam: Tensor, num_classes: int | None = None) -> None:
-    """Refuse what is not a floating (B, K, h, w) map, or has another K than `num_classes`."""
+    """Raises ValueError for no floating (B, K, h, w) map, or another K than `num_classes`."""
     if cam.ndim != 4 or not cam.is_floating_point():
-        raise ValueError(
-            f"cam must be a floating (B, K, h, w) tensor, got {cam.dtype} of shape {tuple(cam.shape)}"
-        )
-    if num_classes is not None and cam.shape[1] != num_classes:
-        raise ValueError(
-            f"cam has K={cam.shape[1]} classes, this layer was built for K={num_classes}"
-        )
+        kind = f"{cam.dtype} of shape {tuple(cam.shape)}"
+        raise ValueError(f"cam must be a floating (B, K, h, w) tensor, got {kind}")
+    k = cam.shape[1]
+    if num_classes not in (None, k):
+        raise ValueError(f"cam has K={k} classes, this layer was built for K={num_classes}")
 
 
 @lru_cache(maxsize=256)
 def _level_matrix(side: int, level: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """(side, side) matrix M:
-
-    x @ M averages x over `level` bins along its last axis and stretches them back.
-    """
+    """(side, side) matrix M: x @ M averages the last axis over `level` bins, stretched back."""
     with torch.inference_mode(False), torch.no_grad():
         bins = F.adaptive_avg_pool1d(torch.eye(side, dtype=torch.float64)[None], level)
-        return F.interpolate(bins, size=side, mode="linear", align_corners=False)[0].to(
-            device, dtype
-        )
+        matrix = F.interpolate(bins, size=side, mode="linear", align_corners=False)[0]
+        return matrix.to(device, dtype)
 
 
 def pool_level(cam: Tensor, level: int) -> Tensor:
-    """P_r: the CAM averaged over level x level bins, bilinear back to its own size
-    (align_corners=False).
+    """P_r: the CAM averaged over level x level bins, bilinear back to its size.
 
     cam: (B, K, h, w) signed.  Returns the same shape.  A level above h or w is allowed, as in the
-        reference: bins then
-    repeat cells, and the map comes back slightly smoothed.
+    reference: bins then repeat cells, and the map comes back slightly smoothed.
     """
     h, w = cam.shape[-2:]
     rows, columns = (_level_matrix(side, level, cam.device, cam.dtype) for side in (h, w))
@@ -104,8 +89,7 @@ def pool_level(cam: Tensor, level: int) -> Tensor:
 def scaled_levels(
     side: int, levels: Sequence[int] = PAPER_LEVELS, paper_side: int = PAPER_SIDE
 ) -> tuple[int, ...]:
-    """The paper's levels for a map of another side: the same cells per bin (16 bins on 40 cells are
-    2.5 cells each).
+    """The paper's levels for a map of another side: the same cells per bin.
 
     Rounded, at least 1 and strictly increasing, so that every row of the paper's table keeps a
     counterpart:
@@ -120,8 +104,7 @@ def scaled_levels(
 
 
 def sign_preserving_prediction(cam: Tensor, attention: Tensor) -> Tensor:
-    """Poster Eq. 5: positive evidence attended by positive attention, minus negative by negative.
-    Returns (B, K).
+    """Poster Eq. 5, (B, K): positive evidence attended by positive attention, minus the negative.
 
     >>> f = torch.tensor([[[[2.0, -1.0]]]])
     >>> sign_preserving_prediction(f, f).item()        # (2*2 - 1*1) / 2
@@ -132,11 +115,10 @@ def sign_preserving_prediction(cam: Tensor, attention: Tensor) -> Tensor:
 
 
 def square_root_prediction(cam: Tensor, attention: Tensor) -> Tensor:
-    """Eq. 5 with the geometric mean of CAM and attention in place of their product (not the
-    paper's).  Returns (B, K).
+    """Eq. 5 with the geometric mean of CAM and attention, not their product (ours), (B, K).
 
     Twice the CAM is twice the logit, where Eq. 5 gives four times: bright positions do not outweigh
-        the others as squares do.
+    the others as squares do.
 
     >>> f = torch.tensor([[[[2.0, -1.0]]]])
     >>> round(square_root_prediction(f, f).item(), 2)        # (2 - 1) / 2
@@ -151,11 +133,10 @@ def square_root_prediction(cam: Tensor, attention: Tensor) -> Tensor:
 
 
 def normalised_prediction(cam: Tensor, attention: Tensor) -> Tensor:
-    """Eq. 5 over the sum of the attention: a mean of the CAM with weights that add up to 1 (not the
-    paper's).  Returns (B, K).
+    """Eq. 5 over the sum of the attention: a weighted mean of the CAM (ours), (B, K).
 
     Where signs differ the CAM counts as 0, as in Eq. 5; with the same attention everywhere it is
-    GAP of what agrees.
+    GAP of the agreeing part.
 
     >>> f = torch.tensor([[[[2.0, -1.0]]]])
     >>> round(normalised_prediction(f, f).item(), 2)        # (2*2 - 1*1) / (2 + 1)
@@ -186,14 +167,13 @@ class GlobalAveragePooling(nn.Module):
 
 
 class SignedGate(nn.Module):
-    """G(x, y): one pair of gates per sign, shared by all classes, from a 3x3 convolution over both
-    maps.
+    """G(x, y): a pair of gates per sign, shared by all classes, from a 3x3 convolution over both.
 
-    a = sigmoid(W+ * [relu(x); relu(y)]),  b = sigmoid(W- * [relu(-x); relu(-y)]),  2K -> 2
-    channels, no bias.
+    ``a = sigmoid(W+ * [relu(x); relu(y)]),  b = sigmoid(W- * [relu(-x); relu(-y)])``, 2K -> 2
+    channels without bias.
 
-    gain: 1 is the paper's.  Gates begin near one half, so each step halves what it joins; with 2 it
-        begins as the mean of both.
+    gain: 1 is the paper's.  Gates begin near one half, so each step halves the maps it joins; with
+        2 it begins as the mean of both.
     """
 
     def __init__(self, *, num_classes: int, gain: float = 1.0) -> None:
@@ -205,9 +185,8 @@ class SignedGate(nn.Module):
     def gates(self, x: Tensor, y: Tensor) -> GateMaps:
         """The two gate maps for x and y, both (B, K, h, w) signed."""
         both = torch.cat([x, y], dim=1)
-        return GateMaps(
-            self.positive(both.relu()).sigmoid(), self.negative((-both).relu()).sigmoid()
-        )
+        convolved = self.positive(both.relu()), self.negative((-both).relu())
+        return GateMaps(*(maps.sigmoid() for maps in convolved))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """The gated mean of x and y, sign by sign.  (B, K, h, w)."""
@@ -237,46 +216,36 @@ class PyramidPooling(nn.Module):
         prediction: str = "sign_preserving",
         gate_gain: float = 1.0,
     ) -> None:
-        """Raises ValueError for an unknown fusion or prediction, levels that do not increase, a level or gain not above 0."""
+        """Raises ValueError for an argument that is out of range or levels that do not increase."""
         super().__init__()
         levels = tuple(levels)
-        if fusion not in FUSIONS:
-            raise ValueError(f"fusion must be one of {', '.join(FUSIONS)}, got {fusion!r}")
-        if prediction not in (*PREDICTIONS, *VARIANTS):
-            raise ValueError(
-                f"prediction must be one of {', '.join((*PREDICTIONS, *VARIANTS))}, got {prediction!r}"
-            )
+        self.num_classes, self.levels = num_classes, levels
+        self.fusion, self.prediction, self.gate_gain = fusion, prediction, gate_gain
+        known = {"fusion": FUSIONS, "prediction": (*PREDICTIONS, *VARIANTS)}
+        for name, values in known.items():
+            if getattr(self, name) not in values:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(values)}, got {getattr(self, name)!r}"
+                )
         if num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, got {num_classes}")
-        if not levels or levels[0] < 1 or any(a >= b for a, b in pairwise(levels)):
-            raise ValueError(
-                f"levels must be positive and strictly increasing (coarse to fine), got {levels}"
-            )
         if not isinstance(gate_gain, int | float) or not 0 < gate_gain < math.inf:
             raise ValueError(f"gate_gain must be positive and finite, got {gate_gain!r}")
+        if not levels or levels[0] < 1 or any(a >= b for a, b in pairwise(levels)):
+            rule = "positive and strictly increasing (coarse to fine)"
+            raise ValueError(f"levels must be {rule}, got {levels}")
         if (fusion == "single") != (len(levels) == 1):
-            raise ValueError(
-                f'fusion="single" goes with exactly one level, got fusion={fusion!r} with levels {levels}'
-            )
-        self.num_classes, self.levels, self.fusion, self.prediction = (
-            num_classes,
-            levels,
-            fusion,
-            prediction,
-        )
+            problem = f"fusion={fusion!r} with levels {levels}"
+            raise ValueError(f'fusion="single" goes with exactly one level, got {problem}')
         n_gates = len(levels) - 1 if fusion in ("gated", "inverse") else 0
-        self.gates = nn.ModuleList(
-            SignedGate(num_classes=num_classes, gain=gate_gain) for _ in range(n_gates)
-        )
+        gates = (SignedGate(num_classes=num_classes, gain=gate_gain) for _ in range(n_gates))
+        self.gates = nn.ModuleList(gates)
 
     def extra_repr(self) -> str:
         return f"levels={self.levels}, fusion={self.fusion!r}, prediction={self.prediction!r}"
 
     def forward(self, cam: Tensor) -> PooledPrediction:
-        """cam: (B, K, h, w) signed.
-
-        Raises ValueError for another shape, an integer type or another K.
-        """
+        """cam: (B, K, h, w) signed.  Raises ValueError for another shape, K, or an integer type."""
         pyramid = self.pool(cam)
         fused = self._fuse(pyramid)
         attention = fused[-1] if fused else pyramid[0]
@@ -294,15 +263,13 @@ class PyramidPooling(nn.Module):
         return tuple(pool_level(cam, level) for level in self.levels)
 
     def gate_maps(self, cam: Tensor) -> tuple[GateMaps, ...]:
-        """The gates of every fusion step for a signed CAM, in the order of the steps; empty without gates."""
+        """The gates of every fusion step for a signed CAM, in order; empty without gates."""
         if not self.gates:
             return ()
         pyramid = self.pool(cam)
         levels = self._fusion_order(pyramid)
-        carried = (levels[0], *self._fuse(pyramid)[:-1])
-        return tuple(
-            gate.gates(x, y) for gate, x, y in zip(self.gates, carried, levels[1:], strict=True)
-        )
+        pairs = zip((levels[0], *self._fuse(pyramid)[:-1]), levels[1:], strict=True)
+        return tuple(gate.gates(*pair) for gate, pair in zip(self.gates, pairs, strict=True))
 
     def _fusion_order(self, pyramid: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return pyramid[::-1] if self.fusion == "inverse" else pyramid
@@ -349,13 +316,9 @@ class Pyramid:
 
     def build(self, num_classes: int) -> PyramidPooling:
         """The layer for K classes.  Raises ValueError as `PyramidPooling` does."""
-        return PyramidPooling(
-            num_classes=num_classes,
-            levels=self.levels,
-            fusion=self.fusion,
-            prediction=self.prediction,
-            gate_gain=self.gate_gain,
-        )
+        names = ("levels", "fusion", "prediction", "gate_gain")
+        fields = {name: getattr(self, name) for name in names}
+        return PyramidPooling(num_classes=num_classes, **fields)
 
     def fitted(self, side: int) -> "Pyramid":
         """The layer for a map of `side` cells: the same cells per bin; printed bins where they fit.
@@ -363,12 +326,11 @@ class Pyramid:
         >>> Pyramid(levels=(2, 16)).fitted(16).levels, Pyramid(printed=True).fitted(12).levels
         ((1, 6), (2, 4, 8))
         """
-        scaled = dict(zip(PAPER_LEVELS, scaled_levels(side), strict=True))
         if self.printed:
             return replace(self, levels=tuple(level for level in self.levels if level <= side))
+        scaled = dict(zip(PAPER_LEVELS, scaled_levels(side), strict=True))
         levels = tuple(scaled[level] for level in self.levels)
         if levels[-1] > side:
-            raise ValueError(
-                f"a {side}x{side} map has no room for levels {levels}: take larger scenes"
-            )
+            problem = f"a {side}x{side} map has no room for levels {levels}"
+            raise ValueError(f"{problem}: take larger scenes")
         return replace(self, levels=levels, printed=True)

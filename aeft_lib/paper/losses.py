@@ -1,8 +1,7 @@
 """Losses of the triplet (poster, middle column): classification, attract (soft, rigid) and repel.
 
 ``L = L_cls + lambda_att L_att + lambda_rep L_rep``.  Pure functions of logits and embeddings (see
-`erasing`), so that they can be tried on three numbers; none of them waits for the device.  Shapes:
-B images, K classes.
+`erasing`); none of them waits for the device.  Shapes: B images, K classes.
 """
 
 import math
@@ -13,10 +12,7 @@ from torch import Tensor
 
 
 class Repulsion(NamedTuple):
-    """loss: scalar.  distances: (B,) squared.  hard:
-
-    (B,) bool, which anchors are nearer than the margin.
-    """
+    """loss: scalar.  distances: (B,) squared.  hard: (B,) bool, anchors nearer than the margin."""
 
     loss: Tensor
     distances: Tensor
@@ -26,23 +22,21 @@ class Repulsion(NamedTuple):
 def classification(logits: Tensor, tags: Tensor) -> Tensor:
     """L_cls: binary cross entropy with logits, the mean over all B x K entries.
 
-    logits: (B, K), before the sigmoid.  tags: (B, K), 0 or 1, any type.  Raises ValueError where
-        the shapes differ.
+    logits: (B, K), before the sigmoid.  tags: (B, K), 0 or 1, any type.
+    Raises ValueError where the shapes differ.
 
     >>> import torch
     >>> round(classification(torch.zeros(1, 2), torch.tensor([[1, 0]])).item(), 4)     # log 2
     0.6931
     """
     if logits.shape != tags.shape:
-        raise ValueError(
-            f"logits {tuple(logits.shape)} and tags {tuple(tags.shape)} must have the same (B, K) shape"
-        )
+        shapes = f"logits {tuple(logits.shape)} and tags {tuple(tags.shape)}"
+        raise ValueError(f"{shapes} must have the same (B, K) shape")
     return F.binary_cross_entropy_with_logits(logits, tags.to(logits.dtype))
 
 
 def attract_soft(positive: Tensor, anchor: Tensor) -> Tensor:
-    """L_att of the paper: the mean over B x K of |e_P - e_A|: what was erased should still be felt,
-    as much as is left of it.
+    """L_att of the paper: the mean over B x K of |e_P - e_A|.
 
     positive, anchor: (B, K) embeddings of the masked and of the whole image (`erasing.embeddings`).
     Gradients flow into both.  Raises ValueError where the shapes differ.
@@ -56,11 +50,9 @@ def attract_soft(positive: Tensor, anchor: Tensor) -> Tensor:
 
 
 def attract_rigid(logits: Tensor, tags: Tensor) -> Tensor:
-    """The rival that over-expands: the *masked* image must still be classified with the unchanged
-    tags.
+    """The rival that over-expands: the *masked* image must still have the unchanged tags.
 
-    logits: (B, K) of the masked image.  Erasing until nothing of the object is left, this loss
-        still asks for it.
+    logits: (B, K) of the masked image.  It asks for the object even where none of it is left.
     """
     return classification(logits, tags)
 
@@ -73,8 +65,7 @@ def repel(
     min_hard: int = 0,
     valid: Tensor | None = None,
 ) -> Repulsion:
-    """L_rep: the mean of ``relu(margin - d)`` over the hard anchors, those with ``d = |a - n|^2 <
-    margin``.
+    """L_rep: the mean of ``margin - d`` over hard anchors, those with ``d = |a - n|^2 < margin``.
 
     anchor, negative: (B, K) embeddings, row i of one against row i of the other.
     min_hard: the loss is 0 unless more anchors than this are hard; the reference has 4.
@@ -93,9 +84,8 @@ def repel(
     if min_hard < 0:
         raise ValueError(f"min_hard must not be negative, got {min_hard}")
     if valid is not None and valid.shape != anchor.shape[:1]:
-        raise ValueError(
-            f"valid must be ({len(anchor)},), one flag an anchor, got shape {tuple(valid.shape)}"
-        )
+        rule = f"({len(anchor)},), one flag an anchor"
+        raise ValueError(f"valid must be {rule}, got shape {tuple(valid.shape)}")
     distances = (anchor - negative).square().sum(dim=1)
     hard = distances < margin if valid is None else (distances < margin) & valid
     count = hard.sum()
@@ -105,6 +95,5 @@ def repel(
 
 def _check_pair(name: str, other: Tensor, anchor: Tensor) -> None:
     if anchor.ndim != 2 or other.shape != anchor.shape:
-        raise ValueError(
-            f"anchor {tuple(anchor.shape)} and {name} {tuple(other.shape)} must have the same (B, K) shape"
-        )
+        shapes = f"anchor {tuple(anchor.shape)} and {name} {tuple(other.shape)}"
+        raise ValueError(f"{shapes} must have the same (B, K) shape")

@@ -30,8 +30,7 @@ class Triplet(CamMethod):
     space: where embeddings live: "gpp", the pooling layer's attention, or "cam", the CAM itself.
     attract_weight, repel_weight: lambda, here the reference's defaults; the author states 0.15 for
         both.  Weight 0 is off.
-    erase_threshold, residual_threshold, margin: t_H, t_L and the margin; what t_H erases, t_L must
-        lie below.
+    erase_threshold, residual_threshold, margin: t_H, t_L < t_H, and the margin.
     keep, mask_gradient: of `erasing.erase`.
     anchor_gradient: let L_att move the anchor's embedding too, as paper and reference do; False
         moves the positive alone, so that the distance cannot be closed by shrinking the anchor's
@@ -69,10 +68,8 @@ class Triplet(CamMethod):
         whole(self, "min_hard", "classification_samples")
         low, high = self.residual_threshold, self.erase_threshold
         if not low < high < 1:
-            raise ValueError(
-                "thresholds must obey 0 < residual_threshold < erase_threshold < 1, "
-                f"got {low!r} and {high!r}"
-            )
+            rule = "0 < residual_threshold < erase_threshold < 1"
+            raise ValueError(f"thresholds must obey {rule}, got {low!r} and {high!r}")
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -178,14 +175,10 @@ REFERENCE = replace(CORRECTED, **LOSS_QUIRKS)
 
 
 def metric_space(output: CamOutput, space: str) -> Tensor:
-    """The maps (B, K, h, w) that are pooled into embeddings:
-
-    the attention of the pooling layer, or the CAM.
-    """
+    """The maps (B, K, h, w) that embeddings pool: the layer's attention ("gpp"), or the CAM."""
     if space == "cam":
         return output.cam
     if output.attention is None:
-        raise ValueError(
-            'embeddings in the "gpp" space need a pyramid: GAP has no attention, choose space="cam"'
-        )
+        remedy = 'GAP has no attention, choose space="cam"'
+        raise ValueError(f'embeddings in the "gpp" space need a pyramid: {remedy}')
     return output.attention

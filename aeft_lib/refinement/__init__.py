@@ -1,6 +1,5 @@
-"""From seeds to pseudo-labels: dense CRF, AffinityNet and its labels, random walk.  No compiled
-extension.
+"""From seeds to pseudo-labels: dense CRF, AffinityNet and its labels, random walk.
 
-Pure functions of tensors, one image at a time.  Stages and notebooks come in; nothing here knows a
+Pure functions of tensors, one image at a time, without a compiled extension.  Nothing here knows a
 stage or a data set.
 """

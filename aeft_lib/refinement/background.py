@@ -1,29 +1,25 @@
-"""How strong the background is: powers alpha of ``(1 - max cam)^alpha``, and a rule that chooses
-them without masks.
+"""The strength of the background, ``(1 - max cam)^alpha``: a rule for alpha without masks.
 
 A score s beats the background where ``s > (1 - s)^alpha``.  The two cross at one score, so a power
-stands for a threshold t and
-back::
+stands for a threshold t::
 
     t = (1 - t)^alpha,      alpha = log t / log(1 - t)
 
-The reference fixes 2, 19 and 21 (crossing at 0.38, 0.11 and 0.10), found on VOC and ResNet38d.
-CAMs of another network cross elsewhere.  The rule here keeps the reference's *distance* between its
-two powers for affinity labels, in logits of the crossing, and lays it around a threshold that reads
-nothing but the seeds (Otsu's, see `evaluation.otsu`).
+The reference fixes 2, 19 and 21 (crossing at 0.38, 0.11 and 0.10), chosen on VOC and ResNet38d;
+CAMs of another network cross elsewhere.  Departure: the rule here keeps the reference's *distance*
+between its two powers for affinity labels, in logits of the crossing, around a threshold that reads
+the seeds alone (`evaluation.otsu`).
 """
 
 import math
 from typing import NamedTuple
 
-REFERENCE_SPREAD = 0.85  # about half the distance of logit(0.382) and logit(0.103), the crossings of alpha 2 and 21
+# About half the distance of logit(0.382) and logit(0.103), the crossings of alpha 2 and 21.
+REFERENCE_SPREAD = 0.85
 
 
 class Powers(NamedTuple):
-    """low: sure of the foreground.  middle: the background of the label map itself.  high:
-
-    sure of the background.
-    """
+    """low: sure of the foreground.  middle: of the label map.  high: sure of the background."""
 
     low: float
     middle: float
@@ -34,8 +30,7 @@ REFERENCE = Powers(2.0, 19.0, 21.0)
 
 
 def power_at(threshold: float) -> float:
-    """The power whose background crosses the score at `threshold`, 0 < t < 1.  Raises ValueError
-    outside.
+    """The power whose background crosses the score at 0 < threshold < 1, else ValueError.
 
     >>> round(power_at(0.5), 3), round(power_at(0.382), 2), round(power_at(0.102), 1)
     (1.0, 2.0, 21.2)
@@ -46,8 +41,7 @@ def power_at(threshold: float) -> float:
 
 
 def crossing(alpha: float) -> float:
-    """The score at which the background of power `alpha` is as strong, 0..1: the inverse of
-    `power_at`, by bisection.
+    """The score that equals the background of power `alpha`: inverts `power_at`, by bisection.
 
     Raises ValueError for a power that is not positive and finite.
 

@@ -1,5 +1,4 @@
-"""Dense CRF (Krähenbühl and Koltun, NIPS 2011) as sparse linear algebra in torch: no compiled
-extension, CPU and GPU.
+"""Dense CRF (Krähenbühl and Koltun, NIPS 2011) as sparse linear algebra in torch, CPU and GPU.
 
 Mean field with a Potts model and two Gaussian kernels, one over positions and one over positions
 and colours::
@@ -35,19 +34,14 @@ class Lattice:
 
     def __init__(self, features: Tensor) -> None:
         """Raises ValueError where features are not a finite (N, d) float tensor."""
-        if (
-            features.ndim != 2
-            or not features.is_floating_point()
-            or not bool(features.isfinite().all())
-        ):
-            raise ValueError(
-                f"features must be a finite (N, d) float tensor, got {features.dtype} {tuple(features.shape)}"
-            )
+        floating = features.ndim == 2 and features.is_floating_point()
+        if not floating or not bool(features.isfinite().all()):
+            kind = f"{features.dtype} {tuple(features.shape)}"
+            raise ValueError(f"features must be a finite (N, d) float tensor, got {kind}")
         n, self.d = features.shape
         # The C++ library takes four points at a time and fills up with points at the origin.  They
-        # carry nothing, but their
-        # vertices let the blur of near points pass: up to 0.02 in single dark pixels, so they are
-        # kept for its sake.
+        # carry nothing, but their vertices let the blur of near points pass: up to 0.02 in single
+        # dark pixels, so they are kept.
         filled = torch.cat([features, features.new_zeros(-n % 4, self.d)])
         nearest, rank, weights = _enclosing_simplex(filled)
         keys, radix = _vertex_keys(nearest, rank)
@@ -62,9 +56,8 @@ class Lattice:
         """The symmetrically normalised kernel times values (N, L)."""
         splat, slice_ = self.matrices
         on_lattice = splat @ values
-        padded = torch.cat(
-            [on_lattice, torch.zeros_like(on_lattice[:1])]
-        )  # the last row stands for absent neighbours
+        absent = torch.zeros_like(on_lattice[:1])  # a last row for absent neighbours
+        padded = torch.cat([on_lattice, absent])
         for before, after in self.neighbours:
             padded[:-1] += 0.5 * (padded[before] + padded[after])
         return slice_ @ padded[:-1]
@@ -73,9 +66,8 @@ class Lattice:
 class DenseCRF:
     """The CRF of one image.
 
-    image: (H, W, 3) uint8 RGB, as it was taken.
-    gaussian: (standard deviation in pixels, weight).  bilateral: (standard deviation in pixels, in
-        grey levels, weight).
+    image: (H, W, 3) uint8 RGB, as it was taken.  gaussian: (standard deviation in pixels, weight).
+    bilateral: (standard deviation in pixels, in grey levels, weight).
     """
 
     def __init__(
@@ -86,7 +78,7 @@ class DenseCRF:
         bilateral: tuple[float, float, float] = (80, 13, 10),
         device: torch.device | str = "cpu",
     ) -> None:
-        """Raises ValueError for an image that is no (H, W, 3) uint8 with pixels, or numbers that are not positive."""
+        """Raises ValueError for no (H, W, 3) uint8 image, or numbers that are not positive."""
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
             raise ValueError(f"image must be (H, W, 3) uint8 RGB, got {image.dtype} {image.shape}")
         for name, numbers in (("gaussian", gaussian), ("bilateral", bilateral)):
@@ -96,33 +88,27 @@ class DenseCRF:
         colours = torch.from_numpy(image.copy()).to(device).reshape(-1, 3).float()
         places = _places(*self.size, torch.device(device))
         features = torch.cat([places / bilateral[0], colours / bilateral[1]], dim=1)
-        self.kernels = (
-            (_spatial_lattice(*self.size, float(gaussian[0]), torch.device(device)), gaussian[1]),
-            (Lattice(features), bilateral[2]),
-        )
+        spatial = _spatial_lattice(*self.size, float(gaussian[0]), torch.device(device))
+        self.kernels = ((spatial, gaussian[1]), (Lattice(features), bilateral[2]))
 
     def infer(self, unary: Tensor, *, iterations: int = 10) -> Tensor:
-        """Mean field: unary (L, H, W), negative log scores -> posterior (L, H, W) float32, sums to
-        1 over L.
+        """Mean field: unary (L, H, W), negative log scores -> posterior (L, H, W) float32, sum 1.
 
-        Several problems of L labels, (A, L, H, W), go through the lattice together, in hardly more
-        time than one. unary lies on the device of the CRF.  Raises ValueError for one of another
-        size than the image, or not finite, or for negative iterations.
+        Several problems of L labels, (A, L, H, W), take hardly more time than one.  unary lies on
+        the device of the CRF.  Raises ValueError for one of another size than the image, or not
+        finite, or for negative iterations.
         """
         if unary.ndim not in (3, 4) or unary.shape[-2:] != self.size:
-            raise ValueError(
-                f"unary must be (L, {self.size[0]}, {self.size[1]}) like the image, got {tuple(unary.shape)}"
-            )
+            rule = f"(L, {self.size[0]}, {self.size[1]}) like the image"
+            raise ValueError(f"unary must be {rule}, got {tuple(unary.shape)}")
         if not bool(unary.isfinite().all()):
-            raise ValueError(
-                "unary holds NaN or infinity: clip the scores before taking the logarithm"
-            )
+            remedy = "clip the scores before taking the logarithm"
+            raise ValueError(f"unary holds NaN or infinity: {remedy}")
         if iterations < 0:
             raise ValueError(f"iterations must not be negative, got {iterations}")
         labels, pixels = unary.shape[-3], unary.shape[-2] * unary.shape[-1]
-        evidence = -unary.float().reshape(
-            -1, labels, pixels
-        )  # softmax over a short last axis is six times slower
+        # Pixels last: softmax over a short last axis is six times slower.
+        evidence = -unary.float().reshape(-1, labels, pixels)
         q = evidence.softmax(dim=1)
         for _ in range(iterations):
             columns = q.reshape(-1, pixels).T.contiguous()
@@ -132,13 +118,12 @@ class DenseCRF:
 
 
 def unary_of(scores: Tensor) -> Tensor:
-    """Negative logarithm of scores (L, H, W) in 0..1, clipped at 1e-5, as the reference has it (they need not sum to 1)."""
+    """Negative logarithm of scores (L, H, W) in 0..1, clipped at 1e-5, as in the reference."""
     return -scores.clamp(CLIP, 1).log()
 
 
 def with_background(cam: Tensor, alpha: float) -> Tensor:
-    """Scores (1 + K', H, W): background ``(1 - max cam)^alpha``, then the CAMs (K', H, W) of the
-    present classes, all in 0..1.
+    """Scores (1 + K', H, W) in 0..1: background ``(1 - max cam)^alpha``, then CAMs (K', H, W).
 
     Raises ValueError for alpha that is not positive and finite, CAMs of another shape, outside
     0..1, or NaN.
@@ -156,7 +141,7 @@ def with_background(cam: Tensor, alpha: float) -> Tensor:
 def refine(
     image: np.ndarray, cam: Tensor, alphas: Sequence[float], *, iterations: int = 10
 ) -> list[Tensor]:
-    """Posteriors (1 + K', H, W) of a seed's CAMs (K', H, W) for every background power, on one lattice."""
+    """Posteriors (1 + K', H, W) of a seed's CAMs (K', H, W), one for every background power."""
     crf = DenseCRF(image, device=cam.device)
     unaries = torch.stack([unary_of(with_background(cam, alpha)) for alpha in alphas])
     return list(crf.infer(unaries, iterations=iterations))
@@ -164,23 +149,19 @@ def refine(
 
 def _places(height: int, width: int, device: torch.device) -> Tensor:
     """(H·W, 2): x and y of every pixel."""
-    y, x = torch.meshgrid(
-        torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij"
-    )
+    sides = (torch.arange(side, device=device) for side in (height, width))
+    y, x = torch.meshgrid(*sides, indexing="ij")
     return torch.stack([x, y], dim=-1).reshape(-1, 2).float()
 
 
 @lru_cache(maxsize=8)
 def _spatial_lattice(height: int, width: int, deviation: float, device: torch.device) -> Lattice:
-    with torch.inference_mode(False):  # it is kept, and may serve a caller who is not in that mode
+    with torch.inference_mode(False):  # it is kept, and may serve a caller outside that mode
         return Lattice(_places(height, width, device) / deviation)
 
 
 def _enclosing_simplex(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The lattice simplex around every point:
-
-    nearest (N, d+1) int64 in units of d + 1, rank (N, d+1), weights (N, d+1).
-    """
+    """The simplex around every point: nearest, int64 in units of d + 1, rank, weights (N, d+1)."""
     n, d = features.shape
     steps = torch.arange(1, d + 1, device=features.device, dtype=features.dtype)
     scaled = features * ((2 / 3) ** 0.5 * (d + 1) / (steps * (steps + 1)).sqrt())
@@ -204,10 +185,7 @@ def _enclosing_simplex(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _descending_rank(values: Tensor) -> Tensor:
-    """Place of every value in its row, the largest first, ties in their order:
-
-    faster than sorting rows of six.
-    """
+    """Place of every value in its row, the largest first, ties in order; faster than sorting."""
     rank = torch.zeros(values.shape, dtype=torch.int64, device=values.device)
     for i in range(values.shape[1]):
         for j in range(i + 1, values.shape[1]):
@@ -218,11 +196,10 @@ def _descending_rank(values: Tensor) -> Tensor:
 
 
 def _vertex_keys(nearest: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:
-    """The d + 1 vertices of every simplex as one int64 each, with room for all neighbours: keys (N,
-    d+1), radix (d,).
+    """The d + 1 vertices of every simplex as an int64 each, keys (N, d+1), and their radix (d,).
 
-    The vertex of colour k lies k above the nearest point in every coordinate, less d + 1 in the k
-    coordinates of highest rank.
+    Keys leave room for all neighbours.  The vertex of colour k lies k above the nearest point in
+    every coordinate, less d + 1 in the k coordinates of highest rank.
     Raises ValueError where the points lie so far apart that the keys do not fit.
     """
     d = nearest.shape[1] - 1
@@ -230,9 +207,8 @@ def _vertex_keys(nearest: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:
     low = base.amin(dim=0) - 2 * d - 1
     span = base.amax(dim=0) + 2 * d + 1 - low + 1
     if span.double().log2().sum() > 62:
-        raise ValueError(
-            f"the lattice is too large, {span.tolist()} cells: the standard deviations are too small"
-        )
+        problem = f"the lattice is too large, {span.tolist()} cells"
+        raise ValueError(f"{problem}: the standard deviations are too small")
     radix = torch.cat([torch.ones_like(span[:1]), span[:-1].cumprod(0)])
     by_rank = torch.zeros_like(nearest).scatter_(1, d - rank[:, :d], radix.expand(len(base), d))
     dropped = torch.cat([torch.zeros_like(by_rank[:, :1]), by_rank[:, :d].cumsum(1)], dim=1)
@@ -243,11 +219,11 @@ def _vertex_keys(nearest: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:
 def _neighbours(vertices: Tensor, radix: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Per axis the rows of both neighbours of every vertex; len(vertices) where there is none."""
     total, d = int(radix.sum()), len(radix)
-    found = []
+    neighbours = []
     for axis in range(d + 1):
         step = total - (int(radix[axis]) * (d + 1) if axis < d else 0)
-        found.append(tuple(_lookup(vertices, vertices + sign * step) for sign in (-1, 1)))
-    return found
+        neighbours.append(tuple(_lookup(vertices, vertices + sign * step) for sign in (-1, 1)))
+    return neighbours
 
 
 def _lookup(vertices: Tensor, wanted: Tensor) -> Tensor:
@@ -258,24 +234,17 @@ def _lookup(vertices: Tensor, wanted: Tensor) -> Tensor:
 def _matrices(
     index: Tensor, splatted: Tensor, sliced: Tensor, n_vertices: int
 ) -> tuple[Tensor, Tensor]:
-    """splat (M, N) and slice (N, M) as CSR matrices; index (N, d+1):
-
-    the vertices of every point, with a weight each way.
-    """
+    """splat (M, N) and slice (N, M) as CSR; index (N, d+1): vertices, with a weight each way."""
     n, corners = index.shape
     starts = torch.arange(0, n * corners + 1, corners, device=index.device)
     points = torch.arange(n, device=index.device).repeat_interleave(corners)
-    slice_ = sparse.from_rows(starts, index.reshape(-1), sliced.reshape(-1), (n, n_vertices))
-    return sparse.from_entries(
-        index.reshape(-1), points, splatted.reshape(-1), (n_vertices, n)
-    ), slice_
+    index, splatted, sliced = (part.reshape(-1) for part in (index, splatted, sliced))
+    slice_ = sparse.from_rows(starts, index, sliced, (n, n_vertices))
+    return sparse.from_entries(index, points, splatted, (n_vertices, n)), slice_
 
 
 def _scaled(matrices: tuple[Tensor, Tensor], root_norm: Tensor) -> tuple[Tensor, Tensor]:
-    """splat and slice with the normalisation (N,) of their points multiplied in:
-
-    D^-1/2 on both sides of the kernel.
-    """
+    """splat and slice times D^-1/2 of their points (N,), on both sides of the kernel."""
     splat, slice_ = matrices
     corners = slice_.col_indices().numel() // len(root_norm)
     splat_values = splat.values() * root_norm[splat.col_indices()]

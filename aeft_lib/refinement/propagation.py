@@ -1,7 +1,4 @@
-"""From a seed to posteriors, the whole way of one image:
-
-background, grid, random walk, full size, CRF.
-"""
+"""From a seed to posteriors, the way of one image: background, grid, walk, full size, CRF."""
 
 import numpy as np
 import torch
@@ -15,7 +12,7 @@ CELL = 8  # pixels of the image along a side of a grid cell
 
 
 def padded(images: Tensor, cell: int = CELL) -> Tensor:
-    """Images (..., H, W) with zeros, black before normalisation, at the right and below up to whole cells."""
+    """Maps (..., H, W) with zeros at the right and below up to whole cells; black in images."""
     h, w = images.shape[-2:]
     return F.pad(images, (0, -w % cell, 0, -h % cell))
 
@@ -42,14 +39,11 @@ def refine_by_walk(
     if tuple(cam.shape[1:]) != tuple(size):
         raise ValueError(f"cam is {tuple(cam.shape[1:])}, its image {tuple(size)}")
     scores = padded(dense_crf.with_background(cam, alpha), cell)
-    walked = random_walk.propagate(
-        affinity, F.avg_pool2d(scores[None], cell)[0], beta=beta, steps=steps
-    )
-    full = F.interpolate(walked[None], size=scores.shape[1:], mode="bilinear", align_corners=False)[
-        0
-    ][:, : size[0], : size[1]]
+    coarse = F.avg_pool2d(scores[None], cell)[0]
+    walked = random_walk.propagate(affinity, coarse, beta=beta, steps=steps)[None]
+    full = F.interpolate(walked, size=scores.shape[1:], mode="bilinear", align_corners=False)[0]
+    full = full[:, : size[0], : size[1]]
     if crf_iterations:
-        return dense_crf.DenseCRF(image, device=cam.device).infer(
-            dense_crf.unary_of(full), iterations=crf_iterations
-        )
+        crf = dense_crf.DenseCRF(image, device=cam.device)
+        return crf.infer(dense_crf.unary_of(full), iterations=crf_iterations)
     return full / full.sum(dim=0, keepdim=True).clamp(min=torch.finfo(full.dtype).tiny)

@@ -1,14 +1,12 @@
-"""Random walk: scores flow between pixels that belong together (AffinityNet, Ahn and Kwak, CVPR
-2018).
+"""Random walk: scores flow between pixels of the same object (AffinityNet, CVPR 2018).
 
 The affinities of pixel pairs become the transitions of a walk, of which many steps are taken::
 
     A_ij <- a_ij^beta,  A_ii = 1,      T_ij = A_ij / sum_i A_ij,      scores <- scores T^steps
 
-Departures from the reference: it squares the dense n x n matrix T six times and multiplies once,
-    for all classes.  Here `steps`
-sparse products are taken on the present classes: the same result to 1e-5, without the dense matrix
-    and its drift.
+Departure from the reference: it squares the dense n x n matrix T six times and multiplies once, for
+all classes.  Here `steps` sparse products are taken on the present classes: the same result to
+1e-5, without the dense matrix and its drift.
 """
 
 import math
@@ -26,17 +24,15 @@ def propagate(
     """Scores after a walk, (L, h, w), not negative where the scores given are not.
 
     A column of T sums to 1, a row need not: each new score is a mean over the pixel and its
-        partners, weighted by affinity, so
-    a constant map stays constant, and no map leaves the range it had.
+    partners, weighted by affinity, so a constant map stays constant, and no map leaves its range.
 
     affinity: of the h x w grid, values in 0..1 (see `affinity.sparse_affinity`).
-    scores: (L, h, w) float, of the present classes and the background; classes do not mix, absent
-        ones stay zero.
-    beta: elementwise power; the larger, the more only near-equal pixels exchange scores.
+    scores: (L, h, w) float, of the present classes and the background; classes do not mix.
+    beta: elementwise power; a large one lets near-equal pixels alone exchange scores.
     steps: 64 in AEFT's reference (six squarings), 256 in AffinityNet's paper; 0 returns the scores.
     Raises ValueError for scores of another size than the grid, NaN or infinity, affinities outside
-    0..1, pairs outside the
-        grid, beta that is not positive and finite, or steps that are no integer from 0 on.
+    0..1, pairs outside the grid, beta that is not positive and finite, or steps that are no integer
+    from 0 on.
 
     >>> pair = SparseAffinity(torch.tensor([0]), torch.tensor([1]), torch.tensor([1.0]), (1, 2))
     >>> propagate(pair, torch.tensor([[[1.0, 0.0]]]), steps=1).tolist()
@@ -75,9 +71,8 @@ def _symmetric(affinity: SparseAffinity, beta: float, like: Tensor) -> Tensor:
     value, here = affinity.value.to(like.dtype) ** beta, torch.arange(n, device=like.device)
     rows = torch.cat([affinity.index_from, affinity.index_to, here])
     columns = torch.cat([affinity.index_to, affinity.index_from, here])
-    return sparse.from_entries(
-        rows, columns, torch.cat([value, value, torch.ones_like(here, dtype=like.dtype)]), (n, n)
-    )
+    values = torch.cat([value, value, torch.ones_like(here, dtype=like.dtype)])
+    return sparse.from_entries(rows, columns, values, (n, n))
 
 
 def _check_walk(beta: float, steps: int) -> None:
@@ -89,10 +84,8 @@ def _check_walk(beta: float, steps: int) -> None:
 
 def _check_affinity(affinity: SparseAffinity) -> None:
     index_from, index_to, value, size = affinity
-    if (
-        not value.ndim == index_from.ndim == 1
-        or not value.shape == index_from.shape == index_to.shape
-    ):
+    alike = value.shape == index_from.shape == index_to.shape
+    if value.ndim != 1 or not alike:
         shapes = ", ".join(str(tuple(part.shape)) for part in affinity[:3])
         raise ValueError(f"index_from, index_to and value must be (E,) alike, got {shapes}")
     if not value.numel():
@@ -102,9 +95,8 @@ def _check_affinity(affinity: SparseAffinity) -> None:
     index = torch.stack([index_from, index_to])
     low, high = int(index.amin()), int(index.amax())
     if low < 0 or high >= math.prod(size) or bool((index_from == index_to).any()):
-        raise ValueError(
-            f"pairs must join two pixels of the {size} grid, got positions {low}..{high}"
-        )
+        rule = f"join two pixels of the {size} grid"
+        raise ValueError(f"pairs must {rule}, got positions {low}..{high}")
 
 
 def _check_scores(scores: Tensor, size: tuple[int, int]) -> None:

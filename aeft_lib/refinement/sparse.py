@@ -10,9 +10,7 @@ def from_rows(starts: Tensor, columns: Tensor, values: Tensor, size: tuple[int, 
     """A CSR matrix of `size` (rows, columns).
 
     starts: (rows + 1,) int64, where each row begins.  columns: (E,) int64, ascending in every row.
-        values: (E,) float.
-    torch tells once a process that CSR is in beta, and that its invariants go unchecked: both are
-        known here.
+    values: (E,) float.  torch's warnings that CSR is in beta and unchecked are left out.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse (CSR tensor support|invariant checks)")
@@ -20,10 +18,7 @@ def from_rows(starts: Tensor, columns: Tensor, values: Tensor, size: tuple[int, 
 
 
 def from_entries(rows: Tensor, columns: Tensor, values: Tensor, size: tuple[int, int]) -> Tensor:
-    """A CSR matrix of `size` from entries in any order, each place at most once:
-
-    rows and columns (E,) int64, values (E,).
-    """
+    """A CSR matrix of `size` from (E,) int64 rows and columns, each place once, and values."""
     order = (rows * size[1] + columns).argsort()
     counts = torch.bincount(rows, minlength=size[0])
     starts = torch.cat([torch.zeros_like(counts[:1]), counts.cumsum(0)])

@@ -1,5 +1,4 @@
-"""One file for each method that is not the paper's: its numbers, its quirks, its four verbs
-(`stages.method.Method`).
+"""Methods that are not the paper's, a file each: numbers, quirks, verbs (`stages.method.Method`).
 
-Rivals may read everything below `studies`; they never import each other, and no stage imports them.
+Rivals may read all rooms below `studies`.  They never import each other; no stage imports them.
 """

@@ -9,13 +9,12 @@ the erased class must be gone, and the others must still be there::
 x is normalised, so zero is the mean colour.  The second term's gradient runs through the judge,
 whose weights stay, and through x^ into f[t] alone.  The judge's input is never augmented again.
 
-Quirks of the authors' release as switches: `mask_max`, "batch" there: an image whose peak is a
-third of the batch's is erased by a third; "image" here, as the text says.  Of the optimiser:
-new layers at 1x the rate and weight decay as momentum there, the profile's schedule here; the
-checkpoint chosen on masks there, the last epoch here.
-On the laptop the weight's ramp, 0.3 to 1.0 over 15 epochs, runs over the progress of the profile's
-schedule.  With `mask_max` "batch" the maximum is of the samples that go through together: of a
-part, or of a rank, where a batch is cut.
+Departures from the authors' release.  `mask_max` is "batch" there: an image whose peak is a third
+of the batch's is erased by a third; it is "image" here, as in the paper.  The optimiser has new
+layers at 1x the rate and weight decay as momentum there, the profile's schedule here.  The
+checkpoint is chosen on masks there, the last epoch here.  The weight's ramp, 0.3 to 1.0 over 15
+epochs, runs over the progress of the profile's schedule.  With `mask_max` "batch" the maximum is of
+the samples that go through together: of a part, or of a rank, where a batch is cut.
 """
 
 from dataclasses import dataclass
@@ -65,13 +64,13 @@ class OcCse(CamMethod):
         tags, drawn, left = (measures[name] for name in ("tags", "drawn", "left"))
         kept = remaining_tags(tags, drawn)
         weight = self.first_weight + (self.last_weight - self.first_weight) * measures["progress"]
-        seen = left.detach().sigmoid()
-        erased = F.one_hot(drawn, tags.shape[1]).to(seen.dtype) * tags.to(seen.dtype)
+        judged = left.detach().sigmoid()
+        erased = F.one_hot(drawn, tags.shape[1]).to(judged.dtype) * tags.to(judged.dtype)
         return {
             "classification": losses.classification(measures["logits"], tags),
             "judged": weight * losses.classification(left, kept),
-            "p_erased": _logged_mean(seen, erased),
-            "p_kept": _logged_mean(seen, kept.to(seen.dtype)),
+            "p_erased": _logged_mean(judged, erased),
+            "p_kept": _logged_mean(judged, kept.to(judged.dtype)),
         }
 
 

@@ -1,10 +1,9 @@
 """Our triplet: not the paper's, three changes of the reference's.
 
-A true triplet, as corrected; only the peak is erased, so the positive is a whole scene; and the
-anchor is fixed, so that the distance is closed by finding the rest of the object, not by forgetting
-the part that was there.  Weights by tags alone, the rule of the profile's loss_scale: of 1, 2 and 5
-times the reference's, the largest at which tagging does not collapse (mAP 81.4 at five; larger was
-not tried).
+It is a true triplet, as corrected.  Only the peak is erased, so the positive is a whole scene.  The
+anchor is fixed, so the distance is closed by more of the object, not by less of its first part.
+The weights follow the rule of the profile's loss_scale, by tags alone: of 1, 2 and 5 times the
+reference's, the largest at which tagging does not collapse (mAP 81.4 at five; no larger was tried).
 """
 
 from dataclasses import replace

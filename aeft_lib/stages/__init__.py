@@ -1,6 +1,5 @@
-"""The stage store, and one file for each stage: a plain function from a frozen spec and earlier
-artefacts to a folder.
+"""The stage store, and a file for each stage: a function from a spec and artefacts to a folder.
 
 Stages import no member of `paper`, `rivals`, `networks` or a data set: the specs bring them, and
-    the key hashes what they name.
+the key hashes the code that they name.
 """

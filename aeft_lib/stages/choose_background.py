@@ -1,7 +1,4 @@
-"""Stage `choose_background`:
-
-a threshold for seeds and powers of their background, without masks.
-"""
+"""Stage `choose_background`: a threshold for seeds, and background powers, without masks."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,4 @@
-"""Stages that score: seeds, refined scores and label maps against masks.
-
-The first readers of masks.
-"""
+"""Stages that score seeds, refined scores and label maps against masks, which they read first."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,13 +15,12 @@ from aeft_lib.stages.artefact import Artefact
 from aeft_lib.stages.reading import load_logits
 from aeft_lib.stages.write_labels import label_files
 
+METRICS = ("miou", "precision", "recall")
+
 
 @dataclass(frozen=True)
 class EvaluationSpec:
-    """thresholds: increasing, in 0..1; label maps need none.  truth:
-
-    digest of the scenes' masks.
-    """
+    """thresholds: increasing, in 0..1; label maps need none.  truth: digest of the masks."""
 
     scenes: SceneSet
     thresholds: tuple[float, ...] = ()
@@ -34,26 +30,23 @@ class EvaluationSpec:
 def evaluate_seeds(
     spec: EvaluationSpec, inputs: Mapping[str, Artefact], folder: Path
 ) -> dict[str, float]:
-    """Write ``sweep.npz`` (the counts at every threshold), ``curve.csv`` and ``classes.csv``; return the headline numbers."""
+    """Write ``sweep.npz`` (counts), ``curve.csv``, ``classes.csv``; return the headline numbers."""
     scenes = spec.scenes.open()
     cams = (tuple(seed) for _, seed in read_seeds(inputs["seeds"].folder / "seeds.npz"))
     masks = (scenes.mask(i) for i in range(len(scenes)))
     swept = evaluation.sweep(cams, masks, spec.thresholds, num_classes=len(scenes.classes))
-    np.savez_compressed(
-        folder / "sweep.npz", tp=swept.tp, predicted=swept.predicted, true=swept.true, top=swept.top
-    )
+    counts = {name: getattr(swept, name) for name in ("tp", "predicted", "true", "top")}
+    np.savez_compressed(folder / "sweep.npz", **counts)
     swept.table().to_csv(folder / "curve.csv", index=False)
     _per_class(swept.at(swept.best), scenes.classes).to_csv(folder / "classes.csv", index=False)
-    return _headline(swept) | {
-        "tag_map": evaluation.mean_average_precision(*load_logits(inputs["seeds"]))
-    }
+    tag_map = evaluation.mean_average_precision(*load_logits(inputs["seeds"]))
+    return _headline(swept) | {"tag_map": tag_map}
 
 
 def evaluate_scores(
     spec: EvaluationSpec, inputs: Mapping[str, Artefact], folder: Path
 ) -> dict[str, float]:
-    """Score ``scores`` (seeds or posteriors, the one .npz of the artefact): at every threshold, and
-    as ``labels`` has them.
+    """Score ``scores`` (the .npz of an artefact) at every threshold, and their ``labels``.
 
     Write ``curve.csv`` and ``classes.csv`` (of the labels).  ``*_maskless`` are the numbers of the
     labels, chosen without masks; the others are at the best threshold on masks.
@@ -64,20 +57,16 @@ def evaluate_scores(
     masks = (scenes.mask(i) for i in range(len(scenes)))
     swept = evaluation.sweep(cams, masks, spec.thresholds, num_classes=len(scenes.classes))
     swept.table().to_csv(folder / "curve.csv", index=False)
-    best = {
-        name: value for name, value in _headline(swept).items() if not name.endswith("maskless")
-    }
-    return best | {
-        f"{name}_maskless": value
-        for name, value in _of_labels(inputs["labels"], scenes, folder).items()
-    }
+    headline = _headline(swept).items()
+    best = {name: value for name, value in headline if not name.endswith("maskless")}
+    maskless = _of_labels(inputs["labels"], scenes, folder).items()
+    return best | {f"{name}_maskless": value for name, value in maskless}
 
 
 def evaluate_labels(
     spec: EvaluationSpec, inputs: Mapping[str, Artefact], folder: Path
 ) -> dict[str, float]:
-    """Score the label maps ``labels``; write ``classes.csv``; return mIoU, precision and recall in
-    percent.
+    """Score ``labels``; write ``classes.csv``; return mIoU, precision and recall in percent.
 
     Nothing was chosen on masks, so ``*_maskless`` are the same numbers.
     """
@@ -92,29 +81,19 @@ def _of_labels(labels: Artefact, scenes: Scenes, folder: Path) -> dict[str, floa
     """
     num_classes = len(scenes.classes)
     maps = (read_label_map(file, num_classes=num_classes) for file in label_files(labels))
-    counts = evaluation.confusion(
-        maps, (scenes.mask(i) for i in range(len(scenes))), num_classes=num_classes
-    )
+    masks = (scenes.mask(i) for i in range(len(scenes)))
+    counts = evaluation.confusion(maps, masks, num_classes=num_classes)
     _per_class(counts, scenes.classes).to_csv(folder / "classes.csv", index=False)
-    return {
-        "miou": float(counts.miou),
-        "precision": float(counts.precision),
-        "recall": float(counts.recall),
-    }
+    return {name: float(getattr(counts, name)) for name in METRICS}
 
 
 def _headline(swept: evaluation.Sweep) -> dict[str, float]:
-    """mIoU, precision, recall (all in percent) at the best threshold, and at the one chosen without masks."""
-    best, blind = swept.best, swept.maskless
+    """mIoU, precision, recall (percent) at the best threshold, and at the one without masks."""
+    columns = {name: getattr(swept, name) for name in METRICS} | {"threshold": swept.thresholds}
     return {
-        "miou": float(swept.miou[best]),
-        "precision": float(swept.precision[best]),
-        "recall": float(swept.recall[best]),
-        "threshold": float(swept.thresholds[best]),
-        "miou_maskless": float(swept.miou[blind]),
-        "precision_maskless": float(swept.precision[blind]),
-        "recall_maskless": float(swept.recall[blind]),
-        "threshold_maskless": float(swept.thresholds[blind]),
+        f"{name}{suffix}": float(values[index])
+        for suffix, index in (("", swept.best), ("_maskless", swept.maskless))
+        for name, values in columns.items()
     }
 
 

@@ -1,4 +1,4 @@
-"""Stage `evaluate_epochs`: what every epoch of a training did to the seeds.  It reads masks."""
+"""Stage `evaluate_epochs`: the seeds of every epoch of a training, scored.  It reads masks."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,10 +21,7 @@ from aeft_lib.stages.reading import MultiScale, seed_stream, tag_logits
 
 @dataclass(frozen=True)
 class EpochsSpec:
-    """thresholds: increasing, in 0..1.  truth: digest of the masks.
-
-    One scale only, since every epoch is scored.
-    """
+    """thresholds: increasing, in 0..1.  truth: digest of the masks.  The seeds have one scale."""
 
     scenes: SceneSet
     thresholds: tuple[float, ...]

@@ -1,7 +1,4 @@
-"""What stages that train share:
-
-a checkpoint and a log while they run, weights when they are done.
-"""
+"""Files of all stages that train: checkpoint and log while they run, weights at the end."""
 
 import importlib.util
 import json
@@ -53,21 +50,21 @@ def _progress(folder: Path) -> Callable[[dict[str, float]], None]:
         lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     bar = tqdm(disable=True)
 
-    def report(seen: dict[str, float]) -> None:
+    def report(line: dict[str, float]) -> None:
         nonlocal bar
-        if bar.disable and seen["steps"] >= LONG and not os.environ.get("AEFT_QUIET"):
+        if bar.disable and line["steps"] >= LONG and not os.environ.get("AEFT_QUIET"):
             name = folder.parent.name
-            bar = tqdm(total=int(seen["steps"]), desc=name, unit="step", leave=False)
-        bar.update(seen["step"] - bar.n)
+            bar = tqdm(total=int(line["steps"]), desc=name, unit="step", leave=False)
+        bar.update(line["step"] - bar.n)
         # Lines of a run that was killed after its last checkpoint.
-        while lines and lines[-1]["step"] >= seen["step"]:
+        while lines and lines[-1]["step"] >= line["step"]:
             lines.pop()
-        lines.append(seen)
+        lines.append(line)
         aside = log.with_name(f".{log.name}")
         aside.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         aside.replace(log)
-        for name, value in seen.items() if board else ():
-            board.add_scalar(name, value, seen["step"])
+        for name, value in line.items() if board else ():
+            board.add_scalar(name, value, line["step"])
 
     return report
 

@@ -1,9 +1,8 @@
-"""The key of an artefact: what was asked for, from what, by which code.
+"""The key of an artefact: its spec, its inputs, and the code behind both.
 
-A spec opens itself: its dataclasses name what runs, so the code that counts is the stage's module,
-the modules that define the classes in its spec, and what these reach by imports.  Code counts by
-what it says and not by where it stands: modules may be renamed and moved.  Comments, docstrings and
-layout do not count, nor does a new field that is off (None, False, 0, "", ()).
+The code that counts is the stage's module, the modules that define the classes in its spec, and
+those that these reach by imports.  Its place does not count: modules may be renamed and moved.  Nor
+do comments, docstrings and layout, nor a new field that is off (None, False, 0, "", ()).
 """
 
 import ast
@@ -16,12 +15,8 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = Path(__file__).resolve().parents[1]
-STORE = (
-    "aeft_lib.paths",
-    "aeft_lib.stages.artefact",
-    "aeft_lib.stages.store",
-    "aeft_lib.stages.keys",
-)  # they keep results
+# They keep results and make none.
+STORE = ("aeft_lib.paths", *(f"aeft_lib.stages.{name}" for name in ("artefact", "store", "keys")))
 BODIES = ("body", "orelse", "finalbody")
 
 
@@ -37,13 +32,7 @@ def key_of(stage: Callable, spec: Any, inputs: Mapping[str, str]) -> str:
 
 
 def decisive(spec: Any) -> Any:
-    """A spec as plain data:
-
-    classes by name, without fields at their default.
-
-    Fields marked `fields.NO_RESULT` are left out too.
-
-    """
+    """A spec as plain data, without fields at their default or marked `fields.NO_RESULT`."""
     if dataclasses.is_dataclass(spec):
         fields = [f for f in dataclasses.fields(spec) if f.metadata.get("result", True)]
         values = {f.name: getattr(spec, f.name) for f in fields if not _at_default(spec, f)}
@@ -77,26 +66,28 @@ def spec_modules(spec: Any) -> Iterator[str]:
 def code_hash(modules: frozenset[str]) -> str:
     """Hash of the code of these modules and of every module of ours that they reach."""
     reached = set().union(*(reachable_modules(module) for module in modules))
-    digests = sorted(hashlib.sha256(_code(module).encode()).hexdigest() for module in reached)
+    # A package without code of its own may come and go with the modules in it.
+    codes = [code for code in map(_code, reached) if code]
+    digests = sorted(hashlib.sha256(code.encode()).hexdigest() for code in codes)
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 @cache
 def reachable_modules(module: str) -> frozenset[str]:
     """`module` and what its imports lead to, inside the package; others count by their version."""
-    seen: set[str] = set()
+    reached: set[str] = set()
     waiting = [module]
     while waiting:
         name = waiting.pop()
-        if name not in seen and name not in STORE and _file(name) is not None:
-            seen.add(name)
+        if name not in reached and name not in STORE and _file(name) is not None:
+            reached.add(name)
             tree = ast.parse(_file(name).read_text(encoding="utf-8"))
             waiting += (target for node in ast.walk(tree) for target in _targets(node))
-    return frozenset(seen)
+    return frozenset(reached)
 
 
 def forget() -> None:
-    """Read the code anew: for tests that change it."""
+    """Drop what is cached of the code: for tests that change it."""
     for kept in (code_hash, reachable_modules, _code, _bare):
         kept.cache_clear()
 
@@ -118,7 +109,8 @@ def _bare(module: str) -> str:
             body = getattr(node, name, None)
             if isinstance(body, list):
                 kept = [part for part in body if _counts(node, part)]
-                setattr(node, name, kept or ([ast.Pass()] if body and name == "body" else []))
+                needed = body and name == "body" and not isinstance(node, ast.Module)
+                setattr(node, name, kept or ([ast.Pass()] if needed else []))
     return ast.unparse(tree)
 
 
@@ -144,10 +136,7 @@ def _is_off(part: ast.AST) -> bool:
 
 
 def _imported(node: ast.AST) -> Iterable[str]:
-    """What an import binds, without paths of ours:
-
-    a name, what it stands for, its module's code.
-    """
+    """The names that an import binds, each with its module's code in place of a path of ours."""
     if isinstance(node, ast.Import):
         yield from (f"import {alias.name} as {alias.asname}" for alias in node.names)
     elif isinstance(node, ast.ImportFrom):
@@ -162,6 +151,9 @@ def _imported(node: ast.AST) -> Iterable[str]:
 
 
 def _digest(module: str) -> str:
+    """A digest of a module's bare code; modules that keep results count by their place alone."""
+    if module in STORE:
+        return module
     return hashlib.sha256(_bare(module).encode()).hexdigest()
 
 
@@ -184,8 +176,11 @@ def _file(name: str | None) -> Path | None:
 
 
 def _at_default(spec: Any, field: dataclasses.Field) -> bool:
-    """Whether a field holds its default."""
-    value = getattr(spec, field.name)
+    """Whether a field holds its default, or what differs from it by no result."""
+    default = field.default
     if field.default_factory is not dataclasses.MISSING:
-        return value == field.default_factory()
-    return field.default is not dataclasses.MISSING and value == field.default
+        default = field.default_factory()
+    if default is dataclasses.MISSING:
+        return False
+    value = getattr(spec, field.name)
+    return value == default or decisive(value) == decisive(default)

@@ -1,7 +1,7 @@
-"""Networks of artefacts: as they are before a training, and as a training left them.
+"""Networks of artefacts, before and after their training.
 
-The spec of an artefact knows how its network is built; weights that were trained come from its
-folder, the others from the backbone's own.
+The spec of an artefact builds its network; trained weights come from its folder, the others from
+the backbone's own.
 """
 
 from collections.abc import Callable

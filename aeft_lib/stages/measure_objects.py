@@ -1,7 +1,4 @@
-"""Stage `measure_objects`: what seeds make of every object, one line each.
-
-A reader of masks, like `evaluate_seeds`.
-"""
+"""Stage `measure_objects`: how seeds fit every object, a line each.  It reads masks."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,28 +27,21 @@ class ObjectsSpec:
 def measure_objects(
     spec: ObjectsSpec, inputs: Mapping[str, Artefact], folder: Path
 ) -> dict[str, float]:
-    """Read ``seeds`` and their ``evaluation``; write ``objects.csv``; return the means of entropy
-    and half_area.
+    """Read ``seeds``, ``evaluation``; write ``objects.csv``; return mean entropy and half_area.
 
-    Columns: scene, class, tags (of the scene), and what `objects` measures: area, spill, coverage,
-        entropy, half_area, and
-    tp, predicted, true at the seeds' best threshold.
+    Columns: scene, class, tags (of the scene), the measures of `maps.cam_fit` (area, spill,
+    coverage, entropy, half_area), and tp, predicted, true at the seeds' best threshold.
     """
     scenes, threshold = spec.scenes.open(), inputs["evaluation"].summary["threshold"]
     lines = []
     for index, (_, seed) in enumerate(read_seeds(inputs["seeds"].folder / "seeds.npz")):
         mask = scenes.mask(index)
-        measured = zip(
-            object_fits(seed, mask), object_counts(seed, mask, threshold), seed.cam, strict=True
-        )
-        for fit, counts, cam in measured:
+        fits, by_class = object_fits(seed, mask), object_counts(seed, mask, threshold)
+        for fit, counts, cam in zip(fits, by_class, seed.cam, strict=True):
             entropy, half_area = spread(cam)
             of_scene = {"scene": index, "tags": len(seed.class_ids)}
             lines.append(of_scene | fit | {"entropy": entropy, "half_area": half_area} | counts)
     table = pd.DataFrame(lines, columns=COLUMNS)
     table.to_csv(folder / FILE, index=False, float_format="%.6g")
-    return (
-        {}
-        if table.empty
-        else {name: float(table[name].mean()) for name in ("entropy", "half_area")}
-    )
+    names = () if table.empty else ("entropy", "half_area")
+    return {name: float(table[name].mean()) for name in names}

@@ -1,4 +1,4 @@
-"""What moves in from outside, as protocols: methods, readers, refiners, segmenters.
+"""Protocols of all that a row can bring: methods, readers, refiners, segmenters.
 
 Each is a frozen dataclass.  Its fields are its numbers and its part of an artefact's key; a spec
 names it, so no stage imports one.
@@ -52,7 +52,7 @@ class Method(Protocol):
 
 
 class Reading(NamedTuple):
-    """What a reader makes of one image.  cam: (K', H, W) in 0..1.  logits: (K,) at scale 1."""
+    """One image, read.  cam: (K', H, W) in 0..1.  logits: (K,) at scale 1."""
 
     cam: Tensor
     logits: Tensor | None
@@ -82,7 +82,7 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class Workshop:
-    """What a refiner works with: seeds of a trained classifier, and the profile's numbers.
+    """Materials of a refiner: seeds of a trained classifier, and the profile's numbers.
 
     obtain: makes artefacts, or finds them.  seeds: of a split, "train" the first.
     scenes: the scene set of a split.  numbers: the profile's `Refinement`.
@@ -102,7 +102,7 @@ class Refiner(Protocol):
     """Turns seeds into pseudo-labels."""
 
     def refine(self, workshop: Workshop, split: str) -> dict[str, Artefact]:
-        """``scores`` and ``labels`` of a split's scenes, and what led to them, by name."""
+        """``scores`` and ``labels`` of a split's scenes, and the artefacts before them, by name."""
 
 
 class Segmenter(Protocol):

@@ -1,7 +1,4 @@
-"""Stage `predict_labels`:
-
-the segmentation network on unseen scenes, over scales and mirror images.
-"""
+"""Stage `predict_labels`: the segmentation network on unseen scenes, by scale and mirror image."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,8 +23,7 @@ class PredictionSpec:
     """scales: relative to the image, each plain and mirrored.  data: fingerprint of the scenes.
 
     crf_iterations: of a CRF on the result; 0 leaves it out.
-    tags_known: classes that are not tagged are left out, as if somebody had told: an oracle, not
-        what a network has to do.
+    tags_known: an oracle that leaves out classes without a tag; no network has it.
     """
 
     scenes: SceneSet
@@ -85,8 +81,7 @@ def predict(
 def multi_scale_probabilities(
     network: nn.Module, images: Tensor, scales: Sequence[float]
 ) -> Tensor:
-    """Mean of the softmax over scales, each plain and mirrored, (B, K + 1, H, W), sums to 1 over
-    classes.
+    """Mean softmax over scales, each plain and mirrored, (B, K + 1, H, W), sum 1 over classes.
 
     network: images -> logits at image size.  images: (B, 3, H, W) in the network's range.
     Raises ValueError for no scales, or one that is not positive.
@@ -96,11 +91,10 @@ def multi_scale_probabilities(
     size, total = images.shape[-2:], 0
     for scale in scales:
         sides = [max(1, round(side * scale)) for side in size]
-        scaled = F.interpolate(
-            images, size=sides, mode="bilinear", align_corners=False, antialias=scale < 1
-        )
+        bilinear = {"mode": "bilinear", "align_corners": False}
+        scaled = F.interpolate(images, size=sides, antialias=scale < 1, **bilinear)
         for mirrored in (False, True):
             logits = network(scaled.flip(-1) if mirrored else scaled)
-            logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+            logits = F.interpolate(logits, size=size, **bilinear)
             total = total + (logits.flip(-1) if mirrored else logits).softmax(dim=1)
     return total / (2 * len(scales))

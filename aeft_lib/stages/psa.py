@@ -45,9 +45,8 @@ class Psa:
             inputs = {"scores": seeds, "background": background}
             labels = obtain(write_labels, LabelSpec("seeds.npz", by_threshold=True), inputs)
             return made | {"scores": seeds, "labels": labels}
-        labels = obtain(
-            write_labels, LabelSpec("middle.npz", by_threshold=False), {"scores": scores}
-        )
+        posteriors = LabelSpec("middle.npz", by_threshold=False)
+        labels = obtain(write_labels, posteriors, {"scores": scores})
         return made | {"scores": scores, "labels": labels}
 
 

@@ -32,7 +32,7 @@ class CrfSpec:
 def refine_by_crf(spec: CrfSpec, inputs: Mapping[str, Artefact], folder: Path) -> dict[str, float]:
     """Read ``seeds`` and ``background``; write ``<power>.npz``: posteriors of the tagged classes.
 
-    The background's posterior is what is left of 1.  Stored as seeds are, see `SeedWriter`.
+    The background's posterior is the rest of 1.  Stored as seeds are, see `SeedWriter`.
     """
     alphas = tuple(inputs["background"].summary[name] for name in spec.powers)
     file, count = inputs["seeds"].folder / "seeds.npz", len(spec.scenes.open())

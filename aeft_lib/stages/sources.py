@@ -1,8 +1,8 @@
 """What networks are trained on: scenes held in memory, or random views of photos read from disk.
 
-A source is a pure function of (indices, generator): it draws what is random for the whole batch,
-and prepares the wanted part of it.  So the ranks of one job see the batch that one process would
-see.  Two sources serve every training; what they differ in is the view that a stage gives them.
+A source is a pure function of (indices, generator): it draws random numbers for the whole batch,
+and prepares the wanted part.  So the ranks of one job have the batch of one process.  Two sources
+serve every training; stages give them their views.
 """
 
 from collections.abc import Callable

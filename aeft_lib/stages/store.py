@@ -113,10 +113,8 @@ def _obtain_together(stage: Stage, spec: Any, inputs: Inputs, folder: Path) -> A
         ranks.barrier()
     artefact = find(stage.__name__, folder.name, spec)
     if artefact is None:
-        raise StoreError(
-            f"rank {ranks.rank()} does not see {folder}: all processes must share the store, "
-            "AEFT_RUNS"
-        )
+        remedy = "all processes must share the store, AEFT_RUNS"
+        raise StoreError(f"rank {ranks.rank()} does not see {folder}: {remedy}")
     return artefact
 
 
@@ -148,10 +146,7 @@ def find(stage: str, key: str, spec: Any = None) -> Artefact | None:
 
 
 def check_writable() -> None:
-    """Refuse before long work starts:
-
-    raises StoreError where the store's folder cannot be written or the disk is full.
-    """
+    """Raises StoreError where the store cannot be written or the disk is full, before long work."""
     folder = paths.runs()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -162,14 +157,13 @@ def check_writable() -> None:
     except OSError as error:
         raise _store_error(error) from error
     if free < MIN_FREE_BYTES:
-        raise StoreError(
-            f"the disk that holds {folder} has {free / 2**20:.0f} MB left, a study needs {MIN_FREE_BYTES / 2**20:.0f}: "
-            "free some, or point AEFT_RUNS at another disk"
-        )
+        left, need = (f"{size / 2**20:.0f}" for size in (free, MIN_FREE_BYTES))
+        problem = f"the disk that holds {folder} has {left} MB left, a study needs {need}"
+        raise StoreError(f"{problem}: free some, or point AEFT_RUNS at another disk")
 
 
 def environment() -> dict[str, Any]:
-    """What a number depends on besides code and spec: versions, machine, commit of the checkout."""
+    """Versions, machine and commit: a number depends on them besides code and spec."""
     versions = {"python": platform.python_version()}
     return {
         "versions": versions | {name: metadata.version(name) for name in PACKAGES},
@@ -183,15 +177,13 @@ def commit() -> str:
     """Short commit of the checkout, with "+" where files differ from it; "unknown" outside git."""
 
     def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(paths.ROOT), *words], capture_output=True, text=True
-        ).stdout.strip()
+        command = ["git", "-C", str(paths.ROOT), *words]
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
     try:
         name = git("rev-parse", "--short", "HEAD")
-        return (
-            name + ("+" if git("status", "--porcelain", "--", "aeft_lib", "data") else "")
-        ) or "unknown"
+        changed = "+" if git("status", "--porcelain", "--", "aeft_lib", "data") else ""
+        return name + changed or "unknown"
     except OSError:
         return "unknown"
 
@@ -227,7 +219,7 @@ def _build(stage: Stage, spec: Any, inputs: Inputs, folder: Path) -> Artefact:
 
 
 def _identity(stage: str, key: str, spec: Any) -> dict[str, str]:
-    """What a record says of itself."""
+    """The fields by which a record names its artefact."""
     return {"stage": stage, "key": key, "spec_class": type(spec).__qualname__}
 
 
@@ -283,25 +275,18 @@ def _lock(folder: Path) -> FileLock:
 
 
 def _store_trouble(error: Exception) -> StoreError | None:
-    """The StoreError that an exception amounts to, or None:
-
-    a file elsewhere is not the store's fault.
-    """
+    """The StoreError that an exception amounts to; None for a file outside the store."""
     if "No space left on device" in str(error):  # safetensors has an error of its own for it
         return _store_error(OSError(errno.ENOSPC, str(error)))
     if not isinstance(error, OSError) or error.errno not in UNWRITABLE:
         return None
-    elsewhere = error.filename is not None and not Path(os.fsdecode(error.filename)).is_relative_to(
-        paths.runs()
-    )
-    return None if elsewhere else _store_error(error)
+    file = None if error.filename is None else Path(os.fsdecode(error.filename))
+    return None if file and not file.is_relative_to(paths.runs()) else _store_error(error)
 
 
 def _store_error(error: OSError) -> StoreError:
     if error.errno == errno.ENOSPC:
-        return StoreError(
-            f"the disk that holds {paths.runs()} is full: free some space, or point AEFT_RUNS at another disk"
-        )
-    return StoreError(
-        f"cannot write to the store {paths.runs()} ({error}): point AEFT_RUNS at a folder that can be written"
-    )
+        remedy = "free some space, or point AEFT_RUNS at another disk"
+        return StoreError(f"the disk that holds {paths.runs()} is full: {remedy}")
+    remedy = "point AEFT_RUNS at a folder that can be written"
+    return StoreError(f"cannot write to the store {paths.runs()} ({error}): {remedy}")

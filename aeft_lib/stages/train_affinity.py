@@ -1,7 +1,4 @@
-"""Stage `train_affinity`: AffinityNet learns from two CRFs which pixels belong together.
-
-No mask is within its reach.
-"""
+"""Stage `train_affinity`: AffinityNet learns pairs of pixels from two CRFs.  It reads no mask."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,7 +28,7 @@ from aeft_lib.stages.sources import InMemory, OnDisk, load_images, same_count
 
 @dataclass(frozen=True)
 class AffinitySpec:
-    """All that decides the weights, next to the two CRFs.
+    """All that decides the weights, besides the two CRFs.
 
     view: random crops of the scenes; None: whole scenes, mirrored.
     radius: of the pairs, in grid cells.
@@ -121,12 +118,10 @@ def _crops(
     spec: AffinitySpec, posteriors: Path, normalise: fitting.Normalise
 ) -> tuple[OnDisk, dict[str, float]]:
     """Crops of photos with their two CRFs, as the reference; padding is black, its labels void."""
-    scenes = spec.scenes.open()
+    scenes, crop = spec.scenes.open(), spec.view.crop
     low, high = (SeedReader(posteriors / f"{name}.npz") for name in ("low", "high"))
-    if spec.view.crop % CELL:
-        raise ValueError(
-            f"a crop for AffinityNet must be a multiple of {CELL}, got {spec.view.crop}"
-        )
+    if crop % CELL:
+        raise ValueError(f"a crop for AffinityNet must be a multiple of {CELL}, got {crop}")
 
     def view(index: int, generator: torch.Generator) -> Batch:
         scores = [with_rest(reader[f"{index:05d}"].cam) for reader in (low, high)]

@@ -1,7 +1,7 @@
 """Stage `train_classifier`: image tags in, a network that can be read as CAMs out.
 
-Which network, which loss: the spec's method says it, the paper's or a rival's.  A warm start makes
-it a second phase.  No mask is within its reach.
+The spec's method, the paper's or a rival's, has the network and the loss.  A warm start makes it a
+second phase.  It reads no mask.
 """
 
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ JUDGE = "judge_"  # inputs: trained classifiers that the method asks, by name
 
 @dataclass(frozen=True)
 class ClassifierSpec:
-    """All that decides the weights, next to a warm start and judges.
+    """All that decides the weights, besides a warm start and judges.
 
     num_classes: K, without background.  data: fingerprint of the scenes.
     view: random views of the scenes; None: whole scenes, from ``inputs["features"]``.
@@ -89,7 +89,8 @@ def train_classifier(
 
 def _judges(inputs: Mapping[str, Artefact]) -> dict[str, nn.Module]:
     """Trained classifiers by name, frozen: gradients reach the pixels that they are given."""
-    named = {name.removeprefix(JUDGE): item for name, item in inputs.items() if JUDGE in name}
+    names = [name for name in inputs if name.startswith(JUDGE)]
+    named = {name.removeprefix(JUDGE): inputs[name] for name in names}
     return {
         name: load_network(artefact).requires_grad_(False).to(device())
         for name, artefact in named.items()
@@ -124,7 +125,6 @@ def _source(
 
         source = InMemory(len(tags), whole, noise=noise)
     if tags.shape[1] != spec.num_classes:
-        raise ValueError(
-            f"the data has K={tags.shape[1]} classes, the network K={spec.num_classes}"
-        )
+        k = tags.shape[1]
+        raise ValueError(f"the data has K={k} classes, the network K={spec.num_classes}")
     return source

@@ -1,7 +1,4 @@
-"""Stage `train_segmenter`: the last network, trained on label maps, whoever made them.
-
-No mask is within its reach.
-"""
+"""Stage `train_segmenter`: the last network, trained on any label maps.  It reads no mask."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,7 +27,7 @@ from aeft_lib.stages.write_labels import label_files
 
 @dataclass(frozen=True)
 class SegmenterSpec:
-    """All that decides the weights, next to the labels.
+    """All that decides the weights, besides the labels.
 
     segmenter: network and loss.  num_classes: K, without background.
     crop: side of a training view of a photo; 0: views of scenes of one size, at that size.

@@ -1,7 +1,4 @@
-"""Stage `walk_seeds`:
-
-seeds flow along the learned affinities, and a last CRF settles their edges.
-"""
+"""Stage `walk_seeds`: seeds flow along learned affinities, and a last CRF settles their edges."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,5 +1,4 @@
-"""Stages `write_labels` and `true_labels`: what a segmentation network learns from, as palette PNGs
-and a table.
+"""Stages `write_labels` and `true_labels`: labels for a segmentation network, as palette PNGs.
 
 `write_labels` reads scores alone.  `true_labels` copies the masks, for the fully supervised
 ceiling; it is the one place where a mask can enter a training.
@@ -22,9 +21,9 @@ FOLDER, TABLE = "labels", "labels.csv"
 
 @dataclass(frozen=True)
 class LabelSpec:
-    """file: of the scores artefact.  by_threshold: at the threshold of ``background``; False:
+    """file: of the scores artefact.
 
-    scores are posteriors.
+    by_threshold: at the threshold of ``background``; False: scores are posteriors.
     """
 
     file: str
@@ -40,7 +39,7 @@ class TruthSpec:
 
 
 def write_labels(spec: LabelSpec, inputs: Mapping[str, Artefact], folder: Path) -> dict[str, float]:
-    """Read ``scores`` (and ``background``); write ``labels/<name>.png`` and ``labels.csv`` (see `labels.statistics`)."""
+    """Read ``scores`` (and ``background``); write ``labels/<name>.png`` and ``labels.csv``."""
     threshold = inputs["background"].summary["threshold"] if spec.by_threshold else None
     scores = read_seeds(inputs["scores"].folder / spec.file)
     return write_all(folder, ((name, label_map(*seed, threshold)) for name, seed in scores))
@@ -53,7 +52,7 @@ def true_labels(spec: TruthSpec, inputs: Mapping[str, Artefact], folder: Path) -
 
 
 def write_all(folder: Path, named: Iterator[tuple[str, np.ndarray]]) -> dict[str, float]:
-    """Write label maps and their table to `folder`; returns how many, and the mean part of foreground."""
+    """Write label maps and their table; returns their number and mean part of foreground."""
     (folder / FOLDER).mkdir(exist_ok=True)
     lines = []
     for name, labels in named:

@@ -1,4 +1,4 @@
-"""Studies as data: profiles, rows, the catalogue, what runs them, and the report on what came out.
+"""Studies as data: profiles, rows, the catalogue, their run, and the report on their results.
 
-A study is rows x repeats.  Notebooks and the command line come in; nothing below imports a study.
+A study is rows x repeats.  Notebooks and the command line import it; no room below does.
 """

@@ -79,7 +79,8 @@ TRIPLET_ROWS = (
 
 def _refined(name: str, label: str, refiner: Psa, published: str | None = None) -> Row:
     """AEFT's seeds refined on the training scenes, where pseudo-labels are made."""
-    changes = {"scored_on": "train", "published": published, "keep_epochs": False}
+    # With AEFT's `keep_epochs`, so that both share one training.
+    changes = {"scored_on": "train", "published": published}
     return replace(AEFT, name=name, label=label, refiner=refiner, **changes)
 
 

@@ -1,22 +1,18 @@
-"""When do the paper's claims hold?  Its rows on controlled collages, one knob turned at a time, and
-what could be the cause.
+"""When do the paper's claims hold?  Its rows on controlled collages, one knob at a time; causes.
 
-What was decided before anything was compared, by rules that look at no mask:
+Decided before anything was compared, by rules that read no mask:
 
 - base level: one object of VOC's median area (0.15), no context, clutter or occlusion; levels on
-both sides of it where there
-  are two sides, the ends of the range where there is one;
+  both sides of it where there are two sides, the ends of the range where there is one;
 - map: 12x12, with levels that keep the paper's cells per bin;
-- course: epochs until the tag mAP of unseen scenes rises by less than a point, for GAP and for G
-(4; see study `settings`);
-- depth: what gives four methods three seeds at twelve levels, and the causes theirs, within three
-hours on two cores (the
-  last stage);
+- length: epochs until the tag mAP of unseen scenes rises by less than a point, for GAP and for G
+  (4; see study `settings`);
+- depth: the last stage, which leaves four methods three repeats at twelve levels, and the causes
+  theirs, within three hours on two cores;
 - the second phase is the laptop's, chosen by tags there.
 
-Decided later, when seed 0 had been seen: depths four and seven, and which causes get three seeds
-    (`mechanism`) or one
-(`settings`).
+Decided after repeat 0: depths four and seven, and which causes get three repeats (`mechanism`) or
+one (`settings`).
 """
 
 from dataclasses import replace
@@ -63,14 +59,9 @@ def _variant(name: str, label: str, pooling: Pyramid) -> Row:
 
 def _both(name: str, label: str, setting: Setting, *, keep_epochs: bool = False) -> tuple[Row, Row]:
     """GAP and G under other conditions of training."""
+    fields = {"setting": setting, "keep_epochs": keep_epochs}
     return tuple(
-        classified(
-            f"{name}.{method}",
-            f"{SHORT[method]}, {label}",
-            POOLINGS[method],
-            setting=setting,
-            keep_epochs=keep_epochs,
-        )
+        classified(f"{name}.{method}", f"{SHORT[method]}, {label}", POOLINGS[method], **fields)
         for method in ("gap", "gated")
     )
 
@@ -87,7 +78,7 @@ def _erasing(
     strength: int = 1,
     quirks: tuple[str, ...] = OPTIMISER_QUIRKS,
 ) -> Row:
-    """Forty steps of a triplet at the base level, measured every ten, its weights times strength."""
+    """Forty steps of a triplet at the base level, scored every ten, its weights times strength."""
     phase = (("epochs", 4), ("steps_per_epoch", 10))
     weights = (strength * triplet.attract_weight, strength * triplet.repel_weight)
     return second(
@@ -141,9 +132,9 @@ PHOTO_DEPTH = tuple(
 CONDITION_STUDIES = (
     Study(
         "conditions",
-        "At which object size, number of objects, context, clutter and occlusion do the paper's claims hold?",
-        # By method, so that processes side by side work on levels of their own, each with its own
-        # features.
+        "At which object size, number of objects, context, clutter and occlusion do the paper's "
+        "claims hold?",
+        # By method: processes side by side work on different levels, each with its own features.
         tuple(condition_row(level, method) for method in METHODS for level in CONDITIONS),
         long=True,
         needs="collages",
@@ -176,7 +167,8 @@ CONDITION_STUDIES = (
     ),
     Study(
         "erasing_strength",
-        "How do recall and precision move with the strength and the steps of erasing, and where does each kind stop?",
+        "How do recall and precision move with the strength and the steps of erasing, and where "
+        "does each kind stop?",
         ERASING_STRENGTH,
         long=True,
         most_repeats=2,

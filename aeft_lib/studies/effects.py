@@ -1,7 +1,4 @@
-"""Effects with their uncertainty:
-
-paired differences over repeats, intervals, and what is left of them when there are many.
-"""
+"""Effects with their uncertainty: paired differences over repeats, intervals, many p values."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +12,7 @@ LEVEL = 0.95
 
 
 class Effect(NamedTuple):
-    """A mean of paired differences, the ends of its interval, the p value of "it is 0", and over how many repeats."""
+    """Mean of n paired differences, the ends of its interval, the p value of "it is 0"."""
 
     mean: float
     low: float
@@ -40,9 +37,8 @@ def effect(differences: Sequence[float], level: float = LEVEL) -> Effect:
     """
     values = np.asarray(differences, dtype=float)
     if values.ndim != 1 or len(values) < 2:
-        raise ValueError(
-            f"an interval needs at least two repeats, got {values.size}: run the study with --repeats 2 or more"
-        )
+        remedy = "run the study with --repeats 2 or more"
+        raise ValueError(f"an interval needs at least two repeats, got {values.size}: {remedy}")
     if not np.isfinite(values).all():
         raise ValueError(f"differences must be finite, got {values.tolist()}")
     if not 0 < level < 1:
@@ -54,19 +50,15 @@ def effect(differences: Sequence[float], level: float = LEVEL) -> Effect:
 
 
 def paired(table: pd.DataFrame, more: str, less: str, metric: str) -> pd.Series:
-    """`metric` of row `more` minus that of row `less`, by repeat, for the repeats that both have;
-    empty where a row is missing.
+    """`metric` of row `more` minus that of `less`, for the repeats of both; may be empty.
 
     table: long, with ``row``, ``repeat`` and the metric.
     """
+    empty = pd.Series(dtype=float)
     if metric not in table:
-        return pd.Series(dtype=float)
+        return empty
     wide = table.pivot_table(index="repeat", columns="row", values=metric, sort=True)
-    return (
-        (wide[more] - wide[less]).dropna()
-        if more in wide and less in wide
-        else pd.Series(dtype=float)
-    )
+    return (wide[more] - wide[less]).dropna() if {more, less} <= set(wide) else empty
 
 
 def half_width(sd: float, n: int, level: float = LEVEL) -> float:
@@ -75,14 +67,13 @@ def half_width(sd: float, n: int, level: float = LEVEL) -> float:
 
 
 def adjusted(p_values: Sequence[float]) -> list[float]:
-    """p values adjusted for their number: below 0.05 all, 5 % of them are expected to be false
-    (Benjamini and Hochberg).
+    """p values adjusted for their number: of those below 0.05, 5 % are expected to be false.
+
+    Benjamini and Hochberg's method.
 
     >>> adjusted([0.01, 0.04, 0.5])
     [0.03, 0.06, 0.5]
     """
-    return (
-        [round(float(p), 6) for p in stats.false_discovery_control(list(p_values))]
-        if len(p_values)
-        else []
-    )
+    if not len(p_values):
+        return []
+    return [round(float(p), 6) for p in stats.false_discovery_control(list(p_values))]

@@ -4,8 +4,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 BASE = "base"
-# The levels of every knob other than the base's, which is in the middle of the first and at the
-# beginning of the others.
+# Levels of every knob besides the base's, which is amid the first knob's and below the others'.
 LEVELS = {
     "object_area": (0.03, 0.07, 0.35),
     "objects": (2, 3),
@@ -14,7 +13,7 @@ LEVELS = {
     "occlusion": (0.25, 0.5),
 }
 BASE_LEVELS = {"object_area": 0.15, "objects": 1, "context": 0.0, "clutter": 0, "occlusion": 0.0}
-# The claims that are asked at every level: which method should beat which.
+# Claims at every level: which method should beat which.
 COMPARISONS = {
     "gpp": ("gated", "gap", "GPP − GAP"),
     "gates": ("gated", "average", "G − A"),
@@ -37,10 +36,7 @@ DEPTHS = {
 
 
 class Level(NamedTuple):
-    """A level of a knob; the base is a level of every knob.  row:
-
-    what its rows' names begin with.
-    """
+    """A level of a knob; the base is a level of every knob.  row: prefix of its rows' names."""
 
     knob: str
     value: float
@@ -48,10 +44,7 @@ class Level(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """A line of the report:
-
-    the study and its rows that should be more and less; on photos, rows of ``real_photos.csv``.
-    """
+    """A line of the report: row `more` of a study should beat `less`; photos: real_photos.csv."""
 
     id: str
     text: str
@@ -75,10 +68,9 @@ def claims() -> Iterator[Claim]:
         for level in levels():
             suffix = "" if name == "gpp" else f".{name}"
             text = f"{level.knob.replace('_', ' ')} {level.value:g}: {TEXTS[name]}"
-            name_of_level = f"condition.{level.knob}.{level.value:g}{suffix}"
-            yield Claim(
-                name_of_level, text, "conditions", f"{level.row}.{more}", f"{level.row}.{less}"
-            )
+            claim = f"condition.{level.knob}.{level.value:g}{suffix}"
+            rows = (f"{level.row}.{method}" for method in (more, less))
+            yield Claim(claim, text, "conditions", *rows)
     for stages, (collages, photos) in DEPTHS.items():
         text = f"trained stages {stages}: {TEXTS['gpp']}"
         rows = [

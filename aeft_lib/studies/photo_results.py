@@ -1,7 +1,4 @@
-"""What was measured on real photos, as the report sets it beside the collages:
-
-``docs/real_photos.csv``, repeat by repeat.
-"""
+"""Results on real photos beside those on collages: ``docs/real_photos.csv``, repeat by repeat."""
 
 from functools import cache
 
@@ -16,17 +13,15 @@ FILE = paths.ROOT / "docs" / "real_photos.csv"
 
 @cache
 def table() -> pd.DataFrame:
-    """``photos`` (how many were trained on), ``row, label, repeat`` and numbers in percent; empty where the file is not there."""
-    return (
-        pd.read_csv(FILE)
-        if FILE.is_file()
-        else pd.DataFrame(columns=["photos", "row", "label", "repeat"])
-    )
+    """``photos`` (training images), ``row, label, repeat``, numbers in percent; may be empty."""
+    if FILE.is_file():
+        return pd.read_csv(FILE)
+    return pd.DataFrame(columns=["photos", "row", "label", "repeat"])
 
 
 def differences(more: str, less: str, metric: str) -> np.ndarray:
-    """`metric` of row `more` minus that of `less`, by repeat, from the largest set of photos that has both; else empty."""
+    """`effects.paired` on the largest set of photos that has both rows; else empty."""
     for _, of_set in sorted(table().groupby("photos"), reverse=True):
-        if len(found := paired(of_set, more, less, metric)):
-            return found.to_numpy()
+        if len(by_repeat := paired(of_set, more, less, metric)):
+            return by_repeat.to_numpy()
     return np.array([])

@@ -1,8 +1,8 @@
-"""``aeft explain``: what a study would run on a profile, what of it is there, what the rest costs.
+"""``aeft explain``: the artefacts of a study on a profile, those in the store, the others' cost.
 
 Nothing is computed.  Work and memory are counted, not guessed: operations and the tensors that
-autograd keeps, on the networks themselves, with tensors that have no contents.  Hours are that work
-at a stated rate.  A training step is three forward passes (four with checkpointing, one more in
+autograd keeps, on the networks themselves, with tensors without contents.  Hours are that work at
+a stated rate.  A training step is three forward passes (four with checkpointing, one more in
 parts), and twice that with a masked image.
 """
 
@@ -102,10 +102,10 @@ def table(planned: Sequence[Planned]) -> pd.DataFrame:
 
 
 class Forward(NamedTuple):
-    """One image's way through backbone and CAM head: operations, bytes kept for the backward pass,
-    bytes out of the trunk.
+    """One image's way through backbone and CAM head.
 
-    parameters, trained: how many numbers the network has, and how many of them are trained.
+    flops: operations.  saved: bytes kept for the backward pass.  features: bytes out of the trunk.
+    parameters, trained: numbers of the network, and those that are trained.
     """
 
     flops: int
@@ -135,19 +135,19 @@ def forward(backbone: BackboneSpec, size: tuple[int, int], compute: Compute = PL
 
 
 def saved_bytes(run: Callable[[], Tensor], network: nn.Module) -> int:
-    """Bytes that autograd keeps for the backward pass of `run`, each tensor once, the network's own left out."""
+    """Bytes that autograd keeps for the backward pass of `run`, without the network's tensors."""
     own = {id(t) for t in (*network.parameters(), *network.buffers())}
-    seen: dict[int, Tensor] = {}
+    kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         base = tensor if tensor._base is None else tensor._base
         if id(base) not in own:
-            seen[id(base)] = base
+            kept[id(base)] = base
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         run()
-    return sum(t.numel() * t.element_size() for t in seen.values())
+    return sum(t.numel() * t.element_size() for t in kept.values())
 
 
 def _cost(

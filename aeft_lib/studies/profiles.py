@@ -35,21 +35,13 @@ THRESHOLDS = tuple(round(0.01 * i, 2) for i in range(1, 100))
 
 
 def _collages(name: str, *, size: int, train: int, val: int, **rest: object) -> Profile:
-    """A profile on the embedded collages; levels keep the paper's cells per bin (see `gpp.scaled_levels`)."""
-    return Profile(
-        name=name,
-        train=SceneSpec("train", train, size),
-        val=SceneSpec("val", val, size),
-        thresholds=THRESHOLDS,
-        **rest,
-    )
+    """A profile on the embedded collages."""
+    sets = {"train": SceneSpec("train", train, size), "val": SceneSpec("val", val, size)}
+    return Profile(name=name, **sets, thresholds=THRESHOLDS, **rest)
 
 
 def _fresh_layers(*, epochs: int, lr: float, steps_per_epoch: int = 0) -> Schedule:
-    """A schedule for a network whose head is new:
-
-    ten times the backbone's rate for it, as everywhere in the paper.
-    """
+    """A schedule with ten times the backbone's rate for a new head, as everywhere in the paper."""
     schedule = Schedule(
         epochs=epochs, batch_size=8, lr=lr, head_lr=10 * lr, weight_decay=1e-2, warmup_steps=20
     )
@@ -86,31 +78,30 @@ LAPTOP = _collages(
     size=256,  # a 16x16 map
     train=640,
     val=200,
-    # By rules that look at no mask: object sizes like VOC's (collages.py), levels with the paper's
-    # cells per bin (gpp.py), more # steps than those in which tag mAP saturates on controlled
-    # collages (120, there 80).  Depth is what time allows, ten rows # in 30 minutes on two cores;
+    # By rules that read no mask: object sizes like VOC's (collages.py), levels with the paper's
+    # cells per bin (gpp.py), more steps than those in which tag mAP saturates on controlled
+    # collages (120, there 80).  Depth is as time allows, ten rows in 30 minutes on two cores;
     # notebook 8 shows that this choice decides between GAP and GPP.
     backbone=EfficientNetLiteSpec(trained_stages=2),
     schedule=Schedule(
         epochs=3, batch_size=16, lr=3e-4, head_lr=1e-3, weight_decay=1e-2, warmup_steps=20
     ),
     # 20 steps, as many as a second study can have on two cores; the paper has 7,260.  Chosen by
-    # tags alone, no mask has a say:
+    # tags alone:
     # - rate: the largest of 0.01, 0.03, 0.1 at which plain classification does not collapse (tag
-    # mAP 79.7, 79.5, 30.9);
+    #   mAP 79.7, 79.5, 30.9);
     # - loss_scale: the largest of 1, 2, 5 at which the reference's triplet does not (78.7, 77.0,
-    # 44.6; 80.9 before).
+    #   44.6; 80.9 before).
     erasing=SecondPhase(epochs=4, steps_per_epoch=5, batch_size=16, rate=0.03, loss_scale=2.0),
-    refinement=Refinement(
-        _fresh_layers(epochs=2, lr=1e-4)
-    ),  # the loss of a third epoch is hardly lower
+    # The loss of a third epoch is hardly lower.
+    refinement=Refinement(_fresh_layers(epochs=2, lr=1e-4)),
     segmentation=Segmentation(
         _fresh_layers(epochs=4, lr=3e-4, steps_per_epoch=50), scales=(1.0, 1.5), hidden=256
     ),
     seed_scales=(0.5, 1.0),  # the paper adds 1.5 and 2.0: five times the pixels of these two
     repeats=1,
     long_from=COMMITTED_REPEATS,
-    # Rules for all five numbers stand in condition_studies.py.
+    # The rules for these numbers: conditions.py.
     controlled=ControlledTraining(
         train=ControlledSpec("train", 320, 192),
         val=ControlledSpec("val", 150, 192),
@@ -127,26 +118,23 @@ VOC_LITE = replace(
     train=VocSpec("train_aug", size=256),
     val=VocSpec("val", size=256),
     # By tags alone, on 640 photos of six classes: of 0.003, 0.01 and 0.03 the largest rate at which
-    # plain classification does # not collapse (with 0.03 it did for one seed of two).
+    # plain classification does not collapse (with 0.03 it did for one repeat of two).
     erasing=replace(LAPTOP.erasing, rate=0.01),
     repeats=3,
     long_from=MAX_REPEATS + 1,
     controlled=None,
 )
-"""VOC 2012 on a laptop: the network, the steps and the rules of ``laptop``, on real photos squared
-to 256 px.
+"""VOC 2012 on a laptop: network, steps and rules of ``laptop``, on photos squared to 256 px.
 
-Place: poster tables 1 and 2, at a small scale; mIoU is that of squared masks, not VOC's.  Cost:
-    docs/real_photos.md, which has
-the numbers too.
-Command: ``aeft run gap_vs_gpp --profile voc-lite``.
+Place: poster tables 1 and 2, at a small scale; mIoU is that of squared masks, not VOC's.  Cost and
+numbers: docs/real_photos.md.  Command: ``aeft run gap_vs_gpp --profile voc-lite``.
 """
 PHOTOS = replace(
     VOC_LITE, name="photos", train=FolderSpec("train", size=256), val=FolderSpec("val", size=256)
 )
-"""Your own photos and tags (data/folder.py), as ``voc-lite``.  Command:
+"""Your own photos and tags (data/folder.py), as ``voc-lite``.
 
-``aeft run gap_vs_gpp --profile photos``.
+Command: ``aeft run gap_vs_gpp --profile photos``.
 """
 
 
@@ -177,8 +165,8 @@ def _paper(
         steps_per_epoch=0,
         decay_from=0,
     )
-    # AffinityNet has the classifier's optimiser, quirk of its momentum and all; its new layers do
-    # get ten times the rate.  Both # CRFs' powers and the walk's are the reference's.
+    # AffinityNet has the classifier's optimiser, with the quirk of its momentum; its new layers do
+    # get ten times the rate.  The powers of both CRFs and of the walk are the reference's.
     refinement = Refinement(
         replace(schedule, epochs=8, head_lr=10 * schedule.lr, decay_steps=0),
         powers=(2.0, 19.0, 21.0),
@@ -212,21 +200,22 @@ def _paper(
 
 
 VOC = _paper("voc", VocSpec("train_aug"), VocSpec("val"), VocSpec("train"), 10582)
-"""The paper on VOC 2012, as the reference runs it (bf16 and checkpointing aside): ResNet38d, 18
-epochs of classification at batch 8, 22 with the triplet at batch 32, seeds on the 1,464 training
-images.
+"""The paper on VOC 2012, as the reference runs it (bf16 and checkpointing aside).
 
-Expected (poster): seeds GAP 48.0, GPP 54.2, AEFT 56.0; pseudo-labels 71.0; segmentation val 70.9.
-Not run here: no GPU.
-Cost: ``aeft explain triplet_ablation --profile voc``.  Command: docs/paper_scale.md.
+ResNet38d, 18 epochs of classification at batch 8, 22 with the triplet at batch 32, seeds on the
+1,464 training images.  Expected (poster): seeds GAP 48.0, GPP 54.2, AEFT 56.0; pseudo-labels 71.0;
+segmentation val 70.9.  Not run here: no GPU.  Cost: ``aeft explain STUDY --profile voc``;
+command: docs/paper_scale.md.
 """
 VOC_CORRECTED = _paper(
     "voc-corrected", VocSpec("train_aug"), VocSpec("val"), VocSpec("train"), 10582, corrected=True
 )
-"""As ``voc``, with the optimiser's quirks corrected in the first phase too; for the rows `corrected` and `ours`."""
+"""As ``voc``, without the optimiser's quirks in the first phase; for `corrected` and `ours`."""
 COCO = _paper("coco", CocoSpec("train2014"), CocoSpec("val2014"), CocoSpec("val2014"), 82783)
-"""The paper on COCO 2014.  The reference has no code for it; the settings are VOC's.  Expected
-(poster): segmentation val 44.8. Not run here."""
+"""The paper on COCO 2014.  The reference has no code for it; the settings are VOC's.
+
+Expected (poster): segmentation val 44.8.  Not run here.
+"""
 
 PROFILES = {
     profile.name: profile for profile in (SMOKE, LAPTOP, VOC_LITE, PHOTOS, VOC, VOC_CORRECTED, COCO)
@@ -235,11 +224,10 @@ VOC_CLASSES = "AEFT_VOC_CLASSES"
 
 
 def get(name: str = "") -> Profile:
-    """The profile of this name; "" is ``AEFT_PROFILE`` where that is set, else laptop.  Raises
-    ValueError otherwise.
+    """The profile of this name; "" is ``AEFT_PROFILE`` where that is set, else laptop.
 
     On VOC ``AEFT_VOC_CLASSES`` may name the classes that count, apart by commas; the others' pixels
-    are void.
+    are void.  Raises ValueError for an unknown name or class.
     """
     name = name or os.environ.get("AEFT_PROFILE") or LAPTOP.name
     if name not in PROFILES:

@@ -18,8 +18,7 @@ from aeft_lib.studies.settings import AS_PROFILED, OPTIMISER_QUIRKS, Profile, Se
 class Prediction:
     """How a segmentation network is read.
 
-    crf: a dense CRF on what it predicts.
-    tags_known: an oracle takes the classes away that are not there.
+    crf: a dense CRF on its predictions.  tags_known: an oracle takes absent classes away.
     """
 
     crf: bool = False
@@ -31,7 +30,7 @@ PLAIN = Prediction()
 
 @dataclass(frozen=True)
 class Row:
-    """One way from tags to numbers; it ends where its last part does.
+    """One way from tags to numbers; its last part is its end.
 
     A method alone ends in seeds; with a refiner, in pseudo-labels; with a segmenter, in predictions
     of a network that learned from them.
@@ -42,8 +41,7 @@ class Row:
     judges: trained classifiers that the method asks, by name.
     scored_on: the split whose scenes the end is scored on.
     published: the id of its number in published.toml.
-    setting: what of the profile is other.  keep_epochs: evaluate after every epoch of the last
-        phase.
+    setting: changes of the profile.  keep_epochs: evaluate after every epoch of the last phase.
     """
 
     name: str

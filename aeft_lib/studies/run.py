@@ -31,10 +31,7 @@ Job = tuple[Row, int]
 
 
 def numbers(made: Artefacts) -> dict[str, float]:
-    """The numbers of a row's artefacts:
-
-    of its evaluation, and where objects were measured the spread of their CAMs.
-    """
+    """The numbers of a row's artefacts: its evaluation, and the CAMs' spread of its objects."""
     spread = made["objects"].summary if "objects" in made else {}
     return made["evaluation"].summary | spread
 
@@ -68,7 +65,7 @@ def run_study(
 def prepare(
     chosen: Sequence[tuple[Study, Sequence[int]]], profile: Profile, *, workers: int = 0
 ) -> None:
-    """Compute what the store lacks of several studies in one go: no core waits between two.
+    """Compute the missing rows of several studies together: no core waits between two.
 
     chosen: studies, each with its repeats.  Rows of more than one study are computed once.
     """
@@ -111,7 +108,7 @@ def at_common_threshold(study: Study, profile: Profile, table: pd.DataFrame) -> 
 
 
 def left_out(study: Study, profile: Profile, n_repeats: int) -> bool:
-    """Whether a study is not for such scenes, or too long for so few repeats while there is a committed table to show."""
+    """Whether a study does not fit the scenes, or is long and has a committed table to show."""
     return not study.fits(profile) or (
         study.long and n_repeats < profile.long_from and committed_table(study).is_file()
     )
@@ -137,10 +134,7 @@ def check_repeats(repeats: Iterable[int]) -> list[int]:
 
 
 def default_workers() -> int:
-    """How many processes work side by side unless told otherwise:
-
-    one per core; on a GPU, whose memory it needs, one.
-    """
+    """How many processes work side by side by default: one per core; one on a GPU."""
     return 1 if device().type == "cuda" else cores()
 
 

@@ -1,4 +1,4 @@
-"""What a profile consists of: the phases of its trainings, refinement, segmentation, scenes.
+"""The parts of a profile: phases of its trainings, refinement, segmentation, scenes.
 
 Frozen dataclasses that check themselves; their values stand in `profiles`.
 """
@@ -16,6 +16,7 @@ from aeft_lib.engine.step import PLAIN, Compute
 from aeft_lib.networks.backbone import BackboneSpec
 from aeft_lib.paper.gpp import scaled_levels
 
+SCENE_SET = ("split", "count", "size", "seed")  # fields of controlled collages that are no knobs
 # Quirks of the reference that live in its optimiser; those in its loss: `triplet.LOSS_QUIRKS`.
 OPTIMISER_QUIRKS = ("sgd_momentum", "schedule_length", "head_lr")
 WEIGHT_DECAY = 5e-4  # the paper's; the reference passes it as SGD's momentum too
@@ -76,8 +77,8 @@ class SecondPhase:
 class Refinement:
     """From seeds to pseudo-labels; defaults are the reference's.
 
-    schedule: of AffinityNet.  powers: of the background (low, middle, high); None chooses them by
-        the rule of `refinement.background`, which looks at no mask.
+    schedule: of AffinityNet.
+    powers: of the background (low, middle, high); None: by the rule of `refinement.background`.
     beta, steps: of the random walk.  crf_iterations: of the CRF on seeds.
     last_crf_iterations: of the one after the walk.
     view: random crops that AffinityNet is trained on; None: whole scenes.
@@ -256,7 +257,7 @@ class Profile:
         if self.controlled is None:
             raise self._error("it has no collages to turn knobs of: choose laptop or smoke")
         numbers, knobs = self.controlled, dict(condition.knobs)
-        known = [field.name for field in fields(numbers.train)]
+        known = [f.name for f in fields(numbers.train) if f.name not in SCENE_SET]
         if unknown := sorted(set(knobs) - set(known)):
             raise ValueError(f"unknown knob {', '.join(unknown)}; there are {', '.join(known)}")
         changes = {"seed": repeat, "size": condition.size or numbers.train.size} | knobs
@@ -273,7 +274,7 @@ class Profile:
 
 @dataclass(frozen=True)
 class Setting:
-    """What of a profile is other for one row.
+    """A row's changes of its profile.
 
     condition: controlled collages in place of the profile's scenes.
     scale: of its scenes against the profile's, above 1: the same scenes on a finer map.

@@ -5,8 +5,8 @@ reads the named files, checks their sha256, shrinks them and writes WebP files a
 
     python build.py --packages DIR
 
-DIR holds either the unpacked packages (`usr/share/tuxpaint/...`) or the two `.deb` files. The result is
-the same byte for byte on every run with the same Pillow (and its bundled libwebp).
+DIR holds either the unpacked packages (`usr/share/tuxpaint/...`) or the two `.deb` files. The
+result is the same byte for byte on every run with the same Pillow (and its bundled libwebp).
 """
 
 from __future__ import annotations
@@ -94,7 +94,11 @@ def read_selection(path: Path) -> list[Item]:
 def check_selection(items: list[Item]) -> None:
     """Refuse unknown values, double names or sources, and groups that cross the split."""
     for item in items:
-        known = item.cls in CLASSES if item.kind == "cutout" else (item.kind, item.cls) == ("background", "")
+        known = (
+            item.cls in CLASSES
+            if item.kind == "cutout"
+            else (item.kind, item.cls) == ("background", "")
+        )
         if not known or item.split not in ("train", "val"):
             raise BuildError(f"selection.csv: bad kind, class or split for {item.name!r}")
     for field in ("name", "source_path", "source_sha256"):
@@ -120,7 +124,9 @@ def remedy(item: Item) -> str:
 def find_share(folder: Path) -> Path | None:
     """Find the `share` folder that holds an unpacked `tuxpaint` folder, if there is one."""
     for share in (folder / "usr" / "share", folder / "share", folder, folder.parent):
-        if (share / "tuxpaint" / "stamps").is_dir() and (share != folder.parent or folder.name == "tuxpaint"):
+        if (share / "tuxpaint" / "stamps").is_dir() and (
+            share != folder.parent or folder.name == "tuxpaint"
+        ):
             return share
     return None
 
@@ -134,7 +140,9 @@ def open_data_tar(deb: BinaryIO, name: str) -> tarfile.TarFile:
         if member in ("data.tar", "data.tar.gz", "data.tar.xz", "data.tar.bz2"):
             return tarfile.open(fileobj=io.BytesIO(deb.read(size)))
         deb.seek(size + size % 2, io.SEEK_CUR)
-    raise BuildError(f"cannot read the contents of {name}: unpack it with `dpkg-deb -x` and pass the result")
+    raise BuildError(
+        f"cannot read the contents of {name}: unpack it with `dpkg-deb -x` and pass the result"
+    )
 
 
 def members_of(deb: Path, wanted: set[str]) -> Iterator[tuple[str, bytes]]:
@@ -206,7 +214,9 @@ def make_cutout(data: bytes, trim: int) -> bytes:
 
 def make_background(data: bytes) -> bytes:
     """Shrink a photograph and encode it as WebP without alpha."""
-    return encode(shrink(Image.open(io.BytesIO(data)).convert("RGB"), BACKGROUND_SIDE), BACKGROUND_QUALITY)
+    return encode(
+        shrink(Image.open(io.BytesIO(data)).convert("RGB"), BACKGROUND_SIDE), BACKGROUND_QUALITY
+    )
 
 
 def encode(image: Image.Image, quality: int) -> bytes:
@@ -258,9 +268,15 @@ def report(records: list[Record], out: Path) -> None:
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--packages", type=Path, required=True, help="unpacked packages or the .deb files")
-    parser.add_argument("--selection", type=Path, default=HERE / "selection.csv", help="the choice of files")
-    parser.add_argument("--out", type=Path, default=HERE, help="output folder (default: this script's own)")
+    parser.add_argument(
+        "--packages", type=Path, required=True, help="unpacked packages or the .deb files"
+    )
+    parser.add_argument(
+        "--selection", type=Path, default=HERE / "selection.csv", help="the choice of files"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=HERE, help="output folder (default: this script's own)"
+    )
     return parser.parse_args(argv)
 
 

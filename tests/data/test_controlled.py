@@ -11,7 +11,8 @@ from aeft_lib.data import controlled
 from aeft_lib.data.collages import CLASSES, MIN_VISIBLE_PIXELS, SPLITS, Pack, load_pack
 from aeft_lib.data.controlled import CLUTTER_AREA, KNOBS, ControlledCollages, ControlledSpec
 from aeft_lib.data.scene import Scene
-from aeft_lib.studies.conditions import BASE_LEVELS, CONDITIONS, LEVELS
+from aeft_lib.studies.conditions import CONDITIONS
+from aeft_lib.studies.levels import BASE_LEVELS, LEVELS
 
 SIZE, COUNT = 64, 16
 PLACES = [(20 * i, 255, 20 * i) for i in range(1, 11)]  # green

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from aeft_lib.networks.registry import BackboneSpec
+from laid_out import laid_out
 from photo_profile import CLASSES, SPLITS, photo_profile
 from photo_sets import make_coco, make_folder, make_voc
 from PIL import Image
@@ -21,10 +21,10 @@ from aeft_lib.lab import ch08_conditions
 from aeft_lib.lab.session import Session
 from aeft_lib.maps.labels import VOID, write_label_map
 from aeft_lib.maps.seeds import read_seeds
-from aeft_lib.stages import store
+from aeft_lib.networks.efficientnet_lite import EfficientNetLiteSpec
+from aeft_lib.networks.resnet38d import ResNet38dSpec
 from aeft_lib.stages.write_labels import label_files
 from aeft_lib.studies import catalogue, preflight, run
-from aeft_lib.studies.rows import RefinedRow
 
 SIZE = (48, 64)
 
@@ -59,7 +59,7 @@ def test_from_tags_to_a_segmentation_network_at_every_photos_own_size(root):
     artefacts = run.artefacts(photo_profile(), row, 0)
     assert 0 <= artefacts["evaluation"].summary["miou"] <= 100
     assert {Image.open(file).size for file in label_files(artefacts["labels"])} == {SIZE[::-1]}
-    labels = run.artefacts(photo_profile(), row.teacher, 0)
+    labels = run.artefacts(photo_profile(), catalogue.AEFT_PSEUDO, 0)
     seeds = [seed for _, seed in read_seeds(labels["seeds"].folder / "seeds.npz")]
     scenes = (photo_profile().train).open()
     assert len(seeds) == len(scenes) == SPLITS["train_aug"]
@@ -67,8 +67,10 @@ def test_from_tags_to_a_segmentation_network_at_every_photos_own_size(root):
     assert [seed.class_ids.tolist() for seed in seeds] == [
         np.flatnonzero(scenes.tags(i)).tolist() for i in range(len(scenes))
     ]
-    log = (labels["seeds"].folder.parent.parent / "train_triplet").glob("*/steps.jsonl")
-    assert [json.loads(line)["step"] for line in next(log).read_text().splitlines()] == [2, 4]
+    assert artefacts["teacher"].key == labels["labels"].key
+    classifier = run.artefacts(photo_profile(), catalogue.AEFT, 0)["classifier"]
+    lines = (classifier.folder / "steps.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [2, 4]
 
 
 def test_training_and_refinement_read_no_mask(root):
@@ -80,8 +82,7 @@ def test_training_and_refinement_read_no_mask(root):
         run.artefacts(photo_profile(), catalogue.AEFT_PSEUDO, 0)
     made = {
         "train_classifier",
-        "train_triplet",
-        "infer_photo_seeds",
+        "infer_seeds",
         "choose_background",
         "refine_by_crf",
         "train_affinity",
@@ -90,7 +91,7 @@ def test_training_and_refinement_read_no_mask(root):
 
 
 @pytest.mark.parametrize("row", [catalogue.GAP, catalogue.OURS_ROW], ids=lambda row: row.name)
-def test_the_same_weights_twice_and_other_views_for_another_seed(root, row, monkeypatch):
+def test_the_same_weights_twice_and_other_views_for_another_repeat(root, row, monkeypatch):
     first = run.artefacts(photo_profile(), row, 0)["classifier"]
     other = run.artefacts(photo_profile(), row, 1)["classifier"]
     monkeypatch.setenv("AEFT_RUNS", str(root / "again"))
@@ -140,7 +141,7 @@ def test_an_own_folder_with_squared_scenes_runs_the_laptops_lines(tmp_path, monk
     monkeypatch.setenv("AEFT_PHOTOS_ROOT", str(tmp_path / "photos"))
     monkeypatch.setenv("AEFT_RUNS", str(tmp_path / "runs"))
     sets = {"train": FolderSpec("train", size=96), "val": FolderSpec("val", size=96)}
-    profile = photo_profile(**sets, view=None, backbone=BackboneSpec(trained_stages=0))
+    profile = photo_profile(**sets, view=None, backbone=EfficientNetLiteSpec(trained_stages=0))
     artefacts = run.artefacts(profile, catalogue.GATED, 0)
     assert artefacts["evaluation"].summary["tag_map"] > 0
     assert "cache_features" in stages(paths.runs())
@@ -150,16 +151,7 @@ def test_a_profile_of_another_data_set_is_another_key(root):
     spec = photo_profile().train
     keys = set()
     for changed in (spec, replace(spec, count=8), replace(spec, classes=CLASSES[:2])):
-        profile = photo_profile(train=changed)
-        planned = []
-
-        def obtain(stage, spec, inputs=None, planned=planned):
-            parents = {name: artefact.key for name, artefact in (inputs or {}).items()}
-            planned.append(store.key_of(stage, spec, parents))
-            return store.Artefact(stage.__name__, planned[-1], paths.runs(), {"summary": {}})
-
-        catalogue.GAP.artefacts(profile, 0, obtain)
-        keys.add(planned[0])
+        keys.add(laid_out(photo_profile(train=changed), catalogue.GAP)["classifier"].key)
     assert len(keys) == 3
 
 
@@ -274,9 +266,7 @@ def test_pseudo_labels_of_real_voc(monkeypatch, tmp_path, real_voc):
         "train": VocSpec("train_aug", 8, classes=animals),
         "val": VocSpec("val", 2, classes=animals),
     }
-    artefacts = run.artefacts(
-        photo_profile(**sets), RefinedRow("crf", "crf", catalogue.AEFT, crf=True), 0
-    )
+    artefacts = run.artefacts(photo_profile(**sets), catalogue.get("refinement").row("aeft_crf"), 0)
     assert artefacts["evaluation"].summary["miou"] > 0
 
 
@@ -386,4 +376,4 @@ def test_devices_and_boards_that_are_not_there_are_named(root, monkeypatch):
 def test_weights_that_are_not_there_are_asked_for_first(root, monkeypatch):
     monkeypatch.delenv("AEFT_RESNET38D_PARAMS", raising=False)
     with pytest.raises(ValueError, match="point AEFT_RESNET38D_PARAMS at it"):
-        preflight.check(photo_profile(backbone=BackboneSpec("resnet38d"), levels=(1, 2, 4, 8)))
+        preflight.check(photo_profile(backbone=ResNet38dSpec()))

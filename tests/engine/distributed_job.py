@@ -7,10 +7,11 @@ from dataclasses import replace
 from photo_profile import photo_profile
 
 from aeft_lib.engine import ranks, shards
-from aeft_lib.studies import catalogue, run
-from aeft_lib.studies.rows import RefinedRow
+from aeft_lib.stages.psa import Psa
+from aeft_lib.studies import catalogue, pipeline
 
-ROW = RefinedRow("crf", "ours, CRF", catalogue.OURS_ROW, crf=True)
+REFINED = {"refiner": Psa(crf=True), "scored_on": "train", "keep_epochs": False}
+ROW = replace(catalogue.OURS_ROW, name="crf", label="ours, CRF", **REFINED)
 
 
 def main() -> None:
@@ -19,11 +20,10 @@ def main() -> None:
     shards.SHARD = 5  # three shards of twelve images, so that both ranks get some
     profile = photo_profile()
     profile = replace(profile, compute=replace(profile.compute, negatives=sys.argv[1]))
-    found = run.artefacts(profile, ROW, 0)
+    made = pipeline.artefacts(profile, ROW, 0)
     if ranks.is_main():
-        print(
-            f"ranks {ranks.world()} miou {found['evaluation'].summary['miou']!r} runs {os.environ['AEFT_RUNS']}"
-        )
+        miou = made["evaluation"].summary["miou"]
+        print(f"ranks {ranks.world()} miou {miou!r} runs {os.environ['AEFT_RUNS']}")
     ranks.stop()
 
 

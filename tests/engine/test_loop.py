@@ -1,4 +1,7 @@
-"""The training loop on networks of a few weights: seeds, resume after a kill, divergence, epochs, order, streams."""
+"""The training loop on networks of a few weights:
+
+seeds, resume after a kill, divergence, epochs, order, streams.
+"""
 
 import json
 import math
@@ -10,22 +13,20 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from aeft_lib.engine import checkpoint, loop
-from aeft_lib.engine.loop import (
-    Schedule,
-    TrainingDiverged,
-    epoch_order,
-    fit,
-    make_optimiser,
-    stream,
-)
-from aeft_lib.engine.step import PLAIN, Objective, Stepper
+from aeft_lib.engine import checkpoint as checkpoints
+from aeft_lib.engine import loop
+from aeft_lib.engine.loop import TrainingDiverged, epoch_order, fit, stream
+from aeft_lib.engine.schedule import OPTIMISERS, Schedule, make_optimiser
+from aeft_lib.engine.step import Objective
 
 N = 20
 
 
 class Tiny(nn.Module):
-    """A backbone with a frozen part and a convolution, and a head: the names that `make_optimiser` looks at."""
+    """A backbone with a frozen part and a convolution, and a head:
+
+    the names that `make_optimiser` looks at.
+    """
 
     def __init__(self, channels_last: bool = False):
         super().__init__()
@@ -42,14 +43,23 @@ class Tiny(nn.Module):
 
 
 def schedule(**changes) -> Schedule:
-    plain = {"epochs": 4, "batch_size": 6, "lr": 0.05, "head_lr": 0.1, "weight_decay": 0.01, "warmup_steps": 2}
+    plain = {
+        "epochs": 4,
+        "batch_size": 6,
+        "lr": 0.05,
+        "head_lr": 0.1,
+        "weight_decay": 0.01,
+        "warmup_steps": 2,
+    }
     return Schedule(**plain | changes)
 
 
 def samples():
     """Inputs (N, 2, 5, 5) and targets (N, 3)."""
     generator = torch.Generator().manual_seed(5)
-    return torch.randn(N, 2, 5, 5, generator=generator), (torch.rand(N, 3, generator=generator) > 0.5).float()
+    return torch.randn(N, 2, 5, 5, generator=generator), (
+        torch.rand(N, 3, generator=generator) > 0.5
+    ).float()
 
 
 class Picked(NamedTuple):
@@ -60,44 +70,65 @@ class Picked(NamedTuple):
 
 
 def train(network=None, *, seed=0, checkpoint=None, poison=None, **changes):
-    """Train on `samples` with noise from the generator; `poison` maps the batch's indices to what the loss is multiplied by.
+    """Train on `samples` with noise from the generator; `poison` maps the batch's indices to what
+    the loss is multiplied by.
 
     changes: of the schedule, and what else `fit` takes.
     """
     network = Tiny() if network is None else network
     x, y = samples()
-    rest = {name: changes.pop(name) for name in ("after_epoch", "compute", "progress") if name in changes}
+    rest = {
+        name: changes.pop(name)
+        for name in ("after_epoch", "compute", "progress")
+        if name in changes
+    }
 
     def batch(indices, generator, wanted):
         noise = torch.randn(x[indices].shape, generator=generator)
         return Picked(indices[wanted], (x[indices] + 0.1 * noise)[wanted])
 
     def measure(net, picked):
-        return {"indices": picked.indices, "logits": net(picked.inputs), "size": net.head.weight.square().sum()[None]}
+        return {
+            "indices": picked.indices,
+            "logits": net(picked.inputs),
+            "size": net.head.weight.square().sum()[None],
+        }
 
     def combine(measures):
         factor = poison(measures["indices"]) if poison else 1.0
-        fitted = nn.functional.binary_cross_entropy_with_logits(measures["logits"], y[measures["indices"]])
+        fitted = nn.functional.binary_cross_entropy_with_logits(
+            measures["logits"], y[measures["indices"]]
+        )
         return {"fit": factor * fitted, "size": 0.01 * measures["size"].mean()}
 
-    course = {"batch": batch, "objective": Objective(measure, combine), "schedule": schedule(**changes), "seed": seed}
-    return network, fit(network, n_samples=N, checkpoint=checkpoint, **course, **rest)
+    options = {
+        "batch": batch,
+        "objective": Objective(measure, combine),
+        "schedule": schedule(**changes),
+        "seed": seed,
+    }
+    return network, fit(network, n_samples=N, checkpoint=checkpoint, **options, **rest)
 
 
-def stepper_of(network: nn.Module) -> Stepper:
-    """What a checkpoint is loaded into, besides the network."""
-    return Stepper(network, make_optimiser(network, schedule()), Objective(None, None), PLAIN)
+def loaded(file, network: nn.Module):
+    """The log and the terms of a checkpoint, which is loaded into the network."""
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    return checkpoints.resume(file, network, make_optimiser(network, schedule()), scaler)
 
 
 def same(a: nn.Module, b: nn.Module) -> bool:
     """Whether all weights are equal, bit for bit."""
-    return all(torch.equal(p, q) for p, q in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    return all(
+        torch.equal(p, q)
+        for p, q in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    )
 
 
-# --- seeds -------------------------------------------------------------------------------------------------------------
+# --- seeds
+# -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("optimiser", loop.OPTIMISERS)
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
 def test_same_seed_same_weights_other_seed_others(optimiser):
     first, first_rows = train(optimiser=optimiser)
     torch.manual_seed(1234)  # the global generator has no say
@@ -125,7 +156,8 @@ def test_frozen_weights_stay():
     assert not torch.equal(after.head.weight, before.head.weight)
 
 
-# --- resume ------------------------------------------------------------------------------------------------------------
+# --- resume
+# ------------------------------------------------------------------------------------------------------------
 
 
 class Killed(BaseException):
@@ -136,8 +168,8 @@ def kill_after(monkeypatch, epochs):
     """Let training end right after the checkpoint of that epoch was written; returns what undoes it."""
     save = loop.save_checkpoint
 
-    def save_and_die(file, network, stepper, rows, terms=()):
-        save(file, network, stepper, rows, terms)
+    def save_and_die(file, network, optimiser, scaler, rows, terms=()):
+        save(file, network, optimiser, scaler, rows, terms)
         if not terms and len(rows) == epochs:
             raise Killed
 
@@ -165,7 +197,9 @@ def test_resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch, changes,
     mend()
     assert checkpoint.is_file()
     asked = []
-    monkeypatch.setattr(loop, "epoch_order", lambda *words: (asked.append(words[3]), epoch_order(*words))[1])
+    monkeypatch.setattr(
+        loop, "epoch_order", lambda *words: (asked.append(words[3]), epoch_order(*words))[1]
+    )
     resumed, rows = train(Tiny(channels_last), checkpoint=checkpoint, **changes)
     assert asked == [2, 3]  # two epochs were not trained twice
     assert rows == whole_rows
@@ -186,7 +220,7 @@ def test_killed_within_an_epoch_goes_on_from_the_epoch_before(tmp_path):
     with pytest.raises(Killed):
         train(checkpoint=checkpoint, poison=die)
     network = Tiny()
-    rows, terms = loop.resume(checkpoint, network, stepper_of(network))
+    rows, terms = loaded(checkpoint, network)
     assert (len(rows), terms) == (2, [])
     resumed, rows = train(checkpoint=checkpoint)
     assert rows == whole_rows
@@ -218,7 +252,7 @@ def test_half_written_checkpoint_does_not_replace_the_last(tmp_path, monkeypatch
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint, "save_file", half)
+        patched.setattr(checkpoints, "save_file", half)
         with pytest.raises(Killed):
             train(checkpoint=checkpoint)
     assert same(train(checkpoint=checkpoint)[0], whole)
@@ -249,10 +283,18 @@ def test_damaged_checkpoint_is_said_and_training_starts_over(tmp_path, monkeypat
     assert not checkpoint.exists()
 
 
-@pytest.mark.parametrize("tensors", [{"a": torch.zeros(1)}, {"network/head.bias": torch.zeros(7)}], ids=["missing", "shape"])
+@pytest.mark.parametrize(
+    "tensors",
+    [{"a": torch.zeros(1)}, {"network/head.bias": torch.zeros(7)}],
+    ids=["missing", "shape"],
+)
 def test_checkpoint_of_another_network_is_said_and_training_starts_over(tmp_path, tensors):
     whole, whole_rows = train()
-    told = {"rows": json.dumps(whole_rows[:2]), "scaler": "{}", "digest": checkpoint._digest(tensors)}
+    told = {
+        "rows": json.dumps(whole_rows[:2]),
+        "scaler": "{}",
+        "digest": checkpoints._digest(tensors),
+    }
     save_file(tensors, tmp_path / "checkpoint", metadata=told)
     with pytest.warns(UserWarning, match=r"network.*starts again"):
         again, _ = train(checkpoint=tmp_path / "checkpoint")
@@ -280,11 +322,19 @@ def test_checkpoint_holds_what_is_trained_and_no_pickle(tmp_path, monkeypatch):
         train(checkpoint=tmp_path / "checkpoint")
     tensors = load_file(tmp_path / "checkpoint")
     network = {name for name in tensors if name.startswith("network/")}
-    assert network == {f"network/{part}" for part in ("backbone.1.weight", "backbone.1.bias", "head.weight", "head.bias")}
-    assert {name.split("/")[2] for name in tensors if name.startswith("optimiser/")} == {"step", "exp_avg", "exp_avg_sq"}
+    assert network == {
+        f"network/{part}"
+        for part in ("backbone.1.weight", "backbone.1.bias", "head.weight", "head.bias")
+    }
+    assert {name.split("/")[2] for name in tensors if name.startswith("optimiser/")} == {
+        "step",
+        "exp_avg",
+        "exp_avg_sq",
+    }
 
 
-# --- divergence --------------------------------------------------------------------------------------------------------
+# --- divergence
+# --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -306,22 +356,28 @@ def test_divergence_names_step_samples_and_checkpoint(tmp_path, value):
     assert f"last good checkpoint is {tmp_path / 'checkpoint'}" in message
     assert "learning rate (now 0.05 and 0.1)" in message
     network = Tiny()
-    rows, terms = loop.resume(tmp_path / "checkpoint", network, stepper_of(network))
+    rows, terms = loaded(tmp_path / "checkpoint", network)
     assert terms == []
     assert [row["epoch"] for row in rows] == [1, 2]
     assert all(p.isfinite().all() for p in network.parameters())
-    assert same(train(checkpoint=tmp_path / "checkpoint")[0], train()[0])  # the samples mended, the run goes on
+    assert same(
+        train(checkpoint=tmp_path / "checkpoint")[0], train()[0]
+    )  # the samples mended, the run goes on
 
 
 def test_divergence_in_the_first_epoch_has_no_checkpoint(tmp_path):
-    with pytest.raises(TrainingDiverged, match=r"step 0 \(epoch 1\), samples .*; no epoch was finished"):
+    with pytest.raises(
+        TrainingDiverged, match=r"step 0 \(epoch 1\), samples .*; no epoch was finished"
+    ):
         train(checkpoint=tmp_path / "checkpoint", poison=lambda _: math.nan)
     with pytest.raises(TrainingDiverged, match="no epoch was finished"):
         train(poison=lambda _: math.nan)
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize(("bad_step", "epoch"), [(2, 1), (11, 4)], ids=["end of the first epoch", "last step"])
+@pytest.mark.parametrize(
+    ("bad_step", "epoch"), [(2, 1), (11, 4)], ids=["end of the first epoch", "last step"]
+)
 def test_weights_that_are_not_finite_are_never_called_good(tmp_path, bad_step, epoch):
     """The square root has an infinite slope at 0: the loss is finite, its gradient is not."""
     network, steps, (x, _) = Tiny(), [], samples()
@@ -330,7 +386,9 @@ def test_weights_that_are_not_finite_are_never_called_good(tmp_path, bad_step, e
         steps.append(0)
         out = measures["out"]
         fitted = nn.functional.mse_loss(out, torch.zeros_like(out))
-        return {"fit": fitted + ((out * 0).square().sum().sqrt() if len(steps) - 1 == bad_step else 0)}
+        return {
+            "fit": fitted + ((out * 0).square().sum().sqrt() if len(steps) - 1 == bad_step else 0)
+        }
 
     with pytest.raises(TrainingDiverged, match=f"epoch {epoch}"):
         fit(
@@ -346,7 +404,8 @@ def test_weights_that_are_not_finite_are_never_called_good(tmp_path, bad_step, e
         assert all(t.isfinite().all() for t in load_file(tmp_path / "checkpoint").values())
 
 
-# --- epochs of a given length, and what is done after each -------------------------------------------------------------
+# --- epochs of a given length, and what is done after each
+# -------------------------------------------------------------
 
 
 def shown(**options) -> tuple[list[list[int]], list[dict[str, float]]]:
@@ -358,10 +417,14 @@ def shown(**options) -> tuple[list[list[int]], list[dict[str, float]]]:
 
 def test_an_epoch_ends_after_the_steps_asked_for():
     steps, rows = shown(epochs=3, steps_per_epoch=2)
-    assert steps == [batch.tolist() for epoch in range(3) for batch in list(epoch_order(N, 6, 0, epoch))[:2]]
+    assert steps == [
+        batch.tolist() for epoch in range(3) for batch in list(epoch_order(N, 6, 0, epoch))[:2]
+    ]
     assert [row["epoch"] for row in rows] == [1, 2, 3]
-    course = schedule(epochs=3, steps_per_epoch=2)
-    assert [row["lr"] for row in rows] == pytest.approx([0.1 * course.factor(step, 6) for step in (1, 3, 5)])
+    rates = schedule(epochs=3, steps_per_epoch=2)
+    assert [row["lr"] for row in rows] == pytest.approx(
+        [0.1 * rates.factor(step, 6) for step in (1, 3, 5)]
+    )
 
 
 @pytest.mark.parametrize("asked", [3, 4, 100])
@@ -397,7 +460,8 @@ def test_resumed_epochs_are_not_called_again_but_one_killed_while_it_was_kept_is
     assert same(resumed, train()[0])
 
 
-# --- order and streams -------------------------------------------------------------------------------------------------
+# --- order and streams
+# -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("n", "size"), [(20, 6), (18, 6), (6, 6), (7, 1)])
@@ -421,7 +485,9 @@ def test_streams_of_different_paths_differ():
     paths = [(s, p, e, i) for s in range(3) for p in range(2) for e in range(3) for i in range(3)]
     draws = {tuple(torch.randint(2**40, (4,), generator=stream(*path)).tolist()) for path in paths}
     assert len(draws) == len(paths)
-    assert torch.equal(torch.rand(3, generator=stream(4, 1, 2, 3)), torch.rand(3, generator=stream(4, 1, 2, 3)))
+    assert torch.equal(
+        torch.rand(3, generator=stream(4, 1, 2, 3)), torch.rand(3, generator=stream(4, 1, 2, 3))
+    )
 
 
 def test_fewer_samples_than_a_batch():

@@ -1,4 +1,7 @@
-"""The course of the learning rates and the optimiser: by hand, beyond the end, golden parity, refusals."""
+"""The course of the learning rates and the optimiser:
+
+by hand, beyond the end, golden parity, refusals.
+"""
 
 import math
 from dataclasses import replace
@@ -7,11 +10,18 @@ import pytest
 import torch
 from torch import nn
 
-from aeft_lib.engine.loop import Schedule, make_optimiser
+from aeft_lib.engine.schedule import Schedule, make_optimiser
 
 
 def schedule(**changes) -> Schedule:
-    plain = {"epochs": 4, "batch_size": 6, "lr": 0.05, "head_lr": 0.1, "weight_decay": 0.01, "warmup_steps": 2}
+    plain = {
+        "epochs": 4,
+        "batch_size": 6,
+        "lr": 0.05,
+        "head_lr": 0.1,
+        "weight_decay": 0.01,
+        "warmup_steps": 2,
+    }
     return Schedule(**plain | changes)
 
 
@@ -21,7 +31,8 @@ def tiny() -> nn.ModuleDict:
     return nn.ModuleDict({"backbone": backbone, "head": nn.Linear(4, 3)})
 
 
-# --- the course ------------------------------------------------------------------------------------------------------
+# --- the course
+# ------------------------------------------------------------------------------------------------------
 
 
 def test_schedule_by_hand():
@@ -49,15 +60,23 @@ def test_a_course_longer_than_the_run_is_cut_off():
 def test_two_phases_that_share_a_course_are_one_course():
     whole = schedule(warmup_steps=0)
     first, second = (replace(whole, decay_steps=12, decay_from=taken) for taken in (0, 5))
-    factors = [first.factor(step, 5) for step in range(5)] + [second.factor(step, 7) for step in range(7)]
+    factors = [first.factor(step, 5) for step in range(5)] + [
+        second.factor(step, 7) for step in range(7)
+    ]
     assert factors == [whole.factor(step, 12) for step in range(12)]
-    assert second.factor(7, 7) == second.factor(8, 7) == whole.factor(11, 12)  # beyond the end of both
-    assert replace(whole, decay_from=3).factor(2, 10) == whole.factor(5, 10)  # a course as long as the run
+    assert (
+        second.factor(7, 7) == second.factor(8, 7) == whole.factor(11, 12)
+    )  # beyond the end of both
+    assert replace(whole, decay_from=3).factor(2, 10) == whole.factor(
+        5, 10
+    )  # a course as long as the run
 
 
 def test_warm_up_is_of_the_phase_whatever_was_taken_of_the_course():
     second = schedule(warmup_steps=4, poly_power=1.0, decay_steps=20, decay_from=10)
-    assert [second.factor(step, 6) for step in range(6)] == pytest.approx([0.5 / 4, 0.45 / 2, 0.4 * 3 / 4, 0.35, 0.3, 0.25])
+    assert [second.factor(step, 6) for step in range(6)] == pytest.approx(
+        [0.5 / 4, 0.45 / 2, 0.4 * 3 / 4, 0.35, 0.3, 0.25]
+    )
 
 
 @pytest.mark.parametrize(("asked", "steps"), [(0, 3), (1, 1), (2, 2), (3, 3), (4, 3)])
@@ -67,7 +86,15 @@ def test_steps_of_an_epoch(asked, steps):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("epochs", 0), ("epochs", -1), ("batch_size", 0), ("lr", 0.0), ("lr", -1e-3), ("head_lr", 0), ("optimiser", "adam")],
+    [
+        ("epochs", 0),
+        ("epochs", -1),
+        ("batch_size", 0),
+        ("lr", 0.0),
+        ("lr", -1e-3),
+        ("head_lr", 0),
+        ("optimiser", "adam"),
+    ],
 )
 def test_schedule_refuses(name, value):
     with pytest.raises(ValueError, match=rf"{name}.*{value}"):
@@ -101,7 +128,8 @@ def test_schedule_refuses_what_would_fail_or_lie_later(name, value):
         schedule(**{name: value})
 
 
-# --- the optimiser ---------------------------------------------------------------------------------------------------
+# --- the optimiser
+# ---------------------------------------------------------------------------------------------------
 
 
 def test_optimiser_has_backbone_and_rest_and_nothing_frozen():
@@ -111,14 +139,17 @@ def test_optimiser_has_backbone_and_rest_and_nothing_frozen():
         assert isinstance(optimiser, expected)
         backbone, rest = optimiser.param_groups
         assert (backbone["lr"], rest["lr"], rest["weight_decay"]) == (0.05, 0.1, 0.01)
-        assert {id(p) for p in backbone["params"]} == {id(p) for p in network.backbone[1].parameters()}
+        assert {id(p) for p in backbone["params"]} == {
+            id(p) for p in network.backbone[1].parameters()
+        }
         assert {id(p) for p in rest["params"]} == {id(p) for p in network.head.parameters()}
     network.backbone.requires_grad_(False)
     (rest,) = make_optimiser(network, schedule()).param_groups
     assert rest["lr"] == 0.1
 
 
-# --- golden parity of both -------------------------------------------------------------------------------------------
+# --- golden parity of both
+# -------------------------------------------------------------------------------------------
 
 
 class Scalar(nn.Module):
@@ -130,12 +161,19 @@ class Scalar(nn.Module):
 
 
 def golden_courses(golden, golden_meta):
-    """Of every case and group of the recorded run: name, group, schedule with the recorded momentum, recorded numbers."""
+    """Of every case and group of the recorded run:
+
+    name, group, schedule with the recorded momentum, recorded numbers.
+    """
     vectors, length = golden("poly_sgd"), golden_meta("poly_sgd")["max_step"]
     cases = sorted(key.split("/")[0] for key in vectors if key.endswith("/param_f64"))
     assert cases, "the golden file holds no case"
     for case in cases:
-        recorded = {key.removeprefix(f"{case}/"): array for key, array in vectors.items() if key.startswith(f"{case}/")}
+        recorded = {
+            key.removeprefix(f"{case}/"): array
+            for key, array in vectors.items()
+            if key.startswith(f"{case}/")
+        }
         for group, rate in enumerate(recorded["lr_f64"][0]):
             course = Schedule(
                 epochs=1,
@@ -159,7 +197,11 @@ def descend(course: Schedule, recorded, group: int) -> tuple[list[float], list[f
     for step in range(steps):
         optimiser.param_groups[0]["lr"] = course.head_lr * course.factor(step, steps)
         optimiser.zero_grad()
-        (0.5 * float(recorded["curvature_f64"]) * (scalar.weight - float(recorded["target_f64"][group])) ** 2).backward()
+        (
+            0.5
+            * float(recorded["curvature_f64"])
+            * (scalar.weight - float(recorded["target_f64"][group])) ** 2
+        ).backward()
         optimiser.step()
         rates.append(optimiser.param_groups[0]["lr"])
         weights.append(scalar.weight.item())
@@ -174,7 +216,10 @@ def test_golden_rates_and_weights(golden, golden_meta):
 
 
 def test_golden_momentum_is_the_weight_decay_even_in_groups_without_any(golden, golden_meta):
-    """The reference's quirk `sgd_momentum`: neither the momentum it meant, nor none, gives its numbers."""
+    """The reference's quirk `sgd_momentum`:
+
+    neither the momentum it meant, nor none, gives its numbers.
+    """
     for name, group, course, recorded in golden_courses(golden, golden_meta):
         assert course.momentum == recorded["wd_f64"], name
         assert course.weight_decay in (recorded["wd_f64"], 0), name

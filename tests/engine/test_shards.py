@@ -1,4 +1,7 @@
-"""Work spread over processes: the same results in the same order, errors that come through, bad values of the variable."""
+"""Work spread over processes:
+
+the same results in the same order, errors that come through, bad values of the variable.
+"""
 
 import os
 from itertools import islice
@@ -33,7 +36,8 @@ def with_processes(monkeypatch, count: int) -> None:
     monkeypatch.setenv(VARIABLE, str(count))
 
 
-# --- how many --------------------------------------------------------------------------------------------------------
+# --- how many
+# --------------------------------------------------------------------------------------------------------
 
 
 def test_one_process_where_nothing_is_asked(monkeypatch):
@@ -53,11 +57,14 @@ def test_the_variable_is_read_when_it_is_needed(monkeypatch):
 def test_anything_but_a_count_is_refused(monkeypatch, value):
     monkeypatch.setenv(VARIABLE, value)
     for ask in (processes, lambda: list(over_images(squares, 3))):
-        with pytest.raises(ValueError, match=f"AEFT_PROCESSES must be a whole number, at least 1, got '{value}'"):
+        with pytest.raises(
+            ValueError, match=f"AEFT_PROCESSES must be a whole number, at least 1, got '{value}'"
+        ):
             ask()
 
 
-# --- results ---------------------------------------------------------------------------------------------------------
+# --- results
+# ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [0, 1, SHARD, SHARD + 1, 3 * SHARD - 1])
@@ -94,7 +101,8 @@ def test_a_shard_is_not_begun_before_it_is_asked_for(monkeypatch, small_shards):
     assert [next(results) for _ in range(4)] == [0, 1, 2, 3]
 
 
-# --- errors ----------------------------------------------------------------------------------------------------------
+# --- errors
+# ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("asked", [1, 2])

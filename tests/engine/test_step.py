@@ -1,4 +1,7 @@
-"""Steps in parts, in lower precision, checkpointed and compiled: the loss and the gradient of the whole batch."""
+"""Steps in parts, in lower precision, checkpointed and compiled:
+
+the loss and the gradient of the whole batch.
+"""
 
 from dataclasses import replace
 from typing import NamedTuple
@@ -7,18 +10,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from aeft_lib.engine.loop import make_optimiser
+from aeft_lib.engine.samples import Batch
+from aeft_lib.engine.schedule import make_optimiser
 from aeft_lib.engine.step import PLAIN, Compute, Objective, Stepper, split
 from aeft_lib.networks.backbone import FrozenNorms
 from aeft_lib.paper import triplet
-from aeft_lib.paper.classifier import CamClassifier
+from aeft_lib.paper.classifier import CamClassifier, Classification
 from aeft_lib.paper.gpp import PyramidPooling
-from aeft_lib.paper.triplet import Batch
 from aeft_lib.studies.profiles import SMOKE
 
 K, B = 3, 6
 KINDS = {
-    "classification": triplet.CLASSIFICATION,
+    "classification": Classification(),
     "corrected": triplet.CORRECTED,
     "reference": triplet.REFERENCE,
     "rigid": replace(triplet.CORRECTED, attract="rigid"),
@@ -53,6 +56,11 @@ def network(checkpointing: bool = False, dtype: torch.dtype = torch.float32) -> 
     return built.train().to(dtype)
 
 
+def objective(kind: str = "corrected") -> Objective:
+    """Both halves of a method's loss."""
+    return Objective(KINDS[kind].measure, KINDS[kind].combine)
+
+
 def batch(dtype: torch.dtype = torch.float32) -> Batch:
     """Two images of each class, and one more class in the last; random pixels in the backbone's range."""
     generator = torch.Generator().manual_seed(1)
@@ -62,12 +70,20 @@ def batch(dtype: torch.dtype = torch.float32) -> Batch:
     return Batch(images, None, tags, torch.rand(B, B, generator=generator))
 
 
-def gradients(compute: Compute, kind: str = "corrected", dtype: torch.dtype = torch.float32) -> tuple[dict, dict]:
+def gradients(
+    compute: Compute, kind: str = "corrected", dtype: torch.dtype = torch.float32
+) -> tuple[dict, dict]:
     """Terms and gradients of one step."""
     net = network(compute.checkpointing, dtype)
-    stepper = Stepper(net, torch.optim.SGD(net.parameters(), lr=0.0), triplet.objective(KINDS[kind]), compute)
+    stepper = Stepper(net, torch.optim.SGD(net.parameters(), lr=0.0), objective(kind), compute)
     terms = stepper.step(batch(dtype))
     return terms, {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
+
+
+def _terms(part: Batch) -> dict[str, Tensor]:
+    """The corrected triplet's terms of these samples alone."""
+    measure, combine = objective()
+    return combine(measure(network(), part))
 
 
 def close(one: dict[str, Tensor], two: dict[str, Tensor], tolerance: float) -> None:
@@ -80,7 +96,9 @@ def close(one: dict[str, Tensor], two: dict[str, Tensor], tolerance: float) -> N
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("parts", [2, 3, 4, 6])
 def test_parts_have_the_loss_and_the_gradient_of_the_whole(parts, kind):
-    whole, part = (gradients(compute, kind, torch.float64) for compute in (PLAIN, Compute(parts=parts)))
+    whole, part = (
+        gradients(compute, kind, torch.float64) for compute in (PLAIN, Compute(parts=parts))
+    )
     close(part[0], whole[0], 1e-10)
     close(part[1], whole[1], 1e-8)
 
@@ -90,7 +108,7 @@ def test_a_batch_that_is_cut_up_loses_the_triplet_and_parts_do_not():
     halves = []
     for half in split(batch(), 2):
         noise = half.noise[:, :3]
-        halves.append(triplet.terms(network(), half._replace(noise=noise), triplet.CORRECTED)["repel"].item())
+        halves.append(_terms(half._replace(noise=noise))["repel"].item())
     both = (gradients(compute, dtype=torch.float64) for compute in (PLAIN, Compute(parts=2)))
     whole, parts = (terms["repel"].item() for terms, _ in both)
     assert sum(halves) / 2 != pytest.approx(whole, rel=1e-3)
@@ -122,7 +140,10 @@ class Weights(NamedTuple):
 
 
 class Dropped(nn.Module):
-    """y = dropout(w x): with a loss of y squared, the gradient is 2 loss / w where the same numbers are dropped twice."""
+    """y = dropout(w x):
+
+    with a loss of y squared, the gradient is 2 loss / w where the same numbers are dropped twice.
+    """
 
     def __init__(self):
         super().__init__()
@@ -135,8 +156,12 @@ class Dropped(nn.Module):
 @pytest.mark.parametrize("parts", [1, 2, 5])
 def test_dropout_drops_the_same_in_the_second_pass(parts):
     net = Dropped()
-    objective = Objective(lambda n, samples: {"y": n(samples.x)}, lambda m: {"square": m["y"].square().sum()})
-    stepper = Stepper(net, torch.optim.SGD(net.parameters(), lr=0.0), objective, Compute(parts=parts))
+    objective = Objective(
+        lambda n, samples: {"y": n(samples.x)}, lambda m: {"square": m["y"].square().sum()}
+    )
+    stepper = Stepper(
+        net, torch.optim.SGD(net.parameters(), lr=0.0), objective, Compute(parts=parts)
+    )
     torch.manual_seed(3)
     loss = stepper.step(Weights(torch.ones(40, 2)))["square"]
     assert net.w.grad.item() == pytest.approx(2 * loss.item() / 1.5, rel=1e-5)
@@ -145,7 +170,9 @@ def test_dropout_drops_the_same_in_the_second_pass(parts):
 def test_the_random_stream_goes_on_after_a_step_in_parts():
     """The second pass must not leave the stream where the first one began."""
     net = Dropped()
-    objective = Objective(lambda n, samples: {"y": n(samples.x)}, lambda m: {"square": m["y"].square().sum()})
+    objective = Objective(
+        lambda n, samples: {"y": n(samples.x)}, lambda m: {"square": m["y"].square().sum()}
+    )
     stepper = Stepper(net, torch.optim.SGD(net.parameters(), lr=0.0), objective, Compute(parts=2))
     torch.manual_seed(3)
     first = stepper.step(Weights(torch.ones(40, 2)))["square"]
@@ -180,6 +207,6 @@ def test_wrong_settings_are_refused(wrong, message):
 def test_the_optimiser_of_a_step_is_the_schedules():
     """A step on the real groups moves what is trained, and nothing else."""
     net, before = network(), {name: p.detach().clone() for name, p in network().named_parameters()}
-    Stepper(net, make_optimiser(net, SMOKE.schedule), triplet.objective(triplet.CORRECTED), PLAIN).step(batch())
+    Stepper(net, make_optimiser(net, SMOKE.schedule), objective(), PLAIN).step(batch())
     moved = {name for name, p in net.named_parameters() if not torch.equal(p, before[name])}
     assert moved == {name for name, p in net.named_parameters() if p.requires_grad}

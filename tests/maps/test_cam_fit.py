@@ -1,4 +1,7 @@
-"""What a CAM makes of one object: hand-worked numbers, void, nothing to measure, agreement with the evaluation; the stage."""
+"""What a CAM makes of one object:
+
+hand-worked numbers, void, nothing to measure, agreement with the evaluation; the stage.
+"""
 
 from types import SimpleNamespace
 
@@ -15,7 +18,19 @@ from aeft_lib.maps.seeds import Seed, read_seeds, write_seeds
 from aeft_lib.stages.measure_objects import ObjectsSpec, measure_objects
 
 SILENT = (np.nan, np.nan)
-COLUMNS = ["scene", "tags", "class", "area", "spill", "coverage", "entropy", "half_area", "tp", "predicted", "true"]
+COLUMNS = [
+    "scene",
+    "tags",
+    "class",
+    "area",
+    "spill",
+    "coverage",
+    "entropy",
+    "half_area",
+    "tp",
+    "predicted",
+    "true",
+]
 
 
 def seed_of(*classes: tuple[int, list[list[float]]]) -> Seed:
@@ -39,13 +54,19 @@ def random_image(rng, tags: list[int], size=(12, 15)) -> tuple[Seed, np.ndarray]
     return Seed(torch.tensor(tags, dtype=torch.int64), cam), mask
 
 
-# --- fits ------------------------------------------------------------------------------------------------------------
+# --- fits
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_fits_by_hand():
     seed = seed_of((2, [[1.0, 0.5], [0.25, 0.25]]))
     (fit,) = object_fits(seed, labels([3, 3], [0, 0]))
-    assert fit == {"class": 2, "area": 0.5, "spill": 0.25, "coverage": 0.5}  # one half is not above half the maximum
+    assert fit == {
+        "class": 2,
+        "area": 0.5,
+        "spill": 0.25,
+        "coverage": 0.5,
+    }  # one half is not above half the maximum
 
 
 def test_every_tagged_class_has_a_line_in_order_and_other_objects_are_outside():
@@ -76,22 +97,33 @@ def test_fits_do_not_depend_on_the_height_of_the_cam(rng):
 def test_activation_on_void_pixels_is_neither_in_nor_out():
     seed = seed_of((2, [[1.0, 0.5], [0.25, 0.25]]))
     assert object_fits(seed, labels([3, 3], [0, VOID]))[0]["spill"] == pytest.approx(0.25 / 1.75)
-    assert object_fits(seed, labels([3, VOID], [0, VOID]))[0] == {"class": 2, "area": 0.25, "spill": 0.2, "coverage": 1.0}
+    assert object_fits(seed, labels([3, VOID], [0, VOID]))[0] == {
+        "class": 2,
+        "area": 0.25,
+        "spill": 0.2,
+        "coverage": 1.0,
+    }
 
 
 def test_a_cam_without_activation_has_an_area_alone():
     (fit,) = object_fits(seed_of((1, [[0.0, 0.0]])), labels([2, 0]))
-    assert fit == pytest.approx({"class": 1, "area": 0.5, "spill": np.nan, "coverage": np.nan}, nan_ok=True)
+    assert fit == pytest.approx(
+        {"class": 1, "area": 0.5, "spill": np.nan, "coverage": np.nan}, nan_ok=True
+    )
 
 
 def test_activation_on_void_alone_is_none():
     (fit,) = object_fits(seed_of((1, [[0.0, 1.0]])), labels([2, VOID]))
-    assert fit == pytest.approx({"class": 1, "area": 0.5, "spill": np.nan, "coverage": np.nan}, nan_ok=True)
+    assert fit == pytest.approx(
+        {"class": 1, "area": 0.5, "spill": np.nan, "coverage": np.nan}, nan_ok=True
+    )
 
 
 def test_a_tagged_class_without_a_pixel_spills_all_and_covers_nothing_that_is():
     (fit,) = object_fits(seed_of((1, [[0.5, 1.0]])), labels([0, 5]))
-    assert fit == pytest.approx({"class": 1, "area": 0.0, "spill": 1.0, "coverage": np.nan}, nan_ok=True)
+    assert fit == pytest.approx(
+        {"class": 1, "area": 0.0, "spill": 1.0, "coverage": np.nan}, nan_ok=True
+    )
 
 
 def test_an_image_without_tags_has_no_objects():
@@ -99,7 +131,8 @@ def test_an_image_without_tags_has_no_objects():
     assert object_counts(untagged(2, 3), np.zeros((2, 3), np.uint8), 0.5) == []
 
 
-# --- counts ----------------------------------------------------------------------------------------------------------
+# --- counts
+# ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -130,7 +163,9 @@ def test_counts_of_all_objects_are_those_of_the_evaluation(rng, threshold):
     seeds, masks = zip(*images, strict=True)
     totals = {name: np.zeros(5, np.int64) for name in ("tp", "predicted", "true")}
     for seed, mask in images:
-        for class_id, counts in zip(seed.class_ids.tolist(), object_counts(seed, mask, threshold), strict=True):
+        for class_id, counts in zip(
+            seed.class_ids.tolist(), object_counts(seed, mask, threshold), strict=True
+        ):
             for name, value in counts.items():
                 totals[name][class_id + 1] += value
     maps = [label_map(*seed, threshold) for seed in seeds]
@@ -141,7 +176,8 @@ def test_counts_of_all_objects_are_those_of_the_evaluation(rng, threshold):
             assert total[1:].sum() > 0
 
 
-# --- spread ----------------------------------------------------------------------------------------------------------
+# --- spread
+# ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -150,7 +186,10 @@ def test_counts_of_all_objects_are_those_of_the_evaluation(rng, threshold):
         ([[1.0, 1.0], [1.0, 1.0]], (1.0, 1.0)),
         ([[0.0, 0.0], [0.3, 0.0]], (0.0, 0.25)),
         ([[0.7, 0.7], [0.0, 0.0]], (0.5, 0.5)),  # one bit of two
-        ([[1.0, 0.5], [0.5, 0.0]], (0.75, 0.25)),  # 1.5 bits of two; one half is not above half the maximum
+        (
+            [[1.0, 0.5], [0.5, 0.0]],
+            (0.75, 0.25),
+        ),  # 1.5 bits of two; one half is not above half the maximum
         ([[0.0, 0.0], [0.0, 0.0]], SILENT),
     ],
 )
@@ -175,7 +214,8 @@ def test_a_sharper_cam_is_less_spread(rng):
     assert 0 < entropies[-1] < entropies[0] < 1
 
 
-# --- the stage -------------------------------------------------------------------------------------------------------
+# --- the stage
+# -------------------------------------------------------------------------------------------------------
 
 SCENES = ControlledSpec("val", 5, 48, objects=2)
 
@@ -191,7 +231,10 @@ def inputs(tmp_path, rng) -> dict[str, SimpleNamespace]:
         cam[0] *= i != 3
         seeds.append((f"{i:05d}", Seed(class_ids, cam) if i != 2 else untagged(48, 48)))
     write_seeds(tmp_path / "seeds.npz", seeds)
-    return {"seeds": SimpleNamespace(folder=tmp_path), "evaluation": SimpleNamespace(summary={"threshold": 0.4})}
+    return {
+        "seeds": SimpleNamespace(folder=tmp_path),
+        "evaluation": SimpleNamespace(summary={"threshold": 0.4}),
+    }
 
 
 def test_a_line_for_every_object_of_every_scene(inputs, tmp_path):
@@ -203,10 +246,18 @@ def test_a_line_for_every_object_of_every_scene(inputs, tmp_path):
     data = ControlledCollages(SCENES)
     for scene, of_scene in table.groupby("scene"):
         assert of_scene["class"].tolist() == np.flatnonzero(data.tags(scene)).tolist()
-        assert of_scene["true"].tolist() == [(data.mask(scene) == k + 1).sum() for k in of_scene["class"]]
+        assert of_scene["true"].tolist() == [
+            (data.mask(scene) == k + 1).sum() for k in of_scene["class"]
+        ]
     np.testing.assert_allclose(table["area"], table["true"] / 48**2, rtol=1e-5)
     silent = table[(table["scene"] == 3) & table["spill"].isna()]
-    assert len(silent) == table["spill"].isna().sum() == table["coverage"].isna().sum() == table["entropy"].isna().sum() == 1
+    assert (
+        len(silent)
+        == table["spill"].isna().sum()
+        == table["coverage"].isna().sum()
+        == table["entropy"].isna().sum()
+        == 1
+    )
     assert silent[["tp", "predicted"]].to_numpy().tolist() == [[0, 0]]
 
 
@@ -214,11 +265,18 @@ def test_measured_is_what_the_functions_say_of_the_stored_seeds(inputs, tmp_path
     measure_objects(ObjectsSpec(SCENES), inputs, tmp_path)
     table, expected, data = pd.read_csv(tmp_path / "objects.csv"), [], ControlledCollages(SCENES)
     for i, (_, seed) in enumerate(read_seeds(tmp_path / "seeds.npz")):
-        measured = zip(object_fits(seed, data.mask(i)), object_counts(seed, data.mask(i), 0.4), seed.cam, strict=True)
+        measured = zip(
+            object_fits(seed, data.mask(i)),
+            object_counts(seed, data.mask(i), 0.4),
+            seed.cam,
+            strict=True,
+        )
         for fit, counts, cam in measured:
             entropy, half_area = spread(cam)
             expected.append(fit | counts | {"entropy": entropy, "half_area": half_area})
-    pd.testing.assert_frame_equal(table[COLUMNS[2:]], pd.DataFrame(expected)[COLUMNS[2:]], rtol=1e-5)
+    pd.testing.assert_frame_equal(
+        table[COLUMNS[2:]], pd.DataFrame(expected)[COLUMNS[2:]], rtol=1e-5
+    )
 
 
 def test_counts_are_at_the_threshold_of_the_evaluation(inputs, tmp_path):
@@ -229,7 +287,9 @@ def test_counts_are_at_the_threshold_of_the_evaluation(inputs, tmp_path):
         tables.append(pd.read_csv(tmp_path / "objects.csv"))
     low, high = tables
     assert high["predicted"].sum() < low["predicted"].sum()
-    pd.testing.assert_frame_equal(high.drop(columns=["tp", "predicted"]), low.drop(columns=["tp", "predicted"]))
+    pd.testing.assert_frame_equal(
+        high.drop(columns=["tp", "predicted"]), low.drop(columns=["tp", "predicted"])
+    )
     masks = (ControlledCollages(SCENES).mask(i) for i in range(5))
     seeds = (tuple(seed) for _, seed in read_seeds(tmp_path / "seeds.npz"))
     swept = evaluation.sweep(seeds, masks, [0.8], num_classes=9).at(0)
@@ -242,7 +302,9 @@ def test_the_summary_has_means_over_what_is_active(inputs, tmp_path):
     summary = measure_objects(ObjectsSpec(SCENES), inputs, tmp_path)
     table = pd.read_csv(tmp_path / "objects.csv").dropna()
     assert len(table) == 7
-    assert summary == pytest.approx({name: table[name].mean() for name in ("entropy", "half_area")}, rel=1e-5)
+    assert summary == pytest.approx(
+        {name: table[name].mean() for name in ("entropy", "half_area")}, rel=1e-5
+    )
 
 
 def test_scenes_without_any_tag_have_nothing_to_measure(inputs, tmp_path):

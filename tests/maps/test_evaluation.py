@@ -1,4 +1,8 @@
-"""Evaluation: golden parity, the one-pass sweep against the literal loop, counts by hand, the maskless threshold, refusals."""
+"""Evaluation:
+
+golden parity, the one-pass sweep against the literal loop, counts by hand, the maskless threshold,
+refusals.
+"""
 
 import re
 
@@ -11,8 +15,13 @@ from aeft_lib.maps.evaluation import VOID, Counts, confusion, mean_average_preci
 GRID = np.arange(0.05, 1.0, 0.05)
 
 
-def literal_counts(cams, masks, thresholds, num_classes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The definition, read aloud: per threshold and image argmax over [t, cam_1 .. cam_K], then count."""
+def literal_counts(
+    cams, masks, thresholds, num_classes
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The definition, read aloud: per threshold and image argmax over [t, cam_1 ..
+
+    cam_K], then count.
+    """
     tp, predicted, true = (np.zeros((len(thresholds), num_classes + 1), np.int64) for _ in range(3))
     for i, threshold in enumerate(thresholds):
         for (class_ids, cam), mask in zip(cams, masks, strict=True):
@@ -34,7 +43,10 @@ def assert_counts(ours: Counts, tp, predicted, true) -> None:
 
 
 def random_images(rng, *, num_classes: int, n: int, steps: int = 20):
-    """Images with two to all classes in any order, scores in `steps` equal steps (so: many ties), and void pixels."""
+    """Images with two to all classes in any order, scores in `steps` equal steps (so:
+
+    many ties), and void pixels.
+    """
     cams, masks = [], []
     for _ in range(n):
         class_ids = rng.permutation(num_classes)[: rng.integers(1, num_classes + 1)]
@@ -48,10 +60,13 @@ def random_images(rng, *, num_classes: int, n: int, steps: int = 20):
 
 
 def as_tensors(cams, masks):
-    return [tuple(torch.from_numpy(x) for x in cam) for cam in cams], [torch.from_numpy(mask) for mask in masks]
+    return [tuple(torch.from_numpy(x) for x in cam) for cam in cams], [
+        torch.from_numpy(mask) for mask in masks
+    ]
 
 
-# --- golden parity ---------------------------------------------------------------------------------------------------
+# --- golden parity
+# ---------------------------------------------------------------------------------------------------
 
 
 def golden_images(vectors):
@@ -62,7 +77,10 @@ def golden_images(vectors):
 
 def golden_sweep(vectors):
     names = golden_images(vectors)
-    cams = ((torch.from_numpy(vectors[f"{n}/class_ids"]), torch.from_numpy(vectors[f"{n}/cam"])) for n in names)
+    cams = (
+        (torch.from_numpy(vectors[f"{n}/class_ids"]), torch.from_numpy(vectors[f"{n}/cam"]))
+        for n in names
+    )
     masks = (torch.from_numpy(vectors[f"{n}/gt"]) for n in names)
     return sweep(cams, masks, vectors["thresholds_f64"], num_classes=vectors["TP"].shape[1] - 1)
 
@@ -79,7 +97,11 @@ def test_golden_counts_and_miou_at_every_threshold(golden):
 def test_golden_best_thresholds(golden):
     vectors = golden("evaluation")
     ours = golden_sweep(vectors)
-    ranges = {name: found for name in vectors if (found := re.fullmatch(r"best_threshold_(\d+)_(\d+)_f64", name))}
+    ranges = {
+        name: found
+        for name in vectors
+        if (found := re.fullmatch(r"best_threshold_(\d+)_(\d+)_f64", name))
+    }
     assert ranges, "the golden file names no best threshold"
     for name, found in ranges.items():
         low, high = (int(percent) / 100 for percent in found.groups())
@@ -96,7 +118,9 @@ def test_golden_counts_of_label_maps(golden, kind):
     predictions, masks = [], []
     for name in golden_images(vectors):
         stored = vectors[f"{name}/{kind}"]
-        if kind == "crf":  # posteriors of background and of the image's classes -> labels, the lower class first
+        if (
+            kind == "crf"
+        ):  # posteriors of background and of the image's classes -> labels, the lower class first
             posterior = np.zeros((num_classes + 1, *stored.shape[1:]), np.float32)
             posterior[[0, *(vectors[f"{name}/class_ids"] + 1)]] = stored
             stored = posterior.argmax(axis=0)
@@ -108,7 +132,8 @@ def test_golden_counts_of_label_maps(golden, kind):
     np.testing.assert_allclose(ours.miou, vectors[f"{kind}/mIoU_percent_f64"], rtol=0, atol=1e-10)
 
 
-# --- two implementations agree ---------------------------------------------------------------------------------------
+# --- two implementations agree
+# ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.exact
@@ -136,13 +161,20 @@ def test_confusion_of_the_argmax_equals_the_sweep_at_that_threshold(seed):
         scores[class_ids + 1] = cam
         predictions.append(torch.from_numpy(scores.argmax(axis=0)))
     at = swept.at(seed)
-    assert_counts(confusion(predictions, as_tensors(cams, masks)[1], num_classes=4), at.tp, at.predicted, at.true)
+    assert_counts(
+        confusion(predictions, as_tensors(cams, masks)[1], num_classes=4),
+        at.tp,
+        at.predicted,
+        at.true,
+    )
 
 
 def test_ties_go_to_background_then_to_the_lower_class_in_float32():
     cam = np.full((2, 1, 1), np.float32(0.3))  # as float64 this is above 0.3
     for class_ids in ([0, 1], [1, 0]):
-        swept = sweep([(np.array(class_ids), cam)], [np.ones((1, 1), np.uint8)], [0.29, 0.3], num_classes=2)
+        swept = sweep(
+            [(np.array(class_ids), cam)], [np.ones((1, 1), np.uint8)], [0.29, 0.3], num_classes=2
+        )
         assert swept.predicted.tolist() == [[0, 1, 0], [1, 0, 0]]
 
 
@@ -163,7 +195,8 @@ def test_the_order_of_images_does_not_matter_and_every_iterable_is_read_once(rng
     assert_counts(forward, backward.tp, backward.predicted, backward.true)
 
 
-# --- hand-worked numbers ---------------------------------------------------------------------------------------------
+# --- hand-worked numbers
+# ---------------------------------------------------------------------------------------------
 
 
 def test_counts_iou_precision_and_recall_by_hand():
@@ -172,7 +205,9 @@ def test_counts_iou_precision_and_recall_by_hand():
     counts = confusion([prediction], [mask], num_classes=3)
     assert_counts(counts, [2, 2, 1, 0], [3, 3, 1, 0], [2, 3, 2, 0])
     np.testing.assert_allclose(counts.iou, [2 / 3, 2 / 4, 1 / 2, 0], atol=1e-9)
-    assert counts.miou == pytest.approx(100 * (2 / 3 + 1 / 2 + 1 / 2) / 4)  # the absent class counts as 0
+    assert counts.miou == pytest.approx(
+        100 * (2 / 3 + 1 / 2 + 1 / 2) / 4
+    )  # the absent class counts as 0
     assert counts.precision == pytest.approx(100 * (2 / 3 + 2 / 3 + 1) / 4)
     assert counts.recall == pytest.approx(100 * (1 + 2 / 3 + 1 / 2) / 4)
 
@@ -194,7 +229,8 @@ def test_best_is_the_first_of_the_highest_and_at_reads_one_threshold():
     assert_counts(swept.at(3), [1, 1], [2, 1], [1, 2])
 
 
-# --- the threshold without masks -------------------------------------------------------------------------------------
+# --- the threshold without masks
+# -------------------------------------------------------------------------------------
 
 
 def otsu_by_definition(scores: np.ndarray, thresholds: np.ndarray) -> list[float]:
@@ -202,7 +238,9 @@ def otsu_by_definition(scores: np.ndarray, thresholds: np.ndarray) -> list[float
     variances = []
     for threshold in thresholds:
         low, high = scores[scores <= threshold], scores[scores > threshold]
-        variances.append(len(low) * len(high) * (low.mean() - high.mean()) ** 2 if len(low) and len(high) else 0)
+        variances.append(
+            len(low) * len(high) * (low.mean() - high.mean()) ** 2 if len(low) and len(high) else 0
+        )
     return variances
 
 
@@ -224,7 +262,12 @@ def test_maskless_threshold_separates_two_groups_of_scores(rng, share):
 
 def test_maskless_threshold_does_not_read_masks(rng):
     cam = bimodal_scores(rng, 0.6).reshape(1, 60, 100)
-    masks = [np.zeros((60, 100)), np.ones((60, 100)), np.full((60, 100), VOID), rng.integers(0, 2, (60, 100))]
+    masks = [
+        np.zeros((60, 100)),
+        np.ones((60, 100)),
+        np.full((60, 100), VOID),
+        rng.integers(0, 2, (60, 100)),
+    ]
     swept = [sweep([cam], [mask.astype(np.uint8)], GRID) for mask in masks]
     assert len({s.maskless for s in swept}) == 1
     assert len({s.best for s in swept}) > 1
@@ -236,23 +279,34 @@ def test_top_scores_are_counted_between_thresholds_closed_above():
     assert sweep([cam], [torch.zeros(1, 6)], [0.1, 0.2, 0.3]).top.tolist() == [2, 1, 2, 1]
 
 
-# --- tags ------------------------------------------------------------------------------------------------------------
+# --- tags
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_mean_average_precision_by_hand():
     logits = torch.tensor([[0.9, -1.0, 3.0], [0.8, 2.0, 2.0], [0.7, 1.0, 1.0]])
-    tags = torch.tensor([[1, 0, 0], [0, 1, 0], [1, 1, 0]])  # precision at the hits: 1/1, 2/3; 1, 1; the last never occurs
+    tags = torch.tensor(
+        [[1, 0, 0], [0, 1, 0], [1, 1, 0]]
+    )  # precision at the hits: 1/1, 2/3; 1, 1; the last never occurs
     assert mean_average_precision(logits, tags) == pytest.approx(100 * ((1 + 2 / 3) / 2 + 1) / 2)
 
 
 def test_mean_average_precision_reads_the_order_alone(rng):
-    logits, tags = torch.from_numpy(rng.normal(size=(30, 5))), torch.from_numpy(rng.integers(0, 2, (30, 5)))
-    assert mean_average_precision(logits.sigmoid(), tags) == pytest.approx(mean_average_precision(logits, tags))
+    logits, tags = (
+        torch.from_numpy(rng.normal(size=(30, 5))),
+        torch.from_numpy(rng.integers(0, 2, (30, 5))),
+    )
+    assert mean_average_precision(logits.sigmoid(), tags) == pytest.approx(
+        mean_average_precision(logits, tags)
+    )
     assert mean_average_precision(tags.float(), tags) == pytest.approx(100)
 
 
 def test_mean_average_precision_of_one_occurring_class():
-    logits, tags = torch.tensor([[0.1, 5.0], [0.2, 6.0]]), torch.tensor([[True, False], [False, False]])
+    logits, tags = (
+        torch.tensor([[0.1, 5.0], [0.2, 6.0]]),
+        torch.tensor([[True, False], [False, False]]),
+    )
     assert mean_average_precision(logits, tags) == pytest.approx(50)
 
 
@@ -268,7 +322,8 @@ def test_mean_average_precision_refuses(logits, tags, message):
         mean_average_precision(logits, tags)
 
 
-# --- refusals --------------------------------------------------------------------------------------------------------
+# --- refusals
+# --------------------------------------------------------------------------------------------------------
 
 CAM, MASK = torch.full((2, 3, 4), 0.5), torch.zeros(3, 4, dtype=torch.uint8)
 

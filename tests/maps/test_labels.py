@@ -31,7 +31,8 @@ def saved(file: Path, picture: Image.Image, **options) -> Path:
     return file
 
 
-# --- scores to labels ------------------------------------------------------------------------------------------------
+# --- scores to labels
+# ------------------------------------------------------------------------------------------------
 
 
 def test_posteriors_leave_the_rest_to_the_background():
@@ -52,7 +53,9 @@ def test_a_threshold_stands_for_the_background():
 def test_ties_go_to_the_background_then_to_the_class_that_stands_first():
     ids = torch.tensor([2, 7])
     assert label_map(ids, cam([0.4, 0.5, 0.2], [0.1, 0.5, 0.4]), 0.4).tolist() == [[0, 3, 0]]
-    assert label_map(ids, cam([0.5, 0.25, 0.5], [0.0, 0.5, 0.5])).tolist() == [[0, 8, 3]]  # rest 0.5, 0.25, 0
+    assert label_map(ids, cam([0.5, 0.25, 0.5], [0.0, 0.5, 0.5])).tolist() == [
+        [0, 8, 3]
+    ]  # rest 0.5, 0.25, 0
 
 
 def test_a_tie_in_float32_is_a_tie():
@@ -75,15 +78,26 @@ def test_scores_are_left_as_they_are():
 
 @pytest.mark.parametrize("shape", [(1, 2, 3), (3, 2, 3), (2, 3)])
 def test_other_numbers_of_ids_and_scores_are_refused(shape):
-    with pytest.raises(ValueError, match=rf"scores must be \(K', H, W\) with K' = 2 classes, got \({shape[0]}, {shape[1]}"):
+    with pytest.raises(
+        ValueError,
+        match=rf"scores must be \(K', H, W\) with K' = 2 classes, got \({shape[0]}, {shape[1]}",
+    ):
         label_map(torch.tensor([0, 1]), torch.zeros(shape))
 
 
-# --- palette ---------------------------------------------------------------------------------------------------------
+# --- palette
+# ---------------------------------------------------------------------------------------------------------
 
 
 def test_palette_is_vocs():
-    published = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 8: (64, 0, 0), 15: (192, 128, 128), 20: (0, 64, 128)}
+    published = {
+        0: (0, 0, 0),
+        1: (128, 0, 0),
+        2: (0, 128, 0),
+        8: (64, 0, 0),
+        15: (192, 128, 128),
+        20: (0, 64, 128),
+    }
     palette = voc_palette()
     assert palette.shape == (256, 3)
     assert {label: tuple(palette[label].tolist()) for label in published} == published
@@ -99,7 +113,8 @@ def test_a_written_map_shows_the_colours_of_its_labels(tmp_path):
         assert (np.asarray(picture.convert("RGB")) == voc_palette()[LABELS]).all()
 
 
-# --- there and back --------------------------------------------------------------------------------------------------
+# --- there and back
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (37, 41)])
@@ -136,19 +151,31 @@ def test_a_palette_of_few_bits_is_read_too(tmp_path, bits):
     labels = np.array([[0, 1, 1], [1, 0, 0]], dtype=np.uint8)
     picture = Image.fromarray(labels)
     picture.putpalette(voc_palette(2**bits).tobytes())
-    assert (read_label_map(saved(tmp_path / "few.png", picture, bits=bits), num_classes=1) == labels).all()
+    assert (
+        read_label_map(saved(tmp_path / "few.png", picture, bits=bits), num_classes=1) == labels
+    ).all()
 
 
 @pytest.mark.parametrize(
-    "labels", [np.zeros((2, 3), np.int64), np.zeros((2, 3), bool), np.zeros((1, 2, 3), np.uint8), np.zeros((0, 3), np.uint8)]
+    "labels",
+    [
+        np.zeros((2, 3), np.int64),
+        np.zeros((2, 3), bool),
+        np.zeros((1, 2, 3), np.uint8),
+        np.zeros((0, 3), np.uint8),
+    ],
 )
 def test_what_is_no_label_map_is_not_written(tmp_path, labels):
-    with pytest.raises(ValueError, match=rf"a label map must be \(H, W\) uint8, got {labels.dtype} .* to go to .*map\.png"):
+    with pytest.raises(
+        ValueError,
+        match=rf"a label map must be \(H, W\) uint8, got {labels.dtype} .* to go to .*map\.png",
+    ):
         write_label_map(tmp_path / "map.png", labels)
     assert not list(tmp_path.iterdir())
 
 
-# --- what is no label map --------------------------------------------------------------------------------------------
+# --- what is no label map
+# --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -163,7 +190,10 @@ def test_what_is_no_label_map_is_not_written(tmp_path, labels):
 )
 def test_colours_and_other_depths_are_refused(tmp_path, picture, mode):
     file = saved(tmp_path / "map.png", picture)
-    with pytest.raises(ValueError, match=rf"map\.png: a label map must have one 8-bit channel .*, this one has mode {mode}"):
+    with pytest.raises(
+        ValueError,
+        match=rf"map\.png: a label map must have one 8-bit channel .*, this one has mode {mode}",
+    ):
         read_label_map(file, num_classes=9)
 
 
@@ -179,7 +209,9 @@ def test_a_map_that_was_cut_off_is_refused(rng, tmp_path, kept):
     write_label_map(file, rng.integers(0, 10, (60, 70)).astype(np.uint8))
     content = file.read_bytes()
     file.write_bytes(content[: int(kept * len(content))])
-    with pytest.raises(ValueError, match=r"map\.png: not a readable label map .*; write or fetch it again"):
+    with pytest.raises(
+        ValueError, match=r"map\.png: not a readable label map .*; write or fetch it again"
+    ):
         read_label_map(file, num_classes=9)
 
 
@@ -192,14 +224,19 @@ def test_what_is_no_picture_is_refused_by_name(tmp_path):
 
 def test_a_map_of_another_size_is_refused(tmp_path):
     write_label_map(tmp_path / "map.png", LABELS)
-    with pytest.raises(ValueError, match=r"map\.png: the label map is \(2, 3\), its image \(3, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"map\.png: the label map is \(2, 3\), its image \(3, 2\)"
+    ):
         read_label_map(tmp_path / "map.png", num_classes=9, size=(3, 2))
 
 
 @pytest.mark.parametrize(("num_classes", "foreign"), [(8, 9), (1, 2), (0, 1)])
 def test_a_label_beyond_the_classes_is_refused_unless_it_is_void(tmp_path, num_classes, foreign):
     write_label_map(tmp_path / "map.png", LABELS)
-    with pytest.raises(ValueError, match=rf"map\.png: label {foreign} is outside 0\.\.{num_classes} and is not void \(255\)"):
+    with pytest.raises(
+        ValueError,
+        match=rf"map\.png: label {foreign} is outside 0\.\.{num_classes} and is not void \(255\)",
+    ):
         read_label_map(tmp_path / "map.png", num_classes=num_classes)
 
 
@@ -209,14 +246,23 @@ def test_254_is_no_other_name_of_void(tmp_path):
         read_label_map(tmp_path / "map.png", num_classes=20)
 
 
-# --- statistics ------------------------------------------------------------------------------------------------------
+# --- statistics
+# ------------------------------------------------------------------------------------------------------
 
 
 def test_statistics_by_hand():
     summary = statistics(LABELS)  # six pixels: two background, one void
-    assert summary == {"classes": "1 2 9", "foreground": pytest.approx(3 / 6), "void": pytest.approx(1 / 6)}
+    assert summary == {
+        "classes": "1 2 9",
+        "foreground": pytest.approx(3 / 6),
+        "void": pytest.approx(1 / 6),
+    }
     assert statistics(np.zeros((2, 2), np.uint8)) == {"classes": "", "foreground": 0.0, "void": 0.0}
-    assert statistics(np.full((2, 2), VOID, np.uint8)) == {"classes": "", "foreground": 0.0, "void": 1.0}
+    assert statistics(np.full((2, 2), VOID, np.uint8)) == {
+        "classes": "",
+        "foreground": 0.0,
+        "void": 1.0,
+    }
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -1,4 +1,7 @@
-"""Seeds: golden parity of the merge over scales and mirror images, its limit cases, and the uint8 store."""
+"""Seeds:
+
+golden parity of the merge over scales and mirror images, its limit cases, and the uint8 store.
+"""
 
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +20,10 @@ def random_scores(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def smooth_cam(seed: int, k: int, side: int = 96) -> torch.Tensor:
-    """Smooth maps as CAMs are: few cells stretched to image size, positive part, the largest near 1; float32."""
+    """Smooth maps as CAMs are:
+
+    few cells stretched to image size, positive part, the largest near 1; float32.
+    """
     cells = random_scores(1, k, 8, 8, seed=seed).float()
     maps = F.interpolate(cells, size=(side, side), mode="bicubic")[0].relu()
     return maps / (maps.amax(dim=(1, 2), keepdim=True) + EPS)
@@ -28,7 +34,9 @@ def test_golden_merge_of_scales_and_mirror_images(golden, assert_near):
     cases = sorted(key.removesuffix("hw") for key in vectors if key == "hw" or key.endswith("/hw"))
     assert cases, "the golden file holds no case"
     for case in cases:
-        passes = sorted(int(found[1]) for key in vectors if (found := re.fullmatch(rf"{case}score_(\d+)", key)))
+        passes = sorted(
+            int(found[1]) for key in vectors if (found := re.fullmatch(rf"{case}score_(\d+)", key))
+        )
         ours = combine_scales(
             [torch.from_numpy(vectors[f"{case}score_{i}"]) for i in passes],
             size=tuple(vectors[f"{case}hw"].tolist()),
@@ -41,7 +49,8 @@ def test_golden_merge_of_scales_and_mirror_images(golden, assert_near):
         assert (ours[0, others] == 0).all()
 
 
-# --- combine_scales: limit cases -------------------------------------------------------------------------------------
+# --- combine_scales: limit cases
+# -------------------------------------------------------------------------------------
 
 
 def test_one_pass_is_upsampled_then_rectified_then_normalised():
@@ -68,7 +77,9 @@ def test_two_passes_by_hand():
 def test_a_mirrored_image_gives_the_mirrored_cam():
     scores = [random_scores(1, 2, 4, 6, seed=seed) for seed in range(4)]
     turned = [scores[i].flip(-1) for i in range(4)]
-    torch.testing.assert_close(combine_scales(turned, size=(9, 12)), combine_scales(scores, size=(9, 12)).flip(-1))
+    torch.testing.assert_close(
+        combine_scales(turned, size=(9, 12)), combine_scales(scores, size=(9, 12)).flip(-1)
+    )
 
 
 def test_a_pass_and_its_exact_mirror_image_change_nothing():
@@ -84,14 +95,19 @@ def test_a_class_that_never_fires_is_zero_and_every_other_reaches_one():
     cam = combine_scales(scores, size=(16, 24))
     assert (cam[:, 1] == 0).all()
     assert 0 <= cam.min() <= cam.max() <= 1
-    torch.testing.assert_close(cam.amax(dim=(2, 3))[0, [0, 2]], torch.ones(2).double(), rtol=0, atol=1e-3)
+    torch.testing.assert_close(
+        cam.amax(dim=(2, 3))[0, [0, 2]], torch.ones(2).double(), rtol=0, atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32])
 def test_tags_silence_the_other_classes_and_leave_the_tagged_ones(dtype):
     scores = [random_scores(2, 3, 4, 6, seed=seed) for seed in range(2)]
     tags = torch.tensor([[1, 0, 1], [0, 1, 0]]).to(dtype)
-    cam, untagged = combine_scales(scores, size=(8, 8), tags=tags), combine_scales(scores, size=(8, 8))
+    cam, untagged = (
+        combine_scales(scores, size=(8, 8), tags=tags),
+        combine_scales(scores, size=(8, 8)),
+    )
     kept = tags.bool()
     torch.testing.assert_close(cam[kept], untagged[kept])
     assert (cam[~kept] == 0).all()
@@ -103,11 +119,14 @@ def test_combine_scales_refuses_no_passes_or_other_flags(n, mirrored):
         combine_scales([torch.zeros(1, 1, 2, 2)] * n, size=(4, 4), mirrored=mirrored)
 
 
-# --- the store -------------------------------------------------------------------------------------------------------
+# --- the store
+# -------------------------------------------------------------------------------------------------------
 
 
 def named_seeds(n: int = 3) -> list[tuple[str, Seed]]:
-    return [(f"{9 - i:05d}", Seed(torch.tensor([1, 4 + i]), smooth_cam(i, 2, 24 + i))) for i in range(n)]
+    return [
+        (f"{9 - i:05d}", Seed(torch.tensor([1, 4 + i]), smooth_cam(i, 2, 24 + i))) for i in range(n)
+    ]
 
 
 def test_the_store_returns_every_seed_in_the_order_written(tmp_path):
@@ -130,7 +149,10 @@ def test_a_second_trip_through_the_store_changes_nothing(tmp_path):
 
 def test_the_named_seeds_come_in_the_order_asked_for(tmp_path):
     write_seeds(tmp_path / "seeds.npz", named_seeds())
-    assert [name for name, _ in read_seeds(tmp_path / "seeds.npz", ["00007", "00009"])] == ["00007", "00009"]
+    assert [name for name, _ in read_seeds(tmp_path / "seeds.npz", ["00007", "00009"])] == [
+        "00007",
+        "00009",
+    ]
 
 
 def test_a_name_that_is_not_there_is_a_key_error(tmp_path):
@@ -178,7 +200,9 @@ def test_the_store_moves_the_best_miou_by_less_than_a_twentieth_of_a_point(tmp_p
     class_ids, images = torch.tensor([0, 2]), range(100 * seed, 100 * seed + 8)
     seeds = [(str(i), Seed(class_ids, smooth_cam(i, 2))) for i in images]
     masks = []
-    for i, (_, exact) in zip(images, seeds, strict=True):  # masks that the CAMs fit about as well as real ones do
+    for i, (_, exact) in zip(
+        images, seeds, strict=True
+    ):  # masks that the CAMs fit about as well as real ones do
         top, winner = (exact.cam + 0.3 * smooth_cam(i + 1000, 2)).max(dim=0)
         masks.append(torch.where(top > 0.45, class_ids[winner] + 1, 0))
     write_seeds(tmp_path / "seeds.npz", seeds)

@@ -1,46 +1,56 @@
-"""The weights doctor: the authors' names, MXNet's, wrappers, another K, damage, and a pickle in disguise."""
+"""The weights doctor:
+
+the authors' names, MXNet's, wrappers, another K, damage, and a pickle in disguise.
+"""
 
 import pickle
 
 import pytest
 import torch
-from aeft_lib.networks.registry import BackboneSpec, build_backbone
 from golden_networks import theirs
 from safetensors.torch import save_file
 
 from aeft_lib.cli import main
+from aeft_lib.networks import state
 from aeft_lib.networks.checkpoints import load_checkpoint, own_names, read_tensors
-from aeft_lib.paper.classifier import CamClassifier
-from aeft_lib.paper.gpp import PyramidPooling
-from aeft_lib.stages.train_classifier import NetworkSpec, PoolingSpec, build_network
+from aeft_lib.networks.efficientnet_lite import EfficientNetLiteSpec
+from aeft_lib.networks.resnet38d import ResNet38dSpec
+from aeft_lib.paper.classifier import CamClassifier, Classification
+from aeft_lib.paper.gpp import Pyramid, PyramidPooling
 
 K = 3
 
 
+def paper_network(seed: int) -> CamClassifier:
+    method, spec = Classification(Pyramid()), ResNet38dSpec(weights="none")
+    return state.build(lambda: method.build(spec.build(), K), seed)
+
+
 @pytest.fixture(scope="module")
 def resnet() -> CamClassifier:
-    spec = NetworkSpec(PoolingSpec("gated", (2, 4, 8, 16)), K, BackboneSpec("resnet38d", weights="none"))
-    return build_network(spec, seed=1)
+    return paper_network(seed=1)
 
 
 def small(num_classes: int = K, seed: int = 0) -> CamClassifier:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        backbone = build_backbone(BackboneSpec(trained_stages=0, weights="none"))
+        backbone = EfficientNetLiteSpec(trained_stages=0, weights="none").build()
         pooling = PyramidPooling(num_classes=num_classes, levels=(1, 2), fusion="gated")
         return CamClassifier(backbone=backbone, pooling=pooling, num_classes=num_classes, hidden=8)
 
 
 def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
-    return all(torch.equal(p, q) for p, q in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    return all(
+        torch.equal(p, q)
+        for p, q in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    )
 
 
 def test_the_authors_checkpoint_fills_every_tensor(resnet, tmp_path):
     """Their names, as the golden layout has them, inside the wrapper that DataParallel leaves."""
-    state = {f"module.{theirs(name)}": tensor for name, tensor in resnet.state_dict().items()}
-    torch.save(state, tmp_path / "aeft.pth")
-    spec = NetworkSpec(PoolingSpec("gated", (2, 4, 8, 16)), K, BackboneSpec("resnet38d", weights="none"))
-    other = build_network(spec, seed=2)
+    tensors = {f"module.{theirs(name)}": tensor for name, tensor in resnet.state_dict().items()}
+    torch.save(tensors, tmp_path / "aeft.pth")
+    other = paper_network(seed=2)
     assert not same(other, resnet)
     found = load_checkpoint(other, tmp_path / "aeft.pth")
     assert found.missing == found.unused == ()
@@ -77,7 +87,10 @@ def test_what_is_missing_and_what_is_left_over_is_said(tmp_path):
     save_file(state, tmp_path / "x.safetensors")
     found = load_checkpoint(small(), tmp_path / "x.safetensors")
     assert found.unused == ("fc.bias",)
-    assert set(found.missing) == {"pooling.gates.0.positive.weight", "pooling.gates.0.negative.weight"}
+    assert set(found.missing) == {
+        "pooling.gates.0.positive.weight",
+        "pooling.gates.0.negative.weight",
+    }
     assert "not in the network: 1, fc.bias" in found.text()
     assert "not in the file: 2, pooling.gates.0.negative.weight" in found.text()
 
@@ -85,7 +98,9 @@ def test_what_is_missing_and_what_is_left_over_is_said(tmp_path):
 def test_a_checkpoint_of_another_k_is_refused_and_nothing_is_loaded(tmp_path):
     torch.save(small(num_classes=5, seed=1).state_dict(), tmp_path / "k5.pth")
     network = small(seed=2)
-    with pytest.raises(ValueError, match=r"head\.fc9\.weight is \(5, 8, 1, 1\).*other classes than these K=3"):
+    with pytest.raises(
+        ValueError, match=r"head\.fc9\.weight is \(5, 8, 1, 1\).*other classes than these K=3"
+    ):
         load_checkpoint(network, tmp_path / "k5.pth")
     assert same(network, small(seed=2))
 
@@ -100,15 +115,21 @@ class Malice:
         return (open, (self.target, "w"))
 
 
-@pytest.mark.parametrize("save", [lambda x, f: torch.save(x, f), lambda x, f: f.write_bytes(pickle.dumps(x))])
+@pytest.mark.parametrize(
+    "save", [lambda x, f: torch.save(x, f), lambda x, f: f.write_bytes(pickle.dumps(x))]
+)
 def test_a_pickle_in_disguise_is_not_opened(tmp_path, save):
     save({"fc8.weight": Malice(str(tmp_path / "ran"))}, tmp_path / "x.pth")
-    with pytest.raises(ValueError, match=r"x\.pth is not opened: it is no checkpoint of tensors alone"):
+    with pytest.raises(
+        ValueError, match=r"x\.pth is not opened: it is no checkpoint of tensors alone"
+    ):
         read_tensors(tmp_path / "x.pth")
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"junk" * 100, b"PK\x03\x04" + b"x" * 50], ids=["empty", "junk", "half a zip"])
+@pytest.mark.parametrize(
+    "content", [b"", b"junk" * 100, b"PK\x03\x04" + b"x" * 50], ids=["empty", "junk", "half a zip"]
+)
 @pytest.mark.parametrize("suffix", [".pth", ".params", ".safetensors"])
 def test_damaged_files_are_named(tmp_path, content, suffix):
     file = tmp_path / f"broken{suffix}"
@@ -126,7 +147,10 @@ def test_tensors_without_names_are_no_checkpoint(tmp_path, content):
 
 def test_a_foreign_network_and_a_missing_file(tmp_path, capsys):
     torch.save({"layer.weight": torch.zeros(3)}, tmp_path / "x.pth")
-    with pytest.raises(ValueError, match=r"holds 1 tensors and none fits this network; its first is 'layer\.weight'"):
+    with pytest.raises(
+        ValueError,
+        match=r"holds 1 tensors and none fits this network; its first is 'layer\.weight'",
+    ):
         load_checkpoint(small(), tmp_path / "x.pth")
     assert main(["weights", str(tmp_path / "none.pth")]) == 1
     assert "no file" in capsys.readouterr().err

@@ -1,4 +1,7 @@
-"""The reader of MXNet's container, and ResNet38d from it: every version, a real file, and every kind of damage."""
+"""The reader of MXNet's container, and ResNet38d from it:
+
+every version, a real file, and every kind of damage.
+"""
 
 import struct
 from pathlib import Path
@@ -26,9 +29,15 @@ def array_bytes(array: np.ndarray, version: int, *, storage: int = 0) -> bytes:
 
 
 def container(arrays: dict[str, np.ndarray], version: int = 2, *, named: bool = True) -> bytes:
-    content = struct.pack("<QQQ", 0x112, 0, len(arrays)) + b"".join(array_bytes(a, version) for a in arrays.values())
+    content = struct.pack("<QQQ", 0x112, 0, len(arrays)) + b"".join(
+        array_bytes(a, version) for a in arrays.values()
+    )
     names = [name.encode() for name in arrays] if named else []
-    return content + struct.pack("<Q", len(names)) + b"".join(struct.pack("<Q", len(n)) + n for n in names)
+    return (
+        content
+        + struct.pack("<Q", len(names))
+        + b"".join(struct.pack("<Q", len(n)) + n for n in names)
+    )
 
 
 @pytest.fixture
@@ -41,7 +50,8 @@ def written(tmp_path):
     return write
 
 
-# --- right files -----------------------------------------------------------------------------------------------------
+# --- right files
+# -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("version", [0, 1, 2, 3])
@@ -71,7 +81,8 @@ def test_a_real_file_of_the_oldest_form():
     assert all(torch.equal(array, torch.arange(128.0)) for array in found.values())
 
 
-# --- damage ----------------------------------------------------------------------------------------------------------
+# --- damage
+# ----------------------------------------------------------------------------------------------------------
 
 GOOD = container({"arg:a": np.ones((2, 3), np.float32), "arg:b": np.ones(4, np.float32)})
 
@@ -85,14 +96,30 @@ def test_a_file_cut_off_anywhere_is_refused(written, length):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"\x80\x02ccollections\nOrderedDict\n" + bytes(40), "no MXNet parameter file: it begins with 0x"),
+        (
+            b"\x80\x02ccollections\nOrderedDict\n" + bytes(40),
+            "no MXNet parameter file: it begins with 0x",
+        ),
         (GOOD + b"x", "1 bytes are left over"),
         (struct.pack("<QQQ", 0x112, 0, 2**40), "1099511627776 arrays do not fit"),
-        (struct.pack("<QQQ", 0x112, 0, 1) + array_bytes(np.ones(2, np.float32), 2, storage=1), "storage type 1"),
+        (
+            struct.pack("<QQQ", 0x112, 0, 1) + array_bytes(np.ones(2, np.float32), 2, storage=1),
+            "storage type 1",
+        ),
         (struct.pack("<QQQI", 0x112, 0, 1, 99) + bytes(400), "an array of 99 dimensions"),
-        (struct.pack("<QQQIiiq", 0x112, 0, 1, MAGIC[2], 0, 1, -5) + struct.pack("<iii", 1, 0, 0), r"an array of shape \[-5\]"),
-        (struct.pack("<QQQIiiq", 0x112, 0, 1, MAGIC[2], 0, 1, 2**50) + struct.pack("<iii", 1, 0, 0), "ends 4503599627370496"),
-        (struct.pack("<QQQIiiq", 0x112, 0, 1, MAGIC[2], 0, 1, 1) + struct.pack("<iii", 1, 0, 9), "unknown type 9"),
+        (
+            struct.pack("<QQQIiiq", 0x112, 0, 1, MAGIC[2], 0, 1, -5) + struct.pack("<iii", 1, 0, 0),
+            r"an array of shape \[-5\]",
+        ),
+        (
+            struct.pack("<QQQIiiq", 0x112, 0, 1, MAGIC[2], 0, 1, 2**50)
+            + struct.pack("<iii", 1, 0, 0),
+            "ends 4503599627370496",
+        ),
+        (
+            struct.pack("<QQQIiiq", 0x112, 0, 1, MAGIC[2], 0, 1, 1) + struct.pack("<iii", 1, 0, 9),
+            "unknown type 9",
+        ),
         (GOOD.replace(b"arg:b", b"arg:a"), "a name stands twice"),
         (GOOD.replace(b"arg:b", b"arg:\xff"), "a name is no text"),
         (GOOD[:-34] + struct.pack("<Q", 1) + bytes(12), "1 names for 2 arrays"),
@@ -103,12 +130,18 @@ def test_damage_is_named(written, content, message):
         read_mxnet_params(written(content))
 
 
-# --- ResNet38d -------------------------------------------------------------------------------------------------------
+# --- ResNet38d
+# -------------------------------------------------------------------------------------------------------
 
 
 def published_name(name: str) -> str:
     """The name of a state-dict tensor in the published file."""
-    roles = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_var"}
+    roles = {
+        "weight": "gamma",
+        "bias": "beta",
+        "running_mean": "moving_mean",
+        "running_var": "moving_var",
+    }
     layer, *rest, role = name.split(".")
     if layer == "conv1a":
         return "arg:conv1a_weight"
@@ -126,7 +159,9 @@ def narrow():
     """A ResNet38d whose every tensor is cut down to sixteen numbers, so that its file is small."""
     network = ResNet38d()
     for module in network.modules():
-        for name, tensor in list(module.named_parameters(recurse=False)) + list(module.named_buffers(recurse=False)):
+        for name, tensor in list(module.named_parameters(recurse=False)) + list(
+            module.named_buffers(recurse=False)
+        ):
             if tensor.ndim:
                 tensor.data = tensor.data[tuple(slice(0, 2) for _ in range(tensor.ndim))].clone()
                 assert getattr(module, name).numel() <= 16
@@ -134,14 +169,32 @@ def narrow():
 
 
 def published(network) -> dict[str, np.ndarray]:
-    tensors = {n: t for n, t in network.state_dict().items() if not n.endswith("num_batches_tracked")}
-    return {published_name(n): np.full(t.shape, i, np.float32) for i, (n, t) in enumerate(tensors.items())}
+    tensors = {
+        n: t for n, t in network.state_dict().items() if not n.endswith("num_batches_tracked")
+    }
+    return {
+        published_name(n): np.full(t.shape, i, np.float32)
+        for i, (n, t) in enumerate(tensors.items())
+    }
 
 
 def test_names_as_the_published_file_has_them(narrow):
     names = set(published(narrow))
-    known = {"arg:conv1a_weight", "arg:res2a_branch2a_weight", "arg:bn3b1_branch2b1_gamma", "aux:bn7_moving_var"}
-    assert known | {"aux:bn4b5_branch2a_moving_mean", "arg:res6a_branch2b2_weight", "arg:res7a_branch1_weight"} <= names
+    known = {
+        "arg:conv1a_weight",
+        "arg:res2a_branch2a_weight",
+        "arg:bn3b1_branch2b1_gamma",
+        "aux:bn7_moving_var",
+    }
+    assert (
+        known
+        | {
+            "aux:bn4b5_branch2a_moving_mean",
+            "arg:res6a_branch2b2_weight",
+            "arg:res7a_branch1_weight",
+        }
+        <= names
+    )
 
 
 def test_every_tensor_finds_its_place_and_the_classifier_is_left_out(narrow, written):
@@ -155,13 +208,16 @@ def test_every_tensor_finds_its_place_and_the_classifier_is_left_out(narrow, wri
 
 
 def test_short_names_of_running_statistics_are_known(narrow, written):
-    arrays = {name.replace("moving_", ""): array + 1000 for name, array in published(narrow).items()}
+    arrays = {
+        name.replace("moving_", ""): array + 1000 for name, array in published(narrow).items()
+    }
     assert load_mxnet_resnet38d(narrow, written(container(arrays))) == []
     assert narrow.bn7.running_mean[0] >= 1000
 
 
 @pytest.mark.parametrize(
-    ("change", "message"), [("missing", "has nothing for bn7.weight"), ("shape", r"conv1a.weight has shape \(9,\)")]
+    ("change", "message"),
+    [("missing", "has nothing for bn7.weight"), ("shape", r"conv1a.weight has shape \(9,\)")],
 )
 def test_a_mismatch_is_named_and_nothing_is_loaded(narrow, written, change, message):
     arrays = {name: array - 5000 for name, array in published(narrow).items()}

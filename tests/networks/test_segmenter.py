@@ -1,4 +1,7 @@
-"""The segmentation network: its loss, its field of view, test passes over scales and mirror images, refusals."""
+"""The segmentation network:
+
+its loss, its field of view, test passes over scales and mirror images, refusals.
+"""
 
 import math
 
@@ -11,12 +14,12 @@ from aeft_lib.maps.labels import VOID
 from aeft_lib.networks.resnet38d import ResNet38d
 from aeft_lib.networks.segmenter import (
     REACH,
-    LargeFOV,
+    LargeFovHead,
     Segmenter,
-    multi_scale_probabilities,
     segmentation_loss,
     segmentation_sum,
 )
+from aeft_lib.stages.predict_labels import multi_scale_probabilities
 
 SCALES = (0.5, 1.0, 1.5)
 
@@ -48,14 +51,20 @@ class LeftAndRight(nn.Module):
     """Two logits: twice the column number, counted from 0, and nothing."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        columns = 2 * torch.arange(images.shape[-1], dtype=images.dtype).expand(len(images), 1, *images.shape[-2:])
+        columns = 2 * torch.arange(images.shape[-1], dtype=images.dtype).expand(
+            len(images), 1, *images.shape[-2:]
+        )
         return torch.cat([columns, torch.zeros_like(columns)], dim=1)
 
 
-def random_problem(*, num_classes: int = 3, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+def random_problem(
+    *, num_classes: int = 3, dtype: torch.dtype = torch.float32
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits (2, K + 1, 4, 5) and labels with every value, void included."""
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(2, num_classes + 1, 4, 5, generator=generator, dtype=torch.float64).to(dtype)
+    logits = torch.randn(2, num_classes + 1, 4, 5, generator=generator, dtype=torch.float64).to(
+        dtype
+    )
     values = torch.tensor([*range(num_classes + 1), VOID])
     return logits, values[torch.randint(len(values), (2, 4, 5), generator=generator)]
 
@@ -65,7 +74,8 @@ def segmenter(seed: int = 0, **options) -> Segmenter:
     return Segmenter(**{"backbone": Strided(), "num_classes": 2, "hidden": 8} | options)
 
 
-# --- loss ------------------------------------------------------------------------------------------------------------
+# --- loss
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_loss_is_cross_entropy_without_void():
@@ -76,7 +86,9 @@ def test_loss_is_cross_entropy_without_void():
 
 
 def test_loss_by_hand():
-    logits = torch.tensor([[0.0, math.log(3)], [0.0, 0.0]]).reshape(1, 2, 1, 2)  # probabilities 1/2, 1/2 and 3/4, 1/4
+    logits = torch.tensor([[0.0, math.log(3)], [0.0, 0.0]]).reshape(
+        1, 2, 1, 2
+    )  # probabilities 1/2, 1/2 and 3/4, 1/4
     for labels, parts in (([0, 0], [1 / 2, 3 / 4]), ([1, 1], [1 / 2, 1 / 4]), ([VOID, 1], [1 / 4])):
         expected = sum(-math.log(p) for p in parts) / len(parts)
         assert segmentation_loss(logits, torch.tensor([[labels]])).item() == pytest.approx(expected)
@@ -96,12 +108,17 @@ def test_parts_of_a_batch_add_up_to_the_whole():
     labels[1] = VOID
     labels[1, 0, 0] = 0  # images weigh differently, so a mean of means is another number
     summed, known = segmentation_sum(logits, labels)
-    sums, counts = zip(*(segmentation_sum(logits[i : i + 1], labels[i : i + 1]) for i in range(len(labels))), strict=True)
+    sums, counts = zip(
+        *(segmentation_sum(logits[i : i + 1], labels[i : i + 1]) for i in range(len(labels))),
+        strict=True,
+    )
     assert len(set(map(int, counts))) > 1
     assert known == sum(counts) == (labels != VOID).sum()
     torch.testing.assert_close(summed, sum(sums))
     torch.testing.assert_close(sum(sums) / sum(counts), segmentation_loss(logits, labels))
-    means = torch.stack([segmentation_loss(logits[i : i + 1], labels[i : i + 1]) for i in range(len(labels))])
+    means = torch.stack(
+        [segmentation_loss(logits[i : i + 1], labels[i : i + 1]) for i in range(len(labels))]
+    )
     assert abs(means.mean() - segmentation_loss(logits, labels)) > 0.01
 
 
@@ -130,7 +147,9 @@ def test_void_pixels_have_no_gradient():
 
 def test_gradient_of_the_loss():
     logits, labels = random_problem(dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda x: segmentation_loss(x, labels), (logits.requires_grad_(),))
+    assert torch.autograd.gradcheck(
+        lambda x: segmentation_loss(x, labels), (logits.requires_grad_(),)
+    )
 
 
 @pytest.mark.parametrize(
@@ -144,9 +163,13 @@ def test_gradient_of_the_loss():
     ],
 )
 def test_loss_refuses_other_shapes_and_types(logits, labels):
-    with pytest.raises(ValueError, match=r"integer labels \(B, H, W\) are needed, got \(") as caught:
+    with pytest.raises(
+        ValueError, match=r"integer labels \(B, H, W\) are needed, got \("
+    ) as caught:
         segmentation_loss(logits, labels)
-    assert str(caught.value).endswith(f"{tuple(logits.shape)} and {labels.dtype} {tuple(labels.shape)}")
+    assert str(caught.value).endswith(
+        f"{tuple(logits.shape)} and {labels.dtype} {tuple(labels.shape)}"
+    )
 
 
 @pytest.mark.parametrize("label", [4, 254, -1])
@@ -157,14 +180,19 @@ def test_loss_refuses_labels_beyond_the_classes(label):
         segmentation_loss(logits, labels)
 
 
-# --- network ---------------------------------------------------------------------------------------------------------
+# --- network
+# ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("stride", "dilation"), [(8, 12), (16, 6), (32, 3), (4, 24), (128, 1)])
 def test_the_field_of_view_is_the_same_on_every_stride(stride, dilation):
     head = segmenter(backbone=Strided(stride)).head
     for layer in (head.conv6, head.conv7):
-        assert (layer.kernel_size, layer.dilation, layer.padding) == ((3, 3), (dilation,) * 2, (dilation,) * 2)
+        assert (layer.kernel_size, layer.dilation, layer.padding) == (
+            (3, 3),
+            (dilation,) * 2,
+            (dilation,) * 2,
+        )
     assert dilation * stride == REACH or dilation == 1
 
 
@@ -177,12 +205,18 @@ def test_the_outer_taps_lie_96_pixels_away():
     other[..., 8 * 30 : 8 * 31] += 1  # cell 30
     change = (net.head(net.backbone(images)) - net.head(net.backbone(other))).abs()[0, 0, 0]
     changed = change > 1e-3 * change.max()
-    assert changed.nonzero().flatten().tolist() == [6, 18, 30, 42, 54]  # twice 12 cells to either side
+    assert changed.nonzero().flatten().tolist() == [
+        6,
+        18,
+        30,
+        42,
+        54,
+    ]  # twice 12 cells to either side
 
 
 def test_head_has_the_channels_and_first_weights_of_deeplab():
     torch.manual_seed(0)
-    head = LargeFOV(in_channels=40, num_classes=20, dilation=12)
+    head = LargeFovHead(in_channels=40, num_classes=20, dilation=12)
     assert (head.conv6.weight.shape, head.conv7.weight.shape) == ((512, 40, 3, 3), (21, 512, 3, 3))
     for layer in (head.conv6, head.conv7):
         assert layer.weight.std().item() == pytest.approx(0.01, rel=0.05)
@@ -191,10 +225,12 @@ def test_head_has_the_channels_and_first_weights_of_deeplab():
 
 def test_head_is_two_convolutions_with_a_relu_between():
     torch.manual_seed(0)
-    head = LargeFOV(in_channels=4, num_classes=2, dilation=2, hidden=5)
+    head = LargeFovHead(in_channels=4, num_classes=2, dilation=2, hidden=5)
     features = torch.randn(1, 4, 6, 7)
     hidden = F.conv2d(features, head.conv6.weight, head.conv6.bias, padding=2, dilation=2).relu()
-    torch.testing.assert_close(head(features), F.conv2d(hidden, head.conv7.weight, head.conv7.bias, padding=2, dilation=2))
+    torch.testing.assert_close(
+        head(features), F.conv2d(hidden, head.conv7.weight, head.conv7.bias, padding=2, dilation=2)
+    )
 
 
 @pytest.mark.parametrize("size", [(8, 8), (40, 64), (43, 61)])
@@ -206,7 +242,9 @@ def test_logits_are_the_heads_stretched():
     net, images = segmenter(), torch.randn(1, 3, 16, 24, generator=torch.Generator().manual_seed(0))
     coarse = net.head(net.backbone(images))
     assert coarse.shape == (1, 3, 2, 3)
-    torch.testing.assert_close(net(images), F.interpolate(coarse, size=(16, 24), mode="bilinear", align_corners=False))
+    torch.testing.assert_close(
+        net(images), F.interpolate(coarse, size=(16, 24), mode="bilinear", align_corners=False)
+    )
 
 
 def test_two_images_are_learned_by_heart():
@@ -227,7 +265,8 @@ def test_two_images_are_learned_by_heart():
     assert losses[-1] < 0.3 * losses[0]
 
 
-# --- test passes -----------------------------------------------------------------------------------------------------
+# --- test passes
+# -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scales", [(1.0,), SCALES, (0.01,)])
@@ -243,7 +282,9 @@ def test_probabilities_sum_to_1_at_image_size(scales, size):
 def test_one_scale_of_a_network_without_sides_is_its_softmax():
     torch.manual_seed(0)
     net, images = PixelWise(), torch.randn(2, 3, 9, 7)
-    torch.testing.assert_close(multi_scale_probabilities(net, images, (1,)), net(images).softmax(dim=1))
+    torch.testing.assert_close(
+        multi_scale_probabilities(net, images, (1,)), net(images).softmax(dim=1)
+    )
 
 
 def test_the_mirrored_pass_is_mirrored_back_and_averaged_after_the_softmax():
@@ -256,7 +297,9 @@ def test_scales_are_averaged():
     torch.manual_seed(0)
     net, images = segmenter(), torch.randn(1, 3, 24, 40)
     alone = [multi_scale_probabilities(net, images, (scale,)) for scale in SCALES]
-    torch.testing.assert_close(multi_scale_probabilities(net, images, SCALES), torch.stack(alone).mean(dim=0))
+    torch.testing.assert_close(
+        multi_scale_probabilities(net, images, SCALES), torch.stack(alone).mean(dim=0)
+    )
     assert not torch.allclose(alone[0], alone[1])
 
 
@@ -269,8 +312,13 @@ def test_a_network_sees_the_scaled_sizes_plain_and_mirrored():
 
     images = torch.rand(1, 3, 15, 20)
     multi_scale_probabilities(network, images, (0.5, 1, 1.5))
-    assert [tuple(x.shape[-2:]) for x in seen] == [(8, 10)] * 2 + [(15, 20)] * 2 + [(22, 30)] * 2  # 7.5 and 22.5 to even
-    assert all(torch.equal(mirrored, plain.flip(-1)) for plain, mirrored in zip(seen[::2], seen[1::2], strict=True))
+    assert [tuple(x.shape[-2:]) for x in seen] == [(8, 10)] * 2 + [(15, 20)] * 2 + [
+        (22, 30)
+    ] * 2  # 7.5 and 22.5 to even
+    assert all(
+        torch.equal(mirrored, plain.flip(-1))
+        for plain, mirrored in zip(seen[::2], seen[1::2], strict=True)
+    )
     assert torch.equal(seen[2], images)
 
 
@@ -280,14 +328,19 @@ def test_nothing_of_a_pass_keeps_a_gradient():
 
 @pytest.mark.parametrize("scales", [(), (0,), (1.0, -0.5)])
 def test_scales_must_be_positive_and_at_least_one(scales):
-    with pytest.raises(ValueError, match="scales must be positive, and at least one, got") as caught:
+    with pytest.raises(
+        ValueError, match="scales must be positive, and at least one, got"
+    ) as caught:
         multi_scale_probabilities(PixelWise(), torch.zeros(1, 3, 4, 4), scales)
     assert str(caught.value).endswith(str(scales))
 
 
 def test_on_resnet38d_the_head_has_the_papers_dilation_and_answers_at_image_size():
     network = Segmenter(backbone=ResNet38d(), num_classes=20).eval()
-    assert [layer.dilation for layer in (network.head.conv6, network.head.conv7)] == [(12, 12), (12, 12)]
+    assert [layer.dilation for layer in (network.head.conv6, network.head.conv7)] == [
+        (12, 12),
+        (12, 12),
+    ]
     assert network.head.conv6.weight.shape == (512, 4096, 3, 3)
     with torch.no_grad():
         logits = network(torch.zeros(1, 3, 40, 56))

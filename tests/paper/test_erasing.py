@@ -1,4 +1,7 @@
-"""The triplet's masks, embeddings and pairs: golden parity, limit cases, hand-worked numbers, gradients, refusals."""
+"""The triplet's masks, embeddings and pairs:
+
+golden parity, limit cases, hand-worked numbers, gradients, refusals.
+"""
 
 import numpy as np
 import pytest
@@ -21,7 +24,8 @@ def random_maps(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-# --- max_norm --------------------------------------------------------------------------------------------------------
+# --- max_norm
+# --------------------------------------------------------------------------------------------------------
 
 
 def test_golden_max_norm(golden):
@@ -67,7 +71,8 @@ def test_max_norm_refuses_maps_without_a_batch():
         max_norm(torch.zeros(2, 3, 3))
 
 
-# --- erase -----------------------------------------------------------------------------------------------------------
+# --- erase
+# -----------------------------------------------------------------------------------------------------------
 
 RAMP = torch.tensor([[[[0.0, 1.0], [2.0, 4.0]]]]).double()  # max_norm gives 0, 1/4, 1/2, 1
 PICTURE = torch.full((1, 3, 2, 2), 8.0).double()
@@ -85,16 +90,27 @@ def test_golden_masks_and_masked_images(golden_losses, assert_near):
         assert sure.float().mean() > 0.99
         masked = erased.images.double()
         means = torch.stack([case["masked_images_mean"], case["masked_images_abs_mean"]])
-        assert_near(torch.stack([masked.mean(), masked.abs().mean()]), means, 1e-5, "means of the masked images")
+        assert_near(
+            torch.stack([masked.mean(), masked.abs().mean()]),
+            means,
+            1e-5,
+            "means of the masked images",
+        )
 
 
 def test_golden_gradient_through_the_mask(golden_losses, golden_meta, assert_near):
     for name, case in golden_losses.items():
         if "grad_cam_via_mask" in case:
-            noise = np.random.Generator(np.random.PCG64(golden_meta("losses")["cases"][name]["R_seed"]))
-            weights = torch.from_numpy(noise.standard_normal(case["images"].shape).astype(np.float32))
+            noise = np.random.Generator(
+                np.random.PCG64(golden_meta("losses")["cases"][name]["R_seed"])
+            )
+            weights = torch.from_numpy(
+                noise.standard_normal(case["images"].shape).astype(np.float32)
+            )
             cam = case["cam"].requires_grad_()
-            (erase(case["images"], cam, case["label"], gradient=True).images * weights).sum().backward()
+            (
+                erase(case["images"], cam, case["label"], gradient=True).images * weights
+            ).sum().backward()
             assert_near(cam.grad, case["grad_cam_via_mask"], 1e-5, f"{name}/grad_cam_via_mask")
 
 
@@ -121,20 +137,28 @@ def test_threshold_0_erases_everything(keep):
 
 
 @pytest.mark.parametrize(("keep", "left"), [("ring", 0), ("all", 1)])
-@pytest.mark.parametrize(("cam", "tags"), [(-RAMP - 1, ONE), (RAMP, 0 * ONE)], ids=["all-negative CAM", "no tags"])
+@pytest.mark.parametrize(
+    ("cam", "tags"), [(-RAMP - 1, ONE), (RAMP, 0 * ONE)], ids=["all-negative CAM", "no tags"]
+)
 def test_without_any_activation_the_ring_is_empty_and_all_is_kept(keep, left, cam, tags):
     assert (erase(PICTURE, cam, tags, keep=keep).mask == left).all()
 
 
 def test_erase_gradients_are_right():
-    images, cam, tags = random_maps(2, 3, 6, 8), random_maps(2, 3, 3, 4, seed=1), torch.tensor([[1, 0, 1], [0, 1, 0]])
+    images, cam, tags = (
+        random_maps(2, 3, 6, 8),
+        random_maps(2, 3, 3, 4, seed=1),
+        torch.tensor([[1, 0, 1], [0, 1, 0]]),
+    )
 
     def masked(images, cam):
         return erase(images, cam, tags, gradient=True).images
 
     assert torch.autograd.gradcheck(masked, (images.requires_grad_(), cam.requires_grad_()))
     (towards_cam,) = torch.autograd.grad(masked(images, cam).square().sum(), cam)
-    assert torch.equal(towards_cam.abs().sum(dim=(2, 3)) > 0, tags == 1)  # it flows, and into tagged classes only
+    assert torch.equal(
+        towards_cam.abs().sum(dim=(2, 3)) > 0, tags == 1
+    )  # it flows, and into tagged classes only
 
 
 def test_mask_has_a_gradient_only_on_demand_and_only_in_the_ring():
@@ -146,7 +170,8 @@ def test_mask_has_a_gradient_only_on_demand_and_only_in_the_ring():
         assert not erased.images.requires_grad
 
 
-# --- embeddings ------------------------------------------------------------------------------------------------------
+# --- embeddings
+# ------------------------------------------------------------------------------------------------------
 
 
 def test_golden_embeddings(golden_losses, assert_near):
@@ -166,12 +191,27 @@ def test_golden_residual_region_is_exact(golden_losses):
 def test_golden_region_embeddings(golden_losses, assert_near):
     for case in golden_losses.values():
         region = residual_region(case["cam"], case["label"], threshold=0.2)
-        assert_near(region_embeddings(case["gpp"], region) * case["label"], case["anchor_pos"], 1e-5, "anchor_pos")
-        assert_near(region_embeddings(case["gpp"]) * case["label"], case["negative_pos"], 1e-5, "negative_pos")
+        assert_near(
+            region_embeddings(case["gpp"], region) * case["label"],
+            case["anchor_pos"],
+            1e-5,
+            "anchor_pos",
+        )
+        assert_near(
+            region_embeddings(case["gpp"]) * case["label"],
+            case["negative_pos"],
+            1e-5,
+            "negative_pos",
+        )
         if "g_n" in case:  # a region of one cell gives the scaled map at that cell
             cell = torch.zeros_like(case["gpp"], dtype=torch.bool)
             cell[..., 3, 5] = True
-            assert_near((1 + EPS) * region_embeddings(case["gpp"], cell), case["g_n"][..., 3, 5], 1e-5, "g_n at a cell")
+            assert_near(
+                (1 + EPS) * region_embeddings(case["gpp"], cell),
+                case["g_n"][..., 3, 5],
+                1e-5,
+                "g_n at a cell",
+            )
 
 
 def test_embeddings_by_hand():
@@ -180,7 +220,9 @@ def test_embeddings_by_hand():
 
 
 def test_residual_region_by_hand():
-    region = residual_region(torch.cat([RAMP, RAMP], dim=1), torch.tensor([[True, False]]), threshold=0.3)
+    region = residual_region(
+        torch.cat([RAMP, RAMP], dim=1), torch.tensor([[True, False]]), threshold=0.3
+    )
     assert region.flatten(2).tolist() == [[[True, True, False, False], [True] * 4]]
 
 
@@ -205,7 +247,8 @@ def test_embedding_gradients_are_right():
     assert torch.autograd.gradcheck(lambda x: region_embeddings(x, region), maps)
 
 
-# --- partners --------------------------------------------------------------------------------------------------------
+# --- partners
+# --------------------------------------------------------------------------------------------------------
 
 A, B, BOTH, NONE = [1, 0], [0, 1], [1, 1], [0, 0]
 
@@ -228,7 +271,10 @@ def test_every_allowed_pair_is_found_and_no_other(lonely):
 
 def test_partner_is_the_allowed_sample_with_the_most_noise_even_where_all_noise_is_0():
     tags = torch.tensor([A, A, B, B])
-    assert partners(tags, torch.eye(4) + torch.tensor([0.0, 0, 0.1, 0.2])).index[:2].tolist() == [3, 3]
+    assert partners(tags, torch.eye(4) + torch.tensor([0.0, 0, 0.1, 0.2])).index[:2].tolist() == [
+        3,
+        3,
+    ]
     assert partners(tags, torch.zeros(4, 4)).index.tolist() == [2, 2, 0, 0]
 
 
@@ -239,7 +285,9 @@ def test_anchor_without_a_partner_is_left_out():
 
 
 def test_anchor_without_a_partner_borrows_the_next_one_and_the_last_has_none_to_borrow():
-    tags = torch.tensor([A, BOTH, BOTH, B, A, BOTH])  # the fourth may choose among the first and the fifth
+    tags = torch.tensor(
+        [A, BOTH, BOTH, B, A, BOTH]
+    )  # the fourth may choose among the first and the fifth
     for seed in range(10):
         index, valid = partners(tags, noise(6, seed), lonely="borrow")
         assert valid.tolist() == [True] * 5 + [False]
@@ -256,7 +304,9 @@ def test_nobody_has_a_partner(lonely, tags):
 
 
 def test_image_without_tags_has_anyone_for_a_negative_but_itself():
-    seen = torch.stack([partners(torch.tensor([NONE, A, BOTH]), noise(3, seed)).index for seed in range(30)])
+    seen = torch.stack(
+        [partners(torch.tensor([NONE, A, BOTH]), noise(3, seed)).index for seed in range(30)]
+    )
     assert set(seen[:, 0].tolist()) == {1, 2}
     assert (seen[:, 1:] == 0).all()
 
@@ -269,7 +319,8 @@ def test_tags_may_be_of_any_type(dtype):
     assert embeddings(RAMP, ONE.to(dtype)).item() == 7 / 4
 
 
-# --- refusals --------------------------------------------------------------------------------------------------------
+# --- refusals
+# --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan")])
@@ -281,10 +332,16 @@ def test_thresholds_outside_0_1_are_refused(threshold):
         residual_region(RAMP, ONE, threshold=threshold)
 
 
-@pytest.mark.parametrize("function", [lambda maps, tags: erase(PICTURE, maps, tags), embeddings, residual_region])
-@pytest.mark.parametrize("tags", [torch.ones(1, 2), torch.ones(2, 1), torch.ones(1)], ids=["K", "B", "no K"])
+@pytest.mark.parametrize(
+    "function", [lambda maps, tags: erase(PICTURE, maps, tags), embeddings, residual_region]
+)
+@pytest.mark.parametrize(
+    "tags", [torch.ones(1, 2), torch.ones(2, 1), torch.ones(1)], ids=["K", "B", "no K"]
+)
 def test_tags_that_do_not_fit_the_maps_are_refused(function, tags):
-    with pytest.raises(ValueError, match=r"maps \(1, 1, 2, 2\) and tags \(.*\) must be \(B, K, h, w\) and \(B, K\)"):
+    with pytest.raises(
+        ValueError, match=r"maps \(1, 1, 2, 2\) and tags \(.*\) must be \(B, K, h, w\) and \(B, K\)"
+    ):
         function(RAMP, tags)
 
 
@@ -302,5 +359,7 @@ def test_unknown_choices_are_refused():
 
 
 def test_noise_of_another_batch_is_refused():
-    with pytest.raises(ValueError, match=r"noise must be \(2, 2\) for B=2 samples, got shape \(3, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"noise must be \(2, 2\) for B=2 samples, got shape \(3, 3\)"
+    ):
         partners(torch.tensor([A, B]), noise(3))

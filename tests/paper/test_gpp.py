@@ -1,4 +1,7 @@
-"""The pooling layers: golden parity, limit cases, hand-worked numbers, gradients, symmetries, refusals."""
+"""The pooling layers:
+
+golden parity, limit cases, hand-worked numbers, gradients, symmetries, refusals.
+"""
 
 import re
 
@@ -21,7 +24,9 @@ from aeft_lib.paper.gpp import (
 
 
 def random_cam(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    return torch.randn(
+        shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).to(dtype)
 
 
 def pyramid_pooling(cam: torch.Tensor, **options) -> PyramidPooling:
@@ -37,7 +42,8 @@ def silence_gates(layer: PyramidPooling) -> PyramidPooling:
     return layer
 
 
-# --- golden parity ---------------------------------------------------------------------------------------------------
+# --- golden parity
+# ---------------------------------------------------------------------------------------------------
 
 
 def numbers(keys, pattern: str) -> list[int]:
@@ -73,8 +79,12 @@ def test_golden_levels_gates_fused_maps_and_logits(golden, assert_near):
             assert_near(ours, vectors[f"{case}/P{level}"], 1e-5, f"{case}/P{level}")
         for index, fused, gate in zip(indices, pooled.fused, gates, strict=True):
             assert_near(fused, vectors[f"{case}/G{index}"], 1e-5, f"{case}/G{index}")
-            assert_near(gate.positive, vectors[f"{case}/gate{index}_p"], 1e-5, f"{case}/gate{index}_p")
-            assert_near(gate.negative, vectors[f"{case}/gate{index}_n"], 1e-5, f"{case}/gate{index}_n")
+            assert_near(
+                gate.positive, vectors[f"{case}/gate{index}_p"], 1e-5, f"{case}/gate{index}_p"
+            )
+            assert_near(
+                gate.negative, vectors[f"{case}/gate{index}_n"], 1e-5, f"{case}/gate{index}_n"
+            )
         assert pooled.attention is pooled.fused[-1]
         assert_near(pooled.logits, vectors[f"{case}/logits"], 1e-5, f"{case}/logits")
 
@@ -92,21 +102,29 @@ def test_golden_gradients_of_cam_and_gates(golden, assert_near):
                 assert_near(convolution.weight.grad, vectors[name], 1e-4, name)
 
 
-# --- levels ----------------------------------------------------------------------------------------------------------
+# --- levels
+# ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [(7, 11), (10, 13), (5, 3), (16, 16), (1, 9)])
 def test_a_level_is_adaptive_pooling_stretched_back_also_above_the_map_size(size):
     cam = random_cam(2, 3, *size)
     for level in (1, 2, 3, 4, 8, 16):
-        theirs = F.interpolate(F.adaptive_avg_pool2d(cam, level), size=size, mode="bilinear", align_corners=False)
+        theirs = F.interpolate(
+            F.adaptive_avg_pool2d(cam, level), size=size, mode="bilinear", align_corners=False
+        )
         torch.testing.assert_close(pool_level(cam, level), theirs, rtol=0, atol=1e-13)
 
 
 def test_a_level_by_hand():
     cam = torch.tensor([[[[1.0, 3.0, 5.0, 7.0]]]])
     assert pool_level(cam, 1).flatten().tolist() == [4, 4, 4, 4]
-    assert pool_level(cam, 2).flatten().tolist() == [2, 3, 5, 6]  # bins 2 and 6 at cells 0.5 and 2.5, clamped outside
+    assert pool_level(cam, 2).flatten().tolist() == [
+        2,
+        3,
+        5,
+        6,
+    ]  # bins 2 and 6 at cells 0.5 and 2.5, clamped outside
 
 
 def test_a_level_of_a_constant_map_is_that_map():
@@ -135,7 +153,8 @@ def test_levels_above_the_map_are_pooled_not_refused():
     assert pooled.logits.isfinite().all()
 
 
-# --- limit cases and hand-worked numbers -----------------------------------------------------------------------------
+# --- limit cases and hand-worked numbers
+# -----------------------------------------------------------------------------
 
 
 def test_gap_by_hand():
@@ -147,7 +166,9 @@ def test_gap_by_hand():
 
 def test_attention_of_the_cams_own_sign_is_gap():
     cam = random_cam(3, 4, 6, 5)
-    torch.testing.assert_close(sign_preserving_prediction(cam, cam.sign()), GlobalAveragePooling()(cam).logits)
+    torch.testing.assert_close(
+        sign_preserving_prediction(cam, cam.sign()), GlobalAveragePooling()(cam).logits
+    )
 
 
 def test_attention_of_the_other_sign_silences_the_cam():
@@ -188,7 +209,9 @@ def test_gates_read_each_sign_alone():
     gate = SignedGate(num_classes=2).double()
     assert torch.equal(gate.gates(x, y).positive, gate.gates(x.relu(), y.relu()).positive)
     assert torch.equal(gate.gates(x, y).negative, gate.gates(-(-x).relu(), -(-y).relu()).negative)
-    torch.testing.assert_close(gate.gates(x.relu(), y.relu()).negative, torch.full((1, 2, 5, 5), 0.5).double())
+    torch.testing.assert_close(
+        gate.gates(x.relu(), y.relu()).negative, torch.full((1, 2, 5, 5), 0.5).double()
+    )
 
 
 def test_fusion_order_of_gated_and_inverse():
@@ -219,7 +242,9 @@ def test_average_fusion_is_the_mean_of_the_levels():
     cam = random_cam(2, 3, 8, 8)
     layer = pyramid_pooling(cam, levels=(1, 2, 4), fusion="average")
     pooled = layer(cam)
-    torch.testing.assert_close(pooled.attention, sum(pool_level(cam, level) for level in (1, 2, 4)) / 3)
+    torch.testing.assert_close(
+        pooled.attention, sum(pool_level(cam, level) for level in (1, 2, 4)) / 3
+    )
     assert list(layer.parameters()) == []
     assert layer.gate_maps(cam) == ()
 
@@ -239,18 +264,25 @@ def test_attention_off_averages_the_fused_pyramid():
     pooled = pyramid_pooling(cam, levels=(1, 2, 4), prediction="attention_off")(cam)
     torch.testing.assert_close(pooled.logits, pooled.attention.mean(dim=(2, 3)))
     off = pyramid_pooling(cam, levels=(4,), fusion="single", prediction="attention_off")(cam)
-    torch.testing.assert_close(off.logits, cam.mean(dim=(2, 3)))  # levels that divide the map keep its mean
+    torch.testing.assert_close(
+        off.logits, cam.mean(dim=(2, 3))
+    )  # levels that divide the map keep its mean
 
 
-# --- square root, normalised, and the gain of gates: not the paper's ---------------------------------------------------
+# --- square root, normalised, and the gain of gates: not the paper's
+# ---------------------------------------------------
 
 
 def test_square_root_and_normalised_predictions_by_hand():
     cam = torch.tensor([[[[2.0, -1.0], [3.0, -4.0]]]], dtype=torch.float64)
-    attention = torch.tensor([[[[0.5, -2.0], [-1.0, 1.0]]]], dtype=torch.float64)  # agrees in the first row alone
+    attention = torch.tensor(
+        [[[[0.5, -2.0], [-1.0, 1.0]]]], dtype=torch.float64
+    )  # agrees in the first row alone
     root = ((2 * 0.5 + ROOT_EPS) ** 0.5 - (1 * 2 + ROOT_EPS) ** 0.5) / 4
     assert square_root_prediction(cam, attention).item() == pytest.approx(root)
-    assert normalised_prediction(cam, attention).item() == pytest.approx((2 * 0.5 - 1 * 2) / (0.5 + 2 + 1 + 1), rel=1e-6)
+    assert normalised_prediction(cam, attention).item() == pytest.approx(
+        (2 * 0.5 - 1 * 2) / (0.5 + 2 + 1 + 1), rel=1e-6
+    )
 
 
 def test_normalised_with_the_same_attention_everywhere_is_gap_of_what_agrees():
@@ -258,14 +290,28 @@ def test_normalised_with_the_same_attention_everywhere_is_gap_of_what_agrees():
     for value in (0.2, 3.0):
         attention = torch.full_like(cam, value)
         positive = normalised_prediction(cam.abs(), attention)
-        torch.testing.assert_close(positive, GlobalAveragePooling()(cam.abs()).logits, rtol=1e-5, atol=0)
-        torch.testing.assert_close(normalised_prediction(cam, attention), cam.relu().mean(dim=(2, 3)), rtol=1e-5, atol=0)
-        torch.testing.assert_close(normalised_prediction(cam, -attention), -(-cam).relu().mean(dim=(2, 3)), rtol=1e-5, atol=0)
+        torch.testing.assert_close(
+            positive, GlobalAveragePooling()(cam.abs()).logits, rtol=1e-5, atol=0
+        )
+        torch.testing.assert_close(
+            normalised_prediction(cam, attention), cam.relu().mean(dim=(2, 3)), rtol=1e-5, atol=0
+        )
+        torch.testing.assert_close(
+            normalised_prediction(cam, -attention),
+            -(-cam).relu().mean(dim=(2, 3)),
+            rtol=1e-5,
+            atol=0,
+        )
 
 
 def test_normalised_with_attention_of_the_cams_own_sign_is_gap_and_its_height_does_not_count():
     cam, attention = random_cam(3, 4, 6, 5), random_cam(3, 4, 6, 5, seed=1)
-    torch.testing.assert_close(normalised_prediction(cam, cam.sign()), GlobalAveragePooling()(cam).logits, rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        normalised_prediction(cam, cam.sign()),
+        GlobalAveragePooling()(cam).logits,
+        rtol=1e-5,
+        atol=0,
+    )
     higher = normalised_prediction(cam, 7 * attention)
     torch.testing.assert_close(higher, normalised_prediction(cam, attention), rtol=1e-5, atol=0)
 
@@ -283,7 +329,9 @@ def test_normalised_is_a_weighted_mean():
 def test_square_root_with_the_cam_as_attention_is_gap():
     cam = random_cam(3, 4, 6, 5)
     bound = ROOT_EPS**0.5  # what a root loses where its product is large
-    torch.testing.assert_close(square_root_prediction(cam, cam), GlobalAveragePooling()(cam).logits, rtol=0, atol=bound)
+    torch.testing.assert_close(
+        square_root_prediction(cam, cam), GlobalAveragePooling()(cam).logits, rtol=0, atol=bound
+    )
     assert (square_root_prediction(cam, cam) - GlobalAveragePooling()(cam).logits).abs().max() > 0
 
 
@@ -294,27 +342,45 @@ def test_attention_of_the_other_sign_or_none_silences_our_predictions_too(predic
         assert (predict(cam, attention) == 0).all()
 
 
-@pytest.mark.parametrize("predict", [sign_preserving_prediction, square_root_prediction, normalised_prediction])
+@pytest.mark.parametrize(
+    "predict", [sign_preserving_prediction, square_root_prediction, normalised_prediction]
+)
 def test_negated_cam_and_attention_give_the_negated_logit_and_agreement_raises_it(predict):
     cam, attention = random_cam(3, 4, 6, 5), random_cam(3, 4, 6, 5, seed=1)
-    torch.testing.assert_close(predict(-cam, -attention), -predict(cam, attention), rtol=0, atol=1e-15)
+    torch.testing.assert_close(
+        predict(-cam, -attention), -predict(cam, attention), rtol=0, atol=1e-15
+    )
     assert (predict(cam.abs(), attention.abs()) > predict(cam, attention).abs()).all()
 
 
-@pytest.mark.parametrize(("prediction", "factor"), [("sign_preserving", 4), ("square_root", 2), ("normalised", 2)])
+@pytest.mark.parametrize(
+    ("prediction", "factor"), [("sign_preserving", 4), ("square_root", 2), ("normalised", 2)]
+)
 def test_twice_the_cam_is_twice_the_logit_where_the_papers_is_four_times(prediction, factor):
-    cam = 1000 * random_cam(2, 3, 8, 8)  # so large that the constants which keep gradients finite do not count
-    for options in ({"fusion": "average", "levels": (1, 2, 4)}, {"fusion": "single", "levels": (8,)}):
-        layer = pyramid_pooling(cam, prediction=prediction, **options)  # its attention doubles with the CAM
+    cam = 1000 * random_cam(
+        2, 3, 8, 8
+    )  # so large that the constants which keep gradients finite do not count
+    for options in (
+        {"fusion": "average", "levels": (1, 2, 4)},
+        {"fusion": "single", "levels": (8,)},
+    ):
+        layer = pyramid_pooling(
+            cam, prediction=prediction, **options
+        )  # its attention doubles with the CAM
         once, twice = layer(cam).logits, layer(2 * cam).logits
-        torch.testing.assert_close(twice, factor * once, rtol=0, atol=1e-4 * once.abs().max().item())
+        torch.testing.assert_close(
+            twice, factor * once, rtol=0, atol=1e-4 * once.abs().max().item()
+        )
 
 
 @pytest.mark.parametrize(
-    ("prediction", "predict"), [("square_root", square_root_prediction), ("normalised", normalised_prediction)]
+    ("prediction", "predict"),
+    [("square_root", square_root_prediction), ("normalised", normalised_prediction)],
 )
 @pytest.mark.parametrize("fusion", gpp.FUSIONS)
-def test_a_layer_predicts_with_the_named_function_from_the_attention_of_the_papers(fusion, prediction, predict):
+def test_a_layer_predicts_with_the_named_function_from_the_attention_of_the_papers(
+    fusion, prediction, predict
+):
     cam, levels = random_cam(2, 3, 8, 8), (4,) if fusion == "single" else (1, 2, 4)
     ours = pyramid_pooling(cam, levels=levels, fusion=fusion, prediction=prediction)(cam)
     papers = pyramid_pooling(cam, levels=levels, fusion=fusion)(cam)
@@ -325,7 +391,9 @@ def test_a_layer_predicts_with_the_named_function_from_the_attention_of_the_pape
 
 def test_a_gain_of_two_with_silent_gates_is_the_plain_mean():
     x, y = random_cam(2, 3, 5, 4), random_cam(2, 3, 5, 4, seed=1)
-    torch.testing.assert_close(silence_gates(SignedGate(num_classes=3, gain=2.0).double())(x, y), (x + y) / 2)
+    torch.testing.assert_close(
+        silence_gates(SignedGate(num_classes=3, gain=2.0).double())(x, y), (x + y) / 2
+    )
 
 
 def test_a_gain_multiplies_what_a_gate_joins_and_not_the_gates():
@@ -340,25 +408,34 @@ def test_a_gain_multiplies_what_a_gate_joins_and_not_the_gates():
 @pytest.mark.parametrize("fusion", ["gated", "inverse"])
 def test_gates_that_begin_open_fuse_to_means(fusion):
     cam = random_cam(1, 2, 8, 8)
-    pooled = silence_gates(pyramid_pooling(cam, levels=(1, 2, 4), fusion=fusion, gate_gain=2.0))(cam)
+    pooled = silence_gates(pyramid_pooling(cam, levels=(1, 2, 4), fusion=fusion, gate_gain=2.0))(
+        cam
+    )
     first, second, third = pooled.pyramid if fusion == "gated" else pooled.pyramid[::-1]
     torch.testing.assert_close(pooled.attention, ((first + second) / 2 + third) / 2)
     halved = silence_gates(pyramid_pooling(cam, levels=(1, 2, 4), fusion=fusion))(cam)
     torch.testing.assert_close(halved.fused[0], pooled.fused[0] / 2)
 
 
-# --- gradients -------------------------------------------------------------------------------------------------------
+# --- gradients
+# -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("prediction", [*gpp.PREDICTIONS, *gpp.VARIANTS])
 @pytest.mark.parametrize("fusion", gpp.FUSIONS)
 def test_gradients_are_right(fusion, prediction):
     cam = random_cam(1, 2, 4, 5).requires_grad_()
-    layer = pyramid_pooling(cam, levels=(2,) if fusion == "single" else (1, 2, 3), fusion=fusion, prediction=prediction)
-    names, weights = zip(*layer.named_parameters(), strict=True) if list(layer.parameters()) else ((), ())
+    layer = pyramid_pooling(
+        cam, levels=(2,) if fusion == "single" else (1, 2, 3), fusion=fusion, prediction=prediction
+    )
+    names, weights = (
+        zip(*layer.named_parameters(), strict=True) if list(layer.parameters()) else ((), ())
+    )
 
     def logits(cam, *weights):
-        return torch.func.functional_call(layer, dict(zip(names, weights, strict=True)), (cam,)).logits
+        return torch.func.functional_call(
+            layer, dict(zip(names, weights, strict=True)), (cam,)
+        ).logits
 
     assert torch.autograd.gradcheck(logits, (cam, *weights))
 
@@ -411,7 +488,8 @@ def test_inference_mode_first_does_not_poison_training():
     torch.testing.assert_close(trained.logits, seen)
 
 
-# --- symmetries ------------------------------------------------------------------------------------------------------
+# --- symmetries
+# ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("fusion", "levels"), [("single", (3,)), ("average", (1, 2, 3))])
@@ -429,7 +507,9 @@ def test_class_permutation_of_the_gated_layer_permutes_its_gate_channels():
     layer, permuted = (pyramid_pooling(cam, levels=(1, 2, 3)) for _ in range(2))
     order = [2, 0, 1]
     channels = [*order, *(3 + i for i in order)]
-    permuted.load_state_dict({name: weight[:, channels] for name, weight in layer.state_dict().items()})
+    permuted.load_state_dict(
+        {name: weight[:, channels] for name, weight in layer.state_dict().items()}
+    )
     torch.testing.assert_close(permuted(cam[:, order]).logits, layer(cam).logits[:, order])
 
 
@@ -447,7 +527,8 @@ def test_images_of_a_batch_do_not_see_each_other():
     torch.testing.assert_close(layer(cam).logits[1:2], layer(cam[1:2]).logits)
 
 
-# --- refusals --------------------------------------------------------------------------------------------------------
+# --- refusals
+# --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -478,7 +559,10 @@ def test_what_cannot_be_built_is_refused(options, message):
 @pytest.mark.parametrize(
     ("cam", "message"),
     [
-        (torch.zeros(3, 4, 4), r"floating \(B, K, h, w\) tensor, got torch.float32 of shape \(3, 4, 4\)"),
+        (
+            torch.zeros(3, 4, 4),
+            r"floating \(B, K, h, w\) tensor, got torch.float32 of shape \(3, 4, 4\)",
+        ),
         (torch.zeros(1, 3, 4, 4, dtype=torch.int64), "got torch.int64"),
         (torch.zeros(1, 3, 4, 4, dtype=torch.bool), "got torch.bool"),
     ],

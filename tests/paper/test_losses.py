@@ -14,11 +14,15 @@ def random_maps(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-# --- golden parity ---------------------------------------------------------------------------------------------------
+# --- golden parity
+# ---------------------------------------------------------------------------------------------------
 
 
 def golden_repulsion(case):
-    """Of a golden case, from its CAM, pyramid and pairs, as the reference does: own tags, more than four hard anchors."""
+    """Of a golden case, from its CAM, pyramid and pairs, as the reference does:
+
+    own tags, more than four hard anchors.
+    """
     region = residual_region(case["cam"], case["label"], threshold=0.2)
     anchor = region_embeddings(case["gpp"], region) * case["label"]
     negative = region_embeddings(case["gpp"]) * case["label"]
@@ -60,22 +64,34 @@ def test_golden_gradients(golden_losses, assert_near):
 
 
 def test_own_tags_make_the_distance_a_sum_of_two_squares(golden_losses):
-    """With disjoint tags a and n never meet, so d = |a|^2 + |n|^2: the reference's quirk `repel_target`."""
+    """With disjoint tags a and n never meet, so d = |a|^2 + |n|^2:
+
+    the reference's quirk `repel_target`.
+    """
     for case in golden_losses.values():
         if "d" in case and "lonely" not in case:
-            squares = (case["anchor_pos"].square() + case["negative_pos"][case["n_idx"]].square()).sum(dim=1)
-            torch.testing.assert_close(golden_repulsion(case).distances, squares, rtol=1e-5, atol=1e-6)
+            squares = (
+                case["anchor_pos"].square() + case["negative_pos"][case["n_idx"]].square()
+            ).sum(dim=1)
+            torch.testing.assert_close(
+                golden_repulsion(case).distances, squares, rtol=1e-5, atol=1e-6
+            )
 
 
-# --- classification --------------------------------------------------------------------------------------------------
+# --- classification
+# --------------------------------------------------------------------------------------------------
 
 
 def test_classification_by_hand():
     logits = torch.tensor([[0.0, math.log(3.0)]]).double()  # probabilities 1/2 and 3/4
-    assert classification(logits, torch.tensor([[1, 0]])).item() == pytest.approx((math.log(2) + math.log(4)) / 2)
+    assert classification(logits, torch.tensor([[1, 0]])).item() == pytest.approx(
+        (math.log(2) + math.log(4)) / 2
+    )
 
 
-@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "dtype", [torch.bool, torch.uint8, torch.int64, torch.float32, torch.float64]
+)
 def test_classification_is_the_mean_binary_cross_entropy_for_tags_of_any_type(dtype):
     logits = random_maps(4, 6)
     tags = (random_maps(4, 6, seed=1) > 0).to(dtype)
@@ -90,7 +106,9 @@ def test_classification_of_hopeless_logits_is_finite():
 
 def test_classification_gradients_are_right():
     tags = torch.tensor([[1, 0, 1], [0, 0, 1]])
-    assert torch.autograd.gradcheck(lambda logits: classification(logits, tags), random_maps(2, 3).requires_grad_())
+    assert torch.autograd.gradcheck(
+        lambda logits: classification(logits, tags), random_maps(2, 3).requires_grad_()
+    )
 
 
 @pytest.mark.parametrize("shape", [(2, 4), (3, 3), (3,)])
@@ -99,11 +117,15 @@ def test_classification_refuses_tags_of_another_shape(shape):
         classification(torch.zeros(2, 3), torch.zeros(shape))
 
 
-# --- attract ---------------------------------------------------------------------------------------------------------
+# --- attract
+# ---------------------------------------------------------------------------------------------------------
 
 
 def test_attract_soft_by_hand():
-    positive, anchor = torch.tensor([[0.25, 0.0], [1.0, 0.5]]), torch.tensor([[0.75, 0.0], [1.0, 2.5]])
+    positive, anchor = (
+        torch.tensor([[0.25, 0.0], [1.0, 0.5]]),
+        torch.tensor([[0.75, 0.0], [1.0, 2.5]]),
+    )
     assert attract_soft(positive, anchor).item() == (0.5 + 0 + 0 + 2.0) / 4
     assert attract_soft(positive, positive).item() == 0
 
@@ -123,13 +145,19 @@ def test_attract_rigid_asks_for_the_unchanged_tags():
 def test_attract_gradients_are_right():
     positive, anchor = (random_maps(3, 4, seed=seed).requires_grad_() for seed in (0, 1))
     assert torch.autograd.gradcheck(attract_soft, (positive, anchor))
-    assert torch.autograd.gradcheck(lambda logits: attract_rigid(logits, random_maps(3, 4, seed=2) > 0), positive)
+    assert torch.autograd.gradcheck(
+        lambda logits: attract_rigid(logits, random_maps(3, 4, seed=2) > 0), positive
+    )
 
 
-# --- repel -----------------------------------------------------------------------------------------------------------
+# --- repel
+# -----------------------------------------------------------------------------------------------------------
 
 # Squared distances 1/4, 1/16 and 1.
-ANCHOR, NEGATIVE = torch.tensor([[0.5, 0.0], [0.25, 1.0], [0.0, 1.0]]), torch.tensor([[0.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+ANCHOR, NEGATIVE = (
+    torch.tensor([[0.5, 0.0], [0.25, 1.0], [0.0, 1.0]]),
+    torch.tensor([[0.0, 0.0], [0.0, 1.0], [0.0, 0.0]]),
+)
 
 
 def test_repel_by_hand():
@@ -156,7 +184,12 @@ def test_repel_needs_more_hard_anchors_than_min_hard(min_hard, expected):
 
 @pytest.mark.parametrize(
     "options",
-    [{"margin": 0.0}, {"valid": torch.zeros(3, dtype=torch.bool)}, {"min_hard": 4}, {"margin": 0.0625}],
+    [
+        {"margin": 0.0},
+        {"valid": torch.zeros(3, dtype=torch.bool)},
+        {"min_hard": 4},
+        {"margin": 0.0625},
+    ],
     ids=["margin 0", "no negatives at all", "too few", "at the margin"],
 )
 def test_repel_without_a_hard_set_is_0_and_so_are_its_gradients(options):
@@ -169,7 +202,11 @@ def test_repel_without_a_hard_set_is_0_and_so_are_its_gradients(options):
 
 
 def test_repel_in_a_single_class():
-    assert repel(ANCHOR[:, :1], NEGATIVE[:, :1], margin=0.5).distances.tolist() == [0.25, 0.0625, 0.0]
+    assert repel(ANCHOR[:, :1], NEGATIVE[:, :1], margin=0.5).distances.tolist() == [
+        0.25,
+        0.0625,
+        0.0,
+    ]
 
 
 def test_equal_embeddings_cost_the_margin_and_have_no_direction():
@@ -187,20 +224,27 @@ def test_repel_gradients_are_right_and_push_apart():
     valid = torch.tensor([True, True, False, True])
     repulsion = repel(anchor, negative, margin=0.8, valid=valid)
     assert 0 < repulsion.hard.sum() < 4
-    assert torch.autograd.gradcheck(lambda a, n: repel(a, n, margin=0.8, valid=valid).loss, (anchor, negative))
+    assert torch.autograd.gradcheck(
+        lambda a, n: repel(a, n, margin=0.8, valid=valid).loss, (anchor, negative)
+    )
     repulsion.loss.backward()
     further = (anchor - anchor.grad - negative).square().sum(dim=1)
     assert torch.equal(further > repulsion.distances, repulsion.hard)
 
 
-# --- refusals --------------------------------------------------------------------------------------------------------
+# --- refusals
+# --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (1, 2), (3,), (3, 2, 1, 1)])
 def test_embeddings_of_different_shapes_are_refused(shape):
-    with pytest.raises(ValueError, match=r"anchor \(3, 2\) and positive \(.*\) must have the same \(B, K\) shape"):
+    with pytest.raises(
+        ValueError, match=r"anchor \(3, 2\) and positive \(.*\) must have the same \(B, K\) shape"
+    ):
         attract_soft(torch.zeros(shape), ANCHOR)
-    with pytest.raises(ValueError, match=r"anchor \(3, 2\) and negative \(.*\) must have the same \(B, K\) shape"):
+    with pytest.raises(
+        ValueError, match=r"anchor \(3, 2\) and negative \(.*\) must have the same \(B, K\) shape"
+    ):
         repel(ANCHOR, torch.zeros(shape))
 
 

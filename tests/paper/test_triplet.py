@@ -1,4 +1,7 @@
-"""One step of the triplet on a network of a few weights: which terms, what they weigh, where gradients go, no waiting."""
+"""One step of the triplet on a network of a few weights:
+
+which terms, what they weigh, where gradients go, no waiting.
+"""
 
 import math
 from dataclasses import replace
@@ -8,10 +11,11 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from aeft_lib.engine.samples import Batch
 from aeft_lib.paper import erasing, losses
 from aeft_lib.paper.classifier import CamClassifier, CamOutput
 from aeft_lib.paper.gpp import GlobalAveragePooling, PyramidPooling
-from aeft_lib.paper.triplet import CORRECTED, LOSS_QUIRKS, REFERENCE, Batch, Triplet, terms
+from aeft_lib.paper.triplet import CORRECTED, LOSS_QUIRKS, REFERENCE, Triplet
 
 K, N = 3, 6
 COUNTS = {"hard", "without_negative"}
@@ -40,7 +44,12 @@ class Backbone(nn.Module):
 @pytest.fixture
 def network() -> CamClassifier:
     torch.manual_seed(0)
-    return CamClassifier(backbone=Backbone(), pooling=PyramidPooling(num_classes=K, levels=(1, 2, 4)), num_classes=K, hidden=8)
+    return CamClassifier(
+        backbone=Backbone(),
+        pooling=PyramidPooling(num_classes=K, levels=(1, 2, 4)),
+        num_classes=K,
+        hidden=8,
+    )
 
 
 @pytest.fixture
@@ -48,28 +57,41 @@ def batch(network) -> Batch:
     """Six images; the fourth has every tag, so it alone has no negative."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(N, 3, 16, 16, generator=generator)
-    tags = torch.tensor([[1, 0, 0], [0, 1, 0], [0, 1, 1], [1, 1, 1], [1, 0, 0], [0, 0, 1]], dtype=torch.bool)
-    return Batch(images, network.backbone.trunk(images), tags, torch.rand(N, N, generator=generator))
+    tags = torch.tensor(
+        [[1, 0, 0], [0, 1, 0], [0, 1, 1], [1, 1, 1], [1, 0, 0], [0, 0, 1]], dtype=torch.bool
+    )
+    return Batch(
+        images, network.backbone.trunk(images), tags, torch.rand(N, N, generator=generator)
+    )
 
 
-def look_at_cams(network: CamClassifier) -> list[torch.Tensor]:
+def terms(network: CamClassifier, batch: Batch, method: Triplet) -> dict[str, torch.Tensor]:
+    """The terms of one batch in one piece."""
+    return method.combine(method.measure(network, batch))
+
+
+def watched_cams(network: CamClassifier) -> list[torch.Tensor]:
     """The CAMs of the passes to come, in their order: the anchor's, then the positive's."""
     cams = []
     network.pooling.register_forward_hook(lambda module, inputs, output: cams.append(inputs[0]))
     return cams
 
 
-def gradients(network: CamClassifier, batch: Batch, settings: Triplet) -> dict[str, torch.Tensor]:
+def gradients(network: CamClassifier, batch: Batch, method: Triplet) -> dict[str, torch.Tensor]:
     network.zero_grad()
-    sum(terms(network, batch, settings).values()).backward()
+    sum(terms(network, batch, method).values()).backward()
     return {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
 
 
-# --- golden parity ---------------------------------------------------------------------------------------------------
+# --- golden parity
+# ---------------------------------------------------------------------------------------------------
 
 
 class Recorded:
-    """Stands for a network: gives what the reference's gave, for the anchors (their features) and for the masked images."""
+    """Stands for a network:
+
+    gives what the reference's gave, for the anchors (their features) and for the masked images.
+    """
 
     def __init__(self, case):
         self.case = case
@@ -86,21 +108,33 @@ def test_golden_step_of_the_reference(golden_losses, assert_near):
     whole = {name: case for name, case in golden_losses.items() if "grad_gpp" in case}
     assert whole
     for name, case in whole.items():
-        leaves = {key: case[key].clone().requires_grad_() for key in ("cam", "logits", "gpp", "gpp_masked")}
+        leaves = {
+            key: case[key].clone().requires_grad_()
+            for key in ("cam", "logits", "gpp", "gpp_masked")
+        }
         noise = torch.eye(len(case["label"]))[case["n_idx"]]  # makes the recorded pairs
         features = torch.empty(len(noise), 0)  # Recorded has seen them
-        found = terms(Recorded(case | leaves), Batch(case["images"], features, case["label"], noise), weights_1)
-        for term, theirs in (("classification", "L_cls"), ("attract", "L_attract"), ("repel", "L_repel")):
-            assert_near(found[term], case[theirs], 1e-5, f"{name}/{theirs}")
-        assert found["hard"] == len(case["hard"])
-        assert found["without_negative"] == 0
-        sum(found.values()).backward()
+        seen = terms(
+            Recorded(case | leaves),
+            Batch(case["images"], features, case["label"], noise),
+            weights_1,
+        )
+        for term, theirs in (
+            ("classification", "L_cls"),
+            ("attract", "L_attract"),
+            ("repel", "L_repel"),
+        ):
+            assert_near(seen[term], case[theirs], 1e-5, f"{name}/{theirs}")
+        assert seen["hard"] == len(case["hard"])
+        assert seen["without_negative"] == 0
+        sum(seen.values()).backward()
         for key in ("logits", "gpp", "gpp_masked"):
             assert_near(leaves[key].grad, case[f"grad_{key}"], 1e-5, f"{name}/grad_{key}")
         assert leaves["cam"].grad is None
 
 
-# --- terms -----------------------------------------------------------------------------------------------------------
+# --- terms
+# -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -114,13 +148,17 @@ def test_golden_step_of_the_reference(golden_losses, assert_near):
     ],
     ids=["off", "soft", "rigid", "repel", "corrected"],
 )
-def test_settings_decide_which_terms_there_are_and_whether_a_second_pass_is_needed(network, batch, settings, names, passes):
-    cams = look_at_cams(network)
+def test_settings_decide_which_terms_there_are_and_whether_a_second_pass_is_needed(
+    network, batch, settings, names, passes
+):
+    cams = watched_cams(network)
     assert terms(network, batch, settings).keys() == names
     assert len(cams) == passes
 
 
-@pytest.mark.parametrize("settings", [OFF, CORRECTED, REFERENCE, RIGID], ids=["off", "corrected", "reference", "rigid"])
+@pytest.mark.parametrize(
+    "settings", [OFF, CORRECTED, REFERENCE, RIGID], ids=["off", "corrected", "reference", "rigid"]
+)
 def test_images_without_cached_features_have_the_same_terms_and_gradients(network, batch, settings):
     plain = batch._replace(features=None)
     for name, term in terms(network, batch, settings).items():
@@ -131,8 +169,12 @@ def test_images_without_cached_features_have_the_same_terms_and_gradients(networ
 
 
 def test_weights_multiply_their_own_term(network, batch):
-    light = terms(network, batch, replace(REPEL, attract="soft", attract_weight=0.1, repel_weight=0.2))
-    heavy = terms(network, batch, replace(REPEL, attract="soft", attract_weight=0.3, repel_weight=0.8))
+    light = terms(
+        network, batch, replace(REPEL, attract="soft", attract_weight=0.1, repel_weight=0.2)
+    )
+    heavy = terms(
+        network, batch, replace(REPEL, attract="soft", attract_weight=0.3, repel_weight=0.8)
+    )
     for name, ratio in (("classification", 1), ("attract", 3), ("repel", 4)):
         assert light[name] > 0
         torch.testing.assert_close(heavy[name], ratio * light[name])
@@ -140,32 +182,46 @@ def test_weights_multiply_their_own_term(network, batch):
 
 @pytest.mark.parametrize(("asked", "counted"), [(0, 6), (2, 2), (6, 6), (8, 6)])
 def test_only_the_first_samples_are_classified(network, batch, asked, counted):
-    found = terms(network, batch, replace(OFF, classification_samples=asked))
+    seen = terms(network, batch, replace(OFF, classification_samples=asked))
     logits = network.from_trunk(batch.features).logits
-    assert torch.equal(found["classification"], losses.classification(logits[:counted], batch.tags[:counted]))
+    assert torch.equal(
+        seen["classification"], losses.classification(logits[:counted], batch.tags[:counted])
+    )
 
 
 def test_rigid_classifies_the_masked_images_all_of_them(network, batch):
-    masked = erasing.erase(batch.images, network.from_trunk(batch.features).cam, batch.tags, threshold=0.6).images
-    found = terms(network, batch, replace(RIGID, attract_weight=0.5, classification_samples=2))
-    assert torch.equal(found["attract"], 0.5 * losses.classification(network(masked).logits, batch.tags))
+    masked = erasing.erase(
+        batch.images, network.from_trunk(batch.features).cam, batch.tags, threshold=0.6
+    ).images
+    seen = terms(network, batch, replace(RIGID, attract_weight=0.5, classification_samples=2))
+    assert torch.equal(
+        seen["attract"], 0.5 * losses.classification(network(masked).logits, batch.tags)
+    )
 
 
 def test_soft_compares_the_masked_images_with_the_whole_ones(network, batch):
     for space, maps in (("gpp", 2), ("cam", 0)):
         anchor = network.from_trunk(batch.features)
-        positive = network(erasing.erase(batch.images, anchor.cam, batch.tags, threshold=0.3, keep="all").images)
+        positive = network(
+            erasing.erase(batch.images, anchor.cam, batch.tags, threshold=0.3, keep="all").images
+        )
         e_p, e_a = (erasing.embeddings(output[maps], batch.tags) for output in (positive, anchor))
-        found = terms(network, batch, replace(SOFT, space=space, erase_threshold=0.3, keep="all", attract_weight=1))
-        assert torch.equal(found["attract"], (e_p - e_a).abs().mean())
-        assert found["attract"] > 0
+        seen = terms(
+            network,
+            batch,
+            replace(SOFT, space=space, erase_threshold=0.3, keep="all", attract_weight=1),
+        )
+        assert torch.equal(seen["attract"], (e_p - e_a).abs().mean())
+        assert seen["attract"] > 0
 
 
 @pytest.mark.parametrize("settings", [SOFT, REPEL], ids=["soft", "repel"])
 def test_without_a_pyramid_embeddings_live_in_the_cam_or_nowhere(network, batch, settings):
     network.pooling = GlobalAveragePooling()
     assert terms(network, batch, replace(settings, space="cam"))["classification"].isfinite()
-    with pytest.raises(ValueError, match='embeddings in the "gpp" space need a pyramid: GAP has no attention'):
+    with pytest.raises(
+        ValueError, match='embeddings in the "gpp" space need a pyramid: GAP has no attention'
+    ):
         terms(network, batch, settings)
     assert terms(network, batch, RIGID)["attract"] > 0  # compares no embeddings
 
@@ -179,39 +235,50 @@ def test_min_hard_switches_repel_off(network, batch):
 
 @pytest.mark.parametrize(("missing", "count"), [("leave_out", 1), ("borrow", 0)])
 def test_counts_are_numbers_without_gradient(network, batch, missing, count):
-    found = terms(network, batch, replace(REPEL, missing_negative=missing))
-    assert (found["without_negative"].item(), found["hard"].item()) == (count, N - count)
-    assert not any(found[name].requires_grad for name in COUNTS)
-    assert all(found[name].requires_grad for name in found.keys() - COUNTS)
+    seen = terms(network, batch, replace(REPEL, missing_negative=missing))
+    assert (seen["without_negative"].item(), seen["hard"].item()) == (count, N - count)
+    assert not any(seen[name].requires_grad for name in COUNTS)
+    assert all(seen[name].requires_grad for name in seen.keys() - COUNTS)
 
 
 @pytest.mark.parametrize(
-    ("target", "distance"), [("anchor_tags", (3 / 4 - 1 / 2) ** 2), ("own_tags", (1 / 2) ** 2 + (5 / 8) ** 2)]
+    ("target", "distance"),
+    [("anchor_tags", (3 / 4 - 1 / 2) ** 2), ("own_tags", (1 / 2) ** 2 + (5 / 8) ** 2)],
 )
 def test_repel_targets_by_hand(target, distance):
     """a = 1/2 over the three quiet cells of the tagged map; n = 3/4 in the anchor's class, 5/8 in its own."""
-    peak, tagged, other = torch.tensor([[4.0, 0, 0, 0], [1.0, 0.5, 0.5, 0.5], [1.0, 0.5, 0.5, 1.0]]).view(3, 2, 2)
+    peak, tagged, other = torch.tensor(
+        [[4.0, 0, 0, 0], [1.0, 0.5, 0.5, 0.5], [1.0, 0.5, 0.5, 1.0]]
+    ).view(3, 2, 2)
     gpp = torch.stack([torch.stack([tagged, other]), torch.stack([other, tagged])])
     recorded = Recorded({"cam": peak.expand(2, 2, 2, 2), "logits": torch.zeros(2, 2), "gpp": gpp})
     pair = Batch(None, torch.empty(2, 0), torch.eye(2), torch.rand(2, 2))
-    found = terms(recorded, pair, replace(REPEL, repel_target=target, margin=1, repel_weight=1))
-    assert found["repel"].item() == pytest.approx(1 - distance, abs=1e-4)
+    seen = terms(recorded, pair, replace(REPEL, repel_target=target, margin=1, repel_weight=1))
+    assert seen["repel"].item() == pytest.approx(1 - distance, abs=1e-4)
 
 
-# --- gradients -------------------------------------------------------------------------------------------------------
+# --- gradients
+# -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("settings", [OFF, SOFT, RIGID, REPEL, CORRECTED, REFERENCE], ids=lambda s: s.attract)
+@pytest.mark.parametrize(
+    "settings", [OFF, SOFT, RIGID, REPEL, CORRECTED, REFERENCE], ids=lambda s: s.attract
+)
 def test_the_trunk_is_left_alone_and_all_else_is_trained(network, batch, settings):
-    found = gradients(network, batch, settings)
-    assert found.keys() == {name for name, _ in network.named_parameters() if "_trunk" not in name}
-    assert all(gradient.isfinite().all() for gradient in found.values())
+    seen = gradients(network, batch, settings)
+    assert seen.keys() == {name for name, _ in network.named_parameters() if "_trunk" not in name}
+    assert all(gradient.isfinite().all() for gradient in seen.values())
 
 
 def test_gradient_through_the_mask_changes_what_is_learnt(network, batch):
     for settings in (SOFT, RIGID):
-        detached, through = (gradients(network, batch, replace(settings, mask_gradient=flag)) for flag in (False, True))
-        assert not torch.allclose(detached["head.fc9.weight"], through["head.fc9.weight"], rtol=1e-4, atol=0)
+        detached, through = (
+            gradients(network, batch, replace(settings, mask_gradient=flag))
+            for flag in (False, True)
+        )
+        assert not torch.allclose(
+            detached["head.fc9.weight"], through["head.fc9.weight"], rtol=1e-4, atol=0
+        )
 
 
 @pytest.mark.parametrize(
@@ -225,18 +292,23 @@ def test_gradient_through_the_mask_changes_what_is_learnt(network, batch):
         (replace(SOFT, anchor_gradient=False, mask_gradient=True), True),
     ],
 )
-def test_attraction_reaches_the_anchors_cam_as_itself_or_through_an_attached_mask(network, batch, settings, reached):
-    cams = look_at_cams(network)
+def test_attraction_reaches_the_anchors_cam_as_itself_or_through_an_attached_mask(
+    network, batch, settings, reached
+):
+    cams = watched_cams(network)
     attract = terms(network, batch, settings)["attract"]
     towards_anchor, towards_positive = torch.autograd.grad(attract, cams, allow_unused=True)
     assert (towards_anchor is not None) == reached
     assert not reached or towards_anchor.abs().sum() > 0
     assert towards_positive.abs().sum() > 0
-    same = terms(network, batch, replace(settings, anchor_gradient=True, mask_gradient=False))["attract"]
+    same = terms(network, batch, replace(settings, anchor_gradient=True, mask_gradient=False))[
+        "attract"
+    ]
     assert torch.equal(attract, same)  # gradients differ, the loss does not
 
 
-# --- the device is never waited for ------------------------------------------------------------------------------------
+# --- the device is never waited for
+# ------------------------------------------------------------------------------------
 
 
 class NoWaiting(TorchDispatchMode):
@@ -266,17 +338,22 @@ def test_the_watch_sees_waiting(wait):
         wait(torch.ones(3))
 
 
-@pytest.mark.parametrize("settings", [CORRECTED, REFERENCE, RIGID, replace(CORRECTED, keep="all")], ids=lambda s: s.keep)
+@pytest.mark.parametrize(
+    "settings", [CORRECTED, REFERENCE, RIGID, replace(CORRECTED, keep="all")], ids=lambda s: s.keep
+)
 def test_a_step_waits_for_nothing(network, batch, settings):
     with NoWaiting():
         gradients(network, batch, settings)
 
 
-# --- settings --------------------------------------------------------------------------------------------------------
+# --- settings
+# --------------------------------------------------------------------------------------------------------
 
 
 def test_presets_differ_in_the_quirks_and_in_nothing_else():
-    differing = {name for name in vars(CORRECTED) if getattr(CORRECTED, name) != getattr(REFERENCE, name)}
+    differing = {
+        name for name in vars(CORRECTED) if getattr(CORRECTED, name) != getattr(REFERENCE, name)
+    }
     assert differing == set(LOSS_QUIRKS)
 
 
@@ -290,21 +367,33 @@ def test_unknown_choices_are_refused(name, value):
 @pytest.mark.parametrize("name", ["attract_weight", "repel_weight", "margin"])
 @pytest.mark.parametrize("value", [-0.1, math.nan, math.inf, True, "1", None])
 def test_weights_that_are_none_are_refused(name, value):
-    with pytest.raises(ValueError, match=f"{name} must be a finite number and not negative, got {value!r}"):
+    with pytest.raises(
+        ValueError, match=f"{name} must be a finite number and not negative, got {value!r}"
+    ):
         Triplet(**{name: value})
 
 
-@pytest.mark.parametrize(
-    ("low", "high"),
-    [(0.0, 0.6), (-0.1, 0.6), (0.2, 1.0), (0.2, 1.5), (0.6, 0.6), (0.7, 0.6), (math.nan, 0.6), (0.2, math.nan), (0.2, True)],
-)
+@pytest.mark.parametrize(("low", "high"), [(0.2, 1.0), (0.2, 1.5), (0.6, 0.6), (0.7, 0.6)])
 def test_thresholds_out_of_order_are_refused(low, high):
-    with pytest.raises(ValueError, match="thresholds must obey 0 < residual_threshold < erase_threshold < 1"):
+    with pytest.raises(
+        ValueError,
+        match=f"thresholds must obey 0 < residual_threshold < erase_threshold < 1, got {low} and {high}",
+    ):
         Triplet(residual_threshold=low, erase_threshold=high)
+
+
+@pytest.mark.parametrize("name", ["residual_threshold", "erase_threshold"])
+@pytest.mark.parametrize("value", [0.0, -0.1, math.nan, math.inf, True, "0.5", None])
+def test_thresholds_that_are_none_are_refused(name, value):
+    message = f"{name} must be a finite number and positive, got {value!r}"
+    with pytest.raises(ValueError, match=message):
+        Triplet(**{name: value})
 
 
 @pytest.mark.parametrize("name", ["min_hard", "classification_samples"])
 @pytest.mark.parametrize("value", [-1, 1.0, True, "4"])
 def test_counts_that_are_none_are_refused(name, value):
-    with pytest.raises(ValueError, match=f"{name} must be a whole number and not negative, got {value!r}"):
+    with pytest.raises(
+        ValueError, match=f"{name} must be a whole number, at least 0, got {value!r}"
+    ):
         Triplet(**{name: value})

@@ -1,4 +1,7 @@
-"""Pairs, affinities, their labels and loss: golden parity, brute force, limit cases, gradients, refusals."""
+"""Pairs, affinities, their labels and loss:
+
+golden parity, brute force, limit cases, gradients, refusals.
+"""
 
 import math
 import zlib
@@ -43,7 +46,10 @@ def random_labels(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def brute_pairs(size: tuple[int, int], radius: int) -> list[tuple[int, int]]:
-    """From the definition, pixel by pixel: every pair of near pixels whose start has all its partners on the grid."""
+    """From the definition, pixel by pixel:
+
+    every pair of near pixels whose start has all its partners on the grid.
+    """
     (h, w), found = size, []
     for y in range(h - radius + 1):
         for x in range(radius - 1, w - radius + 1):
@@ -55,17 +61,23 @@ def brute_pairs(size: tuple[int, int], radius: int) -> list[tuple[int, int]]:
     return found
 
 
-# --- pairs -----------------------------------------------------------------------------------------------------------
+# --- pairs
+# -----------------------------------------------------------------------------------------------------------
 
 
 def test_golden_pairs(golden):
     vectors = golden("affinity")
     for case in cases(vectors, "/n_from"):
         size, radius = tuple(vectors[f"{case}/size"].tolist()), int(vectors[f"{case}/radius"])
-        for name, ours in zip(("from", "to"), (index.numpy() for index in pairs(size, radius)), strict=True):
+        for name, ours in zip(
+            ("from", "to"), (index.numpy() for index in pairs(size, radius)), strict=True
+        ):
             assert ours.size == vectors[f"{case}/n_{name}"]
             assert ours.sum() == vectors[f"{case}/sum_{name}"]
-            assert zlib.crc32(np.ascontiguousarray(ours, dtype="<i8").tobytes()) == vectors[f"{case}/crc32_{name}"]
+            assert (
+                zlib.crc32(np.ascontiguousarray(ours, dtype="<i8").tobytes())
+                == vectors[f"{case}/crc32_{name}"]
+            )
             if f"{case}/{name}" in vectors:
                 np.testing.assert_array_equal(ours, vectors[f"{case}/{name}"])
         assert len(offsets(radius)) == vectors[f"{case}/n_offsets"]
@@ -74,7 +86,9 @@ def test_golden_pairs(golden):
 @pytest.mark.parametrize(("size", "radius"), [((4, 6), 2), ((5, 7), 3), ((9, 11), 5), ((1, 3), 1)])
 def test_pairs_are_those_of_the_definition(size, radius):
     index_from, index_to = pairs(size, radius)
-    ours = zip(index_from.expand_as(index_to).flatten().tolist(), index_to.flatten().tolist(), strict=True)
+    ours = zip(
+        index_from.expand_as(index_to).flatten().tolist(), index_to.flatten().tolist(), strict=True
+    )
     assert sorted(ours) == sorted(brute_pairs(size, radius))
 
 
@@ -86,7 +100,16 @@ def test_offsets_fill_half_a_disc(radius, count):
 
 
 @pytest.mark.parametrize(
-    ("size", "radius"), [((11, 40), 5), ((10, 40), 4), ((40, 9), 4), ((7, 7), 3), ((3, 9), 1), ((2, 2), 0), ((1, 1), 0)]
+    ("size", "radius"),
+    [
+        ((11, 40), 5),
+        ((10, 40), 4),
+        ((40, 9), 4),
+        ((7, 7), 3),
+        ((3, 9), 1),
+        ((2, 2), 0),
+        ((1, 1), 0),
+    ],
 )
 def test_the_radius_shrinks_on_small_grids_and_always_leaves_starts(size, radius):
     assert effective_radius(size) == radius
@@ -94,15 +117,20 @@ def test_the_radius_shrinks_on_small_grids_and_always_leaves_starts(size, radius
 
 
 def test_a_grid_smaller_than_the_radius_is_refused():
-    with pytest.raises(ValueError, match="a grid of 4 x 9 has no pairs at radius 5; the network uses 1 there"):
+    with pytest.raises(
+        ValueError, match="a grid of 4 x 9 has no pairs at radius 5; the network uses 1 there"
+    ):
         pairs((4, 9), 5)
-    with pytest.raises(ValueError, match="a grid of 9 x 8 has no pairs at radius 5; the network uses 3 there"):
+    with pytest.raises(
+        ValueError, match="a grid of 9 x 8 has no pairs at radius 5; the network uses 3 there"
+    ):
         pair_affinity(torch.zeros(1, 2, 9, 8), 5)
     with pytest.raises(ValueError, match="radius must not be negative, got -1"):
         offsets(-1)
 
 
-# --- affinities ------------------------------------------------------------------------------------------------------
+# --- affinities
+# ------------------------------------------------------------------------------------------------------
 
 
 def golden_affinity(vectors, case: str) -> tuple[torch.Tensor, tuple[int, int], int]:
@@ -120,10 +148,19 @@ def test_golden_affinities(golden, assert_near):
         ours, _, _ = golden_affinity(vectors, case)
         if f"{case}/aff" in vectors:
             assert_near(ours, vectors[f"{case}/aff"], 1e-5, f"{case}/aff")
-        stats = {name: vectors[f"{case}/aff_stats/{name}"] for name in ("shape", "mean", "std", "absmax", "idx", "val")}
+        stats = {
+            name: vectors[f"{case}/aff_stats/{name}"]
+            for name in ("shape", "mean", "std", "absmax", "idx", "val")
+        }
         assert list(ours.shape) == stats["shape"].tolist()
-        assert_near(ours.flatten()[torch.from_numpy(stats["idx"])], stats["val"], 1e-5, f"{case} at idx")
-        for name, value in (("mean", ours.mean()), ("std", ours.std(correction=0)), ("absmax", ours.abs().amax())):
+        assert_near(
+            ours.flatten()[torch.from_numpy(stats["idx"])], stats["val"], 1e-5, f"{case} at idx"
+        )
+        for name, value in (
+            ("mean", ours.mean()),
+            ("std", ours.std(correction=0)),
+            ("absmax", ours.abs().amax()),
+        ):
             assert_near(value, stats[name], 1e-5, f"{case} {name}")
 
 
@@ -132,7 +169,9 @@ def test_golden_dense_matrix(golden, assert_near):
     for case in cases(vectors, "/dense_colsum"):
         values, size, radius = golden_affinity(vectors, case)
         matrix = dense(sparse_affinity(values[0], size, radius))
-        assert_near(matrix.sum(dim=0), vectors[f"{case}/dense_colsum"], 1e-5, f"{case}/dense_colsum")
+        assert_near(
+            matrix.sum(dim=0), vectors[f"{case}/dense_colsum"], 1e-5, f"{case}/dense_colsum"
+        )
         assert int(matrix.count_nonzero()) == vectors[f"{case}/dense_nnz"]
 
 
@@ -150,7 +189,9 @@ def test_affinity_equals_the_definition_pair_by_pair():
     ours = pair_affinity(features, 2)
     for o in range(len(index_to)):
         for p in range(len(index_from)):
-            expected = (-(flat[:, :, index_from[p]] - flat[:, :, index_to[o, p]]).abs().mean(dim=1)).exp()
+            expected = (
+                -(flat[:, :, index_from[p]] - flat[:, :, index_to[o, p]]).abs().mean(dim=1)
+            ).exp()
             torch.testing.assert_close(ours[:, o, p], expected)
 
 
@@ -171,19 +212,30 @@ def test_affinity_gradients_are_right():
 
 
 def test_affinity_refusals():
-    with pytest.raises(ValueError, match=r"features must be a floating \(B, C, h, w\) tensor, got torch.float32 \(3, 9, 11\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"features must be a floating \(B, C, h, w\) tensor, got torch.float32 \(3, 9, 11\)",
+    ):
         pair_affinity(torch.zeros(3, 9, 11))
     with pytest.raises(ValueError, match=r"got torch.int64 \(1, 3, 9, 11\)"):
         pair_affinity(torch.zeros(1, 3, 9, 11, dtype=torch.int64))
-    with pytest.raises(ValueError, match=r"values must be \(4, 6\) for \(3, 5\) at radius 2, got \(4, 5\)"):
+    with pytest.raises(
+        ValueError, match=r"values must be \(4, 6\) for \(3, 5\) at radius 2, got \(4, 5\)"
+    ):
         sparse_affinity(torch.zeros(4, 5), (3, 5), 2)
 
 
-# --- labels ----------------------------------------------------------------------------------------------------------
+# --- labels
+# ----------------------------------------------------------------------------------------------------------
 
 
 def golden_pair_labels(vectors, case: str) -> PairLabels:
-    return PairLabels(*(torch.from_numpy(vectors[f"{case}/{name}"]).bool() for name in ("bg_pos", "fg_pos", "neg")))
+    return PairLabels(
+        *(
+            torch.from_numpy(vectors[f"{case}/{name}"]).bool()
+            for name in ("bg_pos", "fg_pos", "neg")
+        )
+    )
 
 
 def test_golden_label_maps_and_pair_labels(golden):
@@ -192,7 +244,9 @@ def test_golden_label_maps_and_pair_labels(golden):
         low, high = (torch.from_numpy(vectors[f"{case}/crf_{which}"]) for which in ("low", "high"))
         label_map = affinity_labels(low, high)
         np.testing.assert_array_equal(label_map.numpy(), vectors[f"{case}/label_map"], err_msg=case)
-        for ours, theirs in zip(pair_labels(label_map), golden_pair_labels(vectors, case), strict=True):
+        for ours, theirs in zip(
+            pair_labels(label_map), golden_pair_labels(vectors, case), strict=True
+        ):
             assert torch.equal(ours, theirs), case
 
 
@@ -210,7 +264,10 @@ def test_labels_by_hand():
 
 def test_labels_are_decided_on_the_mean_of_a_cell():
     low = torch.zeros(2, 2, 2)
-    low[0], low[1, 0, 0] = 0.4, 1.0  # three of four pixels are background, the mean is not quite: 0.4 against 0.25
+    low[0], low[1, 0, 0] = (
+        0.4,
+        1.0,
+    )  # three of four pixels are background, the mean is not quite: 0.4 against 0.25
     assert affinity_labels(low, low, cell=2).tolist() == [[0]]
     low[1, 1, 1] = 1.0  # 0.4 against 0.5
     assert affinity_labels(low, low, cell=2).tolist() == [[1]]
@@ -222,7 +279,10 @@ def test_labels_of_background_alone_are_never_foreground():
 
 def test_label_refusals():
     good = torch.zeros(2, 8, 8)
-    with pytest.raises(ValueError, match=r"low \(2, 8, 8\) and high \(2, 8, 16\) must have the same \(L, H, W\) shape"):
+    with pytest.raises(
+        ValueError,
+        match=r"low \(2, 8, 8\) and high \(2, 8, 16\) must have the same \(L, H, W\) shape",
+    ):
         affinity_labels(good, torch.zeros(2, 8, 16))
     with pytest.raises(ValueError, match=r"scores of \(8, 12\) do not divide into cells of 8"):
         affinity_labels(torch.zeros(2, 8, 12), torch.zeros(2, 8, 12))
@@ -248,13 +308,17 @@ def test_pair_labels_equal_the_definition():
 
 
 def test_pair_label_refusals():
-    with pytest.raises(ValueError, match=r"label_map must be an integer \(..., h, w\) tensor, got torch.float32 \(9, 9\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"label_map must be an integer \(..., h, w\) tensor, got torch.float32 \(9, 9\)",
+    ):
         pair_labels(torch.zeros(9, 9))
     with pytest.raises(ValueError, match="a grid of 3 x 3 has no pairs at radius 5"):
         pair_labels(torch.zeros(3, 3, dtype=torch.uint8))
 
 
-# --- loss ------------------------------------------------------------------------------------------------------------
+# --- loss
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_golden_loss_and_gradient(golden, assert_near):
@@ -269,16 +333,21 @@ def test_golden_loss_and_gradient(golden, assert_near):
     for count, short in zip(ours.counts, ("bg", "fg", "neg"), strict=True):
         assert_near(count, vectors[f"loss/{short}_count"], 1e-6, f"{short}_count")
     assert_near(ours.loss, vectors["loss/loss"], 1e-5, "loss")
-    # Where a negative pair has affinity 1, 1 + 1e-5 - 1 is all rounding in float32: 1e-2 there, of the largest gradient.
+    # Where a negative pair has affinity 1, 1 + 1e-5 - 1 is all rounding in float32: 1e-2 there, of
+    # the largest gradient.
     edge = labels.negative & (values.detach() == 1)
     theirs = torch.from_numpy(vectors["loss/grad_aff"])
     assert_near(values.grad, theirs, 1e-2, "grad_aff")
-    assert_near(values.grad.masked_fill(edge, 0), theirs.masked_fill(edge, 0), 1e-4, "grad_aff off the edge")
+    assert_near(
+        values.grad.masked_fill(edge, 0), theirs.masked_fill(edge, 0), 1e-4, "grad_aff off the edge"
+    )
 
 
 def kinds(*names: str) -> PairLabels:
     """Labels (1, E) of single pairs by name; "void" is none of the three."""
-    return PairLabels(*(torch.tensor([[name == kind for name in names]]) for kind in PairLabels._fields))
+    return PairLabels(
+        *(torch.tensor([[name == kind for name in names]]) for kind in PairLabels._fields)
+    )
 
 
 def test_loss_by_hand():
@@ -302,9 +371,15 @@ def test_loss_without_a_pair_is_zero_and_finite_at_both_ends():
 
 
 def test_parts_of_a_batch_add_up_to_the_whole():
-    labels = pair_labels(torch.stack([torch.zeros(5, 6, dtype=torch.uint8), *random_labels(2, 5, 6)]), 3)
-    values = 0.1 + 0.8 * torch.rand(labels.negative.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    parts = [(values[i : i + 1], PairLabels(*(kind[i : i + 1] for kind in labels))) for i in range(3)]
+    labels = pair_labels(
+        torch.stack([torch.zeros(5, 6, dtype=torch.uint8), *random_labels(2, 5, 6)]), 3
+    )
+    values = 0.1 + 0.8 * torch.rand(
+        labels.negative.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
+    parts = [
+        (values[i : i + 1], PairLabels(*(kind[i : i + 1] for kind in labels))) for i in range(3)
+    ]
     sums, counts = zip(*(loss_sums(*part) for part in parts), strict=True)
     for whole, added in zip(loss_sums(values, labels), (sum(sums), sum(counts)), strict=True):
         assert whole.shape == (3,)
@@ -314,12 +389,16 @@ def test_parts_of_a_batch_add_up_to_the_whole():
     for ours, theirs in zip(mean_loss(sum(sums), sum(counts)), expected, strict=True):
         torch.testing.assert_close(ours, theirs)
     means = torch.stack([affinity_loss(*part).loss for part in parts])
-    assert abs(means.mean() - expected.loss) > 0.01  # the first part has no foreground: a mean of means is another number
+    assert (
+        abs(means.mean() - expected.loss) > 0.01
+    )  # the first part has no foreground: a mean of means is another number
 
 
 def test_loss_gradients_are_right():
     labels = pair_labels(random_labels(2, 5, 6), 3)
-    values = torch.rand(labels.negative.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    values = torch.rand(
+        labels.negative.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     values = (0.1 + 0.8 * values).requires_grad_()
     assert torch.autograd.gradcheck(lambda a: affinity_loss(a, labels).loss, values)
 
@@ -341,5 +420,8 @@ def test_features_learn_from_the_loss():
 
 
 def test_loss_refuses_labels_of_another_shape():
-    with pytest.raises(ValueError, match=r"affinity \(1, 3\) and background labels \(1, 2\) must have the same shape"):
+    with pytest.raises(
+        ValueError,
+        match=r"affinity \(1, 3\) and background labels \(1, 2\) must have the same shape",
+    ):
         affinity_loss(torch.rand(1, 3), kinds("void", "void"))

@@ -1,4 +1,8 @@
-"""AffinityNet: golden parity on ResNet38d, taps of the small backbone, grids of any size, its first weights, refusals."""
+"""AffinityNet:
+
+golden parity on ResNet38d, taps of the small backbone, grids of any size, its first weights,
+refusals.
+"""
 
 import math
 
@@ -14,7 +18,9 @@ from aeft_lib.networks.resnet38d import ResNet38d
 from aeft_lib.refinement.affinity import effective_radius, pair_affinity
 from aeft_lib.refinement.affinity_net import AffinityNet
 
-IMAGES = torch.rand(2, 3, 96, 112, generator=torch.Generator().manual_seed(0)) * 2 - 1  # a 12 x 14 grid: radius 5
+IMAGES = (
+    torch.rand(2, 3, 96, 112, generator=torch.Generator().manual_seed(0)) * 2 - 1
+)  # a 12 x 14 grid: radius 5
 
 
 class Pooled(nn.Module):
@@ -32,7 +38,9 @@ class Pooled(nn.Module):
 
 def small(trained_stages: int = 0, seed: int = 0) -> AffinityNet:
     def make() -> AffinityNet:
-        return AffinityNet(backbone=EfficientNetLite0(trained_stages=trained_stages, pretrained=False))
+        return AffinityNet(
+            backbone=EfficientNetLite0(trained_stages=trained_stages, pretrained=False)
+        )
 
     return state.build(make, seed).eval()
 
@@ -50,7 +58,8 @@ def reference() -> AffinityNet:
     return with_golden_weights(network, salt("affinity_net", "aff"))
 
 
-# --- golden parity ---------------------------------------------------------------------------------------------------
+# --- golden parity
+# ---------------------------------------------------------------------------------------------------
 
 
 def golden_prefixes(vectors) -> list[str]:
@@ -71,7 +80,12 @@ def test_golden_taps_and_affinities(reference, assert_near):
             taps, (found,) = reference.backbone.taps(images), reference.affinity(images)
         for tap, name in zip(taps, ("conv4", "conv5", "conv6"), strict=True):
             assert_stats(tap, golden, f"{prefix}{name}", 1e-4)
-        assert_near(found.value.reshape(golden[f"{prefix}aff"].shape), golden[f"{prefix}aff"], 1e-4, f"{prefix}aff")
+        assert_near(
+            found.value.reshape(golden[f"{prefix}aff"].shape),
+            golden[f"{prefix}aff"],
+            1e-4,
+            f"{prefix}aff",
+        )
         sums = torch.ones(math.prod(found.size)).index_add(0, found.index_from, found.value)
         sums = sums.index_add(0, found.index_to, found.value)
         assert_near(sums, golden[f"{prefix}dense_colsum"], 1e-4, f"{prefix}dense_colsum")
@@ -81,13 +95,16 @@ def layers(network: AffinityNet) -> tuple[nn.Conv2d, ...]:
     return network.f8_3, network.f8_4, network.f8_5, network.f9
 
 
-# --- taps of the small backbone --------------------------------------------------------------------------------------
+# --- taps of the small backbone
+# --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("trained_stages", [0, 2, 7])
 def test_taps_of_the_small_backbone_do_not_depend_on_where_the_trunk_ends(network, trained_stages):
     backbone = EfficientNetLite0(trained_stages=trained_stages, pretrained=False).eval()
-    backbone.load_state_dict(dict(zip(backbone.state_dict(), network.backbone.state_dict().values(), strict=True)))
+    backbone.load_state_dict(
+        dict(zip(backbone.state_dict(), network.backbone.state_dict().values(), strict=True))
+    )
     with torch.no_grad():
         taps, whole = backbone.taps(IMAGES), network.backbone.taps(IMAGES)
         assert torch.equal(taps[-1], backbone(IMAGES))
@@ -107,7 +124,8 @@ def test_trained_parts_and_new_layers_have_a_gradient_and_frozen_ones_none():
     assert not any(name.startswith("backbone._trunk") for name in got)
 
 
-# --- the network -----------------------------------------------------------------------------------------------------
+# --- the network
+# -----------------------------------------------------------------------------------------------------
 
 
 def test_features_are_three_projections_on_the_finest_grid_mixed_by_a_fourth():
@@ -115,9 +133,16 @@ def test_features_are_three_projections_on_the_finest_grid_mixed_by_a_fourth():
     net = AffinityNet(backbone=Pooled(1, 2, 4)).double()
     images = torch.randn(1, 3, 8, 12, dtype=torch.float64)
     taps = net.backbone.taps(images)
-    projected = [F.elu(F.conv2d(tap, layer.weight)) for tap, layer in zip(taps, layers(net), strict=False)]
-    stretched = [F.interpolate(maps, size=(8, 12), mode="bilinear", align_corners=False) for maps in projected[1:]]
-    mixed = torch.einsum("oc,bchw->bohw", net.f9.weight[..., 0, 0], torch.cat([projected[0], *stretched], dim=1))
+    projected = [
+        F.elu(F.conv2d(tap, layer.weight)) for tap, layer in zip(taps, layers(net), strict=False)
+    ]
+    stretched = [
+        F.interpolate(maps, size=(8, 12), mode="bilinear", align_corners=False)
+        for maps in projected[1:]
+    ]
+    mixed = torch.einsum(
+        "oc,bchw->bohw", net.f9.weight[..., 0, 0], torch.cat([projected[0], *stretched], dim=1)
+    )
     torch.testing.assert_close(net(images), F.elu(mixed))
     assert all(layer.bias is None for layer in layers(net))
 
@@ -157,12 +182,15 @@ def test_first_weights_are_kaiming_and_for_the_mix_xavier_four_times(network):
 
 def test_the_same_seed_gives_the_same_weights(network):
     again, other = small(), small(seed=1)
-    for (name, ours), theirs in zip(network.state_dict().items(), again.state_dict().values(), strict=True):
+    for (name, ours), theirs in zip(
+        network.state_dict().items(), again.state_dict().values(), strict=True
+    ):
         assert torch.equal(ours, theirs), name
     assert not torch.equal(other.f9.weight, network.f9.weight)
 
 
-# --- affinities ------------------------------------------------------------------------------------------------------
+# --- affinities
+# ------------------------------------------------------------------------------------------------------
 
 
 def test_one_sparse_affinity_per_image_and_images_do_not_mix(network):
@@ -190,7 +218,10 @@ def test_radius_can_be_chosen(network):
     assert len(found.value) == 4 * 11 * 12
 
 
-@pytest.mark.parametrize(("size", "grid", "pairs"), [((8, 8), (1, 1), 0), ((24, 40), (3, 5), 0), ((40, 56), (5, 7), 4 * 4 * 5)])
+@pytest.mark.parametrize(
+    ("size", "grid", "pairs"),
+    [((8, 8), (1, 1), 0), ((24, 40), (3, 5), 0), ((40, 56), (5, 7), 4 * 4 * 5)],
+)
 def test_small_images_have_a_grid_with_few_or_no_pairs(network, reference, size, grid, pairs):
     for net in (network, reference):
         with torch.no_grad():
@@ -200,13 +231,16 @@ def test_small_images_have_a_grid_with_few_or_no_pairs(network, reference, size,
     assert effective_radius(grid) == (min(grid) - 1) // 2
 
 
-# --- refusals --------------------------------------------------------------------------------------------------------
+# --- refusals
+# --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 16), (1, 1, 16, 16)])
 @pytest.mark.parametrize("name", ["network", "reference"])
 def test_what_is_no_batch_of_images_is_refused(request, name, shape):
-    with pytest.raises(ValueError, match=rf"images must be \(B, 3, H, W\), got shape \({shape[0]}, {shape[1]}, 16"):
+    with pytest.raises(
+        ValueError, match=rf"images must be \(B, 3, H, W\), got shape \({shape[0]}, {shape[1]}, 16"
+    ):
         request.getfixturevalue(name).affinity(torch.zeros(shape))
 
 

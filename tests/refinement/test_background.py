@@ -1,4 +1,7 @@
-"""Background powers and the thresholds they stand for: by hand, there and back, the rule around a threshold, refusals."""
+"""Background powers and the thresholds they stand for:
+
+by hand, there and back, the rule around a threshold, refusals.
+"""
 
 import math
 
@@ -54,7 +57,8 @@ def test_a_larger_power_crosses_lower():
     assert list(map(power_at, THRESHOLDS)) == sorted(map(power_at, THRESHOLDS), reverse=True)
 
 
-# --- the rule --------------------------------------------------------------------------------------------------------
+# --- the rule
+# --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("threshold", THRESHOLDS)
@@ -81,13 +85,16 @@ def test_the_reference_lies_within_its_own_rule():
     assert pytest.approx(distance / 2, abs=0.01) == REFERENCE_SPREAD
 
 
-# --- refusals --------------------------------------------------------------------------------------------------------
+# --- refusals
+# --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("threshold", [0, 1, -0.1, 1.5, math.nan, math.inf])
 def test_a_threshold_lies_between_0_and_1(threshold):
     for take in (power_at, powers_around):
-        with pytest.raises(ValueError, match=f"a threshold must lie between 0 and 1, got {threshold}"):
+        with pytest.raises(
+            ValueError, match=f"a threshold must lie between 0 and 1, got {threshold}"
+        ):
             take(threshold)
 
 

@@ -1,4 +1,7 @@
-"""The dense CRF: golden parity, the C++ library as oracle where it is installed, an exact one, limit cases, refusals."""
+"""The dense CRF:
+
+golden parity, the C++ library as oracle where it is installed, an exact one, limit cases, refusals.
+"""
 
 import warnings
 
@@ -16,7 +19,15 @@ TOLERANCE = 1e-3
 # One iteration: a relative 1e-6 of a negative logarithm up to 11.5, through two softmaxes of slope
 # 1/4 with kernels of weight 13 between them, 1e-6 x 11.5 x (1 + 13 / 4) / 4, and a margin of 10.
 ONCE = 1e-4
-ODD_SIZES = [(1, 1), (1, 7), (9, 1), (2, 2), (1, 130), (33, 47), (30, 31)]  # the last two: H·W is 3 and 2 over a multiple of 4
+ODD_SIZES = [
+    (1, 1),
+    (1, 7),
+    (9, 1),
+    (2, 2),
+    (1, 130),
+    (33, 47),
+    (30, 31),
+]  # the last two: H·W is 3 and 2 over a multiple of 4
 
 
 def blocky(rng: np.random.Generator, *size: int, cell: int = 8) -> np.ndarray:
@@ -28,7 +39,9 @@ def blocky(rng: np.random.Generator, *size: int, cell: int = 8) -> np.ndarray:
 
 def random_image(rng: np.random.Generator, h: int, w: int, *, noise: float = 0.1) -> np.ndarray:
     smooth = blocky(rng, 3, h, w).transpose(1, 2, 0)
-    return (255 * np.clip(smooth + noise * rng.standard_normal(smooth.shape), 0, 1)).astype(np.uint8)
+    return (255 * np.clip(smooth + noise * rng.standard_normal(smooth.shape), 0, 1)).astype(
+        np.uint8
+    )
 
 
 def random_cam(rng: np.random.Generator, k: int, h: int, w: int) -> torch.Tensor:
@@ -46,12 +59,15 @@ def agreement(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return (ours.argmax(dim=0) == theirs.argmax(dim=0)).double().mean().item()
 
 
-# --- golden parity ---------------------------------------------------------------------------------------------------
+# --- golden parity
+# ---------------------------------------------------------------------------------------------------
 
 
 def test_golden_posteriors_for_every_alpha(golden):
     vectors = golden("crf")
-    prefixes = sorted(key.removesuffix("image") for key in vectors if key == "image" or key.endswith("/image"))
+    prefixes = sorted(
+        key.removesuffix("image") for key in vectors if key == "image" or key.endswith("/image")
+    )
     assert prefixes, "the golden file holds no case"
     for prefix in prefixes:
         stem = f"{prefix}posterior_alpha"
@@ -71,12 +87,22 @@ def test_golden_iteration_after_the_random_walk(golden):
     prefixes = sorted(key.removesuffix("rw_scores") for key in vectors if key.endswith("rw_scores"))
     assert prefixes, "the golden file holds no case"
     for prefix in prefixes:
-        case = {key.removeprefix(prefix): array for key, array in vectors.items() if key.startswith(prefix)}
-        present, absent = case["rw_present"], np.setdiff1d(np.arange(NUM_LABELS), case["rw_present"])
+        case = {
+            key.removeprefix(prefix): array
+            for key, array in vectors.items()
+            if key.startswith(prefix)
+        }
+        present, absent = (
+            case["rw_present"],
+            np.setdiff1d(np.arange(NUM_LABELS), case["rw_present"]),
+        )
         scores = torch.zeros(NUM_LABELS, *case["image"].shape[:2])
         scores[present] = torch.from_numpy(case["rw_scores"])
         ours = DenseCRF(case["image"]).infer(unary_of(scores), iterations=1)
-        rows = {"rw_posterior_t1": ours[present], "rw_posterior_t1_absent_max": ours[absent].amax(0)}
+        rows = {
+            "rw_posterior_t1": ours[present],
+            "rw_posterior_t1_absent_max": ours[absent].amax(0),
+        }
         for name, posterior in rows.items():
             assert np.abs(posterior.numpy() - case[name]).max() <= TOLERANCE
         sure = decided(ours, TOLERANCE).numpy()
@@ -85,10 +111,13 @@ def test_golden_iteration_after_the_random_walk(golden):
         assert (scores.argmax(dim=0).numpy() == case["rw_argmax_t0"]).all()
 
 
-# --- oracles ---------------------------------------------------------------------------------------------------------
+# --- oracles
+# ---------------------------------------------------------------------------------------------------------
 
 
-def library_posterior(image: np.ndarray, unary: torch.Tensor, *, iterations: int = 10) -> torch.Tensor:
+def library_posterior(
+    image: np.ndarray, unary: torch.Tensor, *, iterations: int = 10
+) -> torch.Tensor:
     """What the C++ library makes of it; the test is skipped where it is not installed (``pip install .[oracle]``)."""
     library = pytest.importorskip("pydensecrf.densecrf")
     (h, w), labels = image.shape[:2], len(unary)
@@ -100,7 +129,9 @@ def library_posterior(image: np.ndarray, unary: torch.Tensor, *, iterations: int
 
 
 @pytest.mark.parametrize(("h", "w"), ODD_SIZES)
-@pytest.mark.parametrize("brightness", [0, 0.2, 1])  # black, dark (near the lattice's origin), as it is
+@pytest.mark.parametrize(
+    "brightness", [0, 0.2, 1]
+)  # black, dark (near the lattice's origin), as it is
 def test_library_agrees_at_odd_sizes(rng, h, w, brightness):
     image = (brightness * random_image(rng, h, w, noise=0.3)).astype(np.uint8)
     unary = unary_of(with_background(random_cam(rng, 2, h, w), 2))
@@ -112,8 +143,13 @@ def test_library_agrees_at_odd_sizes(rng, h, w, brightness):
         assert (ours - theirs).abs().max() <= tolerance
 
 
-def exact_posterior(image: np.ndarray, unary: torch.Tensor, *, iterations: int = 10) -> torch.Tensor:
-    """Mean field with the Gaussians themselves, as dense n x n matrices; no lattice.  A pixel sends no message to itself."""
+def exact_posterior(
+    image: np.ndarray, unary: torch.Tensor, *, iterations: int = 10
+) -> torch.Tensor:
+    """Mean field with the Gaussians themselves, as dense n x n matrices; no lattice.
+
+    A pixel sends no message to itself.
+    """
     h, w = image.shape[:2]
     y, x = np.mgrid[:h, :w]
     places = torch.from_numpy(np.stack([x, y], axis=-1).reshape(-1, 2)).double()
@@ -133,7 +169,10 @@ def exact_posterior(image: np.ndarray, unary: torch.Tensor, *, iterations: int =
 def test_the_lattice_is_near_the_exact_gaussian(rng):
     agreements, differences = [], []
     for _ in range(4):
-        image, unary = random_image(rng, 24, 32), unary_of(with_background(random_cam(rng, 2, 24, 32), 2))
+        image, unary = (
+            random_image(rng, 24, 32),
+            unary_of(with_background(random_cam(rng, 2, 24, 32), 2)),
+        )
         ours, exact = DenseCRF(image).infer(unary), exact_posterior(image, unary)
         agreements.append(agreement(ours, exact))
         differences.append((ours - exact).abs().mean().item())
@@ -141,7 +180,8 @@ def test_the_lattice_is_near_the_exact_gaussian(rng):
     assert np.mean(differences) <= 0.03
 
 
-# --- the lattice -----------------------------------------------------------------------------------------------------
+# --- the lattice
+# -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("d", [1, 2, 5])
@@ -151,7 +191,9 @@ def test_every_point_splats_its_whole_weight_on_d_plus_1_vertices(d):
     bound = 1e-5  # float32, coordinates up to about 20: 20 x 6e-8 x a margin of 10
     torch.testing.assert_close(weights.sum(dim=1), torch.ones(50), rtol=0, atol=bound)
     splat, slice_ = (matrix.to_dense() for matrix in Lattice(points).matrices)
-    torch.testing.assert_close(splat, slice_.T * (1 + 2.0**-d))  # one another's transpose, but for the lattice's scale
+    torch.testing.assert_close(
+        splat, slice_.T * (1 + 2.0**-d)
+    )  # one another's transpose, but for the lattice's scale
     assert (splat >= -bound).all()
     assert ((splat != 0).sum(dim=0) <= d + 1).all()
 
@@ -164,17 +206,23 @@ def test_points_far_from_each_other_do_not_mix_and_equal_ones_mix_fully():
 
 
 def test_lattice_refusals():
-    with pytest.raises(ValueError, match=r"features must be a finite \(N, d\) float tensor, got torch.float32 \(3,\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"features must be a finite \(N, d\) float tensor, got torch.float32 \(3,\)",
+    ):
         Lattice(torch.zeros(3))
     with pytest.raises(ValueError, match=r"got torch\.int64"):
         Lattice(torch.zeros(3, 2, dtype=torch.int64))
     with pytest.raises(ValueError, match="must be a finite"):
         Lattice(torch.full((3, 2), float("nan")))
-    with pytest.raises(ValueError, match=r"the lattice is too large, .* the standard deviations are too small"):
+    with pytest.raises(
+        ValueError, match=r"the lattice is too large, .* the standard deviations are too small"
+    ):
         Lattice(torch.tensor([[0.0] * 5, [1e6] * 5]))
 
 
-# --- limit cases -----------------------------------------------------------------------------------------------------
+# --- limit cases
+# -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("h", "w"), ODD_SIZES)
@@ -189,14 +237,18 @@ def test_posteriors_of_constant_images_and_odd_sizes_are_distributions(rng, h, w
 
 def test_no_iteration_is_the_softmax_of_the_scores(rng):
     unary = unary_of(with_background(random_cam(rng, 2, 6, 7), 2))
-    torch.testing.assert_close(DenseCRF(random_image(rng, 6, 7)).infer(unary, iterations=0), (-unary).softmax(dim=0))
+    torch.testing.assert_close(
+        DenseCRF(random_image(rng, 6, 7)).infer(unary, iterations=0), (-unary).softmax(dim=0)
+    )
 
 
 def test_one_pixel_hears_itself_only():
     unary = torch.tensor([0.2, 1.0]).reshape(2, 1, 1)
     posterior = DenseCRF(np.zeros((1, 1, 3), np.uint8)).infer(unary, iterations=1)
     q = (-unary).softmax(dim=0)
-    torch.testing.assert_close(posterior, (13 * q - unary).softmax(dim=0))  # both kernels are 1 there, their weights 3 and 10
+    torch.testing.assert_close(
+        posterior, (13 * q - unary).softmax(dim=0)
+    )  # both kernels are 1 there, their weights 3 and 10
 
 
 def test_a_label_alone_is_certain(rng):
@@ -255,28 +307,37 @@ def test_a_lattice_made_in_inference_mode_serves_outside_of_it(rng):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_gpu_agrees(rng):
     image, cam = random_image(rng, 30, 41), random_cam(rng, 2, 30, 41)
-    for here, there in zip(refine(image, cam, [2, 21]), refine(image, cam.cuda(), [2, 21]), strict=True):
+    for here, there in zip(
+        refine(image, cam, [2, 21]), refine(image, cam.cuda(), [2, 21]), strict=True
+    ):
         assert there.is_cuda
         torch.testing.assert_close(there.cpu(), here, rtol=0, atol=TOLERANCE)
 
 
-# --- scores ----------------------------------------------------------------------------------------------------------
+# --- scores
+# ----------------------------------------------------------------------------------------------------------
 
 
 def test_background_by_hand():
     cam = torch.tensor([[[0.0, 0.5, 1.0]], [[0.0, 0.25, 0.75]]])
-    torch.testing.assert_close(with_background(cam, 2), torch.cat([torch.tensor([[[1.0, 0.25, 0.0]]]), cam]))
+    torch.testing.assert_close(
+        with_background(cam, 2), torch.cat([torch.tensor([[[1.0, 0.25, 0.0]]]), cam])
+    )
 
 
 def test_an_image_without_a_class_is_background():
     scores = with_background(torch.zeros(0, 3, 4, dtype=torch.float64), 2)
     assert scores.dtype == torch.float64
     assert torch.equal(scores, torch.ones(1, 3, 4, dtype=torch.float64))
-    assert with_background(torch.zeros(0, 3, 4, device="meta"), 2).is_meta  # nothing made on the CPU
+    assert with_background(
+        torch.zeros(0, 3, 4, device="meta"), 2
+    ).is_meta  # nothing made on the CPU
 
 
 def test_unary_is_clipped_at_both_ends():
-    assert unary_of(torch.tensor([0.0, 1.0, 2.0])).tolist() == pytest.approx([-np.log(CLIP), 0, 0], rel=1e-6)
+    assert unary_of(torch.tensor([0.0, 1.0, 2.0])).tolist() == pytest.approx(
+        [-np.log(CLIP), 0, 0], rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("alpha", [0, -1, float("nan"), float("inf")])
@@ -294,19 +355,28 @@ def test_cam_refusals():
 
 
 def test_image_refusals():
-    for shape, dtype in (((4, 5), np.uint8), ((4, 5, 4), np.uint8), ((4, 5, 3), np.float32), ((0, 5, 3), np.uint8)):
+    for shape, dtype in (
+        ((4, 5), np.uint8),
+        ((4, 5, 4), np.uint8),
+        ((4, 5, 3), np.float32),
+        ((0, 5, 3), np.uint8),
+    ):
         with pytest.raises(ValueError, match=r"image must be \(H, W, 3\) uint8 RGB, got"):
             DenseCRF(np.zeros(shape, dtype))
     image = np.zeros((4, 5, 3), np.uint8)
     with pytest.raises(ValueError, match=r"gaussian must hold positive numbers, got \(0, 3\)"):
         DenseCRF(image, gaussian=(0, 3))
-    with pytest.raises(ValueError, match=r"bilateral must hold positive numbers, got \(80, nan, 10\)"):
+    with pytest.raises(
+        ValueError, match=r"bilateral must hold positive numbers, got \(80, nan, 10\)"
+    ):
         DenseCRF(image, bilateral=(80, float("nan"), 10))
 
 
 def test_unary_refusals():
     crf = DenseCRF(np.zeros((4, 5, 3), np.uint8))
-    with pytest.raises(ValueError, match=r"unary must be \(L, 4, 5\) like the image, got \(2, 5, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"unary must be \(L, 4, 5\) like the image, got \(2, 5, 4\)"
+    ):
         crf.infer(torch.zeros(2, 5, 4))
     with pytest.raises(ValueError, match="unary holds NaN or infinity"):
         crf.infer(torch.full((2, 4, 5), float("nan")))

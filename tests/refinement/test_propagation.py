@@ -1,4 +1,7 @@
-"""The whole way of one image from seed to posterior: golden parity, sizes of any kind, limit cases, refusals."""
+"""The whole way of one image from seed to posterior:
+
+golden parity, sizes of any kind, limit cases, refusals.
+"""
 
 import numpy as np
 import pytest
@@ -32,13 +35,24 @@ def problem(h: int, w: int, k: int = 2) -> tuple[np.ndarray, torch.Tensor, Spars
     return image, torch.rand(k, h, w, generator=generator), affinity_of(z)
 
 
-# --- golden parity ---------------------------------------------------------------------------------------------------
+# --- golden parity
+# ---------------------------------------------------------------------------------------------------
 
 
-def golden_case(vectors, name: str) -> tuple[tuple[np.ndarray, torch.Tensor, SparseAffinity], dict[str, np.ndarray]]:
-    case = {key.removeprefix(f"{name}/"): array for key, array in vectors.items() if key.startswith(f"{name}/")}
+def golden_case(
+    vectors, name: str
+) -> tuple[tuple[np.ndarray, torch.Tensor, SparseAffinity], dict[str, np.ndarray]]:
+    case = {
+        key.removeprefix(f"{name}/"): array
+        for key, array in vectors.items()
+        if key.startswith(f"{name}/")
+    }
     h, w = case["hw"].tolist()
-    cam = torch.from_numpy(case["cam_grid"]).repeat_interleave(CELL, 1).repeat_interleave(CELL, 2)[:, :h, :w]
+    cam = (
+        torch.from_numpy(case["cam_grid"])
+        .repeat_interleave(CELL, 1)
+        .repeat_interleave(CELL, 2)[:, :h, :w]
+    )
     return (case["image"], cam, affinity_of(torch.from_numpy(case["z"]))), case
 
 
@@ -69,13 +83,19 @@ def test_golden_label_maps_without_a_crf(golden):
 def test_golden_label_map_with_a_crf_but_for_the_image_it_sees(golden):
     """The reference's CRF sees a rebuilt, darker image and all 21 classes; ours the original and the present ones."""
     vectors = golden("random_walk")
-    inputs, case = golden_case(vectors, min(key.removesuffix("/z") for key in vectors if key.endswith("/z")))
+    inputs, case = golden_case(
+        vectors, min(key.removesuffix("/z") for key in vectors if key.endswith("/z"))
+    )
     posterior = refine_by_walk(*inputs, **SETTINGS, crf_iterations=1)
     assert agreement(posterior, case, "pred6") >= 0.97
-    assert not (posterior.argmax(dim=0) == refine_by_walk(*inputs, **SETTINGS, crf_iterations=0).argmax(dim=0)).all()
+    assert not (
+        posterior.argmax(dim=0)
+        == refine_by_walk(*inputs, **SETTINGS, crf_iterations=0).argmax(dim=0)
+    ).all()
 
 
-# --- padding ---------------------------------------------------------------------------------------------------------
+# --- padding
+# ---------------------------------------------------------------------------------------------------------
 
 
 def test_images_are_padded_with_zeros_right_and_below():
@@ -88,7 +108,8 @@ def test_images_are_padded_with_zeros_right_and_below():
     assert padded(images.to(torch.uint8)).dtype == torch.uint8
 
 
-# --- sizes and limit cases -------------------------------------------------------------------------------------------
+# --- sizes and limit cases
+# -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("h", "w"), [(1, 1), (1, 40), (7, 9), (16, 24), (33, 47)])
@@ -126,9 +147,13 @@ def test_the_parts_in_their_order():
     scores = F.pad(with_background(cam, 3), (0, 2, 0, 4))
     cells = scores.reshape(3, 5, 8, 6, 8).mean(dim=(2, 4)).flatten(1)
     matrix = torch.eye(30)
-    matrix[affinity.index_from, affinity.index_to] = matrix[affinity.index_to, affinity.index_from] = affinity.value**4
+    matrix[affinity.index_from, affinity.index_to] = matrix[
+        affinity.index_to, affinity.index_from
+    ] = affinity.value**4
     walked = cells @ torch.linalg.matrix_power(matrix / matrix.sum(dim=0), 5)
-    full = F.interpolate(walked.reshape(1, 3, 5, 6), size=(40, 48), mode="bilinear", align_corners=False)[0, :, :36, :46]
+    full = F.interpolate(
+        walked.reshape(1, 3, 5, 6), size=(40, 48), mode="bilinear", align_corners=False
+    )[0, :, :36, :46]
     options = {"alpha": 3, "beta": 4, "steps": 5}
     assert len(affinity.value)
     # 5 steps of 30 float32 terms: 150 x 6e-8 x a margin of 10; a CRF multiplies that by about 5.
@@ -146,7 +171,10 @@ def test_a_crf_settles_edges_that_the_grid_cannot_hold():
     cam = torch.full((1, 24, 24), 0.1)
     cam[:, :, 13:] = 0.9
     z = torch.zeros(1, 2, 3, 3)
-    without, settled = (refine_by_walk(image, cam, affinity_of(z), alpha=1, beta=8, steps=0, crf_iterations=n) for n in (0, 1))
+    without, settled = (
+        refine_by_walk(image, cam, affinity_of(z), alpha=1, beta=8, steps=0, crf_iterations=n)
+        for n in (0, 1)
+    )
     truth = torch.arange(24) >= 13
     assert not (without.argmax(dim=0) == truth).all()
     assert (settled.argmax(dim=0) == truth).all()
@@ -154,11 +182,14 @@ def test_a_crf_settles_edges_that_the_grid_cannot_hold():
 
 def test_other_cells_than_the_default():
     image, cam, _ = problem(9, 10)
-    posterior = refine_by_walk(image, cam, affinity_of(torch.zeros(1, 2, 3, 4)), **SETTINGS, crf_iterations=0, cell=3)
+    posterior = refine_by_walk(
+        image, cam, affinity_of(torch.zeros(1, 2, 3, 4)), **SETTINGS, crf_iterations=0, cell=3
+    )
     assert posterior.shape == (3, 9, 10)
 
 
-# --- refusals --------------------------------------------------------------------------------------------------------
+# --- refusals
+# --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [(20, 29), (30, 20), (24, 32)])
@@ -170,8 +201,13 @@ def test_a_cam_of_another_size_than_its_image_is_refused(size):
 
 def test_an_affinity_of_another_grid_is_refused():
     image, cam, _ = problem(20, 30)
-    with pytest.raises(ValueError, match=r"a floating \(L, 4, 3\) tensor like the affinity's grid, got .* \(3, 3, 4\)"):
-        refine_by_walk(image, cam, affinity_of(torch.zeros(1, 2, 4, 3)), **SETTINGS, crf_iterations=0)
+    with pytest.raises(
+        ValueError,
+        match=r"a floating \(L, 4, 3\) tensor like the affinity's grid, got .* \(3, 3, 4\)",
+    ):
+        refine_by_walk(
+            image, cam, affinity_of(torch.zeros(1, 2, 4, 3)), **SETTINGS, crf_iterations=0
+        )
 
 
 @pytest.mark.parametrize("value", [float("nan"), -0.1, 1.5])
@@ -200,5 +236,7 @@ def test_numbers_out_of_range_are_refused(name, value, message):
 
 def test_an_image_that_is_no_rgb_is_refused_where_the_crf_would_read_it():
     image, cam, affinity = problem(20, 30)
-    with pytest.raises(ValueError, match=r"image must be \(H, W, 3\) uint8 RGB, got float64 \(20, 30, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"image must be \(H, W, 3\) uint8 RGB, got float64 \(20, 30, 3\)"
+    ):
         refine_by_walk(image / 255, cam, affinity, **SETTINGS, crf_iterations=1)

@@ -1,6 +1,7 @@
-"""Stage `evaluate_epochs`: what every epoch did, with and without a second phase, up to the numbers that the row ends with.
+"""Stage `evaluate_epochs`: what every epoch did, up to the numbers that the row ends with.
 
-One store for the whole file; rows of a small smoke profile on controlled collages are computed by whichever test comes first.
+One store for the whole file; rows of a small smoke profile on controlled collages are computed by
+whichever test comes first.
 """
 
 from dataclasses import replace
@@ -16,12 +17,17 @@ from aeft_lib.engine.device import device
 from aeft_lib.paper.gpp import GlobalAveragePooling, PyramidPooling
 from aeft_lib.stages import store
 from aeft_lib.stages.evaluate_epochs import mean_gates
+from aeft_lib.studies import run
 from aeft_lib.studies.conditions import BASE, condition_row
 from aeft_lib.studies.profiles import SMOKE
 
-PROFILE = replace(SMOKE, controlled=replace(SMOKE.controlled, train=16, val=12))
+SCENES = {
+    name: replace(getattr(SMOKE.controlled, name), count=count)
+    for name, count in {"train": 16, "val": 12}.items()
+}
+PROFILE = replace(SMOKE, controlled=replace(SMOKE.controlled, **SCENES))
 GAP, GATED, ERASED = (
-    condition_row(BASE, method, keep_epochs=True) for method in ("gap", "gated", "aeft")
+    replace(condition_row(BASE, method), keep_epochs=True) for method in ("gap", "gated", "aeft")
 )
 COURSE = ["epoch", "tag_map", "entropy", "half_area"]
 GATES = [
@@ -35,19 +41,19 @@ GATES = [
 pytestmark = pytest.mark.usefixtures("stored")
 
 
-def found(row) -> dict[str, store.Artefact]:
-    return row.artefacts(PROFILE, 0, store.obtain)
+def artefacts(row) -> dict[str, store.Artefact]:
+    return run.artefacts(PROFILE, row, 0)
 
 
 def course(row) -> pd.DataFrame:
-    return pd.read_csv(found(row)["epochs"].folder / "course.csv")
+    return pd.read_csv(artefacts(row)["epochs"].folder / "course.csv")
 
 
 def curves(row) -> pd.DataFrame:
-    return pd.read_csv(found(row)["epochs"].folder / "epochs.csv")
+    return pd.read_csv(artefacts(row)["epochs"].folder / "epochs.csv")
 
 
-# --- what is written -------------------------------------------------------------------------------------------------
+# --- what is written ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -63,38 +69,42 @@ def test_a_course_has_a_line_an_epoch_and_begins_at_the_warm_start_where_there_i
     assert table["epoch"].tolist() == epochs
     assert table.notna().all(axis=None)
     assert curves(row)["epoch"].unique().tolist() == epochs
-    assert found(row)["epochs"].summary == {"epochs": 2}
+    assert artefacts(row)["epochs"].summary == {"epochs": 2}
     shares = table.drop(columns=["epoch", "tag_map"])
     assert ((shares > 0) & (shares < 1)).all(axis=None)
 
 
 def test_a_classifier_without_a_second_phase_reads_no_warm_start():
-    assert set(found(GATED)["epochs"].record["inputs"]) == {"classifier", "features"}
-    assert set(found(ERASED)["epochs"].record["inputs"]) == {"classifier", "features", "warm_start"}
-    assert "epochs" not in found(replace(GATED, keep_epochs=False))
+    assert set(artefacts(GATED)["epochs"].record["inputs"]) == {"classifier", "features"}
+    assert set(artefacts(ERASED)["epochs"].record["inputs"]) == {
+        "classifier",
+        "features",
+        "warm_start",
+    }
+    assert "epochs" not in artefacts(replace(GATED, keep_epochs=False))
 
 
-# --- the last epoch is the row's result ------------------------------------------------------------------------------
+# --- the last epoch is the row's result -----------------------------------------------------------
 
 
 @pytest.mark.parametrize("row", [GAP, GATED, ERASED], ids=lambda row: row.name)
 def test_the_last_epoch_tags_as_the_evaluation_says(row):
     tag_map = course(row)["tag_map"]
-    assert tag_map.iloc[-1] == pytest.approx(found(row)["evaluation"].summary["tag_map"], rel=1e-12)
+    assert tag_map.iloc[-1] == pytest.approx(
+        artefacts(row)["evaluation"].summary["tag_map"], rel=1e-12
+    )
     assert 0 < tag_map.min() <= tag_map.max() < 100
 
 
 @pytest.mark.parametrize("row", [GAP, GATED, ERASED], ids=lambda row: row.name)
 def test_the_last_epoch_has_the_seeds_of_the_row(row):
     """But for the steps of 1/255 in which seeds are stored: no other epoch comes near."""
-    artefacts = found(row)
-    measured = pd.read_csv(artefacts["objects"].folder / "objects.csv")[["entropy", "half_area"]]
+    made = artefacts(row)
+    measured = pd.read_csv(made["objects"].folder / "objects.csv")[["entropy", "half_area"]]
     apart = (course(row).set_index("epoch")[list(measured)] - measured.mean()).abs()
     assert (3 * apart.loc[2] < apart.drop(2)).all(axis=None)
     compared = ["miou", "recall"]  # precision of a class may hang on a few pixels
-    stored = pd.read_csv(artefacts["evaluation"].folder / "curve.csv").set_index("threshold")[
-        compared
-    ]
+    stored = pd.read_csv(made["evaluation"].folder / "curve.csv").set_index("threshold")[compared]
     apart = pd.DataFrame(
         {
             epoch: (curve.set_index("threshold")[compared] - stored).abs().max()
@@ -112,7 +122,7 @@ def test_epochs_differ(row):
     assert table["tag_map"].iloc[0] != table["tag_map"].iloc[-1]
     assert curves(row).groupby("threshold")["miou"].agg(np.ptp).max() > 0.1
     weights = [
-        load_file(found(row)["classifier"].folder / f"epoch_{epoch}.safetensors")
+        load_file(artefacts(row)["classifier"].folder / f"epoch_{epoch}.safetensors")
         for epoch in (1, 2)
     ]
     assert not any(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
@@ -125,7 +135,7 @@ def test_the_second_phase_begins_where_the_first_one_ends():
     )
 
 
-# --- gates -----------------------------------------------------------------------------------------------------------
+# --- gates ----------------------------------------------------------------------------------------
 
 
 def network(pooling) -> SimpleNamespace:

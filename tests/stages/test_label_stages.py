@@ -1,6 +1,7 @@
-"""From seeds to label maps on the smoke profile: the maps, their table and scores, and the same bits again.
+"""From seeds to label maps on the smoke profile: maps, their table and scores, the same bits again.
 
-One store for the whole file; a row is computed by whichever test comes first, in this process with one thread.
+One store for the whole file; a row is computed by whichever test comes first, in this process with
+one thread.
 """
 
 from dataclasses import replace
@@ -23,21 +24,17 @@ from aeft_lib.refinement.affinity import affinity_labels
 from aeft_lib.refinement.background import powers_around
 from aeft_lib.refinement.propagation import refine_by_walk
 from aeft_lib.stages import store
+from aeft_lib.stages.affinity_nets import load_affinity_net
 from aeft_lib.stages.choose_background import BackgroundSpec, choose_background
 from aeft_lib.stages.refine_by_crf import CrfSpec, refine_by_crf
-from aeft_lib.stages.train_affinity import (
-    AffinitySpec,
-    label_maps,
-    load_affinity_net,
-    train_affinity,
-)
+from aeft_lib.stages.train_affinity import AffinitySpec, label_maps, train_affinity
 from aeft_lib.stages.walk_seeds import WalkSpec, walk_seeds
 from aeft_lib.stages.write_labels import TruthSpec, label_files, true_labels
-from aeft_lib.studies import run
+from aeft_lib.studies import catalogue, run
 from aeft_lib.studies.profiles import SMOKE
 
 ROWS = [
-    run.get("refinement").row(name)
+    catalogue.get("refinement").row(name)
     for name in ("aeft_seed", "aeft_crf", "aeft_walk", "aeft_pseudo")
 ]
 SEED, CRF, WALK, PSEUDO = ROWS
@@ -51,9 +48,9 @@ def artefacts(row) -> dict[str, store.Artefact]:
     return run.artefacts(SMOKE, row, 0)
 
 
-def scores_of(found: dict[str, store.Artefact]) -> list[tuple]:
+def scores_of(made: dict[str, store.Artefact]) -> list[tuple]:
     """Class ids and scores of every image, as the row's label maps were made from."""
-    (file,) = found["scores"].folder.glob("*.npz")
+    (file,) = made["scores"].folder.glob("*.npz")
     return [tuple(seed) for _, seed in read_seeds(file)]
 
 
@@ -74,7 +71,7 @@ def as_tensor(image: np.ndarray) -> torch.Tensor:
     )
 
 
-# --- label maps and their table --------------------------------------------------------------------------------------
+# --- label maps and their table -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
@@ -83,11 +80,11 @@ def test_every_scene_has_a_map_of_tagged_classes_alone(row):
     assert [file.name for file in label_files(labels)] == [
         f"{i:05d}.png" for i in range(SMOKE.train.count)
     ]
-    found = pixels(labels)
-    assert found.shape == (SMOKE.train.count, *SIZE)
-    for scene, one in zip(Collages(SMOKE.train), found, strict=True):
-        assert set(np.unique(one)) <= {0, *(scene.tags.nonzero()[0] + 1)}
-    assert 0 < (found > 0).mean() < 1
+    maps = pixels(labels)
+    assert maps.shape == (SMOKE.train.count, *SIZE)
+    for scene, labelled in zip(Collages(SMOKE.train), maps, strict=True):
+        assert set(np.unique(labelled)) <= {0, *(scene.tags.nonzero()[0] + 1)}
+    assert 0 < (maps > 0).mean() < 1
 
 
 def assert_table_agrees(labels: store.Artefact) -> None:
@@ -96,8 +93,8 @@ def assert_table_agrees(labels: store.Artefact) -> None:
     )
     assert list(table) == ["name", "classes", "foreground", "void"]
     assert table["name"].tolist() == [file.stem for file in label_files(labels)]
-    for line, one in zip(table.itertuples(), pixels(labels), strict=True):
-        expected = statistics(one)
+    for line, labelled in zip(table.itertuples(), pixels(labels), strict=True):
+        expected = statistics(labelled)
         assert line.classes == expected["classes"]
         assert (line.foreground, line.void) == pytest.approx(
             (expected["foreground"], expected["void"]), abs=5.001e-5
@@ -114,10 +111,10 @@ def test_tables_agree_with_the_maps():
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_maps_are_the_scores_at_the_threshold_or_as_posteriors(row):
-    found = artefacts(row)
-    threshold = found["background"].summary["threshold"] if row is SEED else None
-    expected = np.stack([label_map(*scores, threshold) for scores in scores_of(found)])
-    assert (pixels(found["labels"]) == expected).all()
+    made = artefacts(row)
+    threshold = made["background"].summary["threshold"] if row is SEED else None
+    expected = np.stack([label_map(*scores, threshold) for scores in scores_of(made)])
+    assert (pixels(made["labels"]) == expected).all()
 
 
 def test_true_labels_are_the_masks():
@@ -126,15 +123,15 @@ def test_true_labels_are_the_masks():
     ).all()
 
 
-# --- background and CRF ----------------------------------------------------------------------------------------------
+# --- background and CRF ---------------------------------------------------------------------------
 
 
 def test_threshold_is_the_one_a_sweep_chooses_without_masks_and_powers_lie_around_it():
-    found = artefacts(SEED)
+    made = artefacts(SEED)
     swept = evaluation.sweep(
-        scores_of(found), masks(SMOKE.train), SMOKE.thresholds, num_classes=SMOKE.num_classes
+        scores_of(made), masks(SMOKE.train), SMOKE.thresholds, num_classes=SMOKE.num_classes
     )
-    summary = found["background"].summary
+    summary = made["background"].summary
     assert summary == {
         "threshold": swept.thresholds[swept.maskless],
         **powers_around(summary["threshold"])._asdict(),
@@ -150,12 +147,12 @@ def test_fixed_powers_are_taken_as_they_are(tmp_path):
 
 @pytest.mark.parametrize("power", ["low", "middle", "high"])
 def test_stored_posteriors_make_the_label_maps_of_exact_ones(power):
-    found = artefacts(CRF if power == "middle" else PSEUDO)
-    folder = found["scores" if power == "middle" else "posteriors"].folder
+    made = artefacts(CRF if power == "middle" else PSEUDO)
+    folder = made["scores" if power == "middle" else "posteriors"].folder
     powers = (
         ("middle",) if power == "middle" else ("low", "high")
     )  # together, as the stage has them
-    alphas = [found["background"].summary[name] for name in powers]
+    alphas = [made["background"].summary[name] for name in powers]
     stored = [
         seed.cam for _, seed in read_seeds(folder / f"{power}.npz", ["00000", "00001", "00002"])
     ]
@@ -176,14 +173,14 @@ def test_stored_posteriors_make_the_label_maps_of_exact_ones(power):
 @pytest.mark.parametrize("stage", ["crf", "walk"])
 def test_the_same_bits_with_one_process_and_two(tmp_path, monkeypatch, stage):
     monkeypatch.setattr(shards, "SHARD", 3)
-    found = artefacts(PSEUDO)
+    made = artefacts(PSEUDO)
     for asked in (1, 2):
         monkeypatch.setenv(shards.VARIABLE, str(asked))
         (tmp_path / f"{asked}").mkdir()
         if stage == "crf":
-            refine_by_crf(CrfSpec(FEW, ("low", "high")), found, tmp_path / f"{asked}")
+            refine_by_crf(CrfSpec(FEW, ("low", "high")), made, tmp_path / f"{asked}")
         else:
-            walk_seeds(WalkSpec(FEW), found, tmp_path / f"{asked}")
+            walk_seeds(WalkSpec(FEW), made, tmp_path / f"{asked}")
     files = sorted(file.name for file in (tmp_path / "1").iterdir())
     assert files == (["high.npz", "low.npz"] if stage == "crf" else ["middle.npz"])
     for name in files:
@@ -191,7 +188,7 @@ def test_the_same_bits_with_one_process_and_two(tmp_path, monkeypatch, stage):
         assert len(list(read_seeds(tmp_path / "1" / name))) == FEW.count
 
 
-# --- affinity and walk -----------------------------------------------------------------------------------------------
+# --- affinity and walk ----------------------------------------------------------------------------
 
 
 def test_affinity_learns_from_what_both_crfs_say():
@@ -211,12 +208,12 @@ def spec_of_affinity(scenes=SMOKE.train) -> AffinitySpec:
 
 
 def test_affinity_has_the_same_weights_again(tmp_path):
-    found = artefacts(PSEUDO)
+    made = artefacts(PSEUDO)
     torch.manual_seed(7)
-    summary = train_affinity(spec_of_affinity(), found, tmp_path)
-    assert summary == found["affinity"].summary
+    summary = train_affinity(spec_of_affinity(), made, tmp_path)
+    assert summary == made["affinity"].summary
     for name in ("weights.safetensors", "log.csv", "steps.jsonl"):
-        assert (tmp_path / name).read_bytes() == (found["affinity"].folder / name).read_bytes()
+        assert (tmp_path / name).read_bytes() == (made["affinity"].folder / name).read_bytes()
     assert set(load_file(tmp_path / "weights.safetensors")) == {
         "f8_3.weight",
         "f8_4.weight",
@@ -226,14 +223,14 @@ def test_affinity_has_the_same_weights_again(tmp_path):
 
 
 def test_walked_posteriors_are_those_of_the_scene_alone():
-    found, index = artefacts(PSEUDO), 4
+    made, index = artefacts(PSEUDO), 4
     scene, (_, cam) = Collages(SMOKE.train)[index], scores_of(artefacts(SEED))[index]
-    (affinity,) = load_affinity_net(found["affinity"]).affinity(as_tensor(scene.image))
-    alpha = found["background"].summary["middle"]
+    (affinity,) = load_affinity_net(made["affinity"]).affinity(as_tensor(scene.image))
+    alpha = made["background"].summary["middle"]
     expected = refine_by_walk(
         scene.image, cam, affinity, alpha=alpha, beta=8, steps=64, crf_iterations=1
     )
-    assert (scores_of(found)[index][1] - expected[1:]).abs().max() <= 0.501 / 255
+    assert (scores_of(made)[index][1] - expected[1:]).abs().max() <= 0.501 / 255
 
 
 def test_the_walk_changes_scores_and_the_crf_after_it_too():
@@ -242,7 +239,7 @@ def test_the_walk_changes_scores_and_the_crf_after_it_too():
     assert 0.001 < (walk != pseudo).mean() < 0.5
 
 
-# --- evaluation ------------------------------------------------------------------------------------------------------
+# --- evaluation -----------------------------------------------------------------------------------
 
 
 def headline(maps: np.ndarray, scenes) -> dict[str, float]:
@@ -252,17 +249,17 @@ def headline(maps: np.ndarray, scenes) -> dict[str, float]:
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_maskless_numbers_are_those_of_the_maps_and_the_others_of_the_best_threshold(row):
-    found = artefacts(row)
-    summary = found["evaluation"].summary
+    made = artefacts(row)
+    summary = made["evaluation"].summary
     maskless = {
         name.removesuffix("_maskless"): value
         for name, value in summary.items()
         if name.endswith("_maskless")
     }
-    assert maskless == pytest.approx(headline(pixels(found["labels"]), SMOKE.train))
-    curve = pd.read_csv(found["evaluation"].folder / "curve.csv")
+    assert maskless == pytest.approx(headline(pixels(made["labels"]), SMOKE.train))
+    curve = pd.read_csv(made["evaluation"].folder / "curve.csv")
     best = curve.loc[curve["miou"].idxmax()].to_dict()
     assert {name: summary[name] for name in best} == pytest.approx(best)
-    classes = pd.read_csv(found["evaluation"].folder / "classes.csv")
+    classes = pd.read_csv(made["evaluation"].folder / "classes.csv")
     assert classes["class"].tolist() == ["background", *CLASSES]
     assert classes["iou"].mean() == pytest.approx(maskless["miou"])

@@ -1,11 +1,9 @@
-"""The last network on the smoke profile: training, predictions and their scores, what is refused, and who reads masks.
+"""The last network on the smoke profile: training, predictions, scores, refusals, who reads masks.
 
 One store for the whole file; it all runs in this process with one thread.
 """
 
-import dataclasses
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -24,21 +22,18 @@ from test_label_stages import (
 )
 
 from aeft_lib.data.collages import Collages
-from aeft_lib.networks.segmenter import multi_scale_probabilities
+from aeft_lib.networks.segmenter import LargeFov
 from aeft_lib.networks.state import save_trained
 from aeft_lib.refinement import dense_crf
 from aeft_lib.stages import store
 from aeft_lib.stages.choose_background import BackgroundSpec, choose_background
 from aeft_lib.stages.evaluate import EvaluationSpec, evaluate_labels, evaluate_scores
-from aeft_lib.stages.predict_labels import PredictionSpec, predict_labels
+from aeft_lib.stages.keys import reachable_modules
+from aeft_lib.stages.loading import build_segmenter, load_segmenter
+from aeft_lib.stages.predict_labels import PredictionSpec, multi_scale_probabilities, predict_labels
 from aeft_lib.stages.refine_by_crf import CrfSpec, refine_by_crf
 from aeft_lib.stages.train_affinity import train_affinity
-from aeft_lib.stages.train_segmenter import (
-    SegmenterSpec,
-    build_segmenter,
-    load_segmenter,
-    train_segmenter,
-)
+from aeft_lib.stages.train_segmenter import SegmenterSpec, train_segmenter
 from aeft_lib.stages.walk_seeds import WalkSpec, walk_seeds
 from aeft_lib.stages.write_labels import (
     LabelSpec,
@@ -47,11 +42,16 @@ from aeft_lib.stages.write_labels import (
     true_labels,
     write_labels,
 )
-from aeft_lib.studies import run
+from aeft_lib.studies import catalogue, run
 from aeft_lib.studies.profiles import SMOKE
 
 SPEC = SegmenterSpec(
-    SMOKE.train, SMOKE.num_classes, SMOKE.backbone, SMOKE.segmentation.schedule, seed=0, hidden=32
+    segmenter=LargeFov(hidden=32),
+    num_classes=SMOKE.num_classes,
+    backbone=SMOKE.backbone,
+    scenes=SMOKE.train,
+    schedule=SMOKE.segmentation.schedule,
+    seed=0,
 )
 
 pytestmark = pytest.mark.usefixtures("stored")
@@ -63,12 +63,12 @@ def segmenter(stored) -> store.Artefact:
     folder = stored / "segmenter"
     if not folder.exists():
         folder.mkdir()
-        network = build_segmenter(SPEC.num_classes, SPEC.backbone, SPEC.hidden, SPEC.seed)
+        network = build_segmenter(SPEC)
         with torch.no_grad():
             for layer in (network.head.conv6, network.head.conv7):
                 layer.weight *= 20
         save_trained(network, folder / "weights.safetensors")
-    return store.Artefact("train_segmenter", "large", folder, {"spec": dataclasses.asdict(SPEC)})
+    return store.Artefact("train_segmenter", "large", folder, {}, SPEC)
 
 
 @pytest.fixture
@@ -79,22 +79,18 @@ def predicted(segmenter):
     )
 
 
-# --- segmenter and predictions ---------------------------------------------------------------------------------------
+# --- segmenter and predictions --------------------------------------------------------------------
 
 
 def test_segmenter_has_the_same_weights_again(tmp_path):
-    found = run.artefacts(SMOKE, run.get("segmentation").row("segment_aeft"), 0)
-    assert found["teacher"].key == artefacts(PSEUDO)["labels"].key
-    numbers = SMOKE.segmentation
-    spec = SegmenterSpec(
-        SMOKE.train, SMOKE.num_classes, SMOKE.backbone, numbers.schedule, 0, hidden=numbers.hidden
-    )
+    made = run.artefacts(SMOKE, catalogue.get("segmentation").row("segment_aeft"), 0)
+    assert made["teacher"].key == artefacts(PSEUDO)["labels"].key
+    assert SPEC.segmenter == LargeFov().fitted(SMOKE.segmentation.hidden)
     torch.manual_seed(7)
-    assert (
-        train_segmenter(spec, {"labels": found["teacher"]}, tmp_path) == found["segmenter"].summary
-    )
+    summary = train_segmenter(SPEC, {"labels": made["teacher"]}, tmp_path)
+    assert summary == made["segmenter"].summary
     for name in ("weights.safetensors", "log.csv", "steps.jsonl"):
-        assert (tmp_path / name).read_bytes() == (found["segmenter"].folder / name).read_bytes()
+        assert (tmp_path / name).read_bytes() == (made["segmenter"].folder / name).read_bytes()
 
 
 def test_segmenter_learns(tmp_path):
@@ -125,8 +121,8 @@ def test_predictions_are_those_of_the_scene_alone(segmenter, predicted, crf_iter
         scores = dense_crf.DenseCRF(image).infer(
             dense_crf.unary_of(scores), iterations=crf_iterations
         )
-    found = pixels(predicted(crf_iterations=crf_iterations))[index]
-    assert (found == scores.argmax(dim=0).numpy()).all()  # the same passes in the same layout
+    made = pixels(predicted(crf_iterations=crf_iterations))[index]
+    assert (made == scores.argmax(dim=0).numpy()).all()  # the same passes in the same layout
 
 
 def test_known_tags_leave_tagged_classes_alone(predicted):
@@ -141,9 +137,9 @@ def test_known_tags_leave_tagged_classes_alone(predicted):
 
 
 def test_predictions_are_scored_as_they_are(predicted):
-    found = store.obtain(evaluate_labels, EvaluationSpec(SMOKE.val), {"labels": predicted()})
+    made = store.obtain(evaluate_labels, EvaluationSpec(SMOKE.val), {"labels": predicted()})
     expected = headline(pixels(predicted()), SMOKE.val)
-    assert found.summary == pytest.approx(
+    assert made.summary == pytest.approx(
         expected | {f"{name}_maskless": value for name, value in expected.items()}
     )
     truth = store.obtain(true_labels, TruthSpec(SMOKE.val))
@@ -153,66 +149,51 @@ def test_predictions_are_scored_as_they_are(predicted):
     ] == pytest.approx(10 * len(occurring))
 
 
-# --- who reads masks -------------------------------------------------------------------------------------------------
+# --- who reads masks ------------------------------------------------------------------------------
 
 
-class MaskRead(AssertionError):
-    pass
-
-
-class Blind(NamedTuple):
-    """A scene whose mask nobody may look at."""
-
-    image: np.ndarray
-    tags: np.ndarray
-    name: str
-
-    @property
-    def mask(self):
-        raise MaskRead(self.name)
-
-
-def test_no_stage_before_evaluation_reads_a_mask(tmp_path, monkeypatch, segmenter):
-    found, render = artefacts(PSEUDO), Collages.__getitem__
-    as_seeds = {"scores": found["seeds"], "background": found["background"]}
-
-    def scene(self, index):
-        whole = render(self, index)
-        return Blind(whole.image, whole.tags, whole.name)
-
-    monkeypatch.setattr(Collages, "__getitem__", scene)
-    choose_background(BackgroundSpec(SMOKE.thresholds), found, tmp_path)
-    refine_by_crf(CrfSpec(FEW, ("low", "high")), found, tmp_path)
-    train_affinity(spec_of_affinity(), found, tmp_path)
-    walk_seeds(WalkSpec(FEW), found, tmp_path)
+def test_no_stage_before_evaluation_reads_a_mask(tmp_path, request, segmenter):
+    made = artefacts(PSEUDO)
+    as_seeds = {"scores": made["seeds"], "background": made["background"]}
+    blind = request.getfixturevalue("blind")  # after the artefacts, which evaluation reads
+    choose_background(BackgroundSpec(SMOKE.thresholds), made, tmp_path)
+    refine_by_crf(CrfSpec(FEW, ("low", "high")), made, tmp_path)
+    train_affinity(spec_of_affinity(), made, tmp_path)
+    walk_seeds(WalkSpec(FEW), made, tmp_path)
     write_labels(LabelSpec("seeds.npz", by_threshold=True), as_seeds, tmp_path)
-    train_segmenter(SPEC, found, tmp_path)
+    train_segmenter(SPEC, made, tmp_path)
     predict_labels(PredictionSpec(FEW, (1.0,), tags_known=True), {"segmenter": segmenter}, tmp_path)
     for stage, spec in (
         (true_labels, TruthSpec(FEW)),
         (evaluate_labels, EvaluationSpec(SMOKE.train)),
     ):  # who reads them is caught
-        with pytest.raises(MaskRead):
-            stage(spec, found, tmp_path)
+        with pytest.raises(blind):
+            stage(spec, made, tmp_path)
 
 
 @pytest.mark.parametrize(
-    "stage", ["affinity", "classifier", "crf", "features", "seeds", "segmenter", "triplet", "walk"]
+    "stage",
+    [
+        "cache_features",
+        "infer_seeds",
+        "predict_labels",
+        "psa",
+        "refine_by_crf",
+        "train_affinity",
+        "train_classifier",
+        "train_segmenter",
+        "walk_seeds",
+    ],
 )
 def test_no_training_reaches_the_code_that_scores_masks(stage):
-    reached = store.reachable_modules(f"aeft_lib.stages.{stage}")
+    reached = reachable_modules(f"aeft_lib.stages.{stage}")
     assert f"aeft_lib.stages.{stage}" in reached
-    assert (
-        not {
-            "aeft_lib.maps.evaluation",
-            "aeft_lib.stages.evaluate",
-            "aeft_lib.stages.evaluate_epochs",
-        }
-        & reached
-    )
+    scoring = {f"aeft_lib.stages.{name}" for name in ("evaluate", "evaluate_epochs")}
+    assert not reached & (scoring | {"aeft_lib.stages.measure_objects"})
+    assert ("aeft_lib.maps.evaluation" in reached) == (stage == "psa")  # see choose_background
 
 
-# --- refusals --------------------------------------------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [24, 40])
@@ -232,11 +213,11 @@ def test_other_numbers_of_images_and_label_maps_are_refused(tmp_path, stage, cou
 
 
 def test_labels_of_another_size_or_of_more_classes_are_refused(tmp_path):
-    found = artefacts(PSEUDO)
+    made = artefacts(PSEUDO)
     with pytest.raises(
         ValueError, match=r"00000\.png: the label map is \(96, 96\), its image \(64, 64\)"
     ):
-        train_segmenter(replace(SPEC, scenes=replace(SMOKE.train, size=64)), found, tmp_path)
+        train_segmenter(replace(SPEC, scenes=replace(SMOKE.train, size=64)), made, tmp_path)
     with pytest.raises(ValueError, match=r"is outside 0\.\.1 and is not void"):
-        train_segmenter(replace(SPEC, num_classes=1), found, tmp_path)
+        train_segmenter(replace(SPEC, num_classes=1), made, tmp_path)
     assert not list(tmp_path.iterdir())

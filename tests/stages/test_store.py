@@ -1,4 +1,7 @@
-"""The stage store, with stages of three lines: keys, records, damage, failures, two processes at once, a full disk."""
+"""The stage store, with stages of three lines:
+
+keys, records, damage, failures, two processes at once, a full disk.
+"""
 
 import errno
 import json
@@ -68,7 +71,8 @@ def names(folder: Path) -> set[str]:
     return {f.name for f in folder.iterdir() if f.suffix != ".lock"}
 
 
-# --- built once, found again -------------------------------------------------------------------------------------------
+# --- built once, found again
+# -------------------------------------------------------------------------------------------
 
 
 def test_built_once_and_found_again(stored, count, monkeypatch):
@@ -84,7 +88,9 @@ def test_built_once_and_found_again(stored, count, monkeypatch):
 
 def test_record_says_where_the_result_comes_from(stored, count):
     source = store.obtain(count, Spec(value=7))
-    record = json.loads((store.obtain(count, Spec(), {"source": source}).folder / "record.json").read_text())
+    record = json.loads(
+        (store.obtain(count, Spec(), {"source": source}).folder / "record.json").read_text()
+    )
     assert record["stage"] == "count"
     assert record["spec"] == {"value": 1, "levels": [2, 4]}
     assert record["inputs"] == {"source": source.key}
@@ -97,7 +103,8 @@ def test_record_says_where_the_result_comes_from(stored, count):
     assert all(len(checksum) == 64 for checksum in record["files"].values())
 
 
-# --- keys --------------------------------------------------------------------------------------------------------------
+# --- keys
+# --------------------------------------------------------------------------------------------------------------
 
 
 def test_key_depends_on_stage_spec_and_inputs(count):
@@ -124,7 +131,9 @@ def package(tmp_path, monkeypatch):
     (folder / "inner").mkdir(parents=True)
     (folder / "__init__.py").write_text("")
     (folder / "inner" / "__init__.py").write_text("")
-    (folder / "stage.py").write_text("import os\nfrom aeft_lib.inner import part\n\ndef go():\n    return part.x\n")
+    (folder / "stage.py").write_text(
+        "import os\nfrom aeft_lib.inner import part\n\ndef go():\n    return part.x\n"
+    )
     (folder / "inner" / "part.py").write_text("def x():\n    return 1\n")
     (folder / "apart.py").write_text("y = 2\n")
     monkeypatch.setattr(store, "PACKAGE", folder)
@@ -142,10 +151,16 @@ def key_in(package) -> str:
 
 
 def test_key_follows_the_code_it_can_reach_and_nothing_else(package):
-    assert store.reachable_modules("aeft_lib.stage") == {"aeft_lib.stage", "aeft_lib.inner", "aeft_lib.inner.part"}
+    assert store.reachable_modules("aeft_lib.stage") == {
+        "aeft_lib.stage",
+        "aeft_lib.inner",
+        "aeft_lib.inner.part",
+    }
     before = key_in(package)
     (package / "apart.py").write_text("y = 3\n")
-    (package / "inner" / "part.py").write_text('"""What it is."""\n\n\ndef x():  # why\n    """One."""\n    return (1)\n')
+    (package / "inner" / "part.py").write_text(
+        '"""What it is."""\n\n\ndef x():  # why\n    """One."""\n    return (1)\n'
+    )
     assert key_in(package) == before
     (package / "inner" / "part.py").write_text("def x():\n    return 2\n")
     assert key_in(package) != before
@@ -181,19 +196,42 @@ def test_code_counts(before, after):
 
 def test_training_is_hashed_with_what_decides_weights_and_not_with_what_reads_them():
     reached = store.reachable_modules("aeft_lib.stages.train_classifier")
-    needed = {"stages.classifier", "training", "gpp", "losses", "classifier", "backbones.efficientnet_lite", "data.collages"}
+    needed = {
+        "stages.classifier",
+        "training",
+        "gpp",
+        "losses",
+        "classifier",
+        "backbones.efficientnet_lite",
+        "data.collages",
+    }
     assert {f"aeft_lib.{name}" for name in needed} <= reached
-    readers = {"evaluation", "stages.evaluation", "seeds", "stages.seeds", "session", "studies", "figures", "report", "cli"}
+    readers = {
+        "evaluation",
+        "stages.evaluation",
+        "seeds",
+        "stages.seeds",
+        "session",
+        "studies",
+        "figures",
+        "report",
+        "cli",
+    }
     assert not {f"aeft_lib.{name}" for name in readers | {"profiles", "runs", "paths"}} & reached
-    assert {"aeft_lib.maps.evaluation", "aeft_lib.maps.seeds"} <= store.reachable_modules("aeft_lib.stages.evaluate")
+    assert {"aeft_lib.maps.evaluation", "aeft_lib.maps.seeds"} <= store.reachable_modules(
+        "aeft_lib.stages.evaluate"
+    )
 
 
 def test_no_module_hides_from_the_key_by_a_relative_import():
     for file in store.PACKAGE.rglob("*.py"):
-        assert "\nfrom ." not in "\n" + file.read_text(encoding="utf-8"), f"{file.name}: the key does not follow this import"
+        assert "\nfrom ." not in "\n" + file.read_text(encoding="utf-8"), (
+            f"{file.name}: the key does not follow this import"
+        )
 
 
-# --- damage ------------------------------------------------------------------------------------------------------------
+# --- damage
+# ------------------------------------------------------------------------------------------------------------
 
 
 def flip_a_byte(folder):
@@ -205,16 +243,31 @@ def flip_a_byte(folder):
 
 DAMAGES = {
     "a flipped byte": (flip_a_byte, "does not match its checksum"),
-    "truncated": (lambda f: os.truncate(f / "deep" / "more.bin", 100), "does not match its checksum"),
+    "truncated": (
+        lambda f: os.truncate(f / "deep" / "more.bin", 100),
+        "does not match its checksum",
+    ),
     "empty": (lambda f: os.truncate(f / "value.txt", 0), "does not match its checksum"),
     "deleted": (lambda f: (f / "value.txt").unlink(), "value.txt is missing"),
-    "a folder in its place": (lambda f: ((f / "value.txt").unlink(), (f / "value.txt").mkdir()), "value.txt is missing"),
+    "a folder in its place": (
+        lambda f: ((f / "value.txt").unlink(), (f / "value.txt").mkdir()),
+        "value.txt is missing",
+    ),
     "no record": (lambda f: (f / "record.json").unlink(), "record.json cannot be read"),
     "an empty record": (lambda f: os.truncate(f / "record.json", 0), "record.json cannot be read"),
     "half a record": (lambda f: os.truncate(f / "record.json", 200), "record.json cannot be read"),
-    "a record of bytes": (lambda f: (f / "record.json").write_bytes(b"\xff\xfe\x00"), "record.json cannot be read"),
-    "a record of another form": (lambda f: (f / "record.json").write_text("[]"), "record.json cannot be read"),
-    "a record without files": (lambda f: (f / "record.json").write_text("{}"), "record.json cannot be read"),
+    "a record of bytes": (
+        lambda f: (f / "record.json").write_bytes(b"\xff\xfe\x00"),
+        "record.json cannot be read",
+    ),
+    "a record of another form": (
+        lambda f: (f / "record.json").write_text("[]"),
+        "record.json cannot be read",
+    ),
+    "a record without files": (
+        lambda f: (f / "record.json").write_text("{}"),
+        "record.json cannot be read",
+    ),
     "an empty folder": (lambda f: (shutil.rmtree(f), f.mkdir()), "record.json cannot be read"),
 }
 
@@ -278,7 +331,8 @@ class _nothing:
         return None
 
 
-# --- failures of a stage -----------------------------------------------------------------------------------------------
+# --- failures of a stage
+# -----------------------------------------------------------------------------------------------
 
 
 def test_stage_that_raises_leaves_nothing_finished_and_harms_nothing(stored, count, monkeypatch):
@@ -327,7 +381,8 @@ def test_killed_between_record_and_rename(stored, count, monkeypatch):
     assert store.find("count", built.key) is not None
 
 
-# --- two processes -----------------------------------------------------------------------------------------------------
+# --- two processes
+# -----------------------------------------------------------------------------------------------------
 
 TWO = """
 import sys, time
@@ -359,7 +414,12 @@ def test_two_processes_that_want_the_same_build_it_once(stored, tmp_path):
     ready = [tmp_path / "ready1", tmp_path / "ready2"]
     environment = os.environ | {"PYTHONPATH": str(paths.ROOT)}
     started = [
-        subprocess.Popen([sys.executable, script, log, flag, go], env=environment, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, script, log, flag, go],
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         for flag in ready
     ]
     while not all(flag.exists() for flag in ready):
@@ -388,7 +448,8 @@ def test_other_process_set_the_damaged_one_aside_first(stored, count, monkeypatc
     assert store.obtain(count, Spec()).summary == first.summary  # the other process has said it
 
 
-# --- a store that cannot be written ------------------------------------------------------------------------------------
+# --- a store that cannot be written
+# ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("below", ["", "store", "deep/store"])
@@ -457,7 +518,9 @@ def test_disk_that_fills_up_during_a_stage(stored, count, monkeypatch):
 def test_disk_that_fills_up_under_safetensors(stored, count):
     from safetensors import SafetensorError
 
-    count.error = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    count.error = SafetensorError(
+        "Error while serializing: I/O error: No space left on device (os error 28)"
+    )
     with pytest.raises(StoreError, match=r"is full.*AEFT_RUNS"):
         store.obtain(count, Spec())
 
@@ -469,7 +532,9 @@ def test_missing_file_of_a_stage_is_not_blamed_on_the_store(stored, count):
 
 
 def test_unreadable_file_elsewhere_is_not_blamed_on_the_store(stored, count, tmp_path):
-    count.error = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "photos" / "a.jpg"))
+    count.error = PermissionError(
+        errno.EACCES, "Permission denied", str(tmp_path / "photos" / "a.jpg")
+    )
     with pytest.raises(PermissionError, match=r"a\.jpg"):
         store.obtain(count, Spec())
 

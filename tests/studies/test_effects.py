@@ -8,11 +8,11 @@ from aeft_lib.studies.effects import LEVEL, adjusted, effect, half_width
 
 
 def test_three_differences_by_hand():
-    found = effect([1.0, 2.0, 3.0])
-    assert found.mean == 2.0
-    assert found.n == 3
-    assert found.high - found.mean == pytest.approx(4.302653 / 3**0.5, abs=1e-6)
-    assert found.mean - found.low == pytest.approx(found.high - found.mean)
+    by_hand = effect([1.0, 2.0, 3.0])
+    assert by_hand.mean == 2.0
+    assert by_hand.n == 3
+    assert by_hand.high - by_hand.mean == pytest.approx(4.302653 / 3**0.5, abs=1e-6)
+    assert by_hand.mean - by_hand.low == pytest.approx(by_hand.high - by_hand.mean)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -25,11 +25,11 @@ def test_it_is_the_one_sample_t_test(seed):
 
 def test_intervals_cover_the_truth_as_often_as_they_say():
     rng = np.random.default_rng(0)
-    found = [effect(rng.normal(1.0, 2.0, size=3)) for _ in range(2000)]
-    assert np.mean([one.low <= 1.0 <= one.high for one in found]) == pytest.approx(LEVEL, abs=0.015)
+    effects = [effect(rng.normal(1.0, 2.0, size=3)) for _ in range(2000)]
+    assert np.mean([e.low <= 1.0 <= e.high for e in effects]) == pytest.approx(LEVEL, abs=0.015)
 
 
-def test_a_wider_level_is_a_wider_interval_and_more_seeds_a_narrower_one():
+def test_a_wider_level_is_a_wider_interval_and_more_repeats_a_narrower_one():
     values = [0.5, 1.0, 2.0]
     assert effect(values, 0.99).high > effect(values, 0.9).high
     assert half_width(1.0, 5) < half_width(1.0, 3)
@@ -54,12 +54,12 @@ def test_equal_differences_have_no_width():
 
 
 @pytest.mark.parametrize("differences", [[], [1.0], np.zeros((2, 2))])
-def test_fewer_than_two_seeds_have_no_interval(differences):
+def test_fewer_than_two_repeats_have_no_interval(differences):
     with pytest.raises(
         ValueError,
-        match=r"at least two seeds, got \d.*--seeds 2"
+        match=r"at least two repeats, got \d.*--repeats 2"
         if np.ndim(differences) == 1
-        else "two seeds",
+        else "two repeats",
     ):
         effect(differences)
 

@@ -1,56 +1,54 @@
-"""The paper's network at 64 px on a CPU: steps of both phases, memory for the backward pass, the reference's course."""
+"""The paper's network at 64 px on a CPU: steps of both phases, memory, the schedules."""
 
 from dataclasses import replace
 
 import pytest
 import torch
-from aeft_lib.networks.registry import BackboneSpec
 
-from aeft_lib.engine.loop import make_optimiser
-from aeft_lib.engine.step import PLAIN, Compute, Stepper
-from aeft_lib.paper import triplet
-from aeft_lib.paper.triplet import Batch
-from aeft_lib.stages.train_classifier import NetworkSpec, PoolingSpec, build_network
+from aeft_lib.engine.samples import Batch
+from aeft_lib.engine.schedule import make_optimiser
+from aeft_lib.engine.step import PLAIN, Compute, Objective, Stepper
+from aeft_lib.networks.resnet38d import ResNet38dSpec
+from aeft_lib.networks.state import build
+from aeft_lib.paper.classifier import Classification
+from aeft_lib.paper.gpp import Pyramid
+from aeft_lib.paper.triplet import CORRECTED, REFERENCE
 from aeft_lib.studies import profiles
 from aeft_lib.studies.plan import forward, saved_bytes
 from aeft_lib.studies.profiles import VOC, VOC_CORRECTED
 from aeft_lib.studies.settings import OPTIMISER_QUIRKS
 
-RESNET38D = BackboneSpec("resnet38d", weights="none")
+RESNET38D = ResNet38dSpec(weights="none")
 BF16 = Compute("bf16", checkpointing=True)
 K = 4
+SECOND = replace(VOC.erasing, quirks=OPTIMISER_QUIRKS)
+CLASSIFICATION = Classification(Pyramid(levels=(1, 2, 4, 8), printed=True))
 
 
 @pytest.fixture(scope="module")
 def network():
-    return build_network(
-        NetworkSpec(PoolingSpec("gated", (1, 2, 4, 8)), K, RESNET38D), seed=0
-    ).train()
+    return build(lambda: CLASSIFICATION.build(RESNET38D.build(), K), 0).train()
+
+
+def objective(method) -> Objective:
+    return Objective(method.measure, method.combine)
 
 
 def batch() -> Batch:
     generator = torch.Generator().manual_seed(0)
     tags = torch.eye(K, dtype=torch.bool)[:2]
-    return Batch(
-        torch.randn(2, 3, 64, 64, generator=generator),
-        None,
-        tags,
-        torch.rand(2, 2, generator=generator),
-    )
+    images = torch.randn(2, 3, 64, 64, generator=generator)
+    return Batch(images=images, tags=tags, noise=torch.rand(2, 2, generator=generator))
 
 
-@pytest.mark.parametrize(
-    "loss", [triplet.CLASSIFICATION, triplet.REFERENCE], ids=["first phase", "second phase"]
-)
-def test_two_steps_of_each_phase(network, loss):
+@pytest.mark.parametrize("method", [CLASSIFICATION, REFERENCE], ids=["first phase", "second phase"])
+def test_two_steps_of_each_phase(network, method):
     before = {name: t.clone() for name, t in network.state_dict().items()}
-    course = (
-        VOC.schedule if loss is triplet.CLASSIFICATION else VOC.erasing.schedule(OPTIMISER_QUIRKS)
-    )
+    schedule = VOC.schedule if method is CLASSIFICATION else SECOND.schedule()
     stepper = Stepper(
         network,
-        make_optimiser(network, course),
-        triplet.objective(loss),
+        make_optimiser(network, schedule),
+        objective(method),
         replace(VOC.compute, lookahead=0),
     )
     for _ in range(2):
@@ -94,31 +92,32 @@ def test_forward_operations_are_the_papers():
     assert forward(RESNET38D, (320, 320)).flops == pytest.approx(411e9, rel=0.01)
 
 
-@pytest.mark.parametrize(
-    "loss", [triplet.CLASSIFICATION, triplet.CORRECTED], ids=["classification", "triplet"]
-)
-def test_gradients_of_bf16_with_checkpointing_are_those_of_float32(network, loss):
-    found = []
+@pytest.mark.parametrize("method", [CLASSIFICATION, CORRECTED], ids=["classification", "triplet"])
+def test_gradients_of_bf16_with_checkpointing_are_those_of_float32(network, method):
+    gradients = []
     for compute in (PLAIN, BF16, Compute(checkpointing=True)):
         network.backbone.checkpointing = compute.checkpointing
         stepper = Stepper(
-            network, torch.optim.SGD(network.parameters(), lr=0.0), triplet.objective(loss), compute
+            network, torch.optim.SGD(network.parameters(), lr=0.0), objective(method), compute
         )
         torch.manual_seed(5)
         stepper.step(batch())
-        found.append(
+        gradients.append(
             torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
         )
-    plain, half, again = found
+    plain, half, again = gradients
     # bf16 rounds by 4e-3 in each of 38 layers and turns some ReLUs and mask pixels: 1 - cosine is
     # 0.02, with a margin of 10; gradients that have nothing in common have a cosine of 0.
     assert torch.nn.functional.cosine_similarity(plain, half, dim=0) > 0.8
     assert (plain - again).abs().max() <= 1e-5 * plain.abs().max()
 
 
-def test_the_courses_are_the_references():
-    """SPEC: batch 8 for 18 of 40 epochs, then 32; one poly course; with the quirk it ends at 0.45 of the rate."""
-    first, second = VOC.schedule, VOC.erasing.schedule(OPTIMISER_QUIRKS)
+def test_the_schedules_are_the_references():
+    """Batch 8 for 18 of 40 epochs, then 32; one poly decay.
+
+    With the quirk it ends at 0.45 of the rate.
+    """
+    first, second = VOC.schedule, SECOND.schedule()
     steps = first.epochs * first.epoch_steps(10582)
     assert steps == 18 * 1322
     assert (first.batch_size, second.batch_size) == (8, 32)
@@ -127,7 +126,7 @@ def test_the_courses_are_the_references():
         first.factor(steps, steps)
     )  # it goes on where the first phase ends
     assert second.factor(22 * 330 - 1, 22 * 330) == pytest.approx(0.45, abs=0.005)
-    corrected = VOC_CORRECTED.erasing.schedule(())
+    corrected = VOC_CORRECTED.erasing.schedule()
     assert corrected.factor(22 * 330 - 1, 22 * 330) < 1e-3
     assert (corrected.momentum, corrected.head_lr) == (0.9, 10 * corrected.lr)
     assert VOC_CORRECTED.schedule.factor(steps, steps) == pytest.approx(corrected.factor(0, 7260))
@@ -137,15 +136,20 @@ def test_the_courses_are_the_references():
     ("profile", "momentum", "lr"), [(VOC, 5e-4, 0.01), (VOC_CORRECTED, 0.9, 0.001)]
 )
 def test_affinity_net_has_the_classifiers_optimiser_and_faster_new_layers(profile, momentum, lr):
-    """SPEC: batch 8, 8 epochs, lr 0.01, new layers 10x; the reference passes its weight decay as momentum here too."""
-    found = profile.refinement.schedule
-    assert (found.momentum, found.lr, found.head_lr, found.weight_decay) == (
+    """Batch 8, 8 epochs, lr 0.01, new layers 10x; weight decay passed as momentum here too."""
+    schedule = profile.refinement.schedule
+    assert (schedule.momentum, schedule.lr, schedule.head_lr, schedule.weight_decay) == (
         momentum,
         lr,
         10 * lr,
         5e-4,
     )
-    assert (found.epochs, found.batch_size, found.decay_steps, found.optimiser) == (8, 8, 0, "sgd")
+    assert (schedule.epochs, schedule.batch_size, schedule.decay_steps, schedule.optimiser) == (
+        8,
+        8,
+        0,
+        "sgd",
+    )
 
 
 @pytest.mark.parametrize("name", ["voc", "voc-corrected", "coco", "voc-lite"])

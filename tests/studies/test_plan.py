@@ -26,13 +26,9 @@ def root(tmp_path, monkeypatch):
 def test_every_artefact_stands_once_and_nothing_is_computed(root):
     planned = plan(photo_profile(), [catalogue.AEFT, catalogue.RIGID_ROW], [0, 1])
     counts = table(planned).set_index("stage")["artefacts"].to_dict()
-    assert counts == {
-        "train_classifier": 2,
-        "train_triplet": 4,
-        "infer_photo_seeds": 4,
-        "evaluate_seeds": 4,
-    }
-    assert len({one.key for one in planned}) == len(planned)
+    # Two first phases, four second ones.
+    assert counts == {"train_classifier": 2 + 4, "infer_seeds": 4, "evaluate_seeds": 4}
+    assert len({item.key for item in planned}) == len(planned)
     assert not list((root / "runs").glob("*/*/record.json"))
 
 
@@ -49,13 +45,9 @@ def test_what_is_there_is_found_and_costs_nothing_more():
 
 def test_work_and_memory_are_counted():
     profile = photo_profile(erasing_compute=Compute(parts=2, checkpointing=True))
-    found = {one.stage: one for one in plan(profile, [catalogue.AEFT], [0])}
-    size = (64, 64)
-    first, second, seeds = (
-        found["train_classifier"],
-        found["train_triplet"],
-        found["infer_photo_seeds"],
-    )
+    planned, size = plan(profile, [catalogue.AEFT], [0]), (64, 64)
+    first, second = (item for item in planned if item.stage == "train_classifier")
+    (seeds,) = (item for item in planned if item.stage == "infer_seeds")
     assert first.images == 2 * 12  # two epochs of three batches of four
     assert first.pflop == pytest.approx(24 * 3 * forward(profile.backbone, size).flops / 1e15)
     assert second.images == 2 * 2 * 4
@@ -65,25 +57,25 @@ def test_work_and_memory_are_counted():
     assert seeds.pflop == pytest.approx(
         4 * 2 * (0.25 + 1) * forward(profile.backbone, PHOTO).flops / 1e15
     )
-    one = forward(profile.backbone, size, profile.erasing_compute)
-    assert second.memory == 4 * one.parameters + 8 * one.trained + 2 * 2 * one.saved
-    assert first.disk == 4 * one.trained
+    image = forward(profile.backbone, size, profile.erasing_compute)
+    assert second.memory == 4 * image.parameters + 8 * image.trained + 2 * 2 * image.saved
+    assert first.disk == 4 * image.trained
     assert seeds.memory is None
 
 
 def test_whole_scenes_are_cached_and_cost_disk():
     squares = {name: replace(getattr(photo_profile(), name), size=96) for name in ("train", "val")}
-    found = plan(photo_profile(**squares, view=None), [catalogue.GAP], [0])
-    cache = next(one for one in found if one.stage == "cache_features")
+    planned = plan(photo_profile(**squares, view=None), [catalogue.GAP], [0])
+    cache = next(item for item in planned if item.stage == "cache_features")
     assert cache.disk > 0
     assert cache.images == SPLITS["train_aug"]
 
 
 def test_the_command_prints_it(capsys, monkeypatch):
     monkeypatch.setenv("AEFT_VOC_CLASSES", ",".join(CLASSES))
-    assert main(["explain", "gap_vs_gpp", "--profile", "voc-lite", "--seeds", "2"]) == 0
+    assert main(["explain", "gap_vs_gpp", "--profile", "voc-lite", "--repeats", "2"]) == 0
     out = capsys.readouterr().out
-    assert "gap_vs_gpp on voc-lite: 2 rows x 2 seed(s)" in out
+    assert "gap_vs_gpp on voc-lite: 2 rows x 2 repeat(s)" in out
     assert "cache_features" in out
 
 

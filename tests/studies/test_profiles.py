@@ -1,4 +1,7 @@
-"""The second phase of a profile: its schedule with every quirk of the reference, with all, and with none; shared courses."""
+"""The second phase of a profile: its schedule with every quirk of the reference, all, none.
+
+And where it shares its decay with the first.
+"""
 
 import re
 from dataclasses import replace
@@ -6,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from aeft_lib.data import coco, voc
-from aeft_lib.engine.loop import Schedule
+from aeft_lib.engine.schedule import Schedule
 from aeft_lib.studies.profiles import PROFILES, SMOKE
 from aeft_lib.studies.settings import OPTIMISER_QUIRKS, SecondPhase
 
@@ -45,12 +48,17 @@ def nearly(schedule: Schedule) -> dict:
     ids=str,
 )
 def test_schedule_of_the_second_phase(quirks, changes):
-    assert nearly(PHASE.schedule(quirks)) == nearly(replace(CORRECTED, **changes))
-    assert nearly(PHASE.schedule(quirks[::-1])) == nearly(replace(CORRECTED, **changes))
+    assert nearly(replace(PHASE, quirks=quirks).schedule()) == nearly(replace(CORRECTED, **changes))
+    assert nearly(replace(PHASE, quirks=quirks[::-1]).schedule()) == nearly(
+        replace(CORRECTED, **changes)
+    )
 
 
-def test_the_long_course_ends_at_three_quarters_and_the_right_one_near_0():
-    long, right = (PHASE.schedule(quirks).factor(14, 15) for quirks in (("schedule_length",), ()))
+def test_the_long_schedule_ends_at_three_quarters_and_the_right_one_near_0():
+    long, right = (
+        replace(PHASE, quirks=quirks).schedule().factor(14, 15)
+        for quirks in (("schedule_length",), ())
+    )
     assert long == pytest.approx((46 / 60) ** 0.9)
     assert right == pytest.approx((1 / 15) ** 0.9)
 
@@ -64,7 +72,7 @@ def test_unknown_quirks_are_refused(quirks):
         ValueError,
         match=f"unknown quirks {unknown}; there are sgd_momentum, schedule_length, head_lr",
     ):
-        PHASE.schedule(quirks)
+        replace(PHASE, quirks=quirks).schedule()
 
 
 def test_second_phase_needs_a_full_batch_of_scenes():
@@ -73,13 +81,13 @@ def test_second_phase_needs_a_full_batch_of_scenes():
 
 
 def training_scenes(profile) -> int:
-    """How many scenes a profile trains on; what is not on this disk is counted by its published list."""
+    """How many scenes a profile trains on; of VOC and COCO what their lists have."""
     return profile.train.count or (voc.SPLITS | coco.SPLITS)[profile.train.split]
 
 
 @pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
 def test_an_epoch_of_the_second_phase_fits_the_scenes(profile):
-    """Else it would end earlier, and the course be another than the profile says."""
+    """Else it would end earlier, and the schedule be another than the profile says."""
     assert (
         profile.erasing.schedule().epoch_steps(training_scenes(profile))
         == profile.erasing.steps_per_epoch
@@ -91,11 +99,11 @@ def test_an_epoch_of_the_second_phase_fits_the_scenes(profile):
     [p for p in PROFILES.values() if p.erasing.decay_from],
     ids=lambda profile: profile.name,
 )
-def test_a_second_phase_that_shares_its_course_begins_where_the_first_ends(profile):
+def test_a_second_phase_that_shares_its_decay_begins_where_the_first_ends(profile):
     n, first = training_scenes(profile), profile.schedule
     before = first.epochs * first.epoch_steps(n)
     for quirks in ((), OPTIMISER_QUIRKS):
-        second = profile.erasing.schedule(quirks)
+        second = replace(profile.erasing, quirks=quirks).schedule()
         after = second.epochs * second.epoch_steps(n)
         assert (second.decay_from, second.warmup_steps) == (before, 0)
         length = 40 * first.epoch_steps(n) if quirks else before + after

@@ -1,4 +1,4 @@
-"""The report: verdicts, the numbers of the poster, what a study's table becomes, and the README's block."""
+"""The report: verdicts, the poster's numbers, what a table becomes, and the README's block."""
 
 import json
 import math
@@ -7,8 +7,7 @@ import pandas as pd
 import pytest
 
 from aeft_lib import paths
-from aeft_lib.lab import ch08_effects
-from aeft_lib.studies import report, run
+from aeft_lib.studies import catalogue, levels, report
 
 # The two ablation tables of the poster, typed off a second time.
 TABLE_1 = {"2x2": 49.9, "4x4": 51.6, "8x8": 52.9, "16x16": 53.1, "A": 53.3, "G_I": 51.3, "G": 54.2}
@@ -52,7 +51,7 @@ KEYS = {
 }
 
 
-# --- published.toml --------------------------------------------------------------------------------------------------
+# --- published.toml -------------------------------------------------------------------------------
 
 
 def test_published_ablation_tables_equal_the_posters():
@@ -94,22 +93,21 @@ def test_every_published_number_and_claim_has_its_place():
 
 
 def existing_claims() -> list[dict]:
-    return [claim for claim in report.published()["claims"] if claim["study"] in run.STUDIES]
+    return [claim for claim in report.published()["claims"] if claim["study"] in catalogue.STUDIES]
 
 
 def test_rows_of_claims_and_numbers_exist_in_their_studies():
-    short = {
-        study.name for study in run.STUDIES.values() if not study.long
-    }  # the long ones are not the poster's
-    assert {claim["study"] for claim in existing_claims()} == short - {
-        "conditions_brief"
-    }  # whose levels are claims of the long
+    # Long studies are not the poster's; levels of the brief one are claims of the long; rivals have
+    # numbers of their own papers.
+    others = {"conditions_brief", "rivals"}
+    short = {study.name for study in catalogue.STUDIES.values() if not study.long}
+    assert {claim["study"] for claim in existing_claims()} == short - others
     for claim in existing_claims():
-        study = run.get(claim["study"])
+        study = catalogue.get(claim["study"])
         assert {claim["more"], claim["less"]} <= {row.name for row in study.rows}, claim["id"]
         assert claim["metric"] in ("miou", "precision", "recall", "miou_maskless"), claim["id"]
     numbers = report.published()["numbers"]
-    rows = {row.name: row for study in run.STUDIES.values() for row in study.rows}
+    rows = {row.name: row for study in catalogue.STUDIES.values() for row in study.rows}
     for name, row in {n["row"]: name for name, n in numbers.items() if "row" in n}.items():
         assert rows[name].published == row
     assert {row.published for row in rows.values()} - {None} <= set(numbers)
@@ -125,9 +123,8 @@ def test_published_differences_follow_from_the_published_numbers():
         name: dict(zip(("precision", "recall", "miou"), row, strict=True))
         for name, row in TABLE_2.items()
     }
-    value_of["aeft_seed"] = value_of[
-        "attract_soft_repel"
-    ]  # the same seeds, on the scenes that are refined
+    # The same seeds, on the scenes that are refined.
+    value_of["aeft_seed"] = value_of["attract_soft_repel"]
     checked = 0
     for claim in report.published()["claims"]:
         if "published" in claim:
@@ -138,7 +135,7 @@ def test_published_differences_follow_from_the_published_numbers():
     assert checked >= 9
 
 
-# --- verdicts --------------------------------------------------------------------------------------------------------
+# --- verdicts -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -164,16 +161,16 @@ def test_verdict(differences, word):
 
 
 def table(**rows: list[float]) -> pd.DataFrame:
-    """A study's table of mIoU and precision (mIoU + 10) for seeds 0, 1, ..."""
+    """A study's table of mIoU and precision (mIoU + 10) for repeats 0, 1, ..."""
     lines = [
-        (row, seed, value, value + 10)
+        (row, repeat, value, value + 10)
         for row, values in rows.items()
-        for seed, value in enumerate(values)
+        for repeat, value in enumerate(values)
     ]
-    return pd.DataFrame(lines, columns=["row", "seed", "miou", "precision"])
+    return pd.DataFrame(lines, columns=["row", "repeat", "miou", "precision"])
 
 
-def test_differences_are_paired_by_seed_whatever_the_order_of_lines():
+def test_differences_are_paired_by_repeat_whatever_the_order_of_lines():
     shuffled = table(gap=[40.0, 44.0, 42.0], gated=[45.0, 46.0, 48.0]).sample(
         frac=1, random_state=1
     )
@@ -181,14 +178,14 @@ def test_differences_are_paired_by_seed_whatever_the_order_of_lines():
     assert report.paired_differences(shuffled, "gap", "gated", "precision").tolist() == [-5, -2, -6]
 
 
-def test_differences_take_only_seeds_that_both_rows_have():
+def test_differences_take_only_repeats_that_both_rows_have():
     assert report.paired_differences(
         table(gap=[40.0], gated=[45.0, 99.0]), "gated", "gap", "miou"
     ).tolist() == [5]
     assert report.paired_differences(table(gap=[40.0]), "gated", "gap", "miou").tolist() == []
 
 
-# --- build -----------------------------------------------------------------------------------------------------------
+# --- build ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -211,8 +208,8 @@ def built() -> dict[str, dict]:
 def test_the_report_has_a_line_for_every_number_result_and_claim(built):
     numbers = set(report.published()["numbers"]) - {"known.gap_seed"}
     results = {"results.voc_val", "results.voc_test", "results.coco_val"}
-    levels = {claim.id for claim in ch08_effects.claims()}
-    assert set(built) == numbers | results | levels | {
+    of_levels = {claim.id for claim in levels.claims()}
+    assert set(built) == numbers | results | of_levels | {
         claim["id"] for claim in report.published()["claims"]
     }
     for row in built.values():
@@ -227,7 +224,7 @@ def test_a_claim_becomes_mean_sd_and_n_of_its_paired_differences(built):
     row = built["claim.gpp_beats_gap"]  # 5, 6, 4
     assert (row["reproduced_mean"], row["sd"], row["n"]) == (5, 1, 3)
     assert (row["published"], row["verdict"]) == (6.2, "holds")
-    assert row["command"] == "aeft run gap_vs_gpp --seeds 3"
+    assert row["command"] == "aeft run gap_vs_gpp --repeats 3"
     assert built["claim.gpp_is_more_precise"]["reproduced_mean"] == 5
     reverse = built["claim.coarse_to_fine"]  # -5, -3, -4
     assert (reverse["reproduced_mean"], reverse["sd"], reverse["verdict"]) == (-4, 1, "fails")
@@ -260,7 +257,7 @@ def test_what_was_not_run_says_so_and_has_no_numbers():
     assert {(row["reproduced_mean"], row["sd"], row["n"]) for row in rows} == {(None, None, 0)}
 
 
-def test_one_seed_has_a_mean_no_sd_and_no_verdict():
+def test_one_repeat_has_a_mean_no_sd_and_no_verdict():
     rows = report.build({"gap_vs_gpp": table(gap=[40.0], gated=[47.0])}, "tiny")["claims"]
     (row,) = [row for row in rows if row["id"] == "claim.gpp_beats_gap"]
     assert (row["reproduced_mean"], row["sd"], row["n"], row["verdict"]) == (
@@ -269,7 +266,7 @@ def test_one_seed_has_a_mean_no_sd_and_no_verdict():
         1,
         "inconclusive",
     )
-    assert row["command"] == "aeft run gap_vs_gpp --seeds 2"  # the least that can decide
+    assert row["command"] == "aeft run gap_vs_gpp --repeats 2"  # the least that can decide
 
 
 def test_written_files_say_the_same(built, tmp_path):
@@ -285,8 +282,8 @@ def test_written_files_say_the_same(built, tmp_path):
     assert list(stored.index) == list(built)
     lines = files[2].read_text(encoding="utf-8").splitlines()
     assert len(lines) == 2 + len(built)
-    number = "G (gated, coarse to fine) gives better seeds than GAP | 54.2 | 46.0 ± 1.0 (3) | holds | not run | not run"
-    assert f"| `table1.G` | {number} |" in lines
+    number = "G (gated, coarse to fine) gives better seeds than GAP | 54.2 | 46.0 ± 1.0 (3) | holds"
+    assert f"| `table1.G` | {number} | not run | not run |" in lines
     claim = "The GPP layer gives better seeds than global average pooling"
     photos = report._photos_cell(built["claim.gpp_beats_gap"])
     assert photos.startswith("fails, -1.")
@@ -301,7 +298,7 @@ def test_a_missing_report_names_the_command(tmp_path):
         report.load(tmp_path)
 
 
-# --- the README ------------------------------------------------------------------------------------------------------
+# --- the README -----------------------------------------------------------------------------------
 
 
 def small_report() -> dict:

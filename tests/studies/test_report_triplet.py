@@ -1,4 +1,4 @@
-"""The report where more than one study meets: lines carried over, a baseline of another study, signs of what we add."""
+"""The report where more than one study meets: lines carried over, baselines, signs of ours."""
 
 import json
 
@@ -9,10 +9,12 @@ from aeft_lib.studies import report
 
 
 def table(**rows: list[float]) -> pd.DataFrame:
-    """A study's table of mIoU, equal in every metric, for seeds 0, 1, ..."""
-    lines = [(row, seed, *[v] * 4) for row, values in rows.items() for seed, v in enumerate(values)]
+    """A study's table of mIoU, equal in every metric, for repeats 0, 1, ..."""
+    lines = [
+        (row, repeat, *[v] * 4) for row, values in rows.items() for repeat, v in enumerate(values)
+    ]
     return pd.DataFrame(
-        lines, columns=["row", "seed", "miou", "precision", "recall", "miou_maskless"]
+        lines, columns=["row", "repeat", "miou", "precision", "recall", "miou_maskless"]
     )
 
 
@@ -20,14 +22,14 @@ def lines(built: dict) -> dict[str, dict]:
     return {line["id"]: line for line in built["claims"]}
 
 
-# --- carry_over ------------------------------------------------------------------------------------------------------
+# --- carry_over -----------------------------------------------------------------------------------
 
 
-def small(profile: str = "laptop", **seeds: int) -> dict:
-    """A report of a few lines: id -> number of seeds."""
+def small(profile: str = "laptop", **repeats: int) -> dict:
+    """A report of a few lines: id -> number of repeats."""
     return {
         "profile": profile,
-        "claims": [{"id": i, "n": n, "commit": f"{profile} {n}"} for i, n in seeds.items()],
+        "claims": [{"id": i, "n": n, "commit": f"{profile} {n}"} for i, n in repeats.items()],
     }
 
 
@@ -36,25 +38,25 @@ def put(folder, earlier: dict):
     return folder
 
 
-def test_of_two_lines_the_one_of_more_seeds_is_carried_over_whole_and_in_place(tmp_path):
+def test_of_two_lines_the_one_of_more_repeats_is_carried_over_whole_and_in_place(tmp_path):
     earlier = put(tmp_path, small(gone=9, c=3, b=2, a=3))
-    found = report.carry_over(small(a=0, b=5, c=2, new=1), earlier)
-    assert [(line["id"], line["n"]) for line in found["claims"]] == [
+    carried = report.carry_over(small(a=0, b=5, c=2, new=1), earlier)
+    assert [(line["id"], line["n"]) for line in carried["claims"]] == [
         ("a", 3),
         ("b", 5),
         ("c", 3),
         ("new", 1),
     ]
-    assert [line["commit"] for line in found["claims"]] == [
+    assert [line["commit"] for line in carried["claims"]] == [
         "laptop 3",
         "laptop 5",
         "laptop 3",
         "laptop 1",
     ]
-    assert found["profile"] == "laptop"
+    assert carried["profile"] == "laptop"
 
 
-def test_as_many_seeds_are_the_new_line(tmp_path):
+def test_as_many_repeats_are_the_new_line(tmp_path):
     earlier = small(a=3)
     earlier["claims"][0]["commit"] = "old"
     assert report.carry_over(small(a=3), put(tmp_path, earlier)) == small(a=3)
@@ -67,7 +69,7 @@ def test_nothing_is_carried_over_from_another_profile_or_from_nowhere(tmp_path):
     assert report.carry_over(now, put(tmp_path, small("smoke", a=9))) == now
 
 
-# --- build -----------------------------------------------------------------------------------------------------------
+# --- build ----------------------------------------------------------------------------------------
 
 TRIPLET = table(
     gpp_only=[40.0, 44.0],
@@ -89,7 +91,7 @@ def test_a_number_of_table_2_is_judged_against_gpp_only():
     )
     assert soft["verdict"] == "holds"  # +3, +1: mean 2, standard error 1
     assert both["verdict"] == "fails"  # -1, -2
-    assert soft["command"] == "aeft run triplet_ablation --seeds 2"
+    assert soft["command"] == "aeft run triplet_ablation --repeats 2"
 
 
 def test_the_baseline_may_stand_in_another_studys_table():
@@ -114,18 +116,18 @@ def test_a_number_whose_baseline_is_nowhere_stands_without_a_verdict():
 
 
 def test_what_we_add_is_judged_by_the_same_rule():
-    found = lines(report.build({"triplet_ablation": TRIPLET}, "tiny"))
-    ours = found["ours.beats_soft_repel"]  # +6, +4
+    carried = lines(report.build({"triplet_ablation": TRIPLET}, "tiny"))
+    ours = carried["ours.beats_soft_repel"]  # +6, +4
     assert (ours["published"], ours["reproduced_mean"], ours["n"], ours["verdict"]) == (
         None,
         5,
         2,
         "holds",
     )
-    assert found["ours.beats_classification"]["verdict"] == "not run"  # its study is another one
+    assert carried["ours.beats_classification"]["verdict"] == "not run"  # its study is another one
 
 
-# --- markdown --------------------------------------------------------------------------------------------------------
+# --- markdown -------------------------------------------------------------------------------------
 
 
 def line(name: str, published: float | None, mean: float) -> dict:

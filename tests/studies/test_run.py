@@ -1,7 +1,7 @@
-"""Studies on the smoke profile: the same numbers twice, rows shared and found, a real kill -9, wrong requests.
+"""Studies on the smoke profile: the same numbers twice, shared rows, a real kill, wrong requests.
 
-One store for the whole file holds the features and a few rows, so most tests read; computing happens in this process with
-one thread, as it does in a worker.
+One store for the whole file holds the features and a few rows, so most tests read; computing
+happens in this process with one thread, as it does in a worker.
 """
 
 import dataclasses
@@ -22,21 +22,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from laid_out import laid_out
 from safetensors.torch import load_file, save_file
 
 from aeft_lib import paths
 from aeft_lib.data.collages import CLASSES, Collages, SceneSpec
-from aeft_lib.stages import cache_features as features_stage
+from aeft_lib.engine import loop
+from aeft_lib.engine.loop import TrainingDiverged
 from aeft_lib.stages import store
-from aeft_lib.stages import train_classifier as classifier_stage
-from aeft_lib.stages.cache_features import FeatureSpec, load_features
+from aeft_lib.stages.cache_features import FeatureSpec, load_features, scale_name
 from aeft_lib.stages.infer_seeds import SeedSpec, infer_seeds
-from aeft_lib.stages.train_classifier import (
-    ClassifierSpec,
-    NetworkSpec,
-    PoolingSpec,
-    train_classifier,
-)
+from aeft_lib.stages.loading import load_network
+from aeft_lib.stages.reading import MultiScale
+from aeft_lib.stages.train_classifier import ClassifierSpec, train_classifier
 from aeft_lib.studies import catalogue, profiles, run
 from aeft_lib.studies.profiles import SMOKE
 
@@ -58,7 +56,7 @@ pytestmark = pytest.mark.usefixtures("stored")
 
 @pytest.fixture
 def row(stored):
-    """The gated row with seed 0, computed by whichever test comes first."""
+    """The gated row, repeat 0, computed by whichever test comes first."""
     return run.artefacts(SMOKE, catalogue.GATED, 0)
 
 
@@ -73,10 +71,10 @@ def nothing_is_built(monkeypatch):
     monkeypatch.setattr(run, "_compute", refuse)
 
 
-# --- the same numbers --------------------------------------------------------------------------------------------------
+# --- the same numbers -----------------------------------------------------------------------------
 
 
-def test_same_seed_in_two_fresh_stores_gives_the_same_bits(row, tmp_path, monkeypatch):
+def test_the_same_repeat_in_two_fresh_stores_gives_the_same_bits(row, tmp_path, monkeypatch):
     monkeypatch.setenv("AEFT_RUNS", str(tmp_path))
     torch.manual_seed(99)  # the global generators have no say
     np.random.seed(99)  # noqa: NPY002
@@ -85,9 +83,9 @@ def test_same_seed_in_two_fresh_stores_gives_the_same_bits(row, tmp_path, monkey
         assert again[name].key == row[name].key
         assert again[name].folder != row[name].folder
     for kind, file in (("classifier", "weights.safetensors"), ("seeds", "logits.safetensors")):
-        one, two = (load_file(artefacts[kind].folder / file) for artefacts in (row, again))
-        assert one.keys() == two.keys()
-        assert all(torch.equal(one[name], two[name]) for name in one)
+        first, second = (load_file(artefacts[kind].folder / file) for artefacts in (row, again))
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[name], second[name]) for name in first)
     seeds = [
         np.load(artefacts["seeds"].folder / "seeds.npz", allow_pickle=False)
         for artefacts in (row, again)
@@ -101,22 +99,27 @@ def test_same_seed_in_two_fresh_stores_gives_the_same_bits(row, tmp_path, monkey
         ).read_bytes()
 
 
-def test_other_seed_gives_other_numbers(row):
+def test_another_repeat_gives_other_numbers(row):
     other = run.artefacts(SMOKE, catalogue.GATED, 1)
     assert other["classifier"].key != row["classifier"].key
-    one, two = (load_file(a["classifier"].folder / "weights.safetensors") for a in (row, other))
-    assert not any(torch.equal(one[name], two[name]) for name in one)
+    first, second = (
+        load_file(a["classifier"].folder / "weights.safetensors") for a in (row, other)
+    )
+    assert not any(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_artefacts_record_where_they_come_from(row):
     record = row["classifier"].record
     pooling = {
+        "class": "Pyramid",
         "fusion": "gated",
         "levels": list(SMOKE.levels),
         "prediction": "sign_preserving",
         "gate_gain": 1.0,
+        "printed": True,
     }
-    assert record["spec"]["network"]["pooling"] == pooling
+    assert record["spec"]["method"] == {"class": "Classification", "pooling": pooling}
+    assert record["spec"]["data"] == SMOKE.train.open().fingerprint
     assert record["spec"]["seed"] == 0
     assert record["spec"]["schedule"]["epochs"] == SMOKE.schedule.epochs
     assert set(row["seeds"].record["inputs"]) == {"classifier", "features"}
@@ -128,15 +131,15 @@ def test_artefacts_record_where_they_come_from(row):
     }  # no checkpoint is left
 
 
-# --- tables ------------------------------------------------------------------------------------------------------------
+# --- tables ---------------------------------------------------------------------------------------
 
 
 def test_table_of_stored_rows_computes_nothing(row, nothing_is_built):
-    table = run.run(run.get("gap_vs_gpp"), SMOKE, [0], rows=[catalogue.GATED])
-    assert list(table.columns[:3]) == ["row", "label", "seed"]
+    table = run.run_study(catalogue.get("gap_vs_gpp"), SMOKE, [0], rows=[catalogue.GATED])
+    assert list(table.columns[:3]) == ["row", "label", "repeat"]
     assert set(table.columns[3:]) == set(NUMBERS)
     assert len(table) == 1
-    assert table.loc[0, ["row", "label", "seed"]].tolist() == ["gated", "G", 0]
+    assert table.loc[0, ["row", "label", "repeat"]].tolist() == ["gated", "G", 0]
     assert table.loc[0, NUMBERS].to_dict() == row["evaluation"].summary
     assert all(0 <= table.loc[0, name] <= 100 for name in NUMBERS)
     assert 0 < table.loc[0, "threshold"] < 1
@@ -151,26 +154,27 @@ def test_stored_computes_nothing(row, nothing_is_built, tmp_path, monkeypatch):
 
 
 def test_rows_of_two_studies_are_one_artefact(row, nothing_is_built):
-    small, large = run.get("gap_vs_gpp"), run.get("pyramid_ablation")
+    small, large = catalogue.get("gap_vs_gpp"), catalogue.get("pyramid_ablation")
     assert [r.name for r in small.rows] == ["gap", "gated"]
     for name in ("gap", "gated"):
         assert small.row(name) == large.row(name)
-    found = run.artefacts(SMOKE, large.row("gated"), 0)
-    assert {name: a.key for name, a in found.items()} == {name: a.key for name, a in row.items()}
+    made = run.artefacts(SMOKE, large.row("gated"), 0)
+    assert {name: a.key for name, a in made.items()} == {name: a.key for name, a in row.items()}
 
 
 def test_all_rows_are_different_networks():
-    rows = run.get("pyramid_ablation").rows
+    rows = catalogue.get("pyramid_ablation").rows
     assert len({r.name for r in rows}) == len(rows) >= 10
-    assert len({dataclasses.astuple(r.pooling(SMOKE)) for r in rows}) == len(rows)
-    for row in rows:
-        classifier_stage.build_pooling(row.pooling(SMOKE), SMOKE.num_classes)
+    fitted = {row.method.fitted(SMOKE.map_side) for row in rows}
+    assert len(fitted) == len(rows)
+    for method in fitted:
+        method.pooling.build(SMOKE.num_classes)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_every_result_is_that_of_its_own_job(monkeypatch, workers):
-    monkeypatch.setattr(run, "_job", lambda profile, row, seed: (row, seed))
-    jobs = [(row, seed) for seed in range(2) for row in run.get("gap_vs_gpp").rows]
+    monkeypatch.setattr(run, "_job", lambda profile, row, repeat: (row, repeat))
+    jobs = [(row, repeat) for repeat in range(2) for row in catalogue.get("gap_vs_gpp").rows]
     with ThreadPoolExecutor(workers) as pool:
         returned = {
             job: future.result() for job, future in run._in_turn(pool, SMOKE, jobs, workers)
@@ -183,7 +187,7 @@ def test_summary_by_hand():
         {
             "row": ["b", "a", "b", "a", "b", "a", "c"],
             "label": ["B", "A", "B", "A", "B", "A", "C"],
-            "seed": [0, 0, 1, 1, 2, 2, 0],
+            "repeat": [0, 0, 1, 1, 2, 2, 0],
             "miou": [10.0, 1.0, 20.0, 1.0, 30.0, 4.0, 7.0],
         }
     )
@@ -195,44 +199,26 @@ def test_summary_by_hand():
     assert math.isnan(summary["miou_sd"].iloc[2])
 
 
-# --- no mask reaches training ------------------------------------------------------------------------------------------
+# --- no mask reaches training ---------------------------------------------------------------------
 
 
-class Maskless:
-    """A scene that only gives what a tag learner may see."""
-
-    def __init__(self, scene):
-        self.image, self.tags, self.name = scene.image, scene.tags, scene.name
-
-    @property
-    def mask(self):
-        raise AssertionError("a mask was read")
-
-    def __getitem__(self, index):
-        raise AssertionError("a scene was unpacked, mask and all")
-
-    def __iter__(self):
-        raise AssertionError("a scene was unpacked, mask and all")
-
-
-def test_features_and_training_never_see_a_mask(row, tmp_path, monkeypatch):
+def test_features_and_training_never_see_a_mask(row, tmp_path, blind, monkeypatch):
     """With scenes whose mask cannot be read the same bits come out."""
     cached, render, shown = run.features(SMOKE, "train"), Collages.__getitem__, []
     assert set(load_features(cached)) == {"scale_1.0", "tags"}
 
-    def maskless(self, index):
+    def recorded(self, index):
         shown.append(index)
-        return Maskless(render(self, index))
+        return render(self, index)
 
-    monkeypatch.setattr(
-        Collages, "__getitem__", maskless
-    )  # all that is read of a scene goes through it
+    # All that is read of a scene goes through it.
+    monkeypatch.setattr(Collages, "__getitem__", recorded)
     for read in (
         lambda scenes: scenes[0].mask,
         lambda scenes: scenes.mask(0),
         lambda scenes: tuple(scenes[0]),
     ):
-        with pytest.raises(AssertionError, match=r"mask was read|mask and all"):
+        with pytest.raises(blind):
             read(SMOKE.train.open())
     monkeypatch.setenv("AEFT_RUNS", str(tmp_path))
     shown.clear()
@@ -241,27 +227,22 @@ def test_features_and_training_never_see_a_mask(row, tmp_path, monkeypatch):
     assert again.record["files"] == cached.record["files"]
     assert set(shown) == set(range(SMOKE.train.count))
     # Training reads this artefact and no scene at all.
+    asked = spec()
     shown.clear()
-    trained = store.obtain(train_classifier, spec(), {"features": again})
-    assert (
-        trained.record["files"]["weights.safetensors"]
-        == row["classifier"].record["files"]["weights.safetensors"]
-    )
+    trained = store.obtain(train_classifier, asked, {"features": again})
+    assert trained.key == row["classifier"].key
+    assert trained.record["files"].keys() == row["classifier"].record["files"].keys()
+    weights = [made.record["files"]["weights.safetensors"] for made in (trained, row["classifier"])]
+    assert weights[0] == weights[1]
     assert shown == []
 
 
-# --- K -----------------------------------------------------------------------------------------------------------------
+# --- K --------------------------------------------------------------------------------------------
 
 
 def spec(**changes) -> ClassifierSpec:
-    """The spec of the gated row, seed 0."""
-    plain = ClassifierSpec(
-        network=NetworkSpec(catalogue.GATED.pooling(SMOKE), SMOKE.num_classes, SMOKE.backbone),
-        scenes=SMOKE.train,
-        schedule=SMOKE.schedule,
-        seed=0,
-    )
-    return replace(plain, **changes)
+    """The spec of the gated row, repeat 0."""
+    return replace(laid_out(SMOKE, catalogue.GATED)["classifier"].spec, **changes)
 
 
 def five_classes(spec, inputs, folder):
@@ -277,25 +258,19 @@ def test_classifier_and_data_of_different_k(stored):
     other = store.obtain(five_classes, FeatureSpec(SMOKE.train, SMOKE.backbone, (1.0,), "none"))
     with pytest.raises(ValueError, match="the data has K=5 classes, the network K=9"):
         store.obtain(train_classifier, spec(), {"features": other})
-    network = NetworkSpec(PoolingSpec("gap"), 5, SMOKE.backbone)
-    of_five = store.obtain(train_classifier, spec(network=network), {"features": other})
+    of_five = store.obtain(train_classifier, spec(num_classes=5), {"features": other})
     inputs = {"classifier": of_five, "features": run.features(SMOKE, "val")}
+    reading = SeedSpec(SMOKE.val, MultiScale(SMOKE.seed_scales), SMOKE.val.open().fingerprint)
     with pytest.raises(ValueError, match="the data has K=9 classes, the classifier K=5"):
-        store.obtain(infer_seeds, SeedSpec(SMOKE.seed_scales, SMOKE.val.size), inputs)
+        store.obtain(infer_seeds, reading, inputs)
 
 
-def test_weights_of_another_k_than_the_record_says(row):
-    trained = row["classifier"]
-    spec = trained.record["spec"]
-    told = replace(
-        trained,
-        record=trained.record | {"spec": spec | {"network": spec["network"] | {"num_classes": 5}}},
-    )
+def test_weights_of_another_k_than_the_spec_says(row):
     with pytest.raises(ValueError, match="K=5"):
-        classifier_stage.load_network(told)
+        load_network(replace(row["classifier"], spec=spec(num_classes=5)))
 
 
-# --- damage in a study -------------------------------------------------------------------------------------------------
+# --- damage in a study ----------------------------------------------------------------------------
 
 
 def test_truncated_weights_are_trained_again_and_the_table_is_the_same(row, tmp_path, monkeypatch):
@@ -311,7 +286,7 @@ def test_truncated_weights_are_trained_again_and_the_table_is_the_same(row, tmp_
     assert again["evaluation"].summary == row["evaluation"].summary
 
 
-# --- kill -9 -----------------------------------------------------------------------------------------------------------
+# --- kill -9 --------------------------------------------------------------------------------------
 
 
 def command(*words: str) -> list[str]:
@@ -336,7 +311,7 @@ def records(folder: Path) -> dict[Path, tuple[int, bytes]]:
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="kill -9 of a process group is POSIX")
 def test_kill_minus_nine_loses_nothing_and_changes_nothing(tmp_path):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    words = command("run", "gap_vs_gpp", "--profile", "smoke", "--seeds", "2", "--workers", "1")
+    words = command("run", "gap_vs_gpp", "--profile", "smoke", "--repeats", "2", "--workers", "1")
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": tmp_path}
     first = subprocess.Popen(words, env=environment(killed), start_new_session=True, **options)
     uninterrupted = subprocess.Popen(words, env=environment(whole), **options)
@@ -372,11 +347,11 @@ def test_kill_minus_nine_loses_nothing_and_changes_nothing(tmp_path):
     assert not list(killed.glob("*/*.partial"))
 
 
-# --- workers -----------------------------------------------------------------------------------------------------------
+# --- workers --------------------------------------------------------------------------------------
 
 
 class FakePool:
-    """In place of a process pool: every job ends with `error`, or in this process where there is none."""
+    """In place of a process pool: every job ends with `error`, or, without one, in this process."""
 
     error: BaseException | None = None
 
@@ -410,20 +385,20 @@ def test_worker_that_dies_is_told_with_the_remedy(stored, monkeypatch):
     with pytest.raises(
         RuntimeError, match=r"worker process died: out of memory.*finished rows are kept, run again"
     ):
-        run.run(run.get("gap_vs_gpp"), SMOKE, [77], rows=[catalogue.GAP])
+        run.run_study(catalogue.get("gap_vs_gpp"), SMOKE, [77], rows=[catalogue.GAP])
 
 
-def test_error_of_a_row_names_row_and_seed(stored, monkeypatch):
+def test_error_of_a_row_names_row_and_repeat(stored, monkeypatch):
     monkeypatch.setattr(run, "ProcessPoolExecutor", FakePool)
 
     def diverge(*_, **__):
-        raise classifier_stage.training.TrainingDiverged("the loss is nan at step 3")
+        raise TrainingDiverged("the loss is nan at step 3")
 
-    monkeypatch.setattr(classifier_stage.training, "fit", diverge)
-    with pytest.raises(classifier_stage.training.TrainingDiverged, match="step 3") as caught:
-        run.run(run.get("gap_vs_gpp"), SMOKE, [77], rows=[catalogue.GAP])
+    monkeypatch.setattr(loop, "fit", diverge)
+    with pytest.raises(TrainingDiverged, match="step 3") as caught:
+        run.run_study(catalogue.get("gap_vs_gpp"), SMOKE, [77], rows=[catalogue.GAP])
     if sys.version_info >= (3, 11):
-        assert caught.value.__notes__ == ["in row gap, seed 77, profile smoke"]
+        assert caught.value.__notes__ == ["in row gap, repeat 77, profile smoke"]
 
 
 def test_store_below_a_file_is_refused_before_workers_start(tmp_path, monkeypatch):
@@ -431,21 +406,21 @@ def test_store_below_a_file_is_refused_before_workers_start(tmp_path, monkeypatc
     monkeypatch.setenv("AEFT_RUNS", str(tmp_path / "file" / "runs"))
     monkeypatch.setattr(run, "ProcessPoolExecutor", None)
     with pytest.raises(store.StoreError, match="AEFT_RUNS"):
-        run.run(run.get("gap_vs_gpp"), SMOKE, [0])
+        run.run_study(catalogue.get("gap_vs_gpp"), SMOKE, [0])
 
 
-# --- wrong requests ----------------------------------------------------------------------------------------------------
+# --- wrong requests -------------------------------------------------------------------------------
 
 
 def test_unknown_study_row_and_profile(monkeypatch):
     with pytest.raises(
         ValueError, match=r"unknown study 'gap'; there are gap_vs_gpp, pyramid_ablation"
     ):
-        run.get("gap")
+        catalogue.get("gap")
     with pytest.raises(
         ValueError, match=r"study gap_vs_gpp has no row 'average'; there are gap, gated"
     ):
-        run.get("gap_vs_gpp").row("average")
+        catalogue.get("gap_vs_gpp").row("average")
     with pytest.raises(ValueError, match=r"unknown profile 'huge'; there are smoke, laptop"):
         profiles.get("huge")
     monkeypatch.setenv("AEFT_PROFILE", "labtop")
@@ -463,44 +438,33 @@ def test_profile_of_the_environment_and_of_the_caller(monkeypatch):
 
 
 @pytest.mark.parametrize("asked", ["3", "", True, False, -1, 2.0, None, [3], 1j])
-def test_number_of_seeds_that_is_none(asked):
-    with pytest.raises(ValueError, match="seeds must be a whole number"):
-        profiles.seeds(SMOKE, asked)
+def test_number_of_repeats_that_is_none(asked):
+    with pytest.raises(ValueError, match="repeats must be a whole number"):
+        profiles.repeats(SMOKE, asked)
 
 
-def test_number_of_seeds():
-    assert profiles.seeds(SMOKE) == profiles.seeds(SMOKE, 0) == SMOKE.seeds
-    assert profiles.seeds(SMOKE, 4) == 4
+def test_number_of_repeats():
+    assert profiles.repeats(SMOKE) == profiles.repeats(SMOKE, 0) == SMOKE.repeats
+    assert profiles.repeats(SMOKE, 4) == 4
 
 
-@pytest.mark.parametrize("seeds", ["3", [True], [-1], [2.0], ["0"], [None]], ids=str)
-def test_seeds_of_the_wrong_type_are_refused_before_workers_start(monkeypatch, seeds):
+@pytest.mark.parametrize("repeats", ["3", [True], [-1], [2.0], ["0"], [None]], ids=str)
+def test_repeats_of_the_wrong_type_are_refused_before_workers_start(monkeypatch, repeats):
     monkeypatch.setattr(run, "ProcessPoolExecutor", None)
-    with pytest.raises(ValueError, match="seed"):
-        run.run(run.get("gap_vs_gpp"), SMOKE, seeds)
+    with pytest.raises(ValueError, match="repeats must be whole numbers"):
+        run.run_study(catalogue.get("gap_vs_gpp"), SMOKE, repeats)
 
 
-@pytest.mark.parametrize(
-    "levels",
-    [(1, 2, 3, 7), (2, 4, 8, 16), (3, 2, 1, 6), (1, 2, 2, 3), (1, 2, 3), (6,), (1, 2, 3, 4, 5)],
-    ids=str,
-)
-def test_levels_that_do_not_fit(levels):
-    with pytest.raises(ValueError, match=r"profile smoke: levels \(.*\) must") as caught:
-        replace(SMOKE, levels=levels)
-    assert str(levels) in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "levels", [(), (0, 1, 2, 3), (-1, 1, 2, 3), (1.5, 2, 3, 4), ("1", "2", "3", "4")], ids=str
-)
-def test_levels_that_are_no_levels(levels):
-    with pytest.raises(ValueError, match="levels"):
-        replace(SMOKE, levels=levels)
+def test_scenes_whose_map_has_no_room_for_the_levels():
+    """Refused before anything is computed; GAP has no levels."""
+    tiny = replace(SMOKE, train=replace(SMOKE.train, size=48), val=replace(SMOKE.val, size=48))
+    assert laid_out(tiny, catalogue.GAP)
+    with pytest.raises(ValueError, match=r"a 3x3 map has no room for levels \(1, 2, 3, 4\)"):
+        laid_out(tiny, catalogue.GATED)
 
 
 def test_whole_numbers_are_scales(stored):
-    assert features_stage.scale_name(1) == features_stage.scale_name(1.0)
+    assert scale_name(1) == scale_name(1.0)
 
 
 def test_profile_without_scale_one():
@@ -519,4 +483,4 @@ def test_profiles_are_sound(profile):
     assert profile.cached == (profile.train.size > 0)
     assert all(a < b for a, b in zip(profile.thresholds, profile.thresholds[1:], strict=False))
     with pytest.raises(dataclasses.FrozenInstanceError):
-        profile.seeds = 9
+        profile.repeats = 9
