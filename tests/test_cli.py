@@ -42,7 +42,7 @@ def nothing_is_built(monkeypatch):
 
 
 def failure(capsys, *words: str) -> str:
-    """Run a command that has to fail with exit code 1, nothing on stdout and one line on stderr; returns that line."""
+    """The one line on stderr of a command that has to fail with exit code 1 and an empty stdout."""
     code = cli.main(words)
     out, err = capsys.readouterr()
     assert code == 1
@@ -63,8 +63,7 @@ def refusal(capsys, *words: str) -> str:
     return err
 
 
-# --- wrong requests
-# ----------------------------------------------------------------------------------------------------
+# --- wrong requests -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -93,7 +92,8 @@ def refusal(capsys, *words: str) -> str:
         (["report", "--profile", "huge"], "unknown profile 'huge'"),
         (
             ["data", "check", "voc13"],
-            "a check of voc, of coco, and of an existing folder with photos of your own, got 'voc13'",
+            "a check of voc, of coco, and of an existing folder with photos of your own, "
+            "got 'voc13'",
         ),
         (["bench", "speed"], "unknown benchmark 'speed'; there are evaluation"),
     ],
@@ -190,14 +190,13 @@ def test_error_with_notes_and_interruption(capsys, monkeypatch):
     assert "run the command again to resume" in err
 
 
-# --- right requests
-# ----------------------------------------------------------------------------------------------------
+# --- right requests -------------------------------------------------------------------------------
 
 
 def test_row_and_repeat_of_a_study_as_a_table_from_anywhere(tmp_path):
-    """As a job of a cluster array:
+    """As a job of a cluster array: another directory, few variables.
 
-    another directory, a relative store with spaces and umlauts, few variables.
+    The store is relative and has a space and an umlaut.
     """
     words = [
         sys.executable,
@@ -209,7 +208,7 @@ def test_row_and_repeat_of_a_study_as_a_table_from_anywhere(tmp_path):
         "smoke",
         "--row",
         "gap",
-        "--seed",
+        "--repeat",
         "0",
     ]
     environment = {
@@ -269,6 +268,19 @@ def test_stored_rows_print_their_summary(capsys, monkeypatch, nothing_is_built):
     asked.clear()
     assert cli.main(["run", "gap_vs_gpp", "--profile", "smoke"]) == 0
     assert {repeat for *_, repeat in asked} == set(range(SMOKE.repeats))
+
+
+def test_earlier_names_of_the_options_stay(monkeypatch, nothing_is_built):
+    asked = []
+
+    def stored(profile, row, repeat):
+        asked.append(repeat)
+        return {"miou": 40.0}
+
+    monkeypatch.setattr(run, "stored", stored)
+    words = ["run", "gap_vs_gpp", "--profile", "smoke", "--row", "gap"]
+    assert cli.main([*words, "--seeds", "3"]) == cli.main([*words, "--seed", "7"]) == 0
+    assert asked == [0, 1, 2, 7]
 
 
 def test_report_of_an_empty_store_says_not_run(capsys, nothing_is_built, stored):
@@ -343,8 +355,7 @@ def test_reproduce_leaves_long_studies_out_below_their_repeats_and_says_so(
     ]
 
 
-# --- data
-# --------------------------------------------------------------------------------------------------------------
+# --- data -----------------------------------------------------------------------------------------
 
 
 def test_data_check_counts_the_pack(capsys):

@@ -1,4 +1,4 @@
-"""pyproject.toml is the one list of packages; environment.yml and requirements.lock must say the same."""
+"""pyproject.toml is the one list of packages; environment.yml and requirements.lock agree."""
 
 import re
 from pathlib import Path

@@ -412,7 +412,8 @@ def test_claims_have_a_column_for_photos_from_the_committed_repeats():
 def test_photo_differences_come_from_one_set_of_photos(tmp_path, monkeypatch):
     file = tmp_path / "photos.csv"
     file.write_text(
-        "photos,row,label,repeat,miou\n640,gap,GAP,0,1\n640,gated,G,0,5\n1200,gap,GAP,0,2\n1200,gated,G,0,4\n640,a,A,0,7\n"
+        "photos,row,label,repeat,miou\n640,gap,GAP,0,1\n640,gated,G,0,5\n"
+        "1200,gap,GAP,0,2\n1200,gated,G,0,4\n640,a,A,0,7\n"
     )
     monkeypatch.setattr(photo_results, "FILE", file)
     photo_results.table.cache_clear()
