@@ -331,3 +331,16 @@ def test_rules_on_the_whole_find_long_medians_and_missing_text():
         cell.source = "x = 1\n" * 8
     assert short_cells(node)
     assert enough_text(node)
+
+
+TEXTS = [paths.ROOT / "README.md", *sorted((paths.ROOT / "docs").glob("*.md")), *NOTEBOOKS]
+NAMED = re.compile(r"`([\w./]+\.(?:py|toml))`")
+
+
+@pytest.mark.parametrize("file", TEXTS, ids=lambda file: file.stem)
+def test_files_that_a_text_names_are_there(file):
+    is_notebook = file.suffix == ".ipynb"
+    cells = text_cells(read(file)) if is_notebook else [file.read_text(encoding="utf-8")]
+    names = NAMED.findall("\n".join(cell.source if is_notebook else cell for cell in cells))
+    roots = (paths.ROOT, paths.ROOT / "aeft_lib")
+    assert [name for name in names if not any((root / name).is_file() for root in roots)] == []
