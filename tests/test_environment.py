@@ -29,7 +29,8 @@ PLAIN_FILES = (
 )
 # Where packages come from is the user's setting, and a path of one machine is of no use on another.
 HOSTS = re.compile(
-    r"pypi\.|pythonhosted|conda\.anaconda|download\.pytorch|registry\.|index-url|find-links|file://",
+    r"pypi\.|pythonhosted|conda\.anaconda|download\.pytorch|registry\.|"
+    r"index-url|find-links|file://",
     re.I,
 )
 MACHINE_PATHS = re.compile(r"(?<![\w.~/-])/(?:work|tmp|root|home|Users)\b")
