@@ -94,8 +94,7 @@ def _crf_row() -> dict:
     return row | {"ours_size_seen_s": cached["ours"], "ratio_size_seen": ratio, "threads": THREADS}
 
 
-# --- the two parts, each a pair of functions that make (..., L, h, w)
-# ------------------------------------------------
+# --- the two parts, each a pair of functions that make (..., L, h, w) ----------------------------
 
 
 def _walks() -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
@@ -168,8 +167,7 @@ def _scene() -> tuple[np.ndarray, Tensor]:
     ].clamp(0, 1)
 
 
-# --- time and memory
-# -------------------------------------------------------------------------------------------------
+# --- time and memory -----------------------------------------------------------------------------
 
 
 def _times(runs: dict[str, Callable]) -> tuple[dict[str, float], dict]:

@@ -124,8 +124,7 @@ def same(a: nn.Module, b: nn.Module) -> bool:
     )
 
 
-# --- seeds
-# -------------------------------------------------------------------------------------------------------------
+# --- seeds ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("optimiser", OPTIMISERS)
@@ -156,8 +155,7 @@ def test_frozen_weights_stay():
     assert not torch.equal(after.head.weight, before.head.weight)
 
 
-# --- resume
-# ------------------------------------------------------------------------------------------------------------
+# --- resume --------------------------------------------------------------------------------------
 
 
 class Killed(BaseException):
@@ -333,8 +331,7 @@ def test_checkpoint_holds_what_is_trained_and_no_pickle(tmp_path, monkeypatch):
     }
 
 
-# --- divergence
-# --------------------------------------------------------------------------------------------------------
+# --- divergence ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -404,8 +401,7 @@ def test_weights_that_are_not_finite_are_never_called_good(tmp_path, bad_step, e
         assert all(t.isfinite().all() for t in load_file(tmp_path / "checkpoint").values())
 
 
-# --- epochs of a given length, and what is done after each
-# -------------------------------------------------------------
+# --- epochs of a given length, and what is done after each ---------------------------------------
 
 
 def shown(**options) -> tuple[list[list[int]], list[dict[str, float]]]:
@@ -460,8 +456,7 @@ def test_resumed_epochs_are_not_called_again_but_one_killed_while_it_was_kept_is
     assert same(resumed, train()[0])
 
 
-# --- order and streams
-# -------------------------------------------------------------------------------------------------
+# --- order and streams ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("n", "size"), [(20, 6), (18, 6), (6, 6), (7, 1)])

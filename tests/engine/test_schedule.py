@@ -31,8 +31,7 @@ def tiny() -> nn.ModuleDict:
     return nn.ModuleDict({"backbone": backbone, "head": nn.Linear(4, 3)})
 
 
-# --- the course
-# ------------------------------------------------------------------------------------------------------
+# --- the course ----------------------------------------------------------------------------------
 
 
 def test_schedule_by_hand():
@@ -128,8 +127,7 @@ def test_schedule_refuses_what_would_fail_or_lie_later(name, value):
         schedule(**{name: value})
 
 
-# --- the optimiser
-# ---------------------------------------------------------------------------------------------------
+# --- the optimiser -------------------------------------------------------------------------------
 
 
 def test_optimiser_has_backbone_and_rest_and_nothing_frozen():
@@ -148,8 +146,7 @@ def test_optimiser_has_backbone_and_rest_and_nothing_frozen():
     assert rest["lr"] == 0.1
 
 
-# --- golden parity of both
-# -------------------------------------------------------------------------------------------
+# --- golden parity of both -----------------------------------------------------------------------
 
 
 class Scalar(nn.Module):

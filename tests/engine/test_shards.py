@@ -36,8 +36,7 @@ def with_processes(monkeypatch, count: int) -> None:
     monkeypatch.setenv(VARIABLE, str(count))
 
 
-# --- how many
-# --------------------------------------------------------------------------------------------------------
+# --- how many ------------------------------------------------------------------------------------
 
 
 def test_one_process_where_nothing_is_asked(monkeypatch):
@@ -63,8 +62,7 @@ def test_anything_but_a_count_is_refused(monkeypatch, value):
             ask()
 
 
-# --- results
-# ---------------------------------------------------------------------------------------------------------
+# --- results -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [0, 1, SHARD, SHARD + 1, 3 * SHARD - 1])
@@ -101,8 +99,7 @@ def test_a_shard_is_not_begun_before_it_is_asked_for(monkeypatch, small_shards):
     assert [next(results) for _ in range(4)] == [0, 1, 2, 3]
 
 
-# --- errors
-# ----------------------------------------------------------------------------------------------------------
+# --- errors --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("asked", [1, 2])

@@ -54,8 +54,7 @@ def random_image(rng, tags: list[int], size=(12, 15)) -> tuple[Seed, np.ndarray]
     return Seed(torch.tensor(tags, dtype=torch.int64), cam), mask
 
 
-# --- fits
-# ------------------------------------------------------------------------------------------------------------
+# --- fits ----------------------------------------------------------------------------------------
 
 
 def test_fits_by_hand():
@@ -131,8 +130,7 @@ def test_an_image_without_tags_has_no_objects():
     assert object_counts(untagged(2, 3), np.zeros((2, 3), np.uint8), 0.5) == []
 
 
-# --- counts
-# ----------------------------------------------------------------------------------------------------------
+# --- counts --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -176,8 +174,7 @@ def test_counts_of_all_objects_are_those_of_the_evaluation(rng, threshold):
             assert total[1:].sum() > 0
 
 
-# --- spread
-# ----------------------------------------------------------------------------------------------------------
+# --- spread --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -214,8 +211,7 @@ def test_a_sharper_cam_is_less_spread(rng):
     assert 0 < entropies[-1] < entropies[0] < 1
 
 
-# --- the stage
-# -------------------------------------------------------------------------------------------------------
+# --- the stage -----------------------------------------------------------------------------------
 
 SCENES = ControlledSpec("val", 5, 48, objects=2)
 

@@ -65,8 +65,7 @@ def as_tensors(cams, masks):
     ]
 
 
-# --- golden parity
-# ---------------------------------------------------------------------------------------------------
+# --- golden parity -------------------------------------------------------------------------------
 
 
 def golden_images(vectors):
@@ -132,8 +131,7 @@ def test_golden_counts_of_label_maps(golden, kind):
     np.testing.assert_allclose(ours.miou, vectors[f"{kind}/mIoU_percent_f64"], rtol=0, atol=1e-10)
 
 
-# --- two implementations agree
-# ---------------------------------------------------------------------------------------
+# --- two implementations agree -------------------------------------------------------------------
 
 
 @pytest.mark.exact
@@ -195,8 +193,7 @@ def test_the_order_of_images_does_not_matter_and_every_iterable_is_read_once(rng
     assert_counts(forward, backward.tp, backward.predicted, backward.true)
 
 
-# --- hand-worked numbers
-# ---------------------------------------------------------------------------------------------
+# --- hand-worked numbers -------------------------------------------------------------------------
 
 
 def test_counts_iou_precision_and_recall_by_hand():
@@ -229,8 +226,7 @@ def test_best_is_the_first_of_the_highest_and_at_reads_one_threshold():
     assert_counts(swept.at(3), [1, 1], [2, 1], [1, 2])
 
 
-# --- the threshold without masks
-# -------------------------------------------------------------------------------------
+# --- the threshold without masks -----------------------------------------------------------------
 
 
 def otsu_by_definition(scores: np.ndarray, thresholds: np.ndarray) -> list[float]:
@@ -279,8 +275,7 @@ def test_top_scores_are_counted_between_thresholds_closed_above():
     assert sweep([cam], [torch.zeros(1, 6)], [0.1, 0.2, 0.3]).top.tolist() == [2, 1, 2, 1]
 
 
-# --- tags
-# ------------------------------------------------------------------------------------------------------------
+# --- tags ----------------------------------------------------------------------------------------
 
 
 def test_mean_average_precision_by_hand():
@@ -322,8 +317,7 @@ def test_mean_average_precision_refuses(logits, tags, message):
         mean_average_precision(logits, tags)
 
 
-# --- refusals
-# --------------------------------------------------------------------------------------------------------
+# --- refusals ------------------------------------------------------------------------------------
 
 CAM, MASK = torch.full((2, 3, 4), 0.5), torch.zeros(3, 4, dtype=torch.uint8)
 

@@ -31,8 +31,7 @@ def saved(file: Path, picture: Image.Image, **options) -> Path:
     return file
 
 
-# --- scores to labels
-# ------------------------------------------------------------------------------------------------
+# --- scores to labels ----------------------------------------------------------------------------
 
 
 def test_posteriors_leave_the_rest_to_the_background():
@@ -85,8 +84,7 @@ def test_other_numbers_of_ids_and_scores_are_refused(shape):
         label_map(torch.tensor([0, 1]), torch.zeros(shape))
 
 
-# --- palette
-# ---------------------------------------------------------------------------------------------------------
+# --- palette -------------------------------------------------------------------------------------
 
 
 def test_palette_is_vocs():
@@ -113,8 +111,7 @@ def test_a_written_map_shows_the_colours_of_its_labels(tmp_path):
         assert (np.asarray(picture.convert("RGB")) == voc_palette()[LABELS]).all()
 
 
-# --- there and back
-# --------------------------------------------------------------------------------------------------
+# --- there and back ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (37, 41)])
@@ -174,8 +171,7 @@ def test_what_is_no_label_map_is_not_written(tmp_path, labels):
     assert not list(tmp_path.iterdir())
 
 
-# --- what is no label map
-# --------------------------------------------------------------------------------------------
+# --- what is no label map ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -246,8 +242,7 @@ def test_254_is_no_other_name_of_void(tmp_path):
         read_label_map(tmp_path / "map.png", num_classes=20)
 
 
-# --- statistics
-# ------------------------------------------------------------------------------------------------------
+# --- statistics ----------------------------------------------------------------------------------
 
 
 def test_statistics_by_hand():

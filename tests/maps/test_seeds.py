@@ -49,8 +49,7 @@ def test_golden_merge_of_scales_and_mirror_images(golden, assert_near):
         assert (ours[0, others] == 0).all()
 
 
-# --- combine_scales: limit cases
-# -------------------------------------------------------------------------------------
+# --- combine_scales: limit cases -----------------------------------------------------------------
 
 
 def test_one_pass_is_upsampled_then_rectified_then_normalised():
@@ -119,8 +118,7 @@ def test_combine_scales_refuses_no_passes_or_other_flags(n, mirrored):
         combine_scales([torch.zeros(1, 1, 2, 2)] * n, size=(4, 4), mirrored=mirrored)
 
 
-# --- the store
-# -------------------------------------------------------------------------------------------------------
+# --- the store -----------------------------------------------------------------------------------
 
 
 def named_seeds(n: int = 3) -> list[tuple[str, Seed]]:

@@ -50,8 +50,7 @@ def written(tmp_path):
     return write
 
 
-# --- right files
-# -----------------------------------------------------------------------------------------------------
+# --- right files ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("version", [0, 1, 2, 3])
@@ -81,8 +80,7 @@ def test_a_real_file_of_the_oldest_form():
     assert all(torch.equal(array, torch.arange(128.0)) for array in found.values())
 
 
-# --- damage
-# ----------------------------------------------------------------------------------------------------------
+# --- damage --------------------------------------------------------------------------------------
 
 GOOD = container({"arg:a": np.ones((2, 3), np.float32), "arg:b": np.ones(4, np.float32)})
 
@@ -130,8 +128,7 @@ def test_damage_is_named(written, content, message):
         read_mxnet_params(written(content))
 
 
-# --- ResNet38d
-# -------------------------------------------------------------------------------------------------------
+# --- ResNet38d -----------------------------------------------------------------------------------
 
 
 def published_name(name: str) -> str:

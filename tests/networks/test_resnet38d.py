@@ -56,8 +56,7 @@ def training(reference):
     reference.eval().zero_grad(set_to_none=True)
 
 
-# --- golden parity
-# ---------------------------------------------------------------------------------------------------
+# --- golden parity -------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -145,8 +144,7 @@ def test_golden_frozen_convolutions_have_no_gradient(measured, golden_case):
         assert found["grad_none"] == sorted(golden_case[f"{case}/grad_none"].tolist())
 
 
-# --- blocks by hand
-# --------------------------------------------------------------------------------------------------
+# --- blocks by hand ------------------------------------------------------------------------------
 
 
 def with_centre_taps(block: nn.Module, **weights: float) -> nn.Module:
@@ -210,8 +208,7 @@ def test_gradients_of_blocks(make):
     assert torch.autograd.gradcheck(block, (x,))
 
 
-# --- what is frozen
-# --------------------------------------------------------------------------------------------------
+# --- what is frozen ------------------------------------------------------------------------------
 
 
 def test_train_mode_moves_no_statistics_and_gives_frozen_parts_no_gradient(training):
@@ -243,8 +240,7 @@ def test_nothing_is_random_in_eval_mode(backbone):
         assert torch.equal(backbone(IMAGES), backbone(IMAGES))
 
 
-# --- sizes
-# -----------------------------------------------------------------------------------------------------------
+# --- sizes ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("size", "grid"), [((1, 1), (1, 1)), ((8, 16), (1, 2)), ((9, 17), (2, 3))])
@@ -279,8 +275,7 @@ def test_images_do_not_mix(backbone):
     torch.testing.assert_close(together[1:], alone, rtol=0, atol=1e-4 * alone.max().item())
 
 
-# --- normalisation and refusals
-# --------------------------------------------------------------------------------------
+# --- normalisation and refusals ------------------------------------------------------------------
 
 
 def test_normalise_by_hand():

@@ -74,8 +74,7 @@ def segmenter(seed: int = 0, **options) -> Segmenter:
     return Segmenter(**{"backbone": Strided(), "num_classes": 2, "hidden": 8} | options)
 
 
-# --- loss
-# ------------------------------------------------------------------------------------------------------------
+# --- loss ----------------------------------------------------------------------------------------
 
 
 def test_loss_is_cross_entropy_without_void():
@@ -180,8 +179,7 @@ def test_loss_refuses_labels_beyond_the_classes(label):
         segmentation_loss(logits, labels)
 
 
-# --- network
-# ---------------------------------------------------------------------------------------------------------
+# --- network -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("stride", "dilation"), [(8, 12), (16, 6), (32, 3), (4, 24), (128, 1)])
@@ -265,8 +263,7 @@ def test_two_images_are_learned_by_heart():
     assert losses[-1] < 0.3 * losses[0]
 
 
-# --- test passes
-# -----------------------------------------------------------------------------------------------------
+# --- test passes ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scales", [(1.0,), SCALES, (0.01,)])

@@ -25,8 +25,7 @@ def unchanged(net: nn.Module, before: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
 
 
-# --- files
-# -----------------------------------------------------------------------------------------------------------
+# --- files ---------------------------------------------------------------------------------------
 
 
 def test_a_file_holds_the_trained_tensors_alone(tmp_path):
@@ -84,8 +83,7 @@ def test_a_file_of_a_network_with_more_trained_parts_is_refused_and_changes_noth
     assert unchanged(net, before)
 
 
-# --- build
-# -----------------------------------------------------------------------------------------------------------
+# --- build ---------------------------------------------------------------------------------------
 
 
 def test_a_seed_decides_the_weights_whatever_was_drawn_before():

@@ -39,8 +39,7 @@ def shared() -> CamClassifier:
     return network()
 
 
-# --- shapes
-# ----------------------------------------------------------------------------------------------------------
+# --- shapes --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("side", "cells"), [(64, 4), (160, 10), (100, 7)])
@@ -84,8 +83,7 @@ def test_head_starts_xavier_uniform():
         assert layer.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
 
 
-# --- what is frozen
-# --------------------------------------------------------------------------------------------------
+# --- what is frozen ------------------------------------------------------------------------------
 
 
 def batch_norms(net: nn.Module) -> list[nn.BatchNorm2d]:
@@ -165,8 +163,7 @@ def test_cached_features_give_what_the_images_give(shared):
     )
 
 
-# --- checkpoints
-# -----------------------------------------------------------------------------------------------------
+# --- checkpoints ---------------------------------------------------------------------------------
 
 
 @pytest.mark.exact
@@ -216,8 +213,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_whole(change, message):
     assert all(torch.equal(tensor, before[name]) for name, tensor in trained_state(net).items())
 
 
-# --- published weights
-# -----------------------------------------------------------------------------------------------
+# --- published weights ---------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -306,8 +302,7 @@ def test_missing_weights_say_how_to_install_them(monkeypatch):
         EfficientNetLite0(trained_stages=0)
 
 
-# --- refusals
-# --------------------------------------------------------------------------------------------------------
+# --- refusals ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("trained_stages", [-1, 8])

@@ -24,8 +24,7 @@ def random_maps(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-# --- max_norm
-# --------------------------------------------------------------------------------------------------------
+# --- max_norm ------------------------------------------------------------------------------------
 
 
 def test_golden_max_norm(golden):
@@ -71,8 +70,7 @@ def test_max_norm_refuses_maps_without_a_batch():
         max_norm(torch.zeros(2, 3, 3))
 
 
-# --- erase
-# -----------------------------------------------------------------------------------------------------------
+# --- erase ---------------------------------------------------------------------------------------
 
 RAMP = torch.tensor([[[[0.0, 1.0], [2.0, 4.0]]]]).double()  # max_norm gives 0, 1/4, 1/2, 1
 PICTURE = torch.full((1, 3, 2, 2), 8.0).double()
@@ -170,8 +168,7 @@ def test_mask_has_a_gradient_only_on_demand_and_only_in_the_ring():
         assert not erased.images.requires_grad
 
 
-# --- embeddings
-# ------------------------------------------------------------------------------------------------------
+# --- embeddings ----------------------------------------------------------------------------------
 
 
 def test_golden_embeddings(golden_losses, assert_near):
@@ -247,8 +244,7 @@ def test_embedding_gradients_are_right():
     assert torch.autograd.gradcheck(lambda x: region_embeddings(x, region), maps)
 
 
-# --- partners
-# --------------------------------------------------------------------------------------------------------
+# --- partners ------------------------------------------------------------------------------------
 
 A, B, BOTH, NONE = [1, 0], [0, 1], [1, 1], [0, 0]
 
@@ -319,8 +315,7 @@ def test_tags_may_be_of_any_type(dtype):
     assert embeddings(RAMP, ONE.to(dtype)).item() == 7 / 4
 
 
-# --- refusals
-# --------------------------------------------------------------------------------------------------------
+# --- refusals ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan")])

@@ -42,8 +42,7 @@ def silence_gates(layer: PyramidPooling) -> PyramidPooling:
     return layer
 
 
-# --- golden parity
-# ---------------------------------------------------------------------------------------------------
+# --- golden parity -------------------------------------------------------------------------------
 
 
 def numbers(keys, pattern: str) -> list[int]:
@@ -102,8 +101,7 @@ def test_golden_gradients_of_cam_and_gates(golden, assert_near):
                 assert_near(convolution.weight.grad, vectors[name], 1e-4, name)
 
 
-# --- levels
-# ----------------------------------------------------------------------------------------------------------
+# --- levels --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [(7, 11), (10, 13), (5, 3), (16, 16), (1, 9)])
@@ -153,8 +151,7 @@ def test_levels_above_the_map_are_pooled_not_refused():
     assert pooled.logits.isfinite().all()
 
 
-# --- limit cases and hand-worked numbers
-# -----------------------------------------------------------------------------
+# --- limit cases and hand-worked numbers ---------------------------------------------------------
 
 
 def test_gap_by_hand():
@@ -269,8 +266,7 @@ def test_attention_off_averages_the_fused_pyramid():
     )  # levels that divide the map keep its mean
 
 
-# --- square root, normalised, and the gain of gates: not the paper's
-# ---------------------------------------------------
+# --- square root, normalised, and the gain of gates: not the paper's -----------------------------
 
 
 def test_square_root_and_normalised_predictions_by_hand():
@@ -417,8 +413,7 @@ def test_gates_that_begin_open_fuse_to_means(fusion):
     torch.testing.assert_close(halved.fused[0], pooled.fused[0] / 2)
 
 
-# --- gradients
-# -------------------------------------------------------------------------------------------------------
+# --- gradients -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("prediction", [*gpp.PREDICTIONS, *gpp.VARIANTS])
@@ -488,8 +483,7 @@ def test_inference_mode_first_does_not_poison_training():
     torch.testing.assert_close(trained.logits, seen)
 
 
-# --- symmetries
-# ------------------------------------------------------------------------------------------------------
+# --- symmetries ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("fusion", "levels"), [("single", (3,)), ("average", (1, 2, 3))])
@@ -527,8 +521,7 @@ def test_images_of_a_batch_do_not_see_each_other():
     torch.testing.assert_close(layer(cam).logits[1:2], layer(cam[1:2]).logits)
 
 
-# --- refusals
-# --------------------------------------------------------------------------------------------------------
+# --- refusals ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

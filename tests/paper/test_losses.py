@@ -14,8 +14,7 @@ def random_maps(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-# --- golden parity
-# ---------------------------------------------------------------------------------------------------
+# --- golden parity -------------------------------------------------------------------------------
 
 
 def golden_repulsion(case):
@@ -78,8 +77,7 @@ def test_own_tags_make_the_distance_a_sum_of_two_squares(golden_losses):
             )
 
 
-# --- classification
-# --------------------------------------------------------------------------------------------------
+# --- classification ------------------------------------------------------------------------------
 
 
 def test_classification_by_hand():
@@ -117,8 +115,7 @@ def test_classification_refuses_tags_of_another_shape(shape):
         classification(torch.zeros(2, 3), torch.zeros(shape))
 
 
-# --- attract
-# ---------------------------------------------------------------------------------------------------------
+# --- attract -------------------------------------------------------------------------------------
 
 
 def test_attract_soft_by_hand():
@@ -150,8 +147,7 @@ def test_attract_gradients_are_right():
     )
 
 
-# --- repel
-# -----------------------------------------------------------------------------------------------------------
+# --- repel ---------------------------------------------------------------------------------------
 
 # Squared distances 1/4, 1/16 and 1.
 ANCHOR, NEGATIVE = (
@@ -232,8 +228,7 @@ def test_repel_gradients_are_right_and_push_apart():
     assert torch.equal(further > repulsion.distances, repulsion.hard)
 
 
-# --- refusals
-# --------------------------------------------------------------------------------------------------------
+# --- refusals ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (1, 2), (3,), (3, 2, 1, 1)])

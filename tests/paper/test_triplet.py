@@ -83,8 +83,7 @@ def gradients(network: CamClassifier, batch: Batch, method: Triplet) -> dict[str
     return {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
 
 
-# --- golden parity
-# ---------------------------------------------------------------------------------------------------
+# --- golden parity -------------------------------------------------------------------------------
 
 
 class Recorded:
@@ -133,8 +132,7 @@ def test_golden_step_of_the_reference(golden_losses, assert_near):
         assert leaves["cam"].grad is None
 
 
-# --- terms
-# -----------------------------------------------------------------------------------------------------------
+# --- terms ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -257,8 +255,7 @@ def test_repel_targets_by_hand(target, distance):
     assert seen["repel"].item() == pytest.approx(1 - distance, abs=1e-4)
 
 
-# --- gradients
-# -------------------------------------------------------------------------------------------------------
+# --- gradients -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -307,8 +304,7 @@ def test_attraction_reaches_the_anchors_cam_as_itself_or_through_an_attached_mas
     assert torch.equal(attract, same)  # gradients differ, the loss does not
 
 
-# --- the device is never waited for
-# ------------------------------------------------------------------------------------
+# --- the device is never waited for --------------------------------------------------------------
 
 
 class NoWaiting(TorchDispatchMode):
@@ -346,8 +342,7 @@ def test_a_step_waits_for_nothing(network, batch, settings):
         gradients(network, batch, settings)
 
 
-# --- settings
-# --------------------------------------------------------------------------------------------------------
+# --- settings ------------------------------------------------------------------------------------
 
 
 def test_presets_differ_in_the_quirks_and_in_nothing_else():

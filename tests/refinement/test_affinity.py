@@ -61,8 +61,7 @@ def brute_pairs(size: tuple[int, int], radius: int) -> list[tuple[int, int]]:
     return found
 
 
-# --- pairs
-# -----------------------------------------------------------------------------------------------------------
+# --- pairs ---------------------------------------------------------------------------------------
 
 
 def test_golden_pairs(golden):
@@ -129,8 +128,7 @@ def test_a_grid_smaller_than_the_radius_is_refused():
         offsets(-1)
 
 
-# --- affinities
-# ------------------------------------------------------------------------------------------------------
+# --- affinities ----------------------------------------------------------------------------------
 
 
 def golden_affinity(vectors, case: str) -> tuple[torch.Tensor, tuple[int, int], int]:
@@ -225,8 +223,7 @@ def test_affinity_refusals():
         sparse_affinity(torch.zeros(4, 5), (3, 5), 2)
 
 
-# --- labels
-# ----------------------------------------------------------------------------------------------------------
+# --- labels --------------------------------------------------------------------------------------
 
 
 def golden_pair_labels(vectors, case: str) -> PairLabels:
@@ -317,8 +314,7 @@ def test_pair_label_refusals():
         pair_labels(torch.zeros(3, 3, dtype=torch.uint8))
 
 
-# --- loss
-# ------------------------------------------------------------------------------------------------------------
+# --- loss ----------------------------------------------------------------------------------------
 
 
 def test_golden_loss_and_gradient(golden, assert_near):

@@ -58,8 +58,7 @@ def reference() -> AffinityNet:
     return with_golden_weights(network, salt("affinity_net", "aff"))
 
 
-# --- golden parity
-# ---------------------------------------------------------------------------------------------------
+# --- golden parity -------------------------------------------------------------------------------
 
 
 def golden_prefixes(vectors) -> list[str]:
@@ -95,8 +94,7 @@ def layers(network: AffinityNet) -> tuple[nn.Conv2d, ...]:
     return network.f8_3, network.f8_4, network.f8_5, network.f9
 
 
-# --- taps of the small backbone
-# --------------------------------------------------------------------------------------
+# --- taps of the small backbone ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("trained_stages", [0, 2, 7])
@@ -124,8 +122,7 @@ def test_trained_parts_and_new_layers_have_a_gradient_and_frozen_ones_none():
     assert not any(name.startswith("backbone._trunk") for name in got)
 
 
-# --- the network
-# -----------------------------------------------------------------------------------------------------
+# --- the network ---------------------------------------------------------------------------------
 
 
 def test_features_are_three_projections_on_the_finest_grid_mixed_by_a_fourth():
@@ -189,8 +186,7 @@ def test_the_same_seed_gives_the_same_weights(network):
     assert not torch.equal(other.f9.weight, network.f9.weight)
 
 
-# --- affinities
-# ------------------------------------------------------------------------------------------------------
+# --- affinities ----------------------------------------------------------------------------------
 
 
 def test_one_sparse_affinity_per_image_and_images_do_not_mix(network):
@@ -231,8 +227,7 @@ def test_small_images_have_a_grid_with_few_or_no_pairs(network, reference, size,
     assert effective_radius(grid) == (min(grid) - 1) // 2
 
 
-# --- refusals
-# --------------------------------------------------------------------------------------------------------
+# --- refusals ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 16), (1, 1, 16, 16)])

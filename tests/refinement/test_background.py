@@ -57,8 +57,7 @@ def test_a_larger_power_crosses_lower():
     assert list(map(power_at, THRESHOLDS)) == sorted(map(power_at, THRESHOLDS), reverse=True)
 
 
-# --- the rule
-# --------------------------------------------------------------------------------------------------------
+# --- the rule ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("threshold", THRESHOLDS)
@@ -85,8 +84,7 @@ def test_the_reference_lies_within_its_own_rule():
     assert pytest.approx(distance / 2, abs=0.01) == REFERENCE_SPREAD
 
 
-# --- refusals
-# --------------------------------------------------------------------------------------------------------
+# --- refusals ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("threshold", [0, 1, -0.1, 1.5, math.nan, math.inf])

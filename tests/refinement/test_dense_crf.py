@@ -59,8 +59,7 @@ def agreement(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return (ours.argmax(dim=0) == theirs.argmax(dim=0)).double().mean().item()
 
 
-# --- golden parity
-# ---------------------------------------------------------------------------------------------------
+# --- golden parity -------------------------------------------------------------------------------
 
 
 def test_golden_posteriors_for_every_alpha(golden):
@@ -111,8 +110,7 @@ def test_golden_iteration_after_the_random_walk(golden):
         assert (scores.argmax(dim=0).numpy() == case["rw_argmax_t0"]).all()
 
 
-# --- oracles
-# ---------------------------------------------------------------------------------------------------------
+# --- oracles -------------------------------------------------------------------------------------
 
 
 def library_posterior(
@@ -180,8 +178,7 @@ def test_the_lattice_is_near_the_exact_gaussian(rng):
     assert np.mean(differences) <= 0.03
 
 
-# --- the lattice
-# -----------------------------------------------------------------------------------------------------
+# --- the lattice ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("d", [1, 2, 5])
@@ -221,8 +218,7 @@ def test_lattice_refusals():
         Lattice(torch.tensor([[0.0] * 5, [1e6] * 5]))
 
 
-# --- limit cases
-# -----------------------------------------------------------------------------------------------------
+# --- limit cases ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("h", "w"), ODD_SIZES)
@@ -314,8 +310,7 @@ def test_gpu_agrees(rng):
         torch.testing.assert_close(there.cpu(), here, rtol=0, atol=TOLERANCE)
 
 
-# --- scores
-# ----------------------------------------------------------------------------------------------------------
+# --- scores --------------------------------------------------------------------------------------
 
 
 def test_background_by_hand():

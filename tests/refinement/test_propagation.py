@@ -35,8 +35,7 @@ def problem(h: int, w: int, k: int = 2) -> tuple[np.ndarray, torch.Tensor, Spars
     return image, torch.rand(k, h, w, generator=generator), affinity_of(z)
 
 
-# --- golden parity
-# ---------------------------------------------------------------------------------------------------
+# --- golden parity -------------------------------------------------------------------------------
 
 
 def golden_case(
@@ -94,8 +93,7 @@ def test_golden_label_map_with_a_crf_but_for_the_image_it_sees(golden):
     ).all()
 
 
-# --- padding
-# ---------------------------------------------------------------------------------------------------------
+# --- padding -------------------------------------------------------------------------------------
 
 
 def test_images_are_padded_with_zeros_right_and_below():
@@ -108,8 +106,7 @@ def test_images_are_padded_with_zeros_right_and_below():
     assert padded(images.to(torch.uint8)).dtype == torch.uint8
 
 
-# --- sizes and limit cases
-# -------------------------------------------------------------------------------------------
+# --- sizes and limit cases -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("h", "w"), [(1, 1), (1, 40), (7, 9), (16, 24), (33, 47)])
@@ -188,8 +185,7 @@ def test_other_cells_than_the_default():
     assert posterior.shape == (3, 9, 10)
 
 
-# --- refusals
-# --------------------------------------------------------------------------------------------------------
+# --- refusals ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [(20, 29), (30, 20), (24, 32)])

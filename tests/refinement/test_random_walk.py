@@ -65,8 +65,7 @@ def dense_transition(affinity: SparseAffinity, beta: float) -> torch.Tensor:
     return matrix / matrix.sum(dim=0, keepdim=True)
 
 
-# --- golden parity
-# ---------------------------------------------------------------------------------------------------
+# --- golden parity -------------------------------------------------------------------------------
 
 
 def golden_cases(vectors) -> list[str]:
@@ -185,8 +184,7 @@ def test_golden_way_from_cam_to_label_map(golden, assert_near):
                 assert sure.mean() > 0.99
 
 
-# --- the definition
-# --------------------------------------------------------------------------------------------------
+# --- the definition ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("beta", [1, 8, 2.5])
@@ -221,8 +219,7 @@ def test_the_result_has_the_type_of_the_scores():
     assert propagate(affinity._replace(value=affinity.value.float()), scores).dtype == torch.float64
 
 
-# --- what a walk keeps
-# -----------------------------------------------------------------------------------------------
+# --- what a walk keeps ---------------------------------------------------------------------------
 
 
 def test_a_constant_map_stays_and_no_map_leaves_its_range():
@@ -268,8 +265,7 @@ def test_scores_flow_inside_a_region_and_not_out_of_it():
     assert walked[0, :, 10:].max() < 1e-12
 
 
-# --- limit cases
-# -----------------------------------------------------------------------------------------------------
+# --- limit cases ---------------------------------------------------------------------------------
 
 
 def test_no_step_is_the_identity():
@@ -316,8 +312,7 @@ def test_gpu_agrees():
     )
 
 
-# --- refusals
-# --------------------------------------------------------------------------------------------------------
+# --- refusals ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("beta", [0, -1, float("nan"), float("inf")])
