@@ -57,7 +57,7 @@ def test_runs_in_order_with_parameters_and_publishes(folder, monkeypatch, capsys
 
     assert (folder / "order.txt").read_text() == "12"
     assert home == folder.parent / "runs" / "notebooks" / "tiny-2repeats"
-    values = printed(home / "01_first.ipynb").split()
+    values = printed(home / "01_first.ipynb").split(maxsplit=4)
     assert values[:3] == ["tiny", "2", "None"]
     assert "inline" in values[3]
     assert values[4] == sys.executable
