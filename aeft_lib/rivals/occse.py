@@ -53,6 +53,7 @@ class OcCse(CamMethod):
         output = forward(network, batch)
         drawn = draw_class(batch.tags, batch.noise[:, 0])
         mask = erasing_mask(output.cam, drawn, batch.images.shape[-2:], per=self.mask_max)
+        mask = mask * batch.tags.bool().any(dim=1)[:, None, None, None]  # no tag, nothing to erase
         left = oc(batch.images * (1 - mask)).logits
         return {"logits": output.logits, "tags": batch.tags, "drawn": drawn, "left": left}
 

@@ -5,7 +5,7 @@ cache.  Half precision halves the disk; tests/stages/test_cache_features.py boun
 in a CAM.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,14 +57,15 @@ def cache_features(
     return {"scenes": len(scenes)}
 
 
-def load_features(artefact: Artefact, part: slice = slice(None)) -> dict[str, Tensor]:
+def load_features(
+    artefact: Artefact, part: slice = slice(None), *, names: Sequence[str] = ()
+) -> dict[str, Tensor]:
     """``{"scale_1.0": (N, 2, C, h, w) float16 (plain, mirrored), ..., "tags": (N, K) bool}``.
 
-    part: of the N scenes.
+    part: of the N scenes.  names: of the tensors, () for all.
     """
     with safe_open(artefact.folder / FILE, framework="pt") as opened:
-        names = opened.keys()
-        return {name: opened.get_slice(name)[part] for name in names}
+        return {name: opened.get_slice(name)[part] for name in names or opened.keys()}
 
 
 def scale_name(scale: float) -> str:

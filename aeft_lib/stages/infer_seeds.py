@@ -13,7 +13,7 @@ from aeft_lib.engine import ranks
 from aeft_lib.engine.shards import over_images
 from aeft_lib.maps.seeds import Seed, SeedWriter
 from aeft_lib.stages.artefact import Artefact
-from aeft_lib.stages.cache_features import load_features
+from aeft_lib.stages.cache_features import load_features, scale_name
 from aeft_lib.stages.loading import load_network, ready
 from aeft_lib.stages.method import Reader
 from aeft_lib.stages.reading import LOGITS, seed_stream, tag_logits
@@ -47,11 +47,13 @@ def infer_seeds(spec: SeedSpec, inputs: Mapping[str, Artefact], folder: Path) ->
             writer.add(name, seed)
             logits.append(scores)
             tags.append(tagged)
-    if features is not None and ranks.is_main():
-        logits = tag_logits(ready(load_network, classifier), load_features(features))
-    if len(logits):
-        logits = logits if isinstance(logits, Tensor) else torch.stack(logits)
-        save_file({"logits": logits, "tags": torch.stack(tags)}, folder / LOGITS)
+    if tags:  # on the main rank
+        if features is None:
+            scores = torch.stack(logits)
+        else:
+            plain = load_features(features, names=[scale_name(1)])
+            scores = tag_logits(ready(load_network, classifier), plain)
+        save_file({"logits": scores, "tags": torch.stack(tags)}, folder / LOGITS)
     return {"images": len(tags)}
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from aeft_lib.maps import labels as label_maps
 from aeft_lib.refinement import affinity
 from aeft_lib.refinement.affinity import (
     EPS,
@@ -421,3 +422,7 @@ def test_loss_refuses_labels_of_another_shape():
         match=r"affinity \(1, 3\) and background labels \(1, 2\) must have the same shape",
     ):
         affinity_loss(torch.rand(1, 3), kinds("void", "void"))
+
+
+def test_void_is_the_label_of_the_maps():
+    assert label_maps.VOID == VOID

@@ -347,6 +347,24 @@ def test_a_map_without_a_positive_value_erases_nothing_and_learns_nothing_from_t
     assert reached.tolist() == [i != silent for i in range(B)]
 
 
+def test_nothing_is_erased_in_an_image_without_a_tag():
+    samples, seen = batch(), []
+    samples = samples._replace(tags=samples.tags.clone())
+    untagged = 3
+    samples.tags[untagged] = 0
+
+    def judge(images: Tensor) -> CamOutput:
+        seen.append(images.detach())
+        return CamOutput(None, images.mean(dim=(2, 3))[:, :1].expand(-1, K), None)
+
+    network = Given(1 + torch.rand(B, K, 6, 8, generator=torch.Generator().manual_seed(4)))
+    terms = terms_of(OcCse(), network, samples, judge)
+    changed = (seen[0] != samples.images).flatten(1).any(dim=1)
+    assert changed.tolist() == [i != untagged for i in range(B)]
+    gradient = gradient_of({"judged": terms["judged"]}, network)["cam"][untagged]
+    assert not gradient.any()
+
+
 def test_maps_all_without_a_positive_value_are_a_whole_image_each():
     samples, judge = batch(), frozen(Tiny(random_weights(1)))
     network = Given(-torch.rand(B, K, 6, 8, generator=torch.Generator().manual_seed(5)))
