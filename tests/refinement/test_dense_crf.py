@@ -186,13 +186,82 @@ def test_every_point_splats_its_whole_weight_on_d_plus_1_vertices(d):
     points = 4 * torch.randn(50, d, generator=torch.Generator().manual_seed(d))
     weights = dense_crf._enclosing_simplex(points)[2]
     bound = 1e-5  # float32, coordinates up to about 20: 20 x 6e-8 x a margin of 10
-    torch.testing.assert_close(weights.sum(dim=1), torch.ones(50), rtol=0, atol=bound)
-    splat, slice_ = (matrix.to_dense() for matrix in Lattice(points).matrices)
+    torch.testing.assert_close(weights.sum(dim=0), torch.ones(50), rtol=0, atol=bound)
+    assert (weights >= -bound).all()
+    lattice = Lattice(points)
+    splat, slice_ = matrices(lattice)
     torch.testing.assert_close(
         splat, slice_.T * (1 + 2.0**-d)
     )  # one another's transpose, but for the lattice's scale
     assert (splat >= -bound).all()
     assert ((splat != 0).sum(dim=0) <= d + 1).all()
+    assert (splat[-1] == 0).all()  # the row of absent neighbours
+
+
+def matrices(lattice: Lattice) -> tuple[torch.Tensor, torch.Tensor]:
+    """splat (M + 1, N) and slice (N, M + 1), dense."""
+    (starts, points, weights), index = lattice.splat, lattice.index.long()
+    slice_ = torch.zeros(len(index), len(starts) - 1).scatter_add_(1, index, lattice.weights)
+    rows = torch.arange(len(starts) - 1).repeat_interleave(starts.diff())
+    splat = torch.zeros_like(slice_.T)
+    return splat.index_put_((rows, points.long()), weights, accumulate=True), slice_
+
+
+@pytest.mark.parametrize("d", [1, 2, 5])
+def test_neighbours_are_one_another_s_and_one_step_apart(d):
+    features = 2 * torch.randn(400, d, generator=torch.Generator().manual_seed(d))
+    simplices = dense_crf._simplices(features)
+    numbering = dense_crf._numbering(simplices.nearest)
+    keys, index, _ = dense_crf._vertices(simplices, numbering)
+    places = vertex_coordinates(simplices, index, len(keys))
+    assert len(places.unique(dim=0)) == len(keys)
+    for axis, (before, after) in enumerate(dense_crf._neighbours(keys, numbering)):
+        step = torch.ones(d + 1, dtype=torch.int64)
+        step[axis] = -d
+        row = {tuple(place): i for i, place in enumerate(places.tolist())}
+        for sign, rows in ((1, after), (-1, before)):
+            moved = (places + sign * step).tolist()
+            assert rows.tolist() == [row.get(tuple(place), len(keys)) for place in moved] + [
+                len(keys)
+            ]
+
+
+def vertex_coordinates(simplices, index: torch.Tensor, count: int) -> torch.Tensor:
+    """(M, d + 1) int64, by the definition: one after the other, from the points' simplices."""
+    d = len(simplices.nearest)
+    nearest = torch.cat([simplices.nearest, -simplices.nearest.sum(dim=0, keepdim=True)]).long()
+    places = torch.zeros(count, d + 1, dtype=torch.int64)
+    for point in range(len(index)):
+        for colour in range(d + 1):
+            place = (d + 1) * nearest[:, point] + colour
+            place[simplices.order[d + 1 - colour :, point].long()] -= d + 1
+            places[index[point, colour]] = place
+    return places
+
+
+def test_keys_of_32_and_of_64_bits_number_the_same_vertices():
+    features = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
+    near = dense_crf._simplices(features)
+    small = dense_crf._numbering(near.nearest)
+    assert small.cells < 2**31
+    large = small._replace(radix=small.radix * 2**35, cells=small.cells * 2**35)
+    assert all(key.dtype == torch.int32 for key in dense_crf._keys(near, small))
+    (keys, index, _), (wide, same, _) = (dense_crf._vertices(near, n) for n in (small, large))
+    assert torch.equal(index, same)
+    assert torch.equal(keys * 2**35, wide)
+    for narrow, long in zip(
+        *(dense_crf._neighbours(k, n) for k, n in ((keys, small), (wide, large))), strict=True
+    ):
+        assert all(map(torch.equal, narrow, long))
+
+
+def test_blocks_of_pixels_do_not_show(rng, monkeypatch):
+    image, cam = random_image(rng, 9, 11), random_cam(rng, 2, 9, 11)
+    (whole,) = refine(image, cam, [2], iterations=1)
+    monkeypatch.setattr(dense_crf, "BLOCK", 32)
+    dense_crf._spatial_lattice.cache_clear()
+    (parts,) = refine(image, cam, [2], iterations=1)
+    torch.testing.assert_close(parts, whole, rtol=0, atol=ONCE)
 
 
 def test_points_far_from_each_other_do_not_mix_and_equal_ones_mix_fully():
