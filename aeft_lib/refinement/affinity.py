@@ -189,10 +189,10 @@ def pair_labels(label_map: Tensor, radius: int = RADIUS) -> PairLabels:
     if label_map.ndim < 2 or label_map.is_floating_point():
         kind = f"{label_map.dtype} {tuple(label_map.shape)}"
         raise ValueError(f"label_map must be an integer (..., h, w) tensor, got {kind}")
-    indices = pairs(tuple(label_map.shape[-2:]), radius)
-    index_from, index_to = (index.to(label_map.device) for index in indices)
-    flat = label_map.flatten(-2)
-    start, end = flat[..., None, index_from], flat[..., index_to]
+    start = _starts(label_map, radius)
+    ends = [_starts(label_map, radius, dy, dx).flatten(-2) for dy, dx in offsets(radius)]
+    start = start.flatten(-2)[..., None, :]
+    end = torch.stack(ends, dim=-2) if ends else start[..., :0, :]
     known, equal = (start != VOID) & (end != VOID), start == end
     return PairLabels(known & equal & (start == 0), known & equal & (start != 0), known & ~equal)
 

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CLIP = 1e-5
-BLOCK = 1 << 15  # pixels whose labels stay in a CPU's cache, 1 MB for two problems of four labels
+BLOCK = 1 << 14  # pixels whose labels stay in a CPU's cache, 0.5 MB for two problems of four
 
 
 class Simplices(NamedTuple):
@@ -146,11 +146,12 @@ class DenseCRF:
             if not all(np.isfinite(number) and number > 0 for number in numbers):
                 raise ValueError(f"{name} must hold positive numbers, got {numbers}")
         self.size = image.shape[:2]
-        colours = torch.from_numpy(image.copy()).to(device).reshape(-1, 3).float()
+        colours = torch.from_numpy(image.copy()).to(device).reshape(-1, 3)
         places = _places(*self.size, torch.device(device))
         features = torch.cat([places / bilateral[0], colours / bilateral[1]], dim=1)
+        appearance = Lattice(features)  # first: its construction needs the most memory
         spatial = _spatial_lattice(*self.size, float(gaussian[0]), torch.device(device))
-        self.kernels = ((spatial, gaussian[1]), (Lattice(features), bilateral[2]))
+        self.kernels = ((spatial, gaussian[1]), (appearance, bilateral[2]))
 
     def infer(self, unary: Tensor, *, iterations: int = 10) -> Tensor:
         """Mean field: unary (L, H, W), negative log scores -> posterior (L, H, W) float32, sum 1.
@@ -172,8 +173,10 @@ class DenseCRF:
         q = torch.empty(pixels, len(energy), device=unary.device)  # the lattice wants labels last
         for rows in _blocks(q):
             q[rows] = _posterior(-energy[:, rows], labels)
-        for _ in range(iterations):
+        for iteration in range(iterations):
             on_lattice = [(kernel, weight * kernel.blurred(q)) for kernel, weight in self.kernels]
+            if iteration == iterations - 1:
+                q = torch.empty_like(energy).T  # the result has pixels last
             for rows in _blocks(q):
                 message = sum(kernel.sliced(values, rows) for kernel, values in on_lattice)
                 q[rows] = _posterior(message.T.contiguous().sub_(energy[:, rows]), labels)
@@ -220,9 +223,9 @@ def _posterior(scores: Tensor, labels: int) -> Tensor:
 
 def _places(height: int, width: int, device: torch.device) -> Tensor:
     """(H·W, 2): x and y of every pixel."""
-    sides = (torch.arange(side, device=device) for side in (height, width))
+    sides = (torch.arange(side, device=device, dtype=torch.float32) for side in (height, width))
     y, x = torch.meshgrid(*sides, indexing="ij")
-    return torch.stack([x, y], dim=-1).reshape(-1, 2).float()
+    return torch.stack([x, y], dim=-1).reshape(-1, 2)
 
 
 @lru_cache(maxsize=8)

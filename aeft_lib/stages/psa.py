@@ -5,6 +5,7 @@ Its numbers are the profile's: powers of the background, radius, beta, steps, it
 
 from dataclasses import dataclass
 
+from aeft_lib.refinement.background import Powers
 from aeft_lib.stages.artefact import Artefact
 from aeft_lib.stages.choose_background import BackgroundSpec, choose_background
 from aeft_lib.stages.method import Workshop
@@ -39,8 +40,7 @@ class Psa:
             scores = obtain(walk_seeds, walk, made | {"affinity": trained["affinity"]})
             made |= trained
         elif self.crf:
-            crf = CrfSpec(scenes, ("middle",), numbers.crf_iterations)
-            scores = obtain(refine_by_crf, crf, made)
+            scores = _crf(workshop, split, background)
         else:
             inputs = {"scores": seeds, "background": background}
             labels = obtain(write_labels, LabelSpec("seeds.npz", by_threshold=True), inputs)
@@ -50,12 +50,23 @@ class Psa:
         return made | {"scores": scores, "labels": labels}
 
 
+def _crf(workshop: Workshop, split: str, background: Artefact) -> Artefact:
+    """The CRF of a split's seeds.
+
+    On the training scenes all powers share a lattice and an artefact, whoever asks first: label
+    maps read the middle one, AffinityNet the two others.
+    """
+    scenes = workshop.scenes(split)
+    powers = Powers._fields if scenes == workshop.scenes("train") else ("middle",)
+    spec = CrfSpec(scenes, powers, workshop.numbers.crf_iterations)
+    inputs = {"seeds": workshop.seeds(split), "background": background}
+    return workshop.obtain(refine_by_crf, spec, inputs)
+
+
 def _affinity(workshop: Workshop, background: Artefact) -> dict[str, Artefact]:
-    """AffinityNet, trained on two CRFs (``posteriors``) of the training scenes' seeds."""
+    """AffinityNet, trained on two of the CRFs (``posteriors``) of the training scenes' seeds."""
     numbers, scenes = workshop.numbers, workshop.scenes("train")
-    inputs = {"seeds": workshop.seeds("train"), "background": background}
-    crf = CrfSpec(scenes, ("low", "high"), numbers.crf_iterations)
-    posteriors = workshop.obtain(refine_by_crf, crf, inputs)
+    posteriors = _crf(workshop, "train", background)
     spec = AffinitySpec(
         scenes, workshop.backbone, numbers.schedule, workshop.repeat, numbers.view, workshop.compute
     )

@@ -21,7 +21,7 @@ from aeft_lib.maps.seeds import read_seeds
 from aeft_lib.networks.efficientnet_lite import normalise
 from aeft_lib.refinement import dense_crf
 from aeft_lib.refinement.affinity import affinity_labels
-from aeft_lib.refinement.background import powers_around
+from aeft_lib.refinement.background import Powers, powers_around
 from aeft_lib.refinement.propagation import refine_by_walk
 from aeft_lib.stages import store
 from aeft_lib.stages.affinity_nets import load_affinity_net
@@ -147,11 +147,9 @@ def test_fixed_powers_are_taken_as_they_are(tmp_path):
 
 @pytest.mark.parametrize("power", ["low", "middle", "high"])
 def test_stored_posteriors_make_the_label_maps_of_exact_ones(power):
-    made = artefacts(CRF if power == "middle" else PSEUDO)
-    folder = made["scores" if power == "middle" else "posteriors"].folder
-    powers = (
-        ("middle",) if power == "middle" else ("low", "high")
-    )  # together, as the stage has them
+    made = artefacts(CRF)
+    folder = made["scores"].folder
+    powers = Powers._fields  # together, as the stage has them
     alphas = [made["background"].summary[name] for name in powers]
     stored = [
         seed.cam for _, seed in read_seeds(folder / f"{power}.npz", ["00000", "00001", "00002"])
@@ -167,6 +165,13 @@ def test_stored_posteriors_make_the_label_maps_of_exact_ones(power):
         assert (label_map(class_ids, ours) == label_map(class_ids, exact[1:]))[sure].all()
         assert sure.mean() > 0.9
     assert len(stored) == 3
+
+
+def test_label_maps_and_affinity_share_the_crf_of_the_training_scenes():
+    crf, pseudo = artefacts(CRF), artefacts(PSEUDO)
+    assert crf["scores"].folder == pseudo["posteriors"].folder
+    files = sorted(file.name for file in crf["scores"].folder.glob("*.npz"))
+    assert files == ["high.npz", "low.npz", "middle.npz"]
 
 
 @pytest.mark.exact
