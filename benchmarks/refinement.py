@@ -1,15 +1,14 @@
-"""``aeft bench refinement``: the sparse random walk against the dense one, and the CRF in torch
-against the C++ library.
+"""``aeft bench refinement``: `crf_two_alphas` and `walk`, against the C++ library and the dense walk.
 
 One image of 375 x 500 with three classes, as VOC has them.  The peer of the walk is written from
-    the definition: a dense n x n
-matrix, squared six times.  The peer of the CRF is pydensecrf2 (``pip install '.[oracle]'``), called
-once an alpha as the field does; where it is not installed the row says so.  Time: both in turn in
-one process, torch on up to two threads; the C++ library
-has one.  ``ratio`` counts the lattice of a size that was never seen, ``ratio_size_seen`` does not:
-    images of one size share it.
-Memory: what a process of its own needs at most beyond its inputs, on one thread, from /proc (null
-    where there is none).
+the definition: a dense n x n matrix, squared six times.  The peer of the CRF is pydensecrf2 (``pip
+install '.[oracle]'``), called once an alpha as the field does; where it is not installed the row
+says so.
+
+Time: both in turn in one process, torch on up to two threads; the C++ library has one.  ``ratio``
+counts the lattice of a size that was never seen, ``ratio_size_seen`` does not: images of one size
+share it.  Memory: what a process of its own needs at most beyond its inputs, on one thread, from
+/proc (null where there is none), after a run on a small image, which loads the code.
 """
 
 import json
@@ -31,13 +30,13 @@ from aeft_lib.refinement import dense_crf
 from aeft_lib.refinement.affinity import SparseAffinity, pair_affinity, sparse_affinity
 from aeft_lib.refinement.random_walk import propagate
 
-SIZE, GRID = (375, 500), (47, 63)  # VOC's usual photo, and its cells of 8 x 8
+SIZE, SMALL, CELL = (375, 500), (32, 48), 8  # VOC's usual photo; one that loads the code
 ALPHAS = (2, 21)  # AffinityNet's two CRFs: sure of the foreground, sure of the background
 BETA, SQUARINGS = 8, 6
 CAMERA_NOISE = 4  # grey levels, because an enlarged cut-out is smoother than a photo
 ROUNDS = 3
 THREADS = min(2, os.cpu_count() or 1)
-STATUS = Path("/proc/self/status")
+STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def benchmarks() -> list[dict]:
@@ -47,7 +46,7 @@ def benchmarks() -> list[dict]:
     of both.
     """
     torch.set_num_threads(THREADS)
-    return [_row("random walk", f"dense matrix, {SQUARINGS} squarings"), _crf_row()]
+    return [_row("walk", f"dense matrix, {SQUARINGS} squarings"), _crf_row()]
 
 
 def _row(part: str, peer_name: str) -> dict:
@@ -58,8 +57,7 @@ def _row(part: str, peer_name: str) -> dict:
         (results[name].argmax(dim=-3) for name in results),
     )
     return {
-        "name": "refinement",
-        "part": part,
+        "name": part,
         "peer": peer_name,
         "ours_s": seconds["ours"],
         "peer_s": seconds["peer"],
@@ -72,15 +70,14 @@ def _row(part: str, peer_name: str) -> dict:
 
 
 def _crf_row() -> dict:
-    part, peer = "dense CRF", f"pydensecrf2, called for alpha {ALPHAS[0]} and {ALPHAS[1]}"
+    part, peer = "crf_two_alphas", f"pydensecrf2, called for alpha {ALPHAS[0]} and {ALPHAS[1]}"
     if find_spec("pydensecrf"):
         row = _row(part, peer)
     else:
         ours, _ = PARTS[part]()
         seconds, _ = _times({"ours": ours})
         row = {
-            "name": "refinement",
-            "part": part,
+            "name": part,
             "peer": f"{peer}: not installed",
             "ours_s": seconds["ours"],
             "peer_s": None,
@@ -97,14 +94,15 @@ def _crf_row() -> dict:
 # --- the two parts, each a pair of functions that make (..., L, h, w) ----------------------------
 
 
-def _walks() -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
-    image, cam = _scene()
+def _walks(size: tuple[int, int] = SIZE) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
+    image, cam = _scene(size)
+    grid = tuple(-(-side // CELL) for side in size)
     colours = (
-        F.interpolate(torch.from_numpy(image).permute(2, 0, 1)[None].float(), GRID, mode="area")
+        F.interpolate(torch.from_numpy(image).permute(2, 0, 1)[None].float(), grid, mode="area")
         / 32
     )
-    affinity = sparse_affinity(pair_affinity(colours)[0], GRID)
-    scores = dense_crf.with_background(F.interpolate(cam[None], GRID, mode="area")[0], 19)
+    affinity = sparse_affinity(pair_affinity(colours)[0], grid)
+    scores = dense_crf.with_background(F.interpolate(cam[None], grid, mode="area")[0], 19)
     return lambda: propagate(affinity, scores, beta=BETA, steps=2**SQUARINGS), lambda: dense_walk(
         affinity, scores
     )
@@ -123,8 +121,8 @@ def dense_walk(affinity: SparseAffinity, scores: Tensor) -> Tensor:
     return (scores.flatten(1) @ transition).reshape(scores.shape)
 
 
-def _crfs() -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
-    image, cam = _scene()
+def _crfs(size: tuple[int, int] = SIZE) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
+    image, cam = _scene(size)
 
     def ours() -> Tensor:
         dense_crf._spatial_lattice.cache_clear()  # as for the first image of its size
@@ -146,23 +144,23 @@ def library_crf(image: np.ndarray, scores: Tensor) -> Tensor:
     return torch.from_numpy(np.array(crf.inference(10))).reshape(scores.shape)
 
 
-PARTS = {"random walk": _walks, "dense CRF": _crfs}
+PARTS = {"walk": _walks, "crf_two_alphas": _crfs}
 
 
-def _scene() -> tuple[np.ndarray, Tensor]:
+def _scene(size: tuple[int, int] = SIZE) -> tuple[np.ndarray, Tensor]:
     """The first collage of three classes, cut to size, with camera noise; CAMs are its masks, blurred: (3, H, W) in 0..1."""
     scene = next(
         scene
         for scene in Collages(SceneSpec("val", count=200, size=max(SIZE)))
         if scene.tags.sum() == 3
     )
-    image, mask = (array[: SIZE[0], : SIZE[1]] for array in (scene.image, scene.mask))
+    image, mask = (array[: size[0], : size[1]] for array in (scene.image, scene.mask))
     noisy = image + CAMERA_NOISE * np.random.default_rng(0).standard_normal(image.shape)
     masks = torch.from_numpy(
         np.stack([mask == label + 1 for label in np.flatnonzero(scene.tags)])
     ).float()
     coarse = F.interpolate(masks[None], (12, 16), mode="area")
-    return np.clip(noisy, 0, 255).astype(np.uint8), F.interpolate(coarse, SIZE, mode="bilinear")[
+    return np.clip(noisy, 0, 255).astype(np.uint8), F.interpolate(coarse, size, mode="bilinear")[
         0
     ].clamp(0, 1)
 
@@ -191,7 +189,10 @@ def _peak_of(part: str, who: str) -> float | None:
 
 def _measure_peak(part: str, who: str) -> float | None:
     torch.set_num_threads(1)
-    run = PARTS[part]()[("ours", "peer").index(who)]
+    warm, run = (PARTS[part](size)[("ours", "peer").index(who)] for size in (SMALL, SIZE))
+    warm()
+    if RESET.exists():
+        RESET.write_text("5")  # the peak so far counts no more
     before = _status("VmRSS")
     run()
     return None if before is None else (_status("VmHWM") - before) / 1e3

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CLIP = 1e-5
-BLOCK = 1 << 14  # pixels whose labels stay in a CPU's cache, 0.5 MB for two problems of four
+BLOCK = 1 << 14  # pixels whose labels stay in a CPU's cache: 0.5 MB for two problems of four
 
 
 class Simplices(NamedTuple):
@@ -91,6 +91,7 @@ class Lattice:
         self.splat.points.clamp_(max=n - 1)  # what fills up has weight 0 and no values
         self.neighbours = _neighbours(keys, numbering)
         self.index, self.weights = index[:n], simplices.weights[:n].div_(1 + 2.0**-d)
+        del simplices, features
         self._normalise()
 
     def _normalise(self) -> None:
@@ -147,9 +148,10 @@ class DenseCRF:
                 raise ValueError(f"{name} must hold positive numbers, got {numbers}")
         self.size = image.shape[:2]
         colours = torch.from_numpy(image.copy()).to(device).reshape(-1, 3)
-        places = _places(*self.size, torch.device(device))
+        places = _places(*self.size, colours.device)
         features = torch.cat([places / bilateral[0], colours / bilateral[1]], dim=1)
         appearance = Lattice(features)  # first: its construction needs the most memory
+        del places, features
         spatial = _spatial_lattice(*self.size, float(gaussian[0]), torch.device(device))
         self.kernels = ((spatial, gaussian[1]), (appearance, bilateral[2]))
 
@@ -185,7 +187,7 @@ class DenseCRF:
 
 def unary_of(scores: Tensor) -> Tensor:
     """Negative logarithm of scores (L, H, W) in 0..1, clipped at 1e-5, as in the reference."""
-    return -scores.clamp(CLIP, 1).log()
+    return scores.clamp(CLIP, 1).log_().neg_()
 
 
 def with_background(cam: Tensor, alpha: float) -> Tensor:
@@ -209,7 +211,9 @@ def refine(
 ) -> list[Tensor]:
     """Posteriors (1 + K', H, W) of a seed's CAMs (K', H, W), one for every background power."""
     crf = DenseCRF(image, device=cam.device)
-    unaries = torch.stack([unary_of(with_background(cam, alpha)) for alpha in alphas])
+    unaries = cam.new_empty(len(alphas), len(cam) + 1, *cam.shape[1:])
+    for unary, alpha in zip(unaries, alphas, strict=True):
+        unary.copy_(unary_of(with_background(cam, alpha)))
     return list(crf.infer(unaries, iterations=iterations))
 
 

@@ -46,13 +46,13 @@ def evaluate_seeds(
 def evaluate_scores(
     spec: EvaluationSpec, inputs: Mapping[str, Artefact], folder: Path
 ) -> dict[str, float]:
-    """Score ``scores`` (the .npz of an artefact) at every threshold, and their ``labels``.
+    """Score ``scores`` (the file that their ``labels`` read) at every threshold, and the labels.
 
     Write ``curve.csv`` and ``classes.csv`` (of the labels).  ``*_maskless`` are the numbers of the
     labels, chosen without masks; the others are at the best threshold on masks.
     """
     scenes = spec.scenes.open()
-    (file,) = inputs["scores"].folder.glob("*.npz")
+    file = inputs["scores"].folder / inputs["labels"].spec.file
     cams = (tuple(seed) for _, seed in read_seeds(file))
     masks = (scenes.mask(i) for i in range(len(scenes)))
     swept = evaluation.sweep(cams, masks, spec.thresholds, num_classes=len(scenes.classes))
