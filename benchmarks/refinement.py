@@ -30,7 +30,7 @@ from aeft_lib.refinement import dense_crf
 from aeft_lib.refinement.affinity import SparseAffinity, pair_affinity, sparse_affinity
 from aeft_lib.refinement.random_walk import propagate
 
-SIZE, SMALL, CELL = (375, 500), (32, 48), 8  # VOC's usual photo; one that loads the code
+SIZE, SMALL, CELL = (375, 500), (96, 96), 8  # VOC's usual photo; one that loads the code
 ALPHAS = (2, 21)  # AffinityNet's two CRFs: sure of the foreground, sure of the background
 BETA, SQUARINGS = 8, 6
 CAMERA_NOISE = 4  # grey levels, because an enlarged cut-out is smoother than a photo

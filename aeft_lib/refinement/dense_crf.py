@@ -212,8 +212,8 @@ def refine(
     """Posteriors (1 + K', H, W) of a seed's CAMs (K', H, W), one for every background power."""
     crf = DenseCRF(image, device=cam.device)
     unaries = cam.new_empty(len(alphas), len(cam) + 1, *cam.shape[1:])
-    for unary, alpha in zip(unaries, alphas, strict=True):
-        unary.copy_(unary_of(with_background(cam, alpha)))
+    for i, alpha in enumerate(alphas):
+        unaries[i] = unary_of(with_background(cam, alpha))
     return list(crf.infer(unaries, iterations=iterations))
 
 
