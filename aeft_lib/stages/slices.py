@@ -27,8 +27,14 @@ class SliceWriter:
         self._starts: dict[str, int] = {}
 
     def add(self, tensors: Mapping[str, Tensor]) -> None:
-        """Write the next scenes, (B, ...) each.  Raises ValueError for more than `count`."""
-        (size,) = {len(tensor) for tensor in tensors.values()}
+        """Write the next scenes, (B, ...) each.
+
+        Raises ValueError for tensors of several lengths, and for more scenes than `count`.
+        """
+        sizes = sorted({len(tensor) for tensor in tensors.values()})
+        if len(sizes) != 1:
+            raise ValueError(f"tensors of a slice must have one length, got {sizes}")
+        size = sizes[0]
         if self._done + size > self._count:
             raise ValueError(f"{self._done + size} scenes for a file of {self._count}")
         if not self._starts:
