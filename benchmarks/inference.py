@@ -5,6 +5,7 @@ peer takes a photo at a time through the network, once for every way to read it 
 Networks, scales and sizes are the laptop's, weights random: times do not hang on them.  Time: CPU
 seconds of one thread, both in turn in one process.  Memory: what a process of its own needs at most
 beyond its inputs, from /proc (null where there is none).
+How many go together is `device.batch_pixels`: one image on a CPU in fp32, eight in bf16.
 A row in bf16 stands beside the one in fp32 where the machine has instructions for it; the peer
 stays in fp32.
 """
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 
 from aeft_lib.engine.batches import together
-from aeft_lib.engine.device import has_bf16
+from aeft_lib.engine.device import batch_pixels, has_bf16
 from aeft_lib.engine.samples import Batch, forward
 from aeft_lib.networks import state
 from aeft_lib.networks.segmenter import LargeFov
@@ -60,7 +61,7 @@ def _row(part: str, precision: str) -> dict:
         "peer": PEERS[part],
         "precision": precision,
         "images": SCENES if part == "seeds_batched" else PHOTOS,
-        "together": together(SIZE),
+        "together": together(SIZE, batch_pixels(precision)),
         "ours_s": seconds["ours"],
         "peer_s": seconds["peer"],
         "ratio": seconds["peer"] / seconds["ours"],
@@ -98,7 +99,7 @@ def _seeds(precision: str) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
 
     @torch.inference_mode()
     def ours() -> Tensor:
-        return torch.cat(read(together(SIZE), precision))
+        return torch.cat(read(together(SIZE, batch_pixels(precision)), precision))
 
     @torch.inference_mode()
     def peer() -> Tensor:
@@ -122,7 +123,8 @@ def _predictions(precision: str) -> tuple[Callable[[], Tensor], Callable[[], Ten
 
     def ours() -> Tensor:
         read = []
-        for part, tags in zip(*(x.split(together(SIZE)) for x in (images, known)), strict=True):
+        step = together(SIZE, batch_pixels(precision))
+        for part, tags in zip(images.split(step), known.split(step), strict=True):
             passes = coarse_passes(network, part, scales, precision)
             for i in range(len(part)):
                 own = [maps[i : i + 1] for maps in passes]

@@ -9,28 +9,27 @@ from typing import Any
 
 import numpy as np
 
-BATCH_PIXELS = 8 * 256 * 256  # of a batch at scale 1: 8 collages, 2 of VOC's photos
 AHEAD = 8  # images that a thread reads while the network works
 
 
-def together(size: tuple[int, int]) -> int:
-    """How many images of a size (H, W) go through a network together: `BATCH_PIXELS`, or one."""
-    return max(1, BATCH_PIXELS // (size[0] * size[1]))
+def together(size: tuple[int, int], pixels: int) -> int:
+    """How many images of a size (H, W) make a batch of so many pixels: at least one."""
+    return max(1, pixels // (size[0] * size[1]))
 
 
-def batches(indices: range, size: tuple[int, int]) -> Iterator[range]:
-    """Scenes of one size (H, W), batch by batch."""
-    step = together(size)
+def batches(indices: range, size: tuple[int, int], pixels: int) -> Iterator[range]:
+    """Scenes of one size (H, W), batch by batch; pixels: of a batch (`device.batch_pixels`)."""
+    step = together(size, pixels)
     for start in range(indices.start, indices.stop, step):
         yield range(start, min(start + step, indices.stop))
 
 
 def image_batches(
-    read: Callable[[int], np.ndarray], indices: range
+    read: Callable[[int], np.ndarray], indices: range, pixels: int
 ) -> Iterator[tuple[list[int], list[np.ndarray]]]:
     """Batches of images (H, W, 3) of one size, each with their indices; a thread reads ahead.
 
-    read: the image of an index.
+    read: the image of an index.  pixels: of a batch (`device.batch_pixels`).
     Images of several sizes come out of order, and are held until a batch is full: hand over few
     indices (a shard).
     """
@@ -42,7 +41,7 @@ def image_batches(
             numbers, pictures = waiting.setdefault(size, ([], []))
             numbers.append(index)
             pictures.append(image)
-            if len(numbers) == together(size):
+            if len(numbers) == together(size, pixels):
                 yield waiting.pop(size)
     yield from waiting.values()
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from aeft_lib.data.scene import SceneSet
 from aeft_lib.engine.batches import image_batches
-from aeft_lib.engine.device import autocast, device
+from aeft_lib.engine.device import autocast, batch_pixels, device
 from aeft_lib.networks.backbone import BackboneSpec
 from aeft_lib.stages.artefact import Artefact
 from aeft_lib.stages.slices import SliceWriter, read_slices
@@ -46,7 +46,8 @@ def cache_features(
     scenes = spec.scenes.open()
     backbone = spec.backbone.build().eval().to(device(), memory_format=torch.channels_last)
     with SliceWriter(folder / FILE, len(scenes)) as writer:
-        for indices, images in image_batches(scenes.image, range(len(scenes))):
+        pixels = batch_pixels(spec.precision)
+        for indices, images in image_batches(scenes.image, range(len(scenes)), pixels):
             tags = torch.from_numpy(np.stack([scenes.tags(i) for i in indices]))
             pictures = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(device())
             with torch.no_grad(), autocast(spec.precision, device()):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from aeft_lib.data.scene import SceneSet
 from aeft_lib.engine import ranks
 from aeft_lib.engine.batches import image_batches
+from aeft_lib.engine.device import batch_pixels
 from aeft_lib.engine.shards import over_images
 from aeft_lib.maps.seeds import Seed, SeedWriter
 from aeft_lib.stages.artefact import Artefact
@@ -81,7 +82,7 @@ def _read_images(
     """Index, and seed, logits and tags of each scene, as their sizes fill batches."""
     network, method = ready(load_network, classifier), classifier.spec.method
     scenes = spec.scenes.open()
-    for part, images in image_batches(scenes.image, indices):
+    for part, images in image_batches(scenes.image, indices, batch_pixels(spec.precision)):
         all_tags = [torch.from_numpy(scenes.tags(index)) for index in part]
         class_ids = [tags.nonzero()[:, 0] for tags in all_tags]
         readings = spec.reader.from_images(method, network, images, class_ids, spec.precision)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from aeft_lib.data.scene import SceneSet
 from aeft_lib.engine import ranks
 from aeft_lib.engine.batches import image_batches
-from aeft_lib.engine.device import autocast
+from aeft_lib.engine.device import autocast, batch_pixels
 from aeft_lib.engine.shards import over_images
 from aeft_lib.stages.artefact import Artefact
 from aeft_lib.stages.loading import load_segmenter, ready
@@ -71,7 +71,9 @@ def load_passes(artefact: Artefact, index: int, scales: Sequence[float]) -> Pass
 def passes_of(indices: range, spec: LogitSpec, segmenter: Artefact) -> list[Passes]:
     """Of these scenes, as `load_passes` gives them; photos of one size go together."""
     network, scenes = ready(load_segmenter, segmenter), spec.scenes.open()
-    read = dict(_by_index(network, image_batches(scenes.image, indices), spec))
+    read = dict(
+        _by_index(network, image_batches(scenes.image, indices, batch_pixels(spec.precision)), spec)
+    )
     return [read[index] for index in indices]
 
 

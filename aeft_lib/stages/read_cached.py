@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from aeft_lib.engine.batches import batches
+from aeft_lib.engine.device import batch_pixels
 from aeft_lib.maps.seeds import Seed
 from aeft_lib.stages.artefact import Artefact
 from aeft_lib.stages.cache_features import PREFIX, load_features
@@ -26,7 +27,7 @@ def read_cached(
 
     No more than a batch of features is in memory.
     """
-    for part in batches(indices, size):
+    for part in batches(indices, size, batch_pixels(precision)):
         cache = load_features(features, slice(part.start, part.stop))
         all_tags = cache.pop("tags")
         scales = {float(name.removeprefix(PREFIX)): maps for name, maps in cache.items()}

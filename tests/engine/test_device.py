@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from aeft_lib.engine import device as devices
-from aeft_lib.engine.device import inference_precision, machine
+from aeft_lib.engine.device import batch_pixels, inference_precision, machine
 
 AMX, AVX512, AVX2 = "avx2 avx512f avx512_bf16 amx_bf16 amx_tile", "avx2 avx512_bf16", "avx2 fma"
 
@@ -66,3 +66,12 @@ def test_a_machine_is_told_by_device_threads_and_instructions(cpu):
     assert machine() == told | {"isa": f"{capability} + AMX"}
     cpu(AVX2)
     assert machine()["isa"] == capability
+
+
+@pytest.mark.parametrize(
+    ("where", "precision", "images"),
+    [("cpu", "fp32", 1), ("cpu", "bf16", 8), ("cuda", "fp32", 8), ("cuda", "bf16", 8)],
+)
+def test_batches_are_small_where_a_cache_bounds_them(monkeypatch, where, precision, images):
+    monkeypatch.setenv("AEFT_DEVICE", where)
+    assert batch_pixels(precision) == images * 256 * 256
