@@ -1,7 +1,11 @@
 """From a row to its numbers: which stages run, on which inputs, in which order."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
+from aeft_lib.engine.device import device
+from aeft_lib.engine.step import Compute
+from aeft_lib.networks.resnet38d import ResNet38dSpec
 from aeft_lib.stages.artefact import Artefact
 from aeft_lib.stages.cache_features import FeatureSpec, cache_features
 from aeft_lib.stages.evaluate import (
@@ -15,6 +19,7 @@ from aeft_lib.stages.infer_seeds import SeedSpec, infer_seeds
 from aeft_lib.stages.measure_objects import ObjectsSpec, measure_objects
 from aeft_lib.stages.method import Reader, Workshop
 from aeft_lib.stages.predict_labels import PredictionSpec, predict_labels
+from aeft_lib.stages.predict_logits import LogitSpec, predict_logits
 from aeft_lib.stages.store import obtain as obtain_artefact
 from aeft_lib.stages.train_classifier import JUDGE, WARM_START, ClassifierSpec, train_classifier
 from aeft_lib.stages.train_segmenter import SegmenterSpec, train_segmenter
@@ -35,7 +40,7 @@ def artefacts(
     on controlled collages; with a refiner what that names, ``scores`` and ``labels``; with a
     segmenter ``teacher`` (label maps), ``segmenter``, ``labels`` (predicted).
     """
-    profile = row.setting.applied(profile, repeat)
+    profile = with_fast_steps(row.setting.applied(profile, repeat))
     if row.method is None:
         spec = TruthSpec(profile.train, profile.train.open().truth)
         return _segmentation(profile, row, repeat, obtain(true_labels, spec), obtain)
@@ -61,11 +66,29 @@ def artefacts(
     return made | {"evaluation": obtain(evaluate_scores, spec, inputs)}
 
 
+def with_fast_steps(profile: Profile) -> Profile:
+    """The profile with training steps in bf16 where that is faster: ResNet38d on a CPU.
+
+    By the rule of inference (`device.inference_precision`): AMX or AVX512-BF16, or the user's
+    word.  EfficientNet-Lite0 gains nothing, its depthwise convolutions wait for memory.
+    """
+    resnet38d, cpu = isinstance(profile.backbone, ResNet38dSpec), device().type == "cpu"
+    if not (resnet38d and cpu and profile.precision == "bf16"):
+        return profile
+
+    def faster(compute: Compute | None) -> Compute | None:
+        plain = compute is not None and compute.precision == "fp32"
+        return replace(compute, precision="bf16") if plain else compute
+
+    changes = {name: faster(getattr(profile, name)) for name in ("compute", "erasing_compute")}
+    return replace(profile, **changes)
+
+
 def features(profile: Profile, split: str, obtain: Obtain = obtain_artefact) -> Artefact:
     """The cached trunk features of a split, shared by every row and repeat."""
     scenes = profile.scenes(split)
-    data = scenes.open().fingerprint
-    return obtain(cache_features, FeatureSpec(scenes, profile.backbone, profile.seed_scales, data))
+    given = (profile.backbone, profile.seed_scales, scenes.open().fingerprint, profile.precision)
+    return obtain(cache_features, FeatureSpec(scenes, *given))
 
 
 def objects(profile: Profile, made: Artefacts, obtain: Obtain = obtain_artefact) -> Artefact:
@@ -113,7 +136,8 @@ def seeds(
     scenes, inputs = profile.scenes(split), {"classifier": classifier}
     if profile.cached:
         inputs["features"] = features(profile, split, obtain)
-    return obtain(infer_seeds, SeedSpec(scenes, reader, scenes.open().fingerprint), inputs)
+    spec = SeedSpec(scenes, reader, scenes.open().fingerprint, profile.precision)
+    return obtain(infer_seeds, spec, inputs)
 
 
 def _seeds(profile: Profile, row: Row, inputs: Artefacts, obtain: Obtain) -> Artefacts:
@@ -123,7 +147,7 @@ def _seeds(profile: Profile, row: Row, inputs: Artefacts, obtain: Obtain) -> Art
     made["seeds"] = seeds(profile, reader, made["classifier"], split, obtain)
     spec = _evaluation(profile, split)
     if row.keep_epochs and profile.cached:
-        epochs = EpochsSpec(spec.scenes, spec.thresholds, spec.truth)
+        epochs = EpochsSpec(spec.scenes, spec.thresholds, spec.truth, profile.precision)
         scored = inputs | {"features": features(profile, split, obtain)}
         made["epochs"] = obtain(evaluate_epochs, epochs, scored)
     made["evaluation"] = obtain(evaluate_seeds, spec, {"seeds": made["seeds"]})
@@ -149,18 +173,28 @@ def _segmentation(
         data=profile.train.open().fingerprint,
     )
     segmenter = obtain(train_segmenter, spec, {"labels": teacher})
-    prediction = PredictionSpec(
-        scored,
-        numbers.scales,
-        numbers.crf_iterations if row.prediction.crf else 0,
-        row.prediction.tags_known,
-        scored.open().fingerprint,
-    )
-    labels = obtain(predict_labels, prediction, {"segmenter": segmenter})
+    labels = _predictions(profile, row, segmenter, obtain)
     spec = EvaluationSpec(scored, truth=scored.open().truth)
     evaluation = obtain(evaluate_labels, spec, {"labels": labels})
     products = {"teacher": teacher, "segmenter": segmenter, "labels": labels}
     return products | {"evaluation": evaluation}
+
+
+def _predictions(profile: Profile, row: Row, segmenter: Artefact, obtain: Obtain) -> Artefact:
+    """Label maps of the scored scenes, as the row reads the network.
+
+    Where scenes have one size, rows of one network share its passes; photos of many sizes would
+    need gigabytes (voc) to hundreds of them (coco).
+    """
+    numbers, scored = profile.segmentation, profile.scenes(row.scored_on)
+    data, inputs, precision = scored.open().fingerprint, {"segmenter": segmenter}, profile.precision
+    if profile.cached:
+        spec = LogitSpec(scored, numbers.scales, data, precision)
+        inputs = {"logits": obtain(predict_logits, spec, inputs)}
+        precision = "fp32"  # of what follows; the logits have their own
+    iterations = numbers.crf_iterations if row.prediction.crf else 0
+    given = (iterations, row.prediction.tags_known, data, precision)
+    return obtain(predict_labels, PredictionSpec(scored, numbers.scales, *given), inputs)
 
 
 def _evaluation(profile: Profile, split: str) -> EvaluationSpec:
