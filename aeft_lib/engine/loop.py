@@ -118,7 +118,7 @@ class _Run:
         an epoch costs the same a step however long it is.
         """
         blocks, recent, every = list(done), [], self.stepper.compute.checkpoint_every
-        for i, samples in self._batches(epoch, first=_steps(done)):
+        for i, samples in self._batches(epoch, first=sum(map(_steps, blocks))):
             step = epoch * self.per_epoch + i
             groups = self.stepper.optimiser.param_groups
             for group, rate in zip(groups, self.base_rates, strict=True):
@@ -129,7 +129,7 @@ class _Run:
             checked = (i + 1) % CHECK_EVERY == 0 or last
             saved = self.checkpoint and every and (i + 1) % every == 0 and not last
             if checked or saved:
-                blocks.append(self._checked(epoch, _steps(blocks), recent))
+                blocks.append(self._checked(epoch, i + 1 - len(recent), recent))
                 recent = []
             if checked:
                 self._report(step, blocks[-1])
@@ -172,9 +172,8 @@ class _Run:
             self.progress({"step": step + 1, "steps": self.steps, "lr": lr, **latest})
 
 
-def _steps(blocks: Sequence[Block]) -> int:
-    """How many steps the blocks hold."""
-    return sum(len(next(iter(block.values()))) for block in blocks)
+def _steps(block: Block) -> int:
+    return len(next(iter(block.values())))
 
 
 def _prepared(loads: Iterator[Callable[[], Batch]], lookahead: int) -> Iterator[Batch]:
