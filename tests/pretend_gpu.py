@@ -244,6 +244,6 @@ def _where() -> str:
         file = frame.f_code.co_filename
         if file.endswith("grad_scaler.py"):
             return "grad_scaler.py"
-        if f"{os.sep}aeft_lib{os.sep}" in file or file.startswith(str(HERE)) and file != __file__:
+        if f"{os.sep}aeft_lib{os.sep}" in file or (file.startswith(str(HERE)) and file != __file__):
             return f"{file.removeprefix(str(HERE.parent))}:{line}"
     return "torch"
