@@ -37,14 +37,14 @@ FAULTS: dict[str, Callable[[Tensor], Tensor]] = {
     "wait": lambda logits: logits * max(1.0, logits.sum().item() * 0),
     "no kernel": lambda logits: logits + 0 * torch.histogram(logits.detach(), 4).hist.sum(),
 }
-# A row that takes every kind of stage, at the smallest sizes.
+# A row that takes every kind of stage, at the smallest sizes; without lookahead, since a dispatch
+# mode belongs to one thread.
 PROFILE = replace(
     SMOKE,
     train=SceneSpec("train", 8, 96),
     val=SceneSpec("val", 4, 96),
     schedule=replace(SMOKE.schedule, epochs=1),
     erasing=replace(SMOKE.erasing, epochs=1, batch_size=8),
-    compute=Compute(lookahead=1),
 )
 ROW = "segment_aeft"
 
