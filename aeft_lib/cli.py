@@ -198,6 +198,9 @@ def explain(arguments: argparse.Namespace) -> None:
         f"GPU hours: the PFLOP at {plan.TFLOPS:.0f} TFLOP/s; '-': work that is not a network's "
         "(CRF, walk, scores)"
     )
+    if not profile.cached:
+        print(f"Compute by a GPU's memory; {profile.name} is set for {profiles.GPU_GB} GB:")
+        print(plan.choices(profile).to_string(index=False))
 
 
 def weights(arguments: argparse.Namespace) -> None:

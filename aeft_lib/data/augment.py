@@ -18,6 +18,8 @@ from aeft_lib.data.images import resized
 from aeft_lib.engine import fields
 from aeft_lib.maps.labels import VOID
 
+CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class ViewSpec:
@@ -50,18 +52,20 @@ def training_view(
     generator: torch.Generator,
     view: ViewSpec,
     normalise: Callable[[Tensor], Tensor],
+    where: torch.device = CPU,
 ) -> Tensor:
     """The reference's view for classification: resize, mirror, jitter, normalise, crop.
 
     The padding comes after the normalisation, so it is the mean colour.
     image: (H, W, 3) uint8.  Returns (3, crop, crop), normalised.
+    where: the device that computes all but the resize; random numbers are the CPU's all the same.
     """
     if view.long_side:
         image = _with_long_side(
             image,
             int(torch.randint(view.long_side[0], view.long_side[1] + 1, (), generator=generator)),
         )
-    picture = torch.from_numpy(image.copy()).permute(2, 0, 1)
+    picture = torch.from_numpy(image.copy()).to(where).permute(2, 0, 1)
     if torch.rand((), generator=generator) < 0.5:
         picture = picture.flip(-1)
     if torch.rand((), generator=generator) < view.jitter_probability:
@@ -148,22 +152,37 @@ def random_views(
     scales: the least and the largest, positive; (1, 1) mirrors alone.
     Raises ValueError for scales that are not positive or not in order.
     """
+    drawn = draw_views(len(images), generator, scales=scales)
+    return affine_views(images, labels, drawn)
+
+
+def draw_views(count: int, generator: torch.Generator, *, scales: tuple[float, float]) -> Tensor:
+    """What `random_views` draws: an affine map of each of so many images, (B, 2, 3) on the CPU.
+
+    From a view's coordinates to its image's, both -1..1.  Raises ValueError as `random_views`.
+    """
     low, high = scales
     if not 0 < low <= high:
         raise ValueError(f"scales must be positive and in order, got {scales}")
-    scale, x, y, mirror = torch.rand(4, len(images), generator=generator)
+    scale, x, y, mirror = torch.rand(4, count, generator=generator)
     inverse = 1 / (low + (high - low) * scale)
-    reach = (
-        1 - inverse
-    ).abs()  # how far the middle of the view may lie from the middle of the image
+    # How far the middle of the view may lie from the middle of the image.
+    reach = (1 - inverse).abs()
     sides = torch.where(mirror < 0.5, -inverse, inverse)
     zeros = torch.zeros_like(inverse)
     rows = [
         torch.stack([sides, zeros, (2 * x - 1) * reach]),
         torch.stack([zeros, inverse, (2 * y - 1) * reach]),
     ]
-    theta = torch.stack(rows).permute(2, 0, 1).to(images.device)
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    return torch.stack(rows).permute(2, 0, 1)
+
+
+def affine_views(images: Tensor, labels: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
+    """The views of images and labels by `draw_views`' maps, as `random_views` gives them.
+
+    Computed where the images lie, all at once; each view is the one that it is alone.
+    """
+    grid = F.affine_grid(drawn.to(images.device), list(images.shape), align_corners=False)
     views = F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     # Shifted by one, so that the zeros outside stand for void.
     shifted = F.grid_sample(

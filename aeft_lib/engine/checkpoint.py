@@ -27,7 +27,8 @@ def save_checkpoint(
 ) -> None:
     """Write trained parameters, the optimiser's state and the log so far, on rank 0 alone.
 
-    Written aside and renamed, without pickle.  terms: of the steps of an epoch that is not over.
+    Written aside and renamed, without pickle.  terms: of the steps of an epoch that is not over,
+    in blocks of some steps each, (n,) a term.
     """
     if not ranks.is_main():
         return
@@ -37,7 +38,7 @@ def save_checkpoint(
         kept = {name: value for name, value in state.items() if value is not None}
         tensors |= {f"optimiser/{index}/{name}": torch.as_tensor(v) for name, v in kept.items()}
     if terms:
-        tensors |= {f"terms/{k}": torch.stack([step[k] for step in terms]) for k in terms[0]}
+        tensors |= {f"terms/{k}": torch.cat([block[k] for block in terms]) for k in terms[0]}
     tensors = {name: t.cpu().contiguous() for name, t in tensors.items()}
     metadata = {"rows": json.dumps(list(rows)), "scaler": json.dumps(scaler.state_dict())}
     aside = file.with_name(f".{file.name}.{os.getpid()}")
@@ -48,7 +49,7 @@ def save_checkpoint(
 def resume(
     file: Path, network: nn.Module, optimiser: Optimizer, scaler: GradScaler
 ) -> tuple[list[dict[str, float]], list[dict[str, Tensor]]]:
-    """Load a checkpoint; returns its log, and the terms of an epoch that was not over.
+    """Load a checkpoint; returns its log, and the terms of an epoch that was not over, one block.
 
     Two empty lists where there is no file.  A checkpoint that is damaged or of another network is
     reported by a warning, and nothing of it is loaded.  Every rank reads rank 0's file.
@@ -81,10 +82,8 @@ def resume(
             state["state"].setdefault(int(index), {})[field[0]] = tensor
     optimiser.load_state_dict(state)
     scaler.load_state_dict(scale)
-    device = next(network.parameters()).device
-    kept = {k.removeprefix("terms/"): t for k, t in tensors.items() if k.startswith("terms/")}
-    terms = {name: t.to(device).unbind() for name, t in kept.items()}
-    return rows, [dict(zip(terms, v, strict=True)) for v in zip(*terms.values(), strict=True)]
+    terms = {k.removeprefix("terms/"): t for k, t in tensors.items() if k.startswith("terms/")}
+    return rows, [terms] if terms else []
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:

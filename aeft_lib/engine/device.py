@@ -1,12 +1,26 @@
-"""Where networks run, in which precision they are read, and what the machine has for it."""
+"""Where networks run, in which precision, where data lies, and what the machine has for it.
+
+The policy for CUDA, set wherever the device is asked for:
+
+- TF32 is off.  Where float32 is asked for, it is compared with the reference, and TF32 keeps 10 of
+  its 23 bits; cuDNN's convolutions would have it by default.  Speed comes from bf16, which the
+  paper's profiles ask for and artefacts name in their spec.
+- cuDNN tries its algorithms and takes the fastest (``benchmark``): the views of a training have one
+  size.  Sums may then differ in their last bits from run to run; on a CPU they do not.
+
+A CPU knows neither.  No figure for a real GPU stands here: none was at hand.
+"""
 
 import os
 import platform
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
+SHARE = 4  # data that is kept on the device takes at most one part in so many of its free memory
 PRECISION = "AEFT_PRECISION"
 INFERENCE_PRECISIONS = ("fp32", "bf16")
 BF16_FLAGS = {"amx_bf16", "avx512_bf16"}  # of a CPU that computes in bf16
@@ -29,9 +43,14 @@ def device() -> torch.device:
 
     Under torchrun "cuda" is this process's own GPU.  Raises RuntimeError for an unknown name.
     """
-    return torch.device(
+    chosen = torch.device(
         os.environ.get("AEFT_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
     )
+    if chosen.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.benchmark = True
+    return chosen
 
 
 def inference_precision(default: str = "auto") -> str:
@@ -76,14 +95,42 @@ def autocast(precision: str, where: torch.device) -> torch.autocast:
     return torch.autocast(where.type, torch.bfloat16, enabled=precision == "bf16")
 
 
-def machine() -> dict[str, str | int]:
-    """What numbers and times hang on: ``device``, ``threads``, and ``isa`` of the CPU."""
+def machine() -> dict[str, Any]:
+    """What numbers and times hang on: ``device``, ``threads``, and ``isa`` of the CPU.
+
+    On CUDA also whether TF32 and cuDNN's ``benchmark`` are on.
+    """
     where = device()
     cpu = _cpu_info("model name") or platform.processor() or platform.machine()
-    name = torch.cuda.get_device_name(where) if where.type == "cuda" else cpu
     isa = torch.backends.cpu.get_cpu_capability()
     isa += " + AMX" if "amx_tile" in _cpu_info("flags").split() else ""
-    return {"device": name, "threads": torch.get_num_threads(), "isa": isa}
+    told = {"device": cpu, "threads": torch.get_num_threads(), "isa": isa}
+    if where.type != "cuda":
+        return told
+    return told | {
+        "device": torch.cuda.get_device_name(where),
+        "tf32": torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32,
+        "cudnn_benchmark": torch.backends.cudnn.benchmark,
+    }
+
+
+def placed(data: Tensor) -> Tensor:
+    """Data that a training reads again and again, where it is read fastest.
+
+    On CUDA it lies on the device where it fits into a quarter of the free memory, else in pinned
+    memory; on a CPU it stays as it is.
+    """
+    chosen = device()
+    if chosen.type != "cuda":
+        return data
+    free, _ = torch.cuda.mem_get_info(chosen)
+    return data.to(chosen) if data.nbytes * SHARE <= free else pinned(data)
+
+
+def pinned(data: Tensor) -> Tensor:
+    """Data of the CPU in pinned memory, from which copies to CUDA do not wait; else as it is."""
+    cuda = device().type == "cuda"
+    return data.pin_memory() if cuda and data.device.type == "cpu" else data
 
 
 @lru_cache(maxsize=8)

@@ -27,6 +27,7 @@ from aeft_lib.engine.step import PLAIN, Compute, Objective, Stepper
 CHECK_EVERY = 20  # steps between checks of the loss: each check waits for the device
 Source = Callable[[Tensor, torch.Generator, slice], Batch]
 Progress = Callable[[dict[str, float]], None]
+Block = dict[str, Tensor]  # every term of some steps in a row, (n,) on the CPU
 
 
 class TrainingDiverged(RuntimeError):
@@ -63,17 +64,17 @@ def fit(
     stepper = Stepper(network, make_optimiser(network, schedule), objective, compute)
     run = _Run(network, stepper, schedule, batch, n_samples, seed, checkpoint, progress)
     state = (network, stepper.optimiser, stepper.scaler)
-    rows, terms = resume(checkpoint, *state) if checkpoint else ([], [])
+    rows, blocks = resume(checkpoint, *state) if checkpoint else ([], [])
     network.train()
     # Dropout draws from the global stream, which is seeded step by step.
     with torch.random.fork_rng(devices=[]):
         for epoch in range(len(rows), schedule.epochs):
-            terms = run.epoch(epoch, rows, terms)
+            blocks = run.epoch(epoch, rows, blocks)
             _check_weights(network, epoch, schedule, checkpoint)
-            means = {name: torch.stack([t[name] for t in terms]).mean().item() for name in terms[0]}
+            means = {k: torch.cat([b[k] for b in blocks]).mean().item() for k in blocks[0]}
             lr = stepper.optimiser.param_groups[-1]["lr"]
             rows.append({"epoch": epoch + 1, "lr": lr, **means})
-            terms = []
+            blocks = []
             if after_epoch:
                 after_epoch(epoch + 1)
             if checkpoint:
@@ -109,49 +110,70 @@ class _Run:
         return list(epoch_order(self.n_samples, self.schedule.batch_size, self.seed, epoch))
 
     def epoch(
-        self, epoch: int, rows: Sequence[dict[str, float]], done: Sequence[dict[str, Tensor]]
-    ) -> list[dict[str, Tensor]]:
+        self, epoch: int, rows: Sequence[dict[str, float]], done: Sequence[Block]
+    ) -> list[Block]:
         """Take the steps of an epoch that are left after those `done`; the terms of all of them.
 
-        rows: of the epochs before.
+        rows: of the epochs before.  A step is looked at once, with those since the last check, so
+        an epoch costs the same a step however long it is.
         """
-        terms, first, every = list(done), len(done), self.stepper.compute.checkpoint_every
-        batches = self.order(epoch)[first : self.per_epoch]
-        loads = (
-            partial(self.batch, indices, stream(self.seed, 1, epoch, i), self.wanted)
-            for i, indices in enumerate(batches, start=first)
-        )
-        prepared = _prepared(loads, self.stepper.compute.lookahead)
-        for i, samples in enumerate(prepared, start=first):
+        blocks, recent, every = list(done), [], self.stepper.compute.checkpoint_every
+        for i, samples in self._batches(epoch, first=sum(map(_steps, blocks))):
             step = epoch * self.per_epoch + i
             groups = self.stepper.optimiser.param_groups
             for group, rate in zip(groups, self.base_rates, strict=True):
                 group["lr"] = rate * self.schedule.factor(step, self.steps)
             torch.manual_seed(int(stream(self.seed, 2, step, ranks.rank()).initial_seed()))
-            terms.append(self.stepper.step(samples, progress=step / self.steps))
+            recent.append(self.stepper.step(samples, progress=step / self.steps))
             last = i + 1 == self.per_epoch
-            if (i + 1) % CHECK_EVERY == 0 or last:
-                self._check_loss(epoch, step, terms)
-            if self.checkpoint and every and (i + 1) % every == 0 and not last:
+            checked = (i + 1) % CHECK_EVERY == 0 or last
+            saved = self.checkpoint and every and (i + 1) % every == 0 and not last
+            if checked or saved:
+                blocks.append(self._checked(epoch, i + 1 - len(recent), recent))
+                recent = []
+            if checked:
+                self._report(step, blocks[-1])
+            if saved:
                 state = (self.network, self.stepper.optimiser, self.stepper.scaler)
-                save_checkpoint(self.checkpoint, *state, rows, terms)
-        return terms
+                save_checkpoint(self.checkpoint, *state, rows, blocks)
+        return blocks
 
-    def _check_loss(self, epoch: int, step: int, terms: Sequence[dict[str, Tensor]]) -> None:
-        """Raise TrainingDiverged, on every rank, at the first loss of this epoch not finite."""
-        totals = ranks.mean(torch.stack([sum(t.values()) for t in terms]))
+    def _batches(self, epoch: int, first: int) -> Iterator[tuple[int, Batch]]:
+        """Number and samples of the epoch's steps from the `first` on."""
+        batches = self.order(epoch)[first : self.per_epoch]
+        loads = (
+            partial(self.batch, indices, stream(self.seed, 1, epoch, i), self.wanted)
+            for i, indices in enumerate(batches, start=first)
+        )
+        yield from enumerate(_prepared(loads, self.stepper.compute.lookahead), start=first)
+
+    def _checked(self, epoch: int, done: int, recent: Sequence[dict[str, Tensor]]) -> Block:
+        """The terms of the steps since the last check, which were taken after those `done`.
+
+        Raises TrainingDiverged, on every rank, at the first loss of them that is not finite.
+        """
+        block = {name: torch.stack([t[name] for t in recent]).cpu() for name in recent[0]}
+        totals = ranks.mean(sum(block.values()))
         if not totals.isfinite().all():
-            first = int((~totals.isfinite()).nonzero()[0])
+            worst = int((~totals.isfinite()).nonzero()[0])
+            first = done + worst
             raise TrainingDiverged(
-                f"the loss is {totals[first].item()} at step {epoch * self.per_epoch + first} "
+                f"the loss is {totals[worst].item()} at step {epoch * self.per_epoch + first} "
                 f"(epoch {epoch + 1}), samples {self.order(epoch)[first].tolist()}; "
                 f"{_kept(self.checkpoint)}. Lower the learning rate (now {self.schedule.lr} and "
                 f"{self.schedule.head_lr}) or look at the samples."
             )
+        return block
+
+    def _report(self, step: int, block: Block) -> None:
         if self.progress and ranks.is_main():
-            latest = {name: value.item() for name, value in terms[-1].items()}
+            latest = {name: values[-1].item() for name, values in block.items()}
             lr = self.stepper.optimiser.param_groups[-1]["lr"]
             self.progress({"step": step + 1, "steps": self.steps, "lr": lr, **latest})
+
+
+def _steps(block: Block) -> int:
+    return len(next(iter(block.values())))
 
 
 def _prepared(loads: Iterator[Callable[[], Batch]], lookahead: int) -> Iterator[Batch]:

@@ -92,6 +92,7 @@ class Stepper:
     def step(self, samples: Batch, progress: float = 0.0) -> dict[str, Tensor]:
         """One step on this rank's samples; the terms of the loss, detached."""
         self.optimiser.zero_grad(set_to_none=True)
+        samples = _moved(samples, self.device)  # once, however often a part goes through
         if self.compute.parts == 1:
             terms = self._backward(self._measured(samples), progress)
         else:
@@ -123,7 +124,7 @@ class Stepper:
     def _measured(self, samples: Batch) -> Measures:
         precision = PRECISIONS[self.compute.precision]
         with torch.autocast(self.device.type, precision, enabled=precision is not None):
-            measures = self.measure(self.network, _moved(samples, self.device))
+            measures = self.measure(self.network, samples)
         halves = (torch.bfloat16, torch.float16)
         return {name: t.float() if t.dtype in halves else t for name, t in measures.items()}
 
@@ -149,14 +150,14 @@ def split(samples: Batch, parts: int) -> list[Batch]:
 def _moved(samples: Batch, device: torch.device) -> Batch:
     """Samples on the device, maps in the memory layout that convolutions are fastest in."""
 
-    def moved(tensor: Tensor | None) -> Tensor | None:
+    def there(tensor: Tensor | None) -> Tensor | None:
         if tensor is None:
             return None
         tensor = tensor.to(device, non_blocking=True)
         last = torch.channels_last
         return tensor.contiguous(memory_format=last) if tensor.ndim == 4 else tensor
 
-    return type(samples)(*map(moved, samples))
+    return type(samples)(*map(there, samples))
 
 
 def _random_state(device: torch.device) -> RandomState:

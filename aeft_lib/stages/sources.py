@@ -3,6 +3,9 @@
 A source is a pure function of (indices, generator): it draws random numbers for the whole batch,
 and prepares the wanted part.  So the ranks of one job have the batch of one process.  Two sources
 serve every training; stages give them their views.
+
+Random numbers are the CPU's; views are made where the data lies (`device.placed`), and what is made
+on the CPU for a GPU is handed on in pinned memory.
 """
 
 from collections.abc import Callable
@@ -12,6 +15,7 @@ import torch
 from torch import Tensor
 
 from aeft_lib.data.scene import SceneSet
+from aeft_lib.engine.device import pinned
 from aeft_lib.engine.samples import Batch
 
 MemoryView = Callable[[Tensor, torch.Generator, slice], Batch]
@@ -26,7 +30,8 @@ class InMemory:
 
     def __call__(self, indices: Tensor, generator: torch.Generator, wanted: slice) -> Batch:
         batch = self.view(indices, generator, wanted)
-        return batch._replace(noise=_noise(indices, generator, wanted)) if self.noise else batch
+        noise = _noise(indices, generator, wanted) if self.noise else None
+        return _ready(batch._replace(noise=noise))
 
 
 class OnDisk:
@@ -41,7 +46,7 @@ class OnDisk:
         streams = [torch.Generator().manual_seed(seed) for seed in seeds]
         samples = list(map(self.view, indices[wanted].tolist(), streams))
         fields = (None if f[0] is None else torch.stack(f) for f in zip(*samples, strict=True))
-        return Batch(*fields)._replace(noise=noise)
+        return _ready(Batch(*fields)._replace(noise=noise))
 
 
 def load_images(scenes: SceneSet) -> Tensor:
@@ -62,6 +67,10 @@ def same_count(images: int, others: int, kind: str) -> int:
     if images != others:
         raise ValueError(f"there are {images} images and {others} {kind}")
     return images
+
+
+def _ready(batch: Batch) -> Batch:
+    return Batch(*(None if tensor is None else pinned(tensor) for tensor in batch))
 
 
 def _noise(indices: Tensor, generator: torch.Generator, wanted: slice) -> Tensor:

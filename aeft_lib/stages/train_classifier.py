@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from aeft_lib.data.augment import ViewSpec, training_view
 from aeft_lib.data.scene import SceneSet
 from aeft_lib.engine import loop, ranks
-from aeft_lib.engine.device import device
+from aeft_lib.engine.device import device, placed
 from aeft_lib.engine.samples import Batch
 from aeft_lib.engine.schedule import Schedule
 from aeft_lib.engine.step import PLAIN, Compute, Objective
@@ -106,22 +106,26 @@ def _source(
         opened, tags = spec.scenes.open(), load_tags(spec.scenes)
 
         def photo(index: int, generator: torch.Generator) -> Batch:
-            view = training_view(opened.image(index), generator, spec.view, normalise)
+            image = opened.image(index)
+            view = training_view(image, generator, spec.view, normalise, where=device())
             return Batch(images=view, tags=tags[index])
 
         source = OnDisk(len(tags), photo, noise=noise)
     else:
-        cache = load_features(inputs["features"])
-        features, tags = cache[scale_name(1.0)], cache["tags"]
-        images = load_images(spec.scenes) if "images" in needs else None
+        names = (scale_name(1.0), "tags")
+        features, tags = load_features(inputs["features"], names=names).values()
+        features = placed(features)
+        images = placed(load_images(spec.scenes)) if "images" in needs else None
 
         def whole(indices: Tensor, generator: torch.Generator, wanted: slice) -> Batch:
             mirrored = torch.randint(2, (len(indices),), generator=generator)[wanted]
             chosen, pixels = indices[wanted], None
             if images is not None:
-                plain = normalise(images[chosen])
-                pixels = torch.where(mirrored[:, None, None, None] == 1, plain.flip(-1), plain)
-            return Batch(images=pixels, features=features[chosen, mirrored], tags=tags[chosen])
+                plain = normalise(images[chosen.to(images.device)])
+                flipped = mirrored.to(images.device)[:, None, None, None] == 1
+                pixels = torch.where(flipped, plain.flip(-1), plain)
+            place = (chosen.to(features.device), mirrored.to(features.device))
+            return Batch(images=pixels, features=features[place], tags=tags[chosen])
 
         source = InMemory(len(tags), whole, noise=noise)
     if tags.shape[1] != spec.num_classes:

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aeft_lib.data.augment import random_crop, random_views, resized
+from aeft_lib.data.augment import affine_views, draw_views, random_crop, resized
 from aeft_lib.data.scene import SceneSet
 from aeft_lib.engine import loop, ranks
-from aeft_lib.engine.device import device
+from aeft_lib.engine.device import device, placed
 from aeft_lib.engine.samples import Batch
 from aeft_lib.engine.schedule import Schedule
 from aeft_lib.engine.step import PLAIN, Compute, Objective
@@ -75,12 +75,15 @@ def _whole_scenes(spec: SegmenterSpec, files: list[Path], normalise: fitting.Nor
     size, classes = tuple(images.shape[-2:]), spec.num_classes
     maps = [read_label_map(file, num_classes=classes, size=size) for file in files]
     count = same_count(len(images), len(maps), "label maps")
-    labels = torch.from_numpy(np.stack(maps))
+    images, labels = placed(images), placed(torch.from_numpy(np.stack(maps)))
 
     def view(indices: Tensor, generator: torch.Generator, wanted: slice) -> Batch:
-        pictures, targets = normalise(images[indices]), labels[indices]
-        views, targets = random_views(pictures, targets, generator, scales=spec.view_scales)
-        return Batch(images=views[wanted], labels=targets[wanted])
+        drawn = draw_views(len(indices), generator, scales=spec.view_scales)[wanted]
+        chosen = indices[wanted]
+        pictures = normalise(images[chosen.to(images.device)])
+        targets = labels[chosen.to(labels.device)].to(pictures.device)
+        views, targets = affine_views(pictures, targets, drawn)
+        return Batch(images=views, labels=targets)
 
     return InMemory(count, view)
 

@@ -36,6 +36,8 @@ from aeft_lib.studies.settings import Profile
 PHOTO = (375, 500)  # VOC's usual size, where scenes have their own
 # Of a GPU that is kept busy: an A100 in bf16 reaches about this on such convolutions; not measured.
 TFLOPS = 60.0
+MEMORIES = (8, 12, 24, 80)  # of GPUs, in GB, that `choices` speaks of
+SHARE = 0.75  # of a device's memory that what is counted may take
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,14 @@ class Forward(NamedTuple):
     trained: int
 
 
+class Load(NamedTuple):
+    """What a step takes through the network: a batch, views of each image, their size (H, W)."""
+
+    batch: int
+    views: int
+    size: tuple[int, int]
+
+
 @lru_cache(maxsize=32)
 def forward(backbone: BackboneSpec, size: tuple[int, int], compute: Compute = PLAIN) -> Forward:
     """Count one image (H, W); a multiply-add is two operations.  No weights are needed."""
@@ -183,9 +193,75 @@ def _training(
     views = 2 if erased else 1  # of a scene: the masked image too
     images = schedule.epochs * schedule.epoch_steps(count) * schedule.batch_size
     passes = views * (3 + compute.checkpointing + (compute.parts > 1))
-    together = -(-schedule.batch_size // compute.parts)
-    memory = 4 * image.parameters + 8 * image.trained + views * together * image.saved
+    memory = _memory(image, views * -(-schedule.batch_size // compute.parts))
     return images, images * passes * image.flops / 1e15, memory, 4 * image.trained
+
+
+def cheapest(backbone: BackboneSpec, load: Load, compute: Compute, memory: float) -> Compute:
+    """`compute` with the least work that fits into a device's memory, in bytes.
+
+    Nothing is computed twice where that fits; else blocks are checkpointed; else the batch goes
+    through in parts too, as few as fit.  Fits: at most `SHARE` of the memory by count, the rest is
+    for convolutions' workspaces.  Raises ValueError where nothing fits.
+    """
+    plain = replace(compute, parts=1, checkpointing=False)
+    tried = [
+        plain,
+        *(replace(plain, parts=n, checkpointing=True) for n in range(1, load.batch + 1)),
+    ]
+    for candidate in tried:
+        image = forward(backbone, load.size, candidate)
+        together = load.views * -(-load.batch // candidate.parts)
+        if _memory(image, together) <= SHARE * memory:
+            return candidate
+    least = _memory(image, load.views) / SHARE / 1e9
+    raise ValueError(f"{memory / 1e9:.3g} GB hold no step, one image at a time needs {least:.1f}")
+
+
+def loads(profile: Profile) -> dict[str, tuple[Load, Compute]]:
+    """The trainings of a profile on random views: what a step takes, and how it is computed."""
+    first, erasing = profile.compute, profile.erasing_compute or profile.compute
+    crops = {
+        "classifier": (profile.schedule.batch_size, 1, profile.view.crop, first),
+        "second phase": (profile.erasing.batch_size, 2, profile.view.crop, erasing),
+        "AffinityNet": (
+            profile.refinement.schedule.batch_size,
+            1,
+            profile.refinement.view.crop,
+            first,
+        ),
+        "segmenter": (
+            profile.segmentation.schedule.batch_size,
+            1,
+            profile.segmentation.crop,
+            first,
+        ),
+    }
+    return {n: (Load(b, views, (side, side)), c) for n, (b, views, side, c) in crops.items()}
+
+
+def choices(profile: Profile) -> pd.DataFrame:
+    """What `cheapest` chooses for each training, one column a memory of `MEMORIES`."""
+
+    def said(load: Load, compute: Compute, gigabytes: int) -> str:
+        chosen = cheapest(profile.backbone, load, compute, gigabytes * 1e9)
+        words = ["checkpointing"] * chosen.checkpointing + [f"parts={chosen.parts}"] * (
+            chosen.parts > 1
+        )
+        return ", ".join(words) or "plain"
+
+    rows = loads(profile).items()
+    return pd.DataFrame(
+        [
+            {"training": name} | {f"{size} GB": said(*training, size) for size in MEMORIES}
+            for name, training in rows
+        ]
+    )
+
+
+def _memory(image: Forward, together: int) -> int:
+    """Bytes of weights, gradients, momentum, and activations of so many images."""
+    return 4 * image.parameters + 8 * image.trained + together * image.saved
 
 
 def _view(spec: Any) -> tuple[int, int] | None:

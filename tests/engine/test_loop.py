@@ -17,7 +17,7 @@ from aeft_lib.engine import checkpoint as checkpoints
 from aeft_lib.engine import loop
 from aeft_lib.engine.loop import TrainingDiverged, epoch_order, fit, stream
 from aeft_lib.engine.schedule import OPTIMISERS, Schedule, make_optimiser
-from aeft_lib.engine.step import Objective
+from aeft_lib.engine.step import Compute, Objective
 
 N = 20
 
@@ -334,9 +334,10 @@ def test_checkpoint_holds_what_is_trained_and_no_pickle(tmp_path, monkeypatch):
 # --- divergence ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_divergence_names_step_samples_and_checkpoint(tmp_path, value):
+@pytest.mark.parametrize(("value", "check_every"), [(math.nan, 20), (math.inf, 20), (math.nan, 1)])
+def test_divergence_names_step_samples_and_checkpoint(tmp_path, monkeypatch, value, check_every):
     """Step 7 is the second of the third epoch; the first of its samples is the culprit, wherever the order puts it."""
+    monkeypatch.setattr(loop, "CHECK_EVERY", check_every)
     batches = [list(epoch_order(N, 6, 0, epoch)) for epoch in range(3)]
     culprits, calls = batches[2][1].tolist(), []
 
@@ -360,6 +361,41 @@ def test_divergence_names_step_samples_and_checkpoint(tmp_path, value):
     assert same(
         train(checkpoint=tmp_path / "checkpoint")[0], train()[0]
     )  # the samples mended, the run goes on
+
+
+def test_a_loss_that_is_not_finite_is_never_in_a_checkpoint_within_an_epoch(tmp_path):
+    """Step 7 is not finite; the checkpoint that is asked for after it stays as it was after step 6."""
+    steps = []
+    with pytest.raises(TrainingDiverged, match="step 7"):
+        train(
+            checkpoint=tmp_path / "checkpoint",
+            compute=Compute(checkpoint_every=1),
+            poison=lambda _: math.nan if steps.append(0) or len(steps) == 8 else 1.0,
+        )
+    rows, (block,) = loaded(tmp_path / "checkpoint", Tiny())
+    assert len(rows) == 2
+    assert {name: len(values) for name, values in block.items()} == {"fit": 1, "size": 1}
+    assert all(values.isfinite().all() for values in block.values())
+
+
+@pytest.mark.parametrize(("every", "blocks"), [(0, [2, 2, 1]), (1, [1] * 5), (3, [2, 1, 1, 1])])
+def test_every_step_is_checked_once_and_the_log_is_the_same(tmp_path, monkeypatch, every, blocks):
+    """Work of an epoch is linear in its steps: a check reads the steps since the last one alone."""
+    options = {"epochs": 2, "batch_size": 4, "compute": Compute(checkpoint_every=every)}
+    whole, whole_rows = train(**options)  # five steps an epoch, one check
+    lengths, checked = [], loop._Run._checked
+    monkeypatch.setattr(loop, "CHECK_EVERY", 2)
+    monkeypatch.setattr(
+        loop._Run,
+        "_checked",
+        lambda run, epoch, done, recent: (
+            lengths.append(len(recent)) or checked(run, epoch, done, recent)
+        ),
+    )
+    network, rows = train(checkpoint=tmp_path / "checkpoint", **options)
+    assert lengths == 2 * blocks
+    assert rows == whole_rows
+    assert same(network, whole)
 
 
 def test_divergence_in_the_first_epoch_has_no_checkpoint(tmp_path):

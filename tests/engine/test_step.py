@@ -9,6 +9,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from aeft_lib.engine.samples import Batch
 from aeft_lib.engine.schedule import make_optimiser
@@ -101,6 +102,26 @@ def test_parts_have_the_loss_and_the_gradient_of_the_whole(parts, kind):
     )
     close(part[0], whole[0], 1e-10)
     close(part[1], whole[1], 1e-8)
+
+
+class Copies(TorchDispatchMode):
+    """Shapes of the tensors that are copied into another memory layout."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func == torch.ops.aten.clone.default and args[0].shape[1:] == batch().images.shape[1:]:
+            self.shapes.append(tuple(args[0].shape))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_images_are_moved_once_however_often_they_go_through(parts):
+    with Copies() as copies:
+        gradients(Compute(parts=parts), "classification")
+    assert copies.shapes == [tuple(batch().images.shape)]
 
 
 def test_a_batch_that_is_cut_up_loses_the_triplet_and_parts_do_not():

@@ -7,6 +7,7 @@ import torch
 from photo_profile import CLASSES, SPLITS, photo_profile
 from photo_sets import make_voc
 
+from aeft_lib.data.augment import affine_views, draw_views, random_views
 from aeft_lib.data.collages import SceneSpec
 from aeft_lib.data.scene import opened
 from aeft_lib.engine import loop
@@ -183,6 +184,24 @@ def test_scenes_in_memory_are_asked_for_all_indices_at_once():
     assert batch.tags.tolist() == [[8]]
     assert torch.equal(batch.noise, torch.rand(2, 2, generator=stream())[1:])
     assert InMemory(9, view)(torch.tensor([2]), stream(), WHOLE).noise is None
+
+
+def test_views_made_together_are_the_views_made_alone():
+    """Float operations of a view are its own: no sum runs over the batch, so bits are equal.
+
+    Up to 1e-6 of the range all the same, as a kernel may take other lanes for other lengths.
+    """
+    images = torch.rand(5, 3, 12, 16, generator=stream())
+    labels = torch.randint(3, (5, 12, 16), generator=stream(1)).to(torch.uint8)
+    drawn = draw_views(5, stream(2), scales=(0.5, 1.5))
+    views, targets = affine_views(images, labels, drawn)
+    alone = [affine_views(images[i : i + 1], labels[i : i + 1], drawn[i : i + 1]) for i in range(5)]
+    torch.testing.assert_close(views, torch.cat([v for v, _ in alone]), rtol=0, atol=1e-6)
+    differ = targets != torch.cat([t for _, t in alone])
+    assert differ.float().mean() < 0.01  # nearest rounds: a tie may fall either way
+    together = random_views(images, labels, stream(2), scales=(0.5, 1.5))
+    assert torch.equal(together[0], views)
+    assert not torch.equal(views[0], images[0])
 
 
 def test_other_numbers_of_images_are_refused():

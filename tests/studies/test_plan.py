@@ -10,7 +10,8 @@ from aeft_lib.cli import main
 from aeft_lib.data.scene import opened
 from aeft_lib.engine.step import Compute
 from aeft_lib.studies import catalogue, run
-from aeft_lib.studies.plan import PHOTO, forward, plan, table
+from aeft_lib.studies.plan import PHOTO, Load, cheapest, choices, forward, loads, plan, table
+from aeft_lib.studies.profiles import GPU_GB, VOC
 
 
 @pytest.fixture(autouse=True)
@@ -61,6 +62,27 @@ def test_work_and_memory_are_counted():
     assert second.memory == 4 * image.parameters + 8 * image.trained + 2 * 2 * image.saved
     assert first.disk == 4 * image.trained
     assert seeds.memory is None
+
+
+def test_the_papers_profile_has_what_the_rule_chooses_for_its_memory():
+    """Nothing is computed twice on 24 GB; what is chosen costs more as the memory shrinks."""
+    for load, compute in loads(VOC).values():
+        assert cheapest(VOC.backbone, load, compute, GPU_GB * 1e9) == compute
+    second = choices(VOC).set_index("training").loc["second phase"]
+    assert second["24 GB"] == "plain"
+    assert second["12 GB"] == "checkpointing"
+    assert second["8 GB"] == "checkpointing, parts=2"
+
+
+def test_the_choice_is_the_first_that_fits_and_too_little_memory_is_an_error():
+    backbone, load = photo_profile().backbone, Load(4, 2, (64, 64))
+    plain = forward(backbone, load.size)
+    needed = 4 * plain.parameters + 8 * plain.trained + 4 * 2 * plain.saved
+    enough, compute = needed / 0.75 * 1.001, Compute(parts=3, checkpointing=True)
+    assert cheapest(backbone, load, compute, enough) == Compute()
+    assert cheapest(backbone, load, compute, enough * 0.998).checkpointing
+    with pytest.raises(ValueError, match="hold no step, one image at a time needs"):
+        cheapest(backbone, load, compute, 1e6)
 
 
 def test_whole_scenes_are_cached_and_cost_disk():
