@@ -79,6 +79,19 @@ def golden_losses(golden):
 
 
 @pytest.fixture
+def golden_first_release(golden, golden_losses):
+    """The cases of ``losses_first_release.npz``, with the inputs of ``losses.npz``."""
+    inputs = ("label", "images", "cam", "logits", "gpp", "gpp_masked")
+    cases: dict[str, dict[str, torch.Tensor]] = {}
+    for key, array in golden("losses_first_release").items():
+        case, name = key.split("/")
+        cases.setdefault(case, {k: golden_losses[case][k] for k in inputs})
+        cases[case][name] = torch.from_numpy(array)
+    assert cases, "the golden file holds no case"
+    return cases
+
+
+@pytest.fixture
 def assert_near():
     """Compare with a golden array; the tolerance is relative to its largest absolute value."""
 

@@ -2,7 +2,8 @@
 
 Three images (poster, middle column): the anchor ``I_A``; the positive ``I_P``, which is the anchor
 with its most active region erased; the negative ``I_N``, an image that shares no class with the
-anchor.  What the reference does otherwise is an argument here.
+anchor.  What the reference does otherwise is an argument here, and so is what the authors' first
+release did (`triplet.FIRST_RELEASE`).
 
 Shapes: B images, K classes (no background), H x W image, h x w feature map.  Tags are (B, K), 0 or
 1, of any type.  Nothing here waits for the device: no ``.item()``, no boolean indexing, no Python
@@ -75,8 +76,8 @@ def erase(
     cam: (B, K, h, w) signed, up-sampled bilinearly.
     threshold: t_H, 0..1; 0 erases everything, 1 nothing, or just the peaks where a CAM is large.
     keep: "ring" is Eq. 7: the active region *and* the background go, the ring between stays, dimmed
-        by its activation.  "all" keeps everything below the threshold as it is, the background
-        too: ``m = [A_fg < t_H]``.
+        by its activation.  "all" is the first release: everything below the threshold stays as it
+        is, the background too: ``m = [A_fg < t_H]``.
     gradient: let gradients flow through the mask into the CAM, as the reference does; only "ring"
         has any.
     Raises ValueError for shapes that do not fit, a threshold outside 0..1 or an unknown `keep`.
@@ -97,14 +98,17 @@ def erase(
     return Erasure(images * mask, mask, foreground)
 
 
-def embeddings(maps: Tensor, tags: Tensor) -> Tensor:
+def embeddings(maps: Tensor, tags: Tensor, *, unit: bool = False) -> Tensor:
     """Where anchor and positive are compared: ``e = GAP(relu(maps)) y``, (B, K), not negative.
 
     maps: (B, K, h, w) signed: the GPP layer's attention (the paper's metric space), or the CAM.
+    unit: the L2 norm over all K classes is made 1 before the tags are applied, as in the first
+        release, so that a common factor of the maps does not count.
     Raises ValueError where maps and tags differ in B or K.
     """
     check_tags(maps, tags)
-    return maps.relu().mean(dim=(2, 3)) * tags.to(maps.dtype)
+    pooled = maps.relu().mean(dim=(2, 3))
+    return (F.normalize(pooled, dim=1) if unit else pooled) * tags.to(maps.dtype)
 
 
 def residual_region(cam: Tensor, tags: Tensor, *, threshold: float = 0.2) -> Tensor:
@@ -126,6 +130,16 @@ def region_embeddings(maps: Tensor, region: Tensor | None = None) -> Tensor:
     scaled = maps / (maps.abs().amax(dim=(2, 3), keepdim=True) + EPS)
     inside = torch.ones_like(maps) if region is None else region.to(maps.dtype)
     return (scaled * inside).sum(dim=(2, 3)) / (inside.sum(dim=(2, 3)) + EPS)
+
+
+def unit_embeddings(maps: Tensor, region: Tensor | None = None) -> Tensor:
+    """`region_embeddings` of the first release: ``GAP(maps [region])`` with L2 norm 1 over K.
+
+    maps: (B, K, h, w) signed.  region: (B, K, h, w) bool; positions outside it count as zeros; None
+    is the whole map.  Returns (B, K) in -1..1, zeros where every class's mean is 0.
+    """
+    inside = maps if region is None else maps * region.to(maps.dtype)
+    return F.normalize(inside.mean(dim=(2, 3)), dim=1)
 
 
 def disjoint(tags: Tensor) -> Tensor:

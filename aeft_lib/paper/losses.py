@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor
 
+DISTANCES = ("absolute", "squared")
+
 
 class Repulsion(NamedTuple):
     """loss: scalar.  distances: (B,) squared.  hard: (B,) bool, anchors nearer than the margin."""
@@ -35,18 +37,25 @@ def classification(logits: Tensor, tags: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, tags.to(logits.dtype))
 
 
-def attract_soft(positive: Tensor, anchor: Tensor) -> Tensor:
+def attract_soft(positive: Tensor, anchor: Tensor, *, distance: str = "absolute") -> Tensor:
     """L_att of the paper: the mean over B x K of |e_P - e_A|.
 
     positive, anchor: (B, K) embeddings of the masked and of the whole image (`erasing.embeddings`).
-    Gradients flow into both.  Raises ValueError where the shapes differ.
+    distance: "absolute", or "squared" as in the first release, the mean over B of |e_P - e_A|_2^2.
+    Gradients flow into both.  Raises ValueError where the shapes differ or a distance is unknown.
 
     >>> import torch
-    >>> attract_soft(torch.tensor([[0.25, 0.0]]), torch.tensor([[0.75, 0.0]])).item()
-    0.25
+    >>> e_p, e_a = torch.tensor([[0.25, 0.0]]), torch.tensor([[0.75, 0.0]])
+    >>> attract_soft(e_p, e_a).item(), attract_soft(e_p, e_a, distance="squared").item()
+    (0.25, 0.25)
     """
     _check_pair("positive", positive, anchor)
-    return (positive - anchor).abs().mean()
+    if distance not in DISTANCES:
+        raise ValueError(f"distance must be one of {', '.join(DISTANCES)}, got {distance!r}")
+    difference = positive - anchor
+    if distance == "squared":
+        return difference.square().sum(dim=1).mean()
+    return difference.abs().mean()
 
 
 def attract_rigid(logits: Tensor, tags: Tensor) -> Tensor:

@@ -3,6 +3,9 @@
 The authors' released code departs from the paper in places; each such place is a field here, never
 silent.  `REFERENCE` is what that code does, `CORRECTED` what it seems meant to do.  Quirks of the
 optimiser (momentum, rates, length of the schedule) are numbers of the profile's second phase.
+
+The authors published two losses.  `REFERENCE` is the one that replaced the other after nine days;
+`FIRST_RELEASE` is that other one: it erases the peak alone, and compares embeddings of norm 1.
 """
 
 from dataclasses import dataclass, replace
@@ -18,6 +21,7 @@ from aeft_lib.paper.gpp import Gap, Pyramid
 ATTRACTS = ("off", "soft", "rigid")
 SPACES = ("gpp", "cam")
 REPEL_TARGETS = ("anchor_tags", "own_tags")
+SCALES = ("mean", "unit")
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,11 @@ class Triplet(CamMethod):
     anchor_gradient: let L_att move the anchor's embedding too, as paper and reference do; False
         moves the positive alone, so that the distance cannot be closed by shrinking the anchor's
         CAM (ours).
+    attract_scale: "mean" compares mean attention, so that shrinking both embeddings closes the
+        distance; "unit" compares directions, which it does not change (first release).
+    distance: of `losses.attract_soft`.
+    repel_scale: embeddings of repel are "mean" attention scaled by its maximum, or of norm "unit"
+        over all classes (first release).
     repel_target: the negative's embedding in the classes of the "anchor_tags", or of its
         "own_tags", which share none.
     min_hard: repel is off unless more anchors than this are hard.
@@ -54,6 +63,9 @@ class Triplet(CamMethod):
     keep: str = "ring"
     mask_gradient: bool = False
     anchor_gradient: bool = True
+    attract_scale: str = "mean"
+    distance: str = "absolute"
+    repel_scale: str = "mean"
     repel_target: str = "anchor_tags"
     min_hard: int = 0
     classification_samples: int = 0
@@ -62,6 +74,7 @@ class Triplet(CamMethod):
     def __post_init__(self) -> None:
         choice(self, attract=ATTRACTS, space=SPACES, keep=erasing.KEEPS)
         choice(self, repel_target=REPEL_TARGETS, missing_negative=erasing.LONELY)
+        choice(self, attract_scale=SCALES, repel_scale=SCALES, distance=losses.DISTANCES)
         choice(self, mask_gradient=(True, False), anchor_gradient=(True, False))
         number(self, "attract_weight", "repel_weight", "margin")
         number(self, "residual_threshold", "erase_threshold", positive=True)
@@ -94,8 +107,9 @@ class Triplet(CamMethod):
             maps = metric_space(anchor, self.space)
             threshold = self.residual_threshold
             region = erasing.residual_region(anchor.cam, batch.tags, threshold=threshold)
-            measures["residual"] = erasing.region_embeddings(maps, region)
-            measures["whole"] = erasing.region_embeddings(maps)
+            unit = self.repel_scale == "unit"
+            pooled = erasing.unit_embeddings if unit else erasing.region_embeddings
+            measures["residual"], measures["whole"] = pooled(maps, region), pooled(maps)
             measures["noise"] = batch.noise
         return measures
 
@@ -112,7 +126,8 @@ class Triplet(CamMethod):
             terms["attract"] = self.attract_weight * rigid
         elif self.attract == "soft":
             e_p, e_a = measures["positive"], measures["anchor"]
-            soft = losses.attract_soft(e_p, e_a if self.anchor_gradient else e_a.detach())
+            e_a = e_a if self.anchor_gradient else e_a.detach()
+            soft = losses.attract_soft(e_p, e_a, distance=self.distance)
             terms["attract"] = self.attract_weight * soft
         if self.repel_weight:
             repulsion, pairs = self._repel(measures)
@@ -136,8 +151,9 @@ class Triplet(CamMethod):
         positive = network(erased.images)
         if self.attract == "rigid":
             return {"positive_logits": positive.logits}
+        unit = self.attract_scale == "unit"
         e_p, e_a = (
-            erasing.embeddings(metric_space(output, self.space), batch.tags)
+            erasing.embeddings(metric_space(output, self.space), batch.tags, unit=unit)
             for output in (positive, anchor)
         )
         return {"positive": e_p, "anchor": e_a}
@@ -172,6 +188,18 @@ LOSS_QUIRKS = {
     "missing_negative": "borrow",
 }
 REFERENCE = replace(CORRECTED, **LOSS_QUIRKS)
+# What the first release does otherwise, in the loss; its binary mask passes no gradient.
+FIRST_RELEASE_PARTS = {
+    "mask": {"keep": "all", "mask_gradient": False},
+    "scale": {"attract_scale": "unit"},
+    "distance": {"distance": "squared"},
+    "repel": {"repel_scale": "unit"},
+}
+FIRST_RELEASE = replace(
+    REFERENCE,
+    attract_weight=0.15,
+    **{field: value for part in FIRST_RELEASE_PARTS.values() for field, value in part.items()},
+)
 
 
 def metric_space(output: CamOutput, space: str) -> Tensor:

@@ -17,6 +17,7 @@ from aeft_lib.paper.erasing import (
     partners,
     region_embeddings,
     residual_region,
+    unit_embeddings,
 )
 
 
@@ -358,3 +359,49 @@ def test_noise_of_another_batch_is_refused():
         ValueError, match=r"noise must be \(2, 2\) for B=2 samples, got shape \(3, 3\)"
     ):
         partners(torch.tensor([A, B]), noise(3))
+
+
+# --- embeddings of norm 1: the first release -----------------------------------------------------
+
+
+def test_golden_unit_embeddings_and_binary_masks(golden_first_release, assert_near):
+    for name, case in golden_first_release.items():
+        tags = case["label"]
+        for maps, key in (("gpp", "e_A"), ("gpp_masked", "e_P")):
+            assert_near(embeddings(case[maps], tags, unit=True), case[key], 1e-5, f"{name}/{key}")
+        region = residual_region(case["cam"], tags, threshold=0.2)
+        anchor = unit_embeddings(case["gpp"], region) * tags
+        negative = unit_embeddings(case["gpp"]) * tags
+        assert_near(anchor, case["anchor_pos"], 1e-5, f"{name}/anchor_pos")
+        assert_near(negative, case["negative_pos"], 1e-5, f"{name}/negative_pos")
+        erased = erase(case["images"], case["cam"], tags, keep="all", gradient=True)
+        assert torch.equal(erased.mask, case["m"].float()), name
+        means = (erased.images.mean(), erased.images.abs().mean())
+        for mean, key in zip(means, ("masked_images_mean", "masked_images_abs_mean"), strict=True):
+            assert_near(mean, case[key], 1e-5, f"{name}/{key}")
+        assert not erased.mask.requires_grad
+
+
+def test_unit_embeddings_by_hand():
+    """Means 3 and 4 make (0.6, 0.8); outside the region a position counts as a zero."""
+    maps = torch.tensor([[[[2.0, 4.0]], [[8.0, 0.0]]]])
+    expected = torch.tensor([[0.6, 0.8]])
+    torch.testing.assert_close(unit_embeddings(maps), expected)
+    torch.testing.assert_close(
+        embeddings(maps, torch.tensor([[1, 0]]), unit=True), expected * torch.tensor([[1.0, 0.0]])
+    )
+    region = torch.tensor([[[[True, False]], [[True, True]]]])
+    means = torch.tensor([[1.0, 4.0]])
+    torch.testing.assert_close(unit_embeddings(maps, region), means / means.norm())
+
+
+def test_unit_embeddings_of_nothing_are_zero():
+    maps = random_maps(1, 3, 2, 2)
+    assert (unit_embeddings(maps, torch.zeros(1, 3, 2, 2, dtype=torch.bool)) == 0).all()
+    assert (embeddings(-maps.abs(), torch.ones(1, 3), unit=True) == 0).all()
+
+
+def test_unit_embeddings_have_right_gradients():
+    region = random_maps(2, 3, 2, 2, seed=1) > 0
+    maps = random_maps(2, 3, 2, 2).requires_grad_()
+    assert torch.autograd.gradcheck(unit_embeddings, (maps, region))

@@ -1,6 +1,7 @@
 """The losses: golden parity, limit cases, hand-worked numbers, gradients, refusals."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -134,6 +135,19 @@ def test_attract_soft_pulls_both_images_with_the_same_force():
     assert torch.equal(positive.grad, (positive - anchor).sign() / 6)
 
 
+def test_squared_attraction_by_hand():
+    positive, anchor = (
+        torch.tensor([[0.5, 0.0], [1.0, 0.5]]),
+        torch.tensor([[0.0, 1.0], [1.0, 0.5]]),
+    )
+    assert attract_soft(positive, anchor, distance="squared").item() == (0.25 + 1 + 0 + 0) / 2
+
+
+def test_an_unknown_distance_is_refused():
+    with pytest.raises(ValueError, match="distance must be one of absolute, squared, got 'cosine'"):
+        attract_soft(ANCHOR, NEGATIVE, distance="cosine")
+
+
 def test_attract_rigid_asks_for_the_unchanged_tags():
     logits, tags = torch.tensor([[0.0, math.log(3.0)]]).double(), torch.tensor([[1, 0]])
     assert attract_rigid(logits, tags).item() == pytest.approx((math.log(2) + math.log(4)) / 2)
@@ -142,6 +156,8 @@ def test_attract_rigid_asks_for_the_unchanged_tags():
 def test_attract_gradients_are_right():
     positive, anchor = (random_maps(3, 4, seed=seed).requires_grad_() for seed in (0, 1))
     assert torch.autograd.gradcheck(attract_soft, (positive, anchor))
+    squared = partial(attract_soft, distance="squared")
+    assert torch.autograd.gradcheck(squared, (positive, anchor))
     assert torch.autograd.gradcheck(
         lambda logits: attract_rigid(logits, random_maps(3, 4, seed=2) > 0), positive
     )

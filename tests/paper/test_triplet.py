@@ -15,7 +15,14 @@ from aeft_lib.engine.samples import Batch
 from aeft_lib.paper import erasing, losses
 from aeft_lib.paper.classifier import CamClassifier, CamOutput
 from aeft_lib.paper.gpp import GlobalAveragePooling, PyramidPooling
-from aeft_lib.paper.triplet import CORRECTED, LOSS_QUIRKS, REFERENCE, Triplet
+from aeft_lib.paper.triplet import (
+    CORRECTED,
+    FIRST_RELEASE,
+    FIRST_RELEASE_PARTS,
+    LOSS_QUIRKS,
+    REFERENCE,
+    Triplet,
+)
 
 K, N = 3, 6
 COUNTS = {"hard", "without_negative"}
@@ -102,9 +109,15 @@ class Recorded:
         return CamOutput(None, None, self.case["gpp_masked"])
 
 
-def test_golden_step_of_the_reference(golden_losses, assert_near):
-    weights_1 = replace(REFERENCE, attract_weight=1, repel_weight=1)
-    whole = {name: case for name, case in golden_losses.items() if "grad_gpp" in case}
+@pytest.mark.parametrize(
+    ("version", "method"),
+    [("golden_losses", REFERENCE), ("golden_first_release", FIRST_RELEASE)],
+    ids=["released", "first_release"],
+)
+def test_golden_step_of_both_public_losses(request, assert_near, version, method):
+    weights_1 = replace(method, attract_weight=1, repel_weight=1)
+    cases = request.getfixturevalue(version).items()
+    whole = {name: case for name, case in cases if "grad_gpp" in case}
     assert whole
     for name, case in whole.items():
         leaves = {
@@ -132,6 +145,45 @@ def test_golden_step_of_the_reference(golden_losses, assert_near):
         assert leaves["cam"].grad is None
 
 
+# --- the two public losses -----------------------------------------------------------------------
+
+
+def test_halved_attention_halves_one_attraction_and_leaves_the_other(golden_losses):
+    """A common shrinking of both CAMs pays in the released loss alone.  Halving is exact."""
+    case = golden_losses["a"]
+    halved = case | {name: case[name] / 2 for name in ("gpp", "gpp_masked")}
+    for method, factor in ((REFERENCE, 0.5), (FIRST_RELEASE, 1.0)):
+        plain, shrunk = (
+            terms(
+                Recorded(inputs),
+                Batch(case["images"], torch.empty(len(case["label"]), 0), case["label"]),
+                replace(method, repel_weight=0),
+            )["attract"]
+            for inputs in (case, halved)
+        )
+        # Powers of two pass through sums, roots and quotients without rounding.
+        assert shrunk == factor * plain > 0
+
+
+def test_every_part_of_the_first_release_changes_its_own_term(network, batch):
+    reference = replace(REFERENCE, min_hard=0, margin=10, attract_weight=1)
+    plain = terms(network, batch, reference)
+    for part, fields in FIRST_RELEASE_PARTS.items():
+        seen = terms(network, batch, replace(reference, **fields))
+        changed = "repel" if part == "repel" else "attract"
+        assert seen[changed] != plain[changed], part
+        assert all(torch.equal(seen[n], plain[n]) for n in seen.keys() - {changed, "hard"}), part
+
+
+def test_the_first_release_is_its_parts_and_its_weight():
+    differing = {
+        name for name in vars(REFERENCE) if getattr(FIRST_RELEASE, name) != getattr(REFERENCE, name)
+    }
+    parts = set().union(*FIRST_RELEASE_PARTS.values())
+    assert differing == parts | {"attract_weight"}
+    assert FIRST_RELEASE.attract_weight == FIRST_RELEASE.repel_weight == 0.15
+
+
 # --- terms ---------------------------------------------------------------------------------------
 
 
@@ -155,7 +207,9 @@ def test_settings_decide_which_terms_there_are_and_whether_a_second_pass_is_need
 
 
 @pytest.mark.parametrize(
-    "settings", [OFF, CORRECTED, REFERENCE, RIGID], ids=["off", "corrected", "reference", "rigid"]
+    "settings",
+    [OFF, CORRECTED, REFERENCE, RIGID, FIRST_RELEASE],
+    ids=["off", "corrected", "reference", "rigid", "first_release"],
 )
 def test_images_without_cached_features_have_the_same_terms_and_gradients(network, batch, settings):
     plain = batch._replace(features=None)
@@ -259,7 +313,9 @@ def test_repel_targets_by_hand(target, distance):
 
 
 @pytest.mark.parametrize(
-    "settings", [OFF, SOFT, RIGID, REPEL, CORRECTED, REFERENCE], ids=lambda s: s.attract
+    "settings",
+    [OFF, SOFT, RIGID, REPEL, CORRECTED, REFERENCE, FIRST_RELEASE],
+    ids=lambda s: s.attract,
 )
 def test_the_trunk_is_left_alone_and_all_else_is_trained(network, batch, settings):
     seen = gradients(network, batch, settings)
@@ -335,7 +391,7 @@ def test_the_watch_sees_waiting(wait):
 
 
 @pytest.mark.parametrize(
-    "settings", [CORRECTED, REFERENCE, RIGID, replace(CORRECTED, keep="all")], ids=lambda s: s.keep
+    "settings", [CORRECTED, REFERENCE, RIGID, FIRST_RELEASE], ids=lambda s: s.keep
 )
 def test_a_step_waits_for_nothing(network, batch, settings):
     with NoWaiting():
@@ -352,7 +408,19 @@ def test_presets_differ_in_the_quirks_and_in_nothing_else():
     assert differing == set(LOSS_QUIRKS)
 
 
-@pytest.mark.parametrize("name", ["attract", "space", "keep", "repel_target", "missing_negative"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "attract",
+        "space",
+        "keep",
+        "attract_scale",
+        "distance",
+        "repel_scale",
+        "repel_target",
+        "missing_negative",
+    ],
+)
 @pytest.mark.parametrize("value", ["none", "", None, True])
 def test_unknown_choices_are_refused(name, value):
     with pytest.raises(ValueError, match=f"{name} must be one of .*, got {value!r}"):
