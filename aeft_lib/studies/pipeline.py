@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from aeft_lib.data.scene import missing_masks
 from aeft_lib.stages.artefact import Artefact
 from aeft_lib.stages.cache_features import FeatureSpec, cache_features
 from aeft_lib.stages.evaluate import (
@@ -29,19 +30,38 @@ Artefacts = dict[str, Artefact]
 def artefacts(
     profile: Profile, row: Row, repeat: int, obtain: Obtain = obtain_artefact
 ) -> Artefacts:
-    """One row with one repeat from tags to numbers: its artefacts by name, ``evaluation`` last.
+    """One row with one repeat from tags to numbers: its `products`, and what is measured on them.
 
-    ``classifier`` and ``seeds`` where it ends in seeds, ``epochs`` where they are kept, ``objects``
-    on controlled collages; with a refiner what that names, ``scores`` and ``labels``; with a
-    segmenter ``teacher`` (label maps), ``segmenter``, ``labels`` (predicted).
+    ``evaluation``; ``epochs`` where they are kept, ``objects`` on controlled collages.  They need
+    masks, and are left out where a scene that the row is scored on has none.
     """
+    made = products(profile, row, repeat, obtain)
+    if masks_to_score(profile, row, repeat):
+        return made
+    return made | _measures(row.setting.applied(profile, repeat), row, repeat, made, obtain)
+
+
+def products(
+    profile: Profile, row: Row, repeat: int, obtain: Obtain = obtain_artefact
+) -> Artefacts:
+    """What a row makes with one repeat, by name; masks are read for the true labels alone.
+
+    ``classifier`` and ``seeds`` where it ends in seeds; with a refiner what that names, ``seeds``,
+    ``scores`` and ``labels`` among it; with a segmenter ``seeds``, ``teacher`` (label maps),
+    ``segmenter``, ``labels`` (predicted).
+    Raises ValueError where it learns from true masks and a training scene has none.
+    """
+    if missing := masks_to_learn(profile, row, repeat):
+        raise ValueError(f"row {row.name} learns from true masks, and {missing}")
     profile = row.setting.applied(profile, repeat)
     if row.method is None:
         spec = TruthSpec(profile.train, profile.train.open().truth)
         return _segmentation(profile, row, repeat, obtain(true_labels, spec), obtain)
     inputs = classifiers(profile, row, repeat, obtain)
     if row.refiner is None:
-        return _seeds(profile, row, inputs, obtain)
+        reader = row.reader.fitted(profile.seed_scales)
+        read = seeds(profile, reader, inputs["classifier"], row.scored_on, obtain)
+        return {"classifier": inputs["classifier"], "seeds": read}
     reader = row.reader.fitted(profile.seed_scales)
     workshop = Workshop(
         obtain=obtain,
@@ -54,11 +74,22 @@ def artefacts(
         repeat=repeat,
     )
     made = row.refiner.refine(workshop, "train" if row.segmenter else row.scored_on)
-    if row.segmenter:
-        return _segmentation(profile, row, repeat, made["labels"], obtain)
-    inputs = {name: made[name] for name in ("scores", "labels")}
-    spec = _evaluation(profile, row.scored_on)
-    return made | {"evaluation": obtain(evaluate_scores, spec, inputs)}
+    if row.segmenter is None:
+        return made
+    ends = _segmentation(profile, row, repeat, made["labels"], obtain)
+    return {"seeds": made["seeds"]} | ends
+
+
+def masks_to_learn(profile: Profile, row: Row, repeat: int) -> str:
+    """The masks that a row learns from and that are missing, in words; "" where none is."""
+    if row.method is not None:
+        return ""
+    return missing_masks(row.setting.applied(profile, repeat).train)
+
+
+def masks_to_score(profile: Profile, row: Row, repeat: int) -> str:
+    """The masks that a row is scored with and that are missing, in words; "" where none is."""
+    return missing_masks(row.setting.applied(profile, repeat).scenes(row.scored_on))
 
 
 def features(profile: Profile, split: str, obtain: Obtain = obtain_artefact) -> Artefact:
@@ -116,26 +147,38 @@ def seeds(
     return obtain(infer_seeds, SeedSpec(scenes, reader, scenes.open().fingerprint), inputs)
 
 
-def _seeds(profile: Profile, row: Row, inputs: Artefacts, obtain: Obtain) -> Artefacts:
-    """The end of a row without a refiner: its seeds, scored at every threshold."""
-    reader, split = row.reader.fitted(profile.seed_scales), row.scored_on
-    made = {"classifier": inputs["classifier"]}
-    made["seeds"] = seeds(profile, reader, made["classifier"], split, obtain)
-    spec = _evaluation(profile, split)
+def _measures(
+    profile: Profile, row: Row, repeat: int, made: Artefacts, obtain: Obtain
+) -> Artefacts:
+    """Everything that compares what a row made with masks."""
+    scenes = profile.scenes(row.scored_on)
+    truth = scenes.open().truth
+    if row.segmenter:
+        spec = EvaluationSpec(scenes, truth=truth)
+        return {"evaluation": obtain(evaluate_labels, spec, {"labels": made["labels"]})}
+    spec = EvaluationSpec(scenes, profile.thresholds, truth)
+    if row.refiner:
+        inputs = {name: made[name] for name in ("scores", "labels")}
+        return {"evaluation": obtain(evaluate_scores, spec, inputs)}
+    measures = {}
     if row.keep_epochs and profile.cached:
-        epochs = EpochsSpec(spec.scenes, spec.thresholds, spec.truth)
-        scored = inputs | {"features": features(profile, split, obtain)}
-        made["epochs"] = obtain(evaluate_epochs, epochs, scored)
-    made["evaluation"] = obtain(evaluate_seeds, spec, {"seeds": made["seeds"]})
+        epochs = EpochsSpec(scenes, profile.thresholds, truth)
+        inputs = {"classifier": made["classifier"]}
+        if row.starts_from is not None:
+            earlier = classifiers(profile, row.starts_from, repeat, obtain)
+            inputs[WARM_START] = earlier["classifier"]
+        inputs["features"] = features(profile, row.scored_on, obtain)
+        measures["epochs"] = obtain(evaluate_epochs, epochs, inputs)
+    measures["evaluation"] = obtain(evaluate_seeds, spec, {"seeds": made["seeds"]})
     if row.setting.condition:
-        made["objects"] = objects(profile, made, obtain)
-    return made
+        measures["objects"] = objects(profile, made | measures, obtain)
+    return measures
 
 
 def _segmentation(
     profile: Profile, row: Row, repeat: int, teacher: Artefact, obtain: Obtain
 ) -> Artefacts:
-    """The end of a row with a segmenter: trained on the teacher's labels, scored without tags."""
+    """The end of a row with a segmenter: trained on the teacher's labels, read without tags."""
     numbers, scored = profile.segmentation, profile.scenes(row.scored_on)
     spec = SegmenterSpec(
         segmenter=row.segmenter.fitted(numbers.hidden),
@@ -157,12 +200,4 @@ def _segmentation(
         scored.open().fingerprint,
     )
     labels = obtain(predict_labels, prediction, {"segmenter": segmenter})
-    spec = EvaluationSpec(scored, truth=scored.open().truth)
-    evaluation = obtain(evaluate_labels, spec, {"labels": labels})
-    products = {"teacher": teacher, "segmenter": segmenter, "labels": labels}
-    return products | {"evaluation": evaluation}
-
-
-def _evaluation(profile: Profile, split: str) -> EvaluationSpec:
-    scenes = profile.scenes(split)
-    return EvaluationSpec(scenes, profile.thresholds, scenes.open().truth)
+    return {"teacher": teacher, "segmenter": segmenter, "labels": labels}
