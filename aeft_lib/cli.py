@@ -151,6 +151,8 @@ def export(arguments: argparse.Namespace) -> None:
     profile, file = profiles.get(arguments.profile), Path(arguments.out)
     if file.suffix != ".zip" or not file.parent.is_dir():
         raise ValueError(f"--out must name a .zip in a folder that is there, got {file}")
+    if file.exists() and not submission.is_submission(file):
+        raise ValueError(f"{file} is there and is no submission: choose another --out, or move it")
     made = network_row(profile, arguments.row, arguments.repeat)
     scenes, classes = profile.val.open(), profile.num_classes
     files = label_files(made["labels"])

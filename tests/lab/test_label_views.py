@@ -353,6 +353,7 @@ def test_export_writes_an_archive_of_a_networks_predictions(lab, tmp_path, capsy
     pipeline.artefacts(SMOKE, catalogue.row("segment_truth"), 0)
     code, shown = exported(capsys, "segment_truth", "--out", str(file))
     assert (code, shown) == (0, f"{file}: 8 label maps\n")
+    assert exported(capsys, "segment_truth", "--out", str(file)) == (code, shown)  # its own, anew
     with zipfile.ZipFile(file) as archive:
         assert archive.namelist() == [
             f"results/VOC2012/Segmentation/comp6_val_cls/val_0_{i:05d}.png" for i in range(8)
@@ -383,3 +384,21 @@ def test_export_refusals(capsys, words, message):
     code, shown = exported(capsys, *words)
     assert code == 1
     assert message in shown
+
+
+@pytest.mark.parametrize("kind", ["other archive", "text", "empty archive", "folder"])
+def test_export_overwrites_no_file_of_others(tmp_path, capsys, kind):
+    file = tmp_path / "photos.zip"
+    if kind == "text":
+        file.write_text("mine")
+    elif kind == "folder":
+        file.mkdir()
+    else:
+        with zipfile.ZipFile(file, "w") as archive:
+            if kind == "other archive":
+                archive.writestr("holiday.jpg", b"mine")
+    before = file.read_bytes() if file.is_file() else None
+    code, shown = exported(capsys, "segment_truth", "--out", str(file))
+    assert code == 1
+    assert "is there and is no submission: choose another --out" in shown
+    assert (file.read_bytes() if file.is_file() else None) == before

@@ -198,12 +198,15 @@ def test_memory_does_not_grow_with_the_scores_of_a_large_photo(tmp_path):
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=400
     )
     assert done.returncode == 0, done.stderr
+    print(done.stdout)
     peaks = {name: int(peak) for name, peak in map(str.split, done.stdout.splitlines())}
     pixels = 3000 * 4000 - 1000 * 1500
-    # Bytes a pixel: labels 1, Pillow's image of them 1, its copy with a palette 1, their bytes 1.
-    assert peaks["large.jpg"] - peaks["small.png"] <= 6 * pixels
+    kept = 32e6  # what the allocator holds on to, whatever the photo's size
+    # Bytes a pixel: labels 1, Pillow's image of them 1, its copy with a palette 1, their bytes 1,
+    # and half of that again.  Scores of three labels alone would be 12, several times over.
+    assert peaks["large.jpg"] - peaks["small.png"] <= 6 * pixels + kept
     # A PNG is decoded whole, 4 bytes a pixel, and twice while it is turned or resized.
-    assert peaks["large.png"] - peaks["small.png"] <= 12 * pixels
+    assert peaks["large.png"] - peaks["small.png"] <= 12 * pixels + kept
 
 
 # --- files ----------------------------------------------------------------------------------------
