@@ -42,9 +42,10 @@ report: $(STAMP)  ## published against reproduced, from what is in the store
 lab: $(STAMP)  ## open the notebooks
 	$(BIN)/jupyter lab notebooks
 
-bench: $(STAMP)  ## time the one-pass sweep, a step of the triplet, CRF and random walk, each against its rival
+bench: $(STAMP)  ## time sweep, training steps, seeds and predictions, CRF and random walk, each against its rival
 	$(BIN)/aeft bench evaluation
 	$(BIN)/aeft bench training
+	$(BIN)/aeft bench inference
 	$(BIN)/aeft bench refinement
 
 publish: $(STAMP)  ## reproduce on laptop with three repeats, and make its notebooks, figures and report the committed ones

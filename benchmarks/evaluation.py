@@ -2,54 +2,69 @@
 thresholds, in one process.
 
 The peer is written from the definition: for every threshold, stack [t, cam_1 .. cam_K] over all K
-    classes, take the argmax, and
-count every class with comparisons, as the reference implementation does.  Both must give equal
-counts.
+classes, take the argmax, and count every class with comparisons, as the reference implementation
+does.  Both must give equal counts.  Time: CPU seconds of one thread, both in turn.  Memory: what a
+process of its own needs at most beyond its inputs, from /proc (null where there is none).
 """
 
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from aeft_lib.maps import evaluation
 
-IMAGES, HEIGHT, WIDTH, CLASSES, PRESENT = (
-    6,
-    375,
-    500,
-    20,
-    3,
-)  # VOC's usual photo, its 20 classes, three tags
+# VOC's usual photo, its 20 classes, three tags.
+IMAGES, HEIGHT, WIDTH, CLASSES, PRESENT = 6, 375, 500, 20, 3
 THRESHOLDS = [round(0.10 + 0.01 * i, 2) for i in range(25)]  # the reference's sweep
 ROUNDS = 3
+STATUS = Path("/proc/self/status")
 
 
 def benchmarks() -> list[dict]:
     """One row:
 
-    seconds of both (median of the rounds), their ratio, and the largest difference of any count.
+    CPU seconds of both (medians), their ratio, the largest difference of any count, megabytes at
+    most of both.
     """
+    torch.set_num_threads(1)
+    ours, peer = _sweeps()
+    seconds, results = _times({"ours": ours, "peer": peer})
+    difference = np.abs(results["ours"] - results["peer"]).max()
+    return [
+        {
+            "name": "sweep",
+            "peer": f"loop over {len(THRESHOLDS)} thresholds",
+            "images": IMAGES,
+            "ours_s": seconds["ours"],
+            "peer_s": seconds["peer"],
+            "ratio": seconds["peer"] / seconds["ours"],
+            "max_abs_diff": int(difference),
+            "ours_peak_mb": _peak_of("ours"),
+            "peer_peak_mb": _peak_of("peer"),
+        }
+    ]
+
+
+def _sweeps() -> tuple[Callable[[], np.ndarray], Callable[[], np.ndarray]]:
+    """Two functions that make tp, predicted and true pixels, (3, T, K+1)."""
     rng = np.random.default_rng(0)
     ids = [np.sort(rng.choice(CLASSES, PRESENT, replace=False)) for _ in range(IMAGES)]
     cams = [rng.random((PRESENT, HEIGHT, WIDTH), dtype=np.float32) for _ in range(IMAGES)]
     masks = [rng.integers(0, CLASSES + 1, (HEIGHT, WIDTH)).astype(np.uint8) for _ in range(IMAGES)]
-    torch.set_num_threads(1)
-    ours_s, ours = _median_time(
-        lambda: evaluation.sweep(
-            zip(ids, cams, strict=True), masks, THRESHOLDS, num_classes=CLASSES
-        )
-    )
-    peer_s, peer = _median_time(lambda: literal_sweep(ids, cams, masks))
-    difference = np.abs(np.stack([ours.tp, ours.predicted, ours.true]) - peer).max()
-    row = {
-        "name": "evaluation",
-        "peer": f"loop over {len(THRESHOLDS)} thresholds",
-        "ours_s": ours_s,
-        "peer_s": peer_s,
-    }
-    return [row | {"ratio": peer_s / ours_s, "max_abs_diff": int(difference)}]
+
+    def ours() -> np.ndarray:
+        seeds = zip(ids, cams, strict=True)
+        swept = evaluation.sweep(seeds, masks, THRESHOLDS, num_classes=CLASSES)
+        return np.stack([swept.tp, swept.predicted, swept.true])
+
+    return ours, lambda: literal_sweep(ids, cams, masks)
 
 
 def literal_sweep(
@@ -68,10 +83,42 @@ def literal_sweep(
     return counts
 
 
-def _median_time(run: Callable) -> tuple[float, object]:
-    seconds, result = [], None
-    for _ in range(ROUNDS):
-        start = time.perf_counter()
-        result = run()
-        seconds.append(time.perf_counter() - start)
-    return float(np.median(seconds)), result
+def _times(runs: dict[str, Callable]) -> tuple[dict[str, float], dict]:
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    results = {}
+    for _ in range(ROUNDS):  # in turn, so that all see the same machine
+        for name, run in runs.items():
+            start = time.process_time()
+            results[name] = run()
+            seconds[name].append(time.process_time() - start)
+    return {name: float(np.median(times)) for name, times in seconds.items()}, results
+
+
+def _peak_of(who: str) -> float | None:
+    """Megabytes, measured by this file as a program."""
+    child = subprocess.run(
+        [sys.executable, __file__, who], capture_output=True, text=True, check=True
+    )
+    return json.loads(child.stdout)
+
+
+def _measure_peak(who: str) -> float | None:
+    torch.set_num_threads(1)
+    run = _sweeps()[("ours", "peer").index(who)]
+    if not STATUS.exists():
+        return None
+    with suppress(OSError):  # the peak of setting up does not count, where Linux can forget it
+        Path("/proc/self/clear_refs").write_text("5")
+    before = _status("VmRSS")
+    run()
+    return (_status("VmHWM") - before) / 1e3
+
+
+def _status(field: str) -> int:
+    """Kilobytes that Linux tells of this process."""
+    lines = STATUS.read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+if __name__ == "__main__":
+    print(json.dumps(_measure_peak(*sys.argv[1:])))

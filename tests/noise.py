@@ -71,7 +71,7 @@ def install(size: float) -> None:
         (state, "build", build),
         (state, "load_trained_state", load_trained_state),
         (seeds, "combine_scales", result),
-        (predict_labels, "multi_scale_probabilities", result),
+        (predict_labels, "probabilities", result),
         (dense_crf.DenseCRF, "infer", infer),
         (random_walk, "propagate", propagate),
         (evaluation, "sweep", sweep),

@@ -23,6 +23,7 @@ def photo_profile(**changes) -> Profile:
     small = {"epochs": 2, "batch_size": 4}
     plain = {
         "name": "photos",
+        "inference": "fp32",  # the same on every machine
         "backbone": EfficientNetLiteSpec(trained_stages=1),
         "view": ViewSpec(64, (48, 96)),
         "schedule": replace(VOC.schedule, **small),

@@ -3,12 +3,14 @@
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
+from functools import partial
 from typing import Any
 
 import torch
 
 from aeft_lib.engine import ranks
+from aeft_lib.engine.batches import in_order
 
 SHARD = 32  # images a process takes at a time
 VARIABLE = "AEFT_PROCESSES"
@@ -47,13 +49,19 @@ def over_images(
     context = multiprocessing.get_context("spawn")
     one_thread = {"initializer": torch.set_num_threads, "initargs": (1,)}
     with ProcessPoolExecutor(workers, mp_context=context, **one_thread) as pool:
-        pending = [pool.submit(function, shard, *arguments) for shard in shards]
+        submit = partial(_submitted, pool, function, arguments)
         try:
-            for future in pending:
-                yield from future.result()
+            for results in in_order(submit, shards, ahead=2 * workers):
+                yield from results
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _submitted(
+    pool: ProcessPoolExecutor, function: Callable[..., list], arguments: tuple, shard: range
+) -> Future:
+    return pool.submit(function, shard, *arguments)
 
 
 def _over_ranks(

@@ -50,9 +50,9 @@ def combine_scales(
         return scores[0].new_zeros(*scores[0].shape[:2], *size)
     total: Tensor | None = None
     for score, is_mirrored in zip(scores, mirrored, strict=True):
-        full = F.interpolate(score, size=size, mode="bilinear", align_corners=False).relu()
-        full = full.flip(-1) if is_mirrored else full
-        total = full if total is None else total + full
+        turned = score.flip(-1) if is_mirrored else score  # bilinear weights are symmetric
+        full = F.interpolate(turned, size=size, mode="bilinear", align_corners=False).relu_()
+        total = full if total is None else total.add_(full)
     if tags is not None:
         total = total * tags[:, :, None, None].to(total.dtype)
     return total / (total.amax(dim=(2, 3), keepdim=True) + EPS)

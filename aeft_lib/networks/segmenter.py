@@ -51,8 +51,12 @@ class Segmenter(nn.Module):
         self.head = LargeFovHead(**sizes, dilation=dilation, hidden=hidden)
 
     def forward(self, images: Tensor) -> Tensor:
-        coarse = self.head(self.backbone(images))
-        return F.interpolate(coarse, size=images.shape[-2:], mode="bilinear", align_corners=False)
+        size = images.shape[-2:]
+        return F.interpolate(self.coarse(images), size=size, mode="bilinear", align_corners=False)
+
+    def coarse(self, images: Tensor) -> Tensor:
+        """Logits (B, K + 1, h, w) at the backbone's stride."""
+        return self.head(self.backbone(images))
 
 
 @dataclass(frozen=True)

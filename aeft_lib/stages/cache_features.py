@@ -5,34 +5,38 @@ cache.  Half precision halves the disk; tests/stages/test_cache_features.py boun
 in a CAM.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from aeft_lib.data.scene import SceneSet
-from aeft_lib.engine.device import device
+from aeft_lib.engine.batches import image_batches
+from aeft_lib.engine.device import autocast, batch_pixels, device
 from aeft_lib.networks.backbone import BackboneSpec
 from aeft_lib.stages.artefact import Artefact
+from aeft_lib.stages.slices import SliceWriter, read_slices
 
-BATCH = 8
 FILE = "features.safetensors"
+PREFIX = "scale_"
 
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """scenes: all of one size.  scales: relative to it.  data: fingerprint of the scenes."""
+    """scenes: all of one size.  scales: relative to it.  data: fingerprint of the scenes.
+
+    precision: of the trunk, see `device.inference_precision`.
+    """
 
     scenes: SceneSet
     backbone: BackboneSpec
     scales: tuple[float, ...]
     data: str
+    precision: str = "fp32"
 
 
 def cache_features(
@@ -41,20 +45,25 @@ def cache_features(
     """Write ``features.safetensors``: see `load_features`."""
     scenes = spec.scenes.open()
     backbone = spec.backbone.build().eval().to(device(), memory_format=torch.channels_last)
-    parts: dict[str, list[Tensor]] = {scale_name(scale): [] for scale in spec.scales}
-    tags = []
-    for start in range(0, len(scenes), BATCH):
-        indices = range(start, min(start + BATCH, len(scenes)))
-        images = torch.from_numpy(np.stack([scenes.image(i) for i in indices]))
-        tags.append(torch.from_numpy(np.stack([scenes.tags(i) for i in indices])))
-        images = backbone.normalise(images.permute(0, 3, 1, 2).to(device()))
-        for scale in spec.scales:
-            plain = rescale(images, scale)
-            both = [_trunk(backbone, x) for x in (plain, plain.flip(-1))]
-            parts[scale_name(scale)].append(torch.stack(both, dim=1).half().contiguous().cpu())
-    tensors = {name: torch.cat(items) for name, items in (parts | {"tags": tags}).items()}
-    save_file(tensors, folder / FILE)
+    with SliceWriter(folder / FILE, len(scenes)) as writer:
+        pixels = batch_pixels(spec.precision)
+        for indices, images in image_batches(scenes.image, range(len(scenes)), pixels):
+            tags = torch.from_numpy(np.stack([scenes.tags(i) for i in indices]))
+            pictures = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(device())
+            with torch.no_grad(), autocast(spec.precision, device()):
+                maps = dict(_features(backbone, backbone.normalise(pictures), spec.scales))
+            writer.add(maps | {"tags": tags})
     return {"scenes": len(scenes)}
+
+
+def _features(
+    backbone: nn.Module, images: Tensor, scales: Sequence[float]
+) -> Iterator[tuple[str, Tensor]]:
+    """Name and features (B, 2, C, h, w) of each scale, plain and mirrored."""
+    for scale in scales:
+        plain = rescale(images, scale)
+        both = [_trunk(backbone, x) for x in (plain, plain.flip(-1))]
+        yield scale_name(scale), torch.stack(both, dim=1).half()
 
 
 def load_features(
@@ -64,13 +73,12 @@ def load_features(
 
     part: of the N scenes.  names: of the tensors, () for all.
     """
-    with safe_open(artefact.folder / FILE, framework="pt") as opened:
-        return {name: opened.get_slice(name)[part] for name in names or opened.keys()}
+    return read_slices(artefact.folder / FILE, part, names=names)
 
 
 def scale_name(scale: float) -> str:
     """Name of a scale's tensor in the cache."""
-    return f"scale_{float(scale)}"
+    return f"{PREFIX}{float(scale)}"
 
 
 def rescale(images: Tensor, scale: float) -> Tensor:

@@ -1,5 +1,6 @@
 """Stage `evaluate_epochs`: the seeds of every epoch of a training, scored.  It reads masks."""
 
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,23 +10,30 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from aeft_lib.data.scene import SceneSet
+from aeft_lib.data.scene import Scenes, SceneSet
 from aeft_lib.engine.device import device
 from aeft_lib.maps import evaluation
 from aeft_lib.maps.cam_fit import spread
 from aeft_lib.stages.artefact import Artefact
 from aeft_lib.stages.cache_features import load_features, scale_name
 from aeft_lib.stages.loading import load_network
-from aeft_lib.stages.reading import MultiScale, seed_stream, tag_logits
+from aeft_lib.stages.read_cached import read_cached
+from aeft_lib.stages.reading import MultiScale
+
+GATED = 40  # scenes whose gates are averaged
 
 
 @dataclass(frozen=True)
 class EpochsSpec:
-    """thresholds: increasing, in 0..1.  truth: digest of the masks.  The seeds have one scale."""
+    """thresholds: increasing, in 0..1.  truth: digest of the masks.  The seeds have one scale.
+
+    precision: of the networks, see `device.inference_precision`.
+    """
 
     scenes: SceneSet
     thresholds: tuple[float, ...]
     truth: str = ""
+    precision: str = "fp32"
 
 
 def evaluate_epochs(
@@ -40,24 +48,61 @@ def evaluate_epochs(
     `evaluate_seeds` in the second decimal.
     inputs: ``classifier`` (trained with keep_epochs), ``features`` of the scenes; ``warm_start``.
     """
-    cache, scenes = load_features(inputs["features"]), spec.scenes.open()
-    masks = [scenes.mask(i) for i in range(len(scenes))]
-    method, reader = inputs["classifier"].spec.method, MultiScale((1.0,))
+    features, scenes = inputs["features"], spec.scenes.open()
+    masks = _Masks(scenes)
+    gated = load_features(features, slice(GATED), names=[scale_name(1.0)])[scale_name(1.0)][:, 0]
     curves, lines = [], []
     for epoch, network in _networks(inputs):
         network = network.to(device())
-        seeds = list(seed_stream(method, network, cache, reader, spec.scenes.size))
-        counts = (map(tuple, seeds), masks, spec.thresholds)
+        readings = _Readings(spec, inputs, network)
+        counts = (readings, masks, spec.thresholds)
         swept = evaluation.sweep(*counts, num_classes=len(scenes.classes))
         curves.append(swept.table().assign(epoch=epoch))
-        spreads = [spread(cam) for seed in seeds for cam in seed.cam]
-        entropy, half_area = np.nanmean(spreads, axis=0)
-        tag_map = evaluation.mean_average_precision(tag_logits(network, cache), cache["tags"])
-        line = {"epoch": epoch, "tag_map": tag_map, "entropy": entropy, "half_area": half_area}
-        lines.append(line | mean_gates(network, cache[scale_name(1.0)][:40, 0]))
+        lines.append({"epoch": epoch} | readings.summary() | mean_gates(network, gated))
     pd.concat(curves).to_csv(folder / "epochs.csv", index=False)
     pd.DataFrame(lines).to_csv(folder / "course.csv", index=False)
     return {"epochs": lines[-1]["epoch"]}
+
+
+class _Masks:
+    """The masks of all scenes, read once and held packed: a hundredth of their pixels."""
+
+    def __init__(self, scenes: Scenes) -> None:
+        masks = (scenes.mask(i) for i in range(len(scenes)))
+        self._packed = [(zlib.compress(mask.tobytes(), 1), mask.shape) for mask in masks]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for content, shape in self._packed:
+            yield np.frombuffer(bytearray(zlib.decompress(content)), np.uint8).reshape(shape)
+
+
+class _Readings:
+    """A network's seeds, one by one, and what remains of them: how wide CAMs are, tag logits."""
+
+    def __init__(
+        self, spec: EpochsSpec, inputs: Mapping[str, Artefact], network: nn.Module
+    ) -> None:
+        size, indices = (spec.scenes.size,) * 2, range(len(spec.scenes.open()))
+        method, features = inputs["classifier"].spec.method, inputs["features"]
+        read = (method, network, features, indices, MultiScale((1.0,)), size, spec.precision)
+        self._read = read_cached(*read)
+        self._spreads: list[tuple[float, float]] = []
+        self._logits: list[Tensor] = []
+        self._tags: list[Tensor] = []
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for seed, logits, tags in self._read:
+            self._spreads += map(spread, seed.cam)
+            self._logits.append(logits)
+            self._tags.append(tags)
+            yield tuple(seed)
+
+    def summary(self) -> dict[str, float]:
+        """``tag_map, entropy, half_area`` of the seeds that were taken."""
+        entropy, half_area = np.nanmean(self._spreads, axis=0)
+        logits, tags = torch.stack(self._logits), torch.stack(self._tags)
+        tag_map = evaluation.mean_average_precision(logits, tags)
+        return {"tag_map": tag_map, "entropy": entropy, "half_area": half_area}
 
 
 @torch.inference_mode()

@@ -1,6 +1,6 @@
 """Stage `infer_seeds`: a trained classifier read as seeds by a reader, and its tag logits."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,24 +10,31 @@ from torch import Tensor, nn
 
 from aeft_lib.data.scene import SceneSet
 from aeft_lib.engine import ranks
+from aeft_lib.engine.batches import image_batches
+from aeft_lib.engine.device import batch_pixels
 from aeft_lib.engine.shards import over_images
 from aeft_lib.maps.seeds import Seed, SeedWriter
 from aeft_lib.stages.artefact import Artefact
-from aeft_lib.stages.cache_features import load_features, scale_name
+from aeft_lib.stages.cache_features import load_features
 from aeft_lib.stages.loading import load_network, ready
 from aeft_lib.stages.method import Reader
-from aeft_lib.stages.reading import LOGITS, seed_stream, tag_logits
+from aeft_lib.stages.read_cached import read_cached
+from aeft_lib.stages.reading import LOGITS
 
 SEEDS = "seeds.npz"
 
 
 @dataclass(frozen=True)
 class SeedSpec:
-    """reader: how an image is read.  data: fingerprint of the scenes."""
+    """reader: how an image is read.  data: fingerprint of the scenes.
+
+    precision: of the network, see `device.inference_precision`.
+    """
 
     scenes: SceneSet
     reader: Reader
     data: str
+    precision: str = "fp32"
 
 
 @ranks.collective
@@ -41,43 +48,48 @@ def infer_seeds(spec: SeedSpec, inputs: Mapping[str, Artefact], folder: Path) ->
     # Cached features are read in the time that further processes would take to start.
     most = 1 if features else 0
     readings = over_images(_read, count, spec, classifier, features, at_most=most)
-    logits, tags = [], []
+    all_logits, all_tags = [], []
     with SeedWriter(folder / SEEDS) as writer:
-        for name, seed, scores, tagged in readings:
-            writer.add(name, seed)
-            logits.append(scores)
-            tags.append(tagged)
-    if tags:  # on the main rank
-        if features is None:
-            scores = torch.stack(logits)
-        else:
-            plain = load_features(features, names=[scale_name(1)])
-            scores = tag_logits(ready(load_network, classifier), plain)
-        save_file({"logits": scores, "tags": torch.stack(tags)}, folder / LOGITS)
-    return {"images": len(tags)}
+        for index, (seed, logits, tags) in enumerate(readings):
+            writer.add(f"{index:05d}", seed)
+            all_logits.append(logits)
+            all_tags.append(tags)
+    if all_tags:  # on the main rank
+        tensors = {"logits": torch.stack(all_logits), "tags": torch.stack(all_tags)}
+        save_file(tensors, folder / LOGITS)
+    return {"images": len(all_tags)}
+
+
+def _read(
+    indices: range, spec: SeedSpec, classifier: Artefact, features: Artefact | None
+) -> list[tuple[Seed, Tensor, Tensor]]:
+    """Seed, logits and tags of these scenes."""
+    network, method = ready(load_network, classifier), classifier.spec.method
+    if features is None:
+        _check_classes(len(spec.scenes.open().classes), network)
+        read = dict(_read_images(indices, spec, classifier))
+        return [read[index] for index in indices]
+    _check_classes(load_features(features, slice(0, 1), names=["tags"])["tags"].shape[1], network)
+    size = (spec.scenes.size,) * 2
+    read = read_cached(method, network, features, indices, spec.reader, size, spec.precision)
+    return list(read)
 
 
 @torch.inference_mode()
-def _read(
-    indices: range, spec: SeedSpec, classifier: Artefact, features: Artefact | None
-) -> list[tuple[str, Seed, Tensor | None, Tensor]]:
-    """Name, seed, logits and tags of these scenes."""
+def _read_images(
+    indices: range, spec: SeedSpec, classifier: Artefact
+) -> Iterator[tuple[int, tuple[Seed, Tensor, Tensor]]]:
+    """Index, and seed, logits and tags of each scene, as their sizes fill batches."""
     network, method = ready(load_network, classifier), classifier.spec.method
-    names = [f"{index:05d}" for index in indices]
-    if features is not None:
-        cache = load_features(features, slice(indices.start, indices.stop))
-        _check_classes(cache["tags"].shape[1], network)
-        seeds = seed_stream(method, network, cache, spec.reader, spec.scenes.size)
-        lines = zip(names, seeds, cache["tags"], strict=True)
-        return [(name, seed, None, tags) for name, seed, tags in lines]
-    scenes, lines = spec.scenes.open(), []
-    _check_classes(len(scenes.classes), network)
-    for name, index in zip(names, indices, strict=True):
-        tags = torch.from_numpy(scenes.tags(index))
-        class_ids = tags.nonzero()[:, 0]
-        cam, logits = spec.reader.from_image(method, network, scenes.image(index), class_ids)
-        lines.append((name, Seed(class_ids, cam), logits, tags))
-    return lines
+    scenes = spec.scenes.open()
+    for part, images in image_batches(scenes.image, indices, batch_pixels(spec.precision)):
+        all_tags = [torch.from_numpy(scenes.tags(index)) for index in part]
+        class_ids = [tags.nonzero()[:, 0] for tags in all_tags]
+        readings = spec.reader.from_images(method, network, images, class_ids, spec.precision)
+        for index, ids, tags, (cam, logits) in zip(
+            part, class_ids, all_tags, readings, strict=True
+        ):
+            yield index, (Seed(ids, cam), logits, tags)
 
 
 def _check_classes(num_classes: int, network: nn.Module) -> None:

@@ -55,29 +55,38 @@ class Reading(NamedTuple):
     """One image, read.  cam: (K', H, W) in 0..1.  logits: (K,) at scale 1."""
 
     cam: Tensor
-    logits: Tensor | None
+    logits: Tensor
 
 
 class Reader(Protocol):
-    """Turns a trained network and an image into a seed."""
+    """Turns a trained network and images into seeds, a batch of one size at a time."""
 
     def fitted(self, scales: Sequence[float]) -> "Reader":
         """The reader with the profile's test scales."""
 
-    def from_image(
-        self, method: Method, network: nn.Module, image: np.ndarray, class_ids: Tensor
-    ) -> Reading:
-        """One photo (H, W, 3) uint8, whose tags are class_ids (K',) int64."""
+    def from_images(
+        self,
+        method: Method,
+        network: nn.Module,
+        images: Sequence[np.ndarray],
+        class_ids: Sequence[Tensor],
+        precision: str = "fp32",
+    ) -> list[Reading]:
+        """Photos (H, W, 3) uint8 of one size, whose tags are class_ids, (K',) int64 each.
+
+        precision: of the network, see `device.inference_precision`.
+        """
 
     def from_features(
         self,
         method: Method,
         network: nn.Module,
         features: Mapping[float, Tensor],
-        class_ids: Tensor,
-        size: int,
-    ) -> Reading:
-        """One scene of `size` pixels from cached features (2, C, h, w) by scale; no logits."""
+        class_ids: Sequence[Tensor],
+        size: tuple[int, int],
+        precision: str = "fp32",
+    ) -> list[Reading]:
+        """Scenes of `size` pixels (H, W) from cached features (B, 2, C, h, w) by scale."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +121,7 @@ class Segmenter(Protocol):
         """With the profile's number of hidden channels."""
 
     def build(self, backbone: nn.Module, num_classes: int) -> nn.Module:
-        """Images -> logits (B, K + 1, H, W)."""
+        """Images -> logits (B, K + 1, H, W); ``coarse``, if it has it: before up-sampling."""
 
     def measure(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Of images and label maps."""

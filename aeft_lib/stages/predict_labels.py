@@ -1,6 +1,6 @@
-"""Stage `predict_labels`: the segmentation network on unseen scenes, by scale and mirror image."""
+"""Stage `predict_labels`: from a segmentation network's passes to label maps of unseen scenes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +11,19 @@ from torch import Tensor, nn
 
 from aeft_lib.data.scene import SceneSet
 from aeft_lib.engine import ranks
+from aeft_lib.engine.device import device
 from aeft_lib.engine.shards import over_images
 from aeft_lib.refinement.dense_crf import DenseCRF, unary_of
 from aeft_lib.stages.artefact import Artefact
-from aeft_lib.stages.loading import load_segmenter, ready
+from aeft_lib.stages.predict_logits import (
+    LogitSpec,
+    Passes,
+    coarse_passes,
+    load_passes,
+    normalised,
+    passes_of,
+    scaled_sides,
+)
 from aeft_lib.stages.write_labels import write_all
 
 
@@ -24,6 +33,7 @@ class PredictionSpec:
 
     crf_iterations: of a CRF on the result; 0 leaves it out.
     tags_known: an oracle that leaves out classes without a tag; no network has it.
+    precision: of the network, see `device.inference_precision`; stored logits have their own.
     """
 
     scenes: SceneSet
@@ -31,27 +41,41 @@ class PredictionSpec:
     crf_iterations: int = 0
     tags_known: bool = False
     data: str = ""
+    precision: str = "fp32"
 
 
 @ranks.collective
 def predict_labels(
     spec: PredictionSpec, inputs: Mapping[str, Artefact], folder: Path
 ) -> dict[str, float]:
-    """Read ``segmenter``; write ``labels/<name>.png`` and ``labels.csv``, as `write_labels`."""
-    count = len(spec.scenes.open())
-    return write_all(folder, over_images(_predicted, count, spec, inputs["segmenter"]))
+    """Read ``segmenter``; write ``labels/<name>.png`` and ``labels.csv``, as `write_labels`.
+
+    Where there are ``logits`` (of `predict_logits`, at these scales), they are read in its place.
+    """
+    count, source = len(spec.scenes.open()), inputs.get("logits") or inputs["segmenter"]
+    return write_all(folder, over_images(_predicted, count, spec, source))
 
 
 @torch.inference_mode()
 def _predicted(
-    indices: range, spec: PredictionSpec, segmenter: Artefact
+    indices: range, spec: PredictionSpec, source: Artefact
 ) -> list[tuple[str, np.ndarray]]:
-    network, scenes, labels = ready(load_segmenter, segmenter), spec.scenes.open(), []
-    for index in indices:
+    scenes, labels = spec.scenes.open(), []
+    for index, passes in zip(indices, _passes(indices, spec, source), strict=True):
+        image = scenes.image(index)
         tags = scenes.tags(index) if spec.tags_known else None
-        image, iterations = scenes.image(index), spec.crf_iterations
-        labels.append((f"{index:05d}", predict(network, image, spec.scales, iterations, tags)))
+        passes = [maps.to(device()) for maps in passes]
+        labels.append((f"{index:05d}", read(passes, spec.scales, image, spec.crf_iterations, tags)))
     return labels
+
+
+def _passes(indices: range, spec: PredictionSpec, source: Artefact) -> Iterator[Passes]:
+    """Of each scene, from stored logits or from the network."""
+    if source.stage == "train_segmenter":
+        passes = LogitSpec(spec.scenes, spec.scales, spec.data, spec.precision)
+        yield from passes_of(indices, passes, source)
+    else:
+        yield from (load_passes(source, index, spec.scales) for index in indices)
 
 
 @torch.inference_mode()
@@ -66,13 +90,23 @@ def predict(
 
     tags: (K,) bool, which classes are there, if that is known.
     """
-    where = next(network.parameters()).device
-    picture = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].to(where)
-    scores = multi_scale_probabilities(network, network.backbone.normalise(picture), scales)[0]
+    passes = coarse_passes(network, normalised(network, [image]), scales)
+    return read(passes, scales, image, crf_iterations, tags)
+
+
+def read(
+    passes: Passes,
+    scales: Sequence[float],
+    image: np.ndarray,
+    crf_iterations: int = 0,
+    tags: np.ndarray | None = None,
+) -> np.ndarray:
+    """The label map of one photo from the passes of a network, as `predict`."""
+    scores = probabilities(passes, scales, image.shape[:2])[0]
     if tags is not None:
         scores[1:] *= torch.from_numpy(tags).to(scores)[:, None, None]
     if crf_iterations:
-        crf = DenseCRF(image, device=where)
+        crf = DenseCRF(image, device=scores.device)
         scores = crf.infer(unary_of(scores), iterations=crf_iterations)
     return scores.argmax(dim=0).to(torch.uint8).cpu().numpy()
 
@@ -83,18 +117,22 @@ def multi_scale_probabilities(
 ) -> Tensor:
     """Mean softmax over scales, each plain and mirrored, (B, K + 1, H, W), sum 1 over classes.
 
-    network: images -> logits at image size.  images: (B, 3, H, W) in the network's range.
-    Raises ValueError for no scales, or one that is not positive.
+    network, images, errors: as `predict_logits.coarse_passes`.
     """
-    if not scales or min(scales) <= 0:
-        raise ValueError(f"scales must be positive, and at least one, got {tuple(scales)}")
-    size, total = images.shape[-2:], 0
-    for scale in scales:
-        sides = [max(1, round(side * scale)) for side in size]
-        bilinear = {"mode": "bilinear", "align_corners": False}
-        scaled = F.interpolate(images, size=sides, antialias=scale < 1, **bilinear)
-        for mirrored in (False, True):
-            logits = network(scaled.flip(-1) if mirrored else scaled)
-            logits = F.interpolate(logits, size=size, **bilinear)
-            total = total + (logits.flip(-1) if mirrored else logits).softmax(dim=1)
-    return total / (2 * len(scales))
+    return probabilities(coarse_passes(network, images, scales), scales, images.shape[-2:])
+
+
+@torch.inference_mode()
+def probabilities(passes: Passes, scales: Sequence[float], size: Sequence[int]) -> Tensor:
+    """Mean softmax (B, K + 1, H, W) at image size (H, W) of passes, (B, 2, K + 1, h, w) each.
+
+    Logits are brought to the size of their scaled image, as the network itself does, and from
+    there to the image's.
+    """
+    total, options = 0, {"mode": "bilinear", "align_corners": False}
+    for maps, scale in zip(passes, scales, strict=True):
+        for coarse, is_mirrored in zip(maps.unbind(1), (False, True), strict=True):
+            turned = coarse.flip(-1) if is_mirrored else coarse
+            logits = F.interpolate(turned, size=scaled_sides(size, scale), **options)
+            total = total + F.interpolate(logits, size=tuple(size), **options).softmax(dim=1)
+    return total / (2 * len(passes))

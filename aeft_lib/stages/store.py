@@ -33,7 +33,7 @@ from typing import Any
 from filelock import FileLock
 
 from aeft_lib import paths
-from aeft_lib.engine import ranks
+from aeft_lib.engine import device, ranks
 from aeft_lib.stages.artefact import Artefact, Inputs, Stage
 from aeft_lib.stages.keys import described, key_of
 
@@ -163,13 +163,23 @@ def check_writable() -> None:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, machine and commit: a number depends on them besides code and spec."""
+    """Versions, machine and commit: a number depends on them besides code and spec.
+
+    ``device``, ``threads`` and ``isa``: see `device.machine`.
+    """
     versions = {"python": platform.python_version()}
     return {
         "versions": versions | {name: metadata.version(name) for name in PACKAGES},
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "commit": commit(),
+        **device.machine(),
     }
+
+
+def precision_of(spec: Any) -> str:
+    """The precision that a spec has its network compute in, "fp32" where it names none."""
+    owner = spec if hasattr(spec, "precision") else getattr(spec, "compute", None)
+    return getattr(owner, "precision", "fp32")
 
 
 @lru_cache(maxsize=1)
@@ -206,6 +216,7 @@ def _build(stage: Stage, spec: Any, inputs: Inputs, folder: Path) -> Artefact:
     files = sorted(f for f in partial.rglob("*") if f.is_file())
     record = environment() | _identity(stage.__name__, folder.name, spec)
     record |= {
+        "precision": precision_of(spec),
         "spec": described(spec),
         "inputs": {name: artefact.key for name, artefact in inputs.items()},
         "summary": summary,

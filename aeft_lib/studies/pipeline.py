@@ -1,8 +1,12 @@
 """From a row to its numbers: which stages run, on which inputs, in which order."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from aeft_lib.data.scene import missing_masks
+from aeft_lib.engine.device import device
+from aeft_lib.engine.step import Compute
+from aeft_lib.networks.resnet38d import ResNet38dSpec
 from aeft_lib.stages.artefact import Artefact
 from aeft_lib.stages.cache_features import FeatureSpec, cache_features
 from aeft_lib.stages.evaluate import (
@@ -16,6 +20,7 @@ from aeft_lib.stages.infer_seeds import SeedSpec, infer_seeds
 from aeft_lib.stages.measure_objects import ObjectsSpec, measure_objects
 from aeft_lib.stages.method import Reader, Workshop
 from aeft_lib.stages.predict_labels import PredictionSpec, predict_labels
+from aeft_lib.stages.predict_logits import LogitSpec, predict_logits
 from aeft_lib.stages.store import obtain as obtain_artefact
 from aeft_lib.stages.train_classifier import JUDGE, WARM_START, ClassifierSpec, train_classifier
 from aeft_lib.stages.train_segmenter import SegmenterSpec, train_segmenter
@@ -38,7 +43,8 @@ def artefacts(
     made = products(profile, row, repeat, obtain)
     if masks_to_score(profile, row, repeat):
         return made
-    return made | _measures(row.setting.applied(profile, repeat), row, repeat, made, obtain)
+    profile = with_fast_steps(row.setting.applied(profile, repeat))
+    return made | _measures(profile, row, repeat, made, obtain)
 
 
 def products(
@@ -53,7 +59,7 @@ def products(
     """
     if missing := masks_to_learn(profile, row, repeat):
         raise ValueError(f"row {row.name} learns from true masks, and {missing}")
-    profile = row.setting.applied(profile, repeat)
+    profile = with_fast_steps(row.setting.applied(profile, repeat))
     if row.method is None:
         spec = TruthSpec(profile.train, profile.train.open().truth)
         return _segmentation(profile, row, repeat, obtain(true_labels, spec), obtain)
@@ -92,11 +98,29 @@ def masks_to_score(profile: Profile, row: Row, repeat: int) -> str:
     return missing_masks(row.setting.applied(profile, repeat).scenes(row.scored_on))
 
 
+def with_fast_steps(profile: Profile) -> Profile:
+    """The profile with training steps in bf16 where that is faster: ResNet38d on a CPU.
+
+    By the rule of inference (`device.inference_precision`): AMX or AVX512-BF16, or the user's
+    word.  EfficientNet-Lite0 gains nothing, its depthwise convolutions wait for memory.
+    """
+    resnet38d, cpu = isinstance(profile.backbone, ResNet38dSpec), device().type == "cpu"
+    if not (resnet38d and cpu and profile.precision == "bf16"):
+        return profile
+
+    def faster(compute: Compute | None) -> Compute | None:
+        plain = compute is not None and compute.precision == "fp32"
+        return replace(compute, precision="bf16") if plain else compute
+
+    changes = {name: faster(getattr(profile, name)) for name in ("compute", "erasing_compute")}
+    return replace(profile, **changes)
+
+
 def features(profile: Profile, split: str, obtain: Obtain = obtain_artefact) -> Artefact:
     """The cached trunk features of a split, shared by every row and repeat."""
     scenes = profile.scenes(split)
-    data = scenes.open().fingerprint
-    return obtain(cache_features, FeatureSpec(scenes, profile.backbone, profile.seed_scales, data))
+    given = (profile.backbone, profile.seed_scales, scenes.open().fingerprint, profile.precision)
+    return obtain(cache_features, FeatureSpec(scenes, *given))
 
 
 def objects(profile: Profile, made: Artefacts, obtain: Obtain = obtain_artefact) -> Artefact:
@@ -144,7 +168,8 @@ def seeds(
     scenes, inputs = profile.scenes(split), {"classifier": classifier}
     if profile.cached:
         inputs["features"] = features(profile, split, obtain)
-    return obtain(infer_seeds, SeedSpec(scenes, reader, scenes.open().fingerprint), inputs)
+    spec = SeedSpec(scenes, reader, scenes.open().fingerprint, profile.precision)
+    return obtain(infer_seeds, spec, inputs)
 
 
 def _measures(
@@ -162,7 +187,7 @@ def _measures(
         return {"evaluation": obtain(evaluate_scores, spec, inputs)}
     measures = {}
     if row.keep_epochs and profile.cached:
-        epochs = EpochsSpec(scenes, profile.thresholds, truth)
+        epochs = EpochsSpec(scenes, profile.thresholds, truth, profile.precision)
         inputs = {"classifier": made["classifier"]}
         if row.starts_from is not None:
             earlier = classifiers(profile, row.starts_from, repeat, obtain)
@@ -179,7 +204,7 @@ def _segmentation(
     profile: Profile, row: Row, repeat: int, teacher: Artefact, obtain: Obtain
 ) -> Artefacts:
     """The end of a row with a segmenter: trained on the teacher's labels, read without tags."""
-    numbers, scored = profile.segmentation, profile.scenes(row.scored_on)
+    numbers = profile.segmentation
     spec = SegmenterSpec(
         segmenter=row.segmenter.fitted(numbers.hidden),
         num_classes=profile.num_classes,
@@ -192,12 +217,22 @@ def _segmentation(
         data=profile.train.open().fingerprint,
     )
     segmenter = obtain(train_segmenter, spec, {"labels": teacher})
-    prediction = PredictionSpec(
-        scored,
-        numbers.scales,
-        numbers.crf_iterations if row.prediction.crf else 0,
-        row.prediction.tags_known,
-        scored.open().fingerprint,
-    )
-    labels = obtain(predict_labels, prediction, {"segmenter": segmenter})
+    labels = _predictions(profile, row, segmenter, obtain)
     return {"teacher": teacher, "segmenter": segmenter, "labels": labels}
+
+
+def _predictions(profile: Profile, row: Row, segmenter: Artefact, obtain: Obtain) -> Artefact:
+    """Label maps of the scored scenes, as the row reads the network.
+
+    Where scenes have one size, rows of one network share its passes; photos of many sizes would
+    need gigabytes (voc) to hundreds of them (coco).
+    """
+    numbers, scored = profile.segmentation, profile.scenes(row.scored_on)
+    data, inputs, precision = scored.open().fingerprint, {"segmenter": segmenter}, profile.precision
+    if profile.cached:
+        spec = LogitSpec(scored, numbers.scales, data, precision)
+        inputs = {"logits": obtain(predict_logits, spec, inputs)}
+        precision = "fp32"  # of what follows; the logits have their own
+    iterations = numbers.crf_iterations if row.prediction.crf else 0
+    given = (iterations, row.prediction.tags_known, data, precision)
+    return obtain(predict_labels, PredictionSpec(scored, numbers.scales, *given), inputs)

@@ -29,6 +29,7 @@ from aeft_lib.stages import store
 from aeft_lib.stages.cache_features import FeatureSpec
 from aeft_lib.stages.infer_seeds import SeedSpec
 from aeft_lib.stages.predict_labels import PredictionSpec
+from aeft_lib.stages.predict_logits import LogitSpec
 from aeft_lib.stages.train_affinity import AffinitySpec
 from aeft_lib.stages.train_classifier import ClassifierSpec
 from aeft_lib.stages.train_segmenter import SegmenterSpec
@@ -123,7 +124,7 @@ def plan(profile: Profile, rows: Sequence[Row], repeats: Sequence[int]) -> list[
         key, name = store.key_for(stage, spec, inputs), stage.__name__
         there = store.find(name, key, spec)
         if key not in planned:
-            cost = _cost(profile, spec, bool(inputs and "features" in inputs))
+            cost = _cost(profile, spec, bool({"features", "logits"} & set(inputs or ())))
             planned[key] = Planned(name, key, there is not None, *cost)
         empty = {"summary": {}, "spec": {}}
         return there or store.Artefact(name, key, paths.runs() / name / key, empty, spec)
@@ -213,7 +214,7 @@ def _cost(
 ) -> tuple[int, float | None, int | None, int | None]:
     """Images that a stage takes through a network, the PFLOP of that, its memory and its disk.
 
-    cached: it reads cached features.
+    cached: it reads cached features, or stored logits.
     """
     scenes = getattr(spec, "scenes", None)
     if scenes is None:
@@ -222,9 +223,8 @@ def _cost(
     whole = (scenes.size, scenes.size) if scenes.size else PHOTO
     if isinstance(spec, ClassifierSpec | AffinitySpec | SegmenterSpec):
         return _training(profile, spec, count, _view(spec) or whole)
-    if not isinstance(spec, FeatureSpec | SeedSpec | PredictionSpec) or (
-        cached and isinstance(spec, SeedSpec)
-    ):
+    inferred = FeatureSpec | SeedSpec | LogitSpec | PredictionSpec
+    if not isinstance(spec, inferred) or (cached and isinstance(spec, SeedSpec | PredictionSpec)):
         return count, None, None, None
     scales = getattr(spec, "scales", None) or getattr(spec.reader, "scales", (1.0,))
     image, passes = forward(profile.backbone, whole), 2 * sum(scale**2 for scale in scales)

@@ -63,6 +63,7 @@ SMOKE = _collages(
     segmentation=Segmentation(_fresh_layers(epochs=2, lr=3e-4), scales=(1.0,), hidden=32),
     seed_scales=(1.0,),
     repeats=1,
+    inference="fp32",  # tests and other machines compare with it
     long_from=COMMITTED_REPEATS,
     controlled=ControlledTraining(
         train=ControlledSpec("train", 32, 96),

@@ -10,6 +10,7 @@ from typing import Any
 
 from aeft_lib.data.augment import ViewSpec
 from aeft_lib.data.scene import SceneSet
+from aeft_lib.engine.device import inference_precision
 from aeft_lib.engine.fields import number, whole
 from aeft_lib.engine.schedule import Schedule
 from aeft_lib.engine.step import PLAIN, Compute
@@ -168,6 +169,8 @@ class Profile:
     controlled: trainings on controlled collages (`under`); None where scenes are photos.
     compute: how steps are computed; erasing_compute: those of the second phase, where they need
         more memory.
+    inference: precision in which networks are read, unless ``AEFT_PRECISION`` says otherwise:
+        "fp32", "bf16", or "auto", what the machine has (`device.inference_precision`).
     """
 
     name: str
@@ -185,6 +188,7 @@ class Profile:
     view: ViewSpec | None = None
     compute: Compute = PLAIN
     erasing_compute: Compute | None = None
+    inference: str = "auto"
     scored: SceneSet | None = None
     controlled: ControlledTraining | None = None
 
@@ -219,6 +223,11 @@ class Profile:
     def cached(self) -> bool:
         """Whether classifiers read cached features of whole scenes, not random views of photos."""
         return self.view is None
+
+    @property
+    def precision(self) -> str:
+        """In which networks are read on this machine.  Raises ValueError for an unknown one."""
+        return inference_precision(self.inference)
 
     @property
     def map_side(self) -> int:

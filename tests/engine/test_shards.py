@@ -5,6 +5,7 @@ the same results in the same order, errors that come through, bad values of the 
 
 import os
 from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,6 +25,11 @@ def shards_and_processes(indices: range) -> list[tuple[range, int, int]]:
 def fails_late(indices: range) -> list[int]:
     if 5 in indices:
         raise LookupError(f"scene 5 of {indices.start}..{indices.stop - 1}")
+    return list(indices)
+
+
+def leaves_a_file(indices: range, folder: Path) -> list[int]:
+    (folder / str(indices.start)).touch()
     return list(indices)
 
 
@@ -97,6 +103,16 @@ def test_a_shard_is_not_begun_before_it_is_asked_for(monkeypatch, small_shards):
     with_processes(monkeypatch, 1)
     results = over_images(fails_late, 9)
     assert [next(results) for _ in range(4)] == [0, 1, 2, 3]
+
+
+def test_no_more_shards_are_begun_than_are_used_soon(monkeypatch, small_shards, tmp_path):
+    """Results that nobody takes yet would pile up in this process."""
+    with_processes(monkeypatch, 2)
+    results = over_images(leaves_a_file, 20, tmp_path)
+    assert next(results) == 0
+    results.close()
+    # Four under way at first, and one more for the shard that was taken.
+    assert len(list(tmp_path.iterdir())) <= 5
 
 
 # --- errors --------------------------------------------------------------------------------------

@@ -30,7 +30,13 @@ from aeft_lib.stages.choose_background import BackgroundSpec, choose_background
 from aeft_lib.stages.evaluate import EvaluationSpec, evaluate_labels, evaluate_scores
 from aeft_lib.stages.keys import reachable_modules
 from aeft_lib.stages.loading import build_segmenter, load_segmenter
-from aeft_lib.stages.predict_labels import PredictionSpec, multi_scale_probabilities, predict_labels
+from aeft_lib.stages.predict_labels import (
+    PredictionSpec,
+    multi_scale_probabilities,
+    predict,
+    predict_labels,
+)
+from aeft_lib.stages.predict_logits import LogitSpec, coarse_passes, load_passes, predict_logits
 from aeft_lib.stages.refine_by_crf import CrfSpec, refine_by_crf
 from aeft_lib.stages.train_affinity import train_affinity
 from aeft_lib.stages.train_segmenter import SegmenterSpec, train_segmenter
@@ -45,6 +51,7 @@ from aeft_lib.stages.write_labels import (
 from aeft_lib.studies import catalogue, run
 from aeft_lib.studies.profiles import SMOKE
 
+SCALES, FEW_UNSEEN = (1.0, 1.5), replace(SMOKE.val, count=2)
 SPEC = SegmenterSpec(
     segmenter=LargeFov(hidden=32),
     num_classes=SMOKE.num_classes,
@@ -112,17 +119,62 @@ def test_every_unseen_scene_has_a_prediction(predicted):
     assert_table_agrees(labels)
 
 
-@pytest.mark.parametrize("crf_iterations", [0, 2])
-def test_predictions_are_those_of_the_scene_alone(segmenter, predicted, crf_iterations):
-    network, index = load_segmenter(segmenter), 3
-    image = Collages(SMOKE.val)[index].image
-    scores = multi_scale_probabilities(network, as_tensor(image), (1.0,))[0]
-    if crf_iterations:
-        scores = dense_crf.DenseCRF(image).infer(
-            dense_crf.unary_of(scores), iterations=crf_iterations
-        )
-    made = pixels(predicted(crf_iterations=crf_iterations))[index]
-    assert (made == scores.argmax(dim=0).numpy()).all()  # the same passes in the same layout
+@pytest.fixture
+def logits(segmenter) -> store.Artefact:
+    return store.obtain(predict_logits, LogitSpec(SMOKE.val, SCALES), {"segmenter": segmenter})
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"crf_iterations": 2}, {"tags_known": True}], ids=["plain", "crf", "tags"]
+)
+def test_stored_logits_make_the_label_maps_of_the_network(segmenter, logits, tmp_path, options):
+    """The same passes, stored in fp32: nothing is rounded on the way."""
+    spec = PredictionSpec(SMOKE.val, SCALES, **options)
+    for name, inputs in (("network", {"segmenter": segmenter}), ("stored", {"logits": logits})):
+        (tmp_path / name).mkdir()
+        predict_labels(spec, inputs, tmp_path / name)
+    network, stored = (
+        store.Artefact("predict_labels", name, tmp_path / name, {})
+        for name in ("network", "stored")
+    )
+    assert (pixels(network) == pixels(stored)).all()
+    assert len(np.unique(pixels(stored))) > 2
+
+
+@pytest.mark.parametrize("index", [0, 3, 7])
+def test_logits_of_a_batch_are_those_of_the_scene_alone(segmenter, logits, index):
+    """Both are off from float64 by their rounding alone, of one size but for the order of sums."""
+    network = load_segmenter(segmenter)
+    image = as_tensor(Collages(SMOKE.val)[index].image)
+    alone = coarse_passes(network, image, SCALES)
+    exact = coarse_passes(network.double(), image.double(), SCALES)
+    for batched, own, truth in zip(load_passes(logits, index, SCALES), alone, exact, strict=True):
+        assert batched.shape == own.shape == truth.shape
+        error = (own - truth).abs().max()
+        assert 0 < error < 1e-4 * truth.abs().max()
+        assert (batched - truth).abs().max() <= 10 * error
+
+
+def test_bf16_is_used_where_the_spec_says_so(segmenter, logits, tmp_path):
+    """Eight bits a rounding: further than fp32 rounds, and the same map."""
+    predict_logits(
+        LogitSpec(FEW_UNSEEN, SCALES, precision="bf16"), {"segmenter": segmenter}, tmp_path
+    )
+    half = store.Artefact("predict_logits", "bf16", tmp_path, {})
+    for index in range(FEW_UNSEEN.count):
+        for ours, exact in zip(
+            load_passes(half, index, SCALES), load_passes(logits, index, SCALES), strict=True
+        ):
+            apart = (ours - exact).abs().max() / exact.abs().max()
+            assert 2**-16 < apart < 0.5
+
+
+def test_a_photo_is_predicted_as_its_probabilities_say(segmenter):
+    network, image = load_segmenter(segmenter), Collages(SMOKE.val)[3].image
+    scores = multi_scale_probabilities(network, as_tensor(image), SCALES)[0]
+    assert (predict(network, image, SCALES) == scores.argmax(dim=0).numpy()).all()
+    crf = dense_crf.DenseCRF(image).infer(dense_crf.unary_of(scores), iterations=2)
+    assert (predict(network, image, SCALES, 2) == crf.argmax(dim=0).numpy()).all()
 
 
 def test_known_tags_leave_tagged_classes_alone(predicted):
@@ -177,6 +229,7 @@ def test_no_stage_before_evaluation_reads_a_mask(tmp_path, request, segmenter):
         "cache_features",
         "infer_seeds",
         "predict_labels",
+        "predict_logits",
         "psa",
         "refine_by_crf",
         "train_affinity",

@@ -15,8 +15,10 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
+import torch
 
 from aeft_lib import paths
+from aeft_lib.engine.step import PLAIN, Compute
 from aeft_lib.stages import store
 from aeft_lib.stages.store import StoreError
 
@@ -99,8 +101,39 @@ def test_record_says_where_the_result_comes_from(stored, count):
     assert record["peak_memory_mb"] > 1
     assert record["commit"] == store.commit() != ""
     assert record["machine"]
+    assert (record["threads"], record["precision"]) == (torch.get_num_threads(), "fp32")
+    assert record["isa"].startswith(torch.backends.cpu.get_cpu_capability())
+    assert record["device"]
     assert set(record["files"]) == {"value.txt", "deep/more.bin"}
     assert all(len(checksum) == 64 for checksum in record["files"].values())
+
+
+@dataclass(frozen=True)
+class Read(Spec):
+    """Of a network that is read."""
+
+    precision: str = "fp32"
+
+
+@dataclass(frozen=True)
+class Trained(Spec):
+    """Of a network that is trained."""
+
+    compute: Compute = PLAIN
+
+
+@pytest.mark.parametrize(
+    ("spec", "precision"),
+    [
+        (Read(), "fp32"),
+        (Read(precision="bf16"), "bf16"),
+        (Trained(), "fp32"),
+        (Trained(compute=Compute("fp16")), "fp16"),
+    ],
+    ids=str,
+)
+def test_a_record_tells_the_precision_that_its_network_computed_in(stored, count, spec, precision):
+    assert store.obtain(count, spec).record["precision"] == precision
 
 
 # --- damage ------------------------------------------------------------------------------------
