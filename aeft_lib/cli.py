@@ -1,6 +1,7 @@
 """The command line, ``aeft COMMAND``; errors are one line.
 
-Under torchrun all processes run one command together.
+Under torchrun all processes run one command together.  Torch takes seconds to import, so a command
+imports what it needs when it runs: help and wrong words answer at once.
 """
 
 import argparse
@@ -9,15 +10,20 @@ import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aeft_lib import paths
-from aeft_lib.engine import ranks
-from aeft_lib.engine.device import device
-from aeft_lib.stages import store
-from aeft_lib.studies import catalogue, profiles, run
-from aeft_lib.studies.pipeline import Artefacts, artefacts
-from aeft_lib.studies.settings import Profile
+
+if TYPE_CHECKING:
+    from aeft_lib.studies.settings import Profile
+
+# What help lists, without the modules that define them; tests compare.
+PROFILES = ("smoke", "laptop", "voc-lite", "photos", "voc", "voc-corrected", "coco")
+STUDIES = (
+    *("gap_vs_gpp", "pyramid_ablation", "triplet_ablation", "ours_ablation", "quirks"),
+    *("erasing_settings", "refinement", "segmentation", "rivals", "conditions"),
+    *("conditions_brief", "mechanism", "settings", "erasing_strength", "photo_depth"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,8 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")
     arguments = _parser().parse_args(argv)
     try:
-        ranks.start()
-        arguments.command(arguments)
+        _run(arguments)
     except (ValueError, OSError, RuntimeError) as error:
         notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", []))
         print(f"aeft: {error}{notes}", file=sys.stderr)
@@ -37,15 +42,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = "finished results are in the store, run the command again to resume"
         print(f"aeft: stopped; {message}", file=sys.stderr)
         return 130
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from aeft_lib.engine import ranks
+
+    try:
+        ranks.start()
+        arguments.command(arguments)
     finally:
         ranks.stop()
-    return 0
 
 
 def run_study(arguments: argparse.Namespace) -> None:
     """``aeft run STUDY``: compute or read a study, print its table."""
+    from aeft_lib.engine import ranks
+    from aeft_lib.studies import catalogue, profiles, run
+
     study, profile = catalogue.get(arguments.study), profiles.get(arguments.profile)
-    rows = [study.row(arguments.row)] if arguments.row else []
+    rows = [study.row(arguments.row)] if arguments.row else list(study.rows)
     if arguments.repeat is not None and arguments.repeats:
         raise ValueError("--repeat picks one repeat and --repeats says how many: give one of them")
     repeats = [arguments.repeat]
@@ -56,14 +72,19 @@ def run_study(arguments: argparse.Namespace) -> None:
         return
     shown = ["label", "n", "miou", "miou_sd", "precision", "recall", "miou_maskless", "tag_map"]
     summary = run.summarise(table)
-    shown = [column for column in shown if column in summary]
+    shown = [column for column in (*shown, "miou_present") if column in summary]
     print(summary[shown].round(1).to_string(index=False))
+    for line in run.remarks(profile, [(row, repeat) for row in rows for repeat in repeats], table):
+        print(line)
 
 
 def reproduce(arguments: argparse.Namespace) -> None:
     """``aeft reproduce``: every study, then every notebook, then the report."""
     from aeft_lib.lab.notebooks import plan
     from aeft_lib.lab.notebooks import reproduce as run_notebooks
+    from aeft_lib.lab.session import check_masks
+    from aeft_lib.stages import store
+    from aeft_lib.studies import catalogue, profiles, run
 
     profile = profiles.get(arguments.profile)
     n_repeats = profiles.repeats(profile, arguments.repeats)
@@ -76,6 +97,7 @@ def reproduce(arguments: argparse.Namespace) -> None:
     choice = {"only": arguments.only, "start": arguments.start, "publish": arguments.publish}
     # Refuse before the studies what would fail after them.
     plan({"profile": profile.name, "repeats": n_repeats}, **choice)
+    check_masks(profile, ("train", "scored"))
     store.check_writable()
     chosen = []
     for study in [] if arguments.only else catalogue.STUDIES.values():
@@ -97,13 +119,16 @@ def reproduce(arguments: argparse.Namespace) -> None:
 
 def report(arguments: argparse.Namespace) -> None:
     """``aeft report``: claims and verdicts from what is in the store."""
+    from aeft_lib.studies import profiles
+
     profile = profiles.get(arguments.profile)
     write_report(profile, profiles.repeats(profile, arguments.repeats))
 
 
-def write_report(profile: Profile, n_repeats: int) -> None:
+def write_report(profile: "Profile", n_repeats: int) -> None:
     """Write the report where it belongs; the README's block too, where it is the committed one."""
     from aeft_lib.lab.session import Session
+    from aeft_lib.stages import store
     from aeft_lib.studies import report as reports
 
     store.check_writable()
@@ -117,14 +142,18 @@ def write_report(profile: Profile, n_repeats: int) -> None:
 
 def export(arguments: argparse.Namespace) -> None:
     """``aeft export``: a network's predictions as a submission to VOC's server."""
+    from aeft_lib.lab.own_photos import network_row
     from aeft_lib.maps import submission
     from aeft_lib.maps.labels import read_label_map
     from aeft_lib.stages.write_labels import label_files
+    from aeft_lib.studies import profiles
 
     profile, file = profiles.get(arguments.profile), Path(arguments.out)
     if file.suffix != ".zip" or not file.parent.is_dir():
         raise ValueError(f"--out must name a .zip in a folder that is there, got {file}")
-    made = _network_row(profile, arguments.row, arguments.repeat)
+    if file.exists() and not submission.is_submission(file):
+        raise ValueError(f"{file} is there and is no submission: choose another --out, or move it")
+    made = network_row(profile, arguments.row, arguments.repeat)
     scenes, classes = profile.val.open(), profile.num_classes
     files = label_files(made["labels"])
     maps = (read_label_map(label_file, num_classes=classes) for label_file in files)
@@ -135,60 +164,50 @@ def export(arguments: argparse.Namespace) -> None:
 
 def predict(arguments: argparse.Namespace) -> None:
     """``aeft predict IMAGE...``: label maps of any photos as palette PNGs."""
-    from aeft_lib.data.images import read_image
-    from aeft_lib.maps.labels import write_label_map
-    from aeft_lib.stages.loading import load_segmenter
-    from aeft_lib.stages.predict_labels import predict as label_map_of
+    from aeft_lib.lab import own_photos
+    from aeft_lib.studies import profiles
 
     profile, folder = profiles.get(arguments.profile), Path(arguments.out)
-    images = {Path(file).stem: read_image(Path(file)) for file in arguments.images}
-    if len(images) < len(arguments.images):
-        raise ValueError("two images have the same name without suffix, and would be one file")
-    made = _network_row(profile, arguments.row, arguments.repeat)
-    network = load_segmenter(made["segmenter"]).to(device())
+    outputs = own_photos.planned([Path(file) for file in arguments.images], folder)
+    reader = own_photos.open_reader(profile, arguments.row, arguments.repeat)
     folder.mkdir(parents=True, exist_ok=True)
-    classes = profile.train.open().classes
-    for name, image in images.items():
-        labels = label_map_of(network, image, profile.segmentation.scales)
-        write_label_map(folder / f"{name}.png", labels)
-        present = [classes[i - 1] for i in sorted(set(labels.ravel().tolist()) - {0})]
-        print(f"{folder / name}.png: {', '.join(present) or 'background alone'}")
-
-
-def _network_row(profile: Profile, name: str, repeat: int) -> Artefacts:
-    """The artefacts of a row that has a segmentation network.
-
-    Raises ValueError where it has none, or is not in the store.
-    """
-    row = catalogue.row(name)
-    if row.segmenter is None:
-        names = [row.name for row in catalogue.get("segmentation").rows if row.segmenter]
-        raise ValueError(f"row {name} has no segmentation network; there are {', '.join(names)}")
-    run.check_repeats([repeat])
-    if run.stored(profile, row, repeat) is None:
-        command = f"aeft run segmentation --profile {profile.name} --row {name} --repeat {repeat}"
-        missing = f"row {name}, repeat {repeat} is not in the store, make it with: {command}"
-        raise ValueError(missing)
-    return artefacts(profile, row, repeat)
+    print(f"{arguments.row}, repeat {arguments.repeat}: trained on {reader.trained_on}")
+    print(f"it knows {', '.join(reader.classes)}")
+    for photo, output in outputs.items():
+        labels = reader.label_map(photo)
+        own_photos.write(output, labels)
+        print(f"{photo} -> {output}: {own_photos.shares(labels, reader.classes)}", flush=True)
 
 
 def bench(arguments: argparse.Namespace) -> None:
     """``aeft bench NAME``: print ``{"benchmarks": [...], "machine": ...}``."""
-    folder = paths.ROOT / "benchmarks"
-    files = {file.stem: file for file in sorted(folder.glob("[a-z]*.py"))}
+    from aeft_lib.stages import store
+    from aeft_lib.studies.names import unknown
+
+    files = _benchmarks()
     if arguments.name not in files:
-        raise ValueError(f"unknown benchmark {arguments.name!r}; there are {', '.join(files)}")
+        raise unknown(f"unknown benchmark {arguments.name!r}", arguments.name, files)
     rows = runpy.run_path(str(files[arguments.name]))["benchmarks"]()
     print(json.dumps({"benchmarks": rows, "machine": store.environment()["machine"]}, indent=1))
 
 
+def _benchmarks() -> dict[str, Path]:
+    """The files of the benchmarks by name; none outside a checkout."""
+    files = sorted((paths.ROOT / "benchmarks").glob("[a-z]*.py"))
+    return {
+        file.stem: file for file in files if "def benchmarks(" in file.read_text(encoding="utf-8")
+    }
+
+
 def explain(arguments: argparse.Namespace) -> None:
     """``aeft explain STUDY``: what would run, what the store has of it, and the work left."""
-    from aeft_lib.studies import plan
+    from aeft_lib.engine.device import device
+    from aeft_lib.studies import catalogue, plan, profiles
 
     study, profile = catalogue.get(arguments.study), profiles.get(arguments.profile)
     rows = [study.row(arguments.row)] if arguments.row else study.rows
     repeats = range(profiles.repeats(profile, arguments.repeats))
+    profile, assumed = plan.with_data(profile)
     planned = plan.plan(profile, rows, repeats)
     size, place = f"{len(rows)} rows x {len(repeats)} repeat(s)", f"on {device()}"
     print(f"{study.name} on {profile.name}: {size}, {place}, store {paths.runs()}")
@@ -201,6 +220,8 @@ def explain(arguments: argparse.Namespace) -> None:
     if not profile.cached:
         print(f"Compute by a GPU's memory; {profile.name} is set for {profiles.GPU_GB} GB:")
         print(plan.choices(profile).to_string(index=False))
+    if assumed:
+        print(assumed)
 
 
 def weights(arguments: argparse.Namespace) -> None:
@@ -285,8 +306,8 @@ class _Whole(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Whole(prog="aeft", description="Reproducible companion to AEFT (ECCV 2022).")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Whole)
-    names = f"one of {', '.join(profiles.PROFILES)} (default laptop)"
-    studies = f"one of {', '.join(catalogue.STUDIES)}"
+    names = f"one of {', '.join(PROFILES)} (default laptop)"
+    studies = f"one of {', '.join(STUDIES)}"
     profile = argparse.ArgumentParser(add_help=False)
     profile.add_argument("--profile", default="", help=names)
     common = argparse.ArgumentParser(add_help=False, parents=[profile])
@@ -342,14 +363,15 @@ def _parser() -> argparse.ArgumentParser:
     maps.add_argument("images", nargs="+", metavar="IMAGE")
     row = "of the study segmentation (default segment_aeft)"
     maps.add_argument("--row", default="segment_aeft", help=row)
-    maps.add_argument("--out", default="predictions", metavar="FOLDER")
+    out = "of the maps, NAME.labels.png each (default predictions); no other file is overwritten"
+    maps.add_argument("--out", default="predictions", metavar="FOLDER", help=out)
     maps.set_defaults(command=predict)
 
     help_ = "claims and verdicts from the store"
     commands.add_parser("report", parents=[common], help=help_).set_defaults(command=report)
     help_ = "timings of two implementations, side by side, as JSON"
     timing = commands.add_parser("bench", help=help_)
-    timing.add_argument("name")
+    timing.add_argument("name", help=f"one of {', '.join(_benchmarks())}")
     timing.set_defaults(command=bench)
     _add_data(commands)
     return parser

@@ -10,14 +10,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from aeft_lib import cli, paths
 from aeft_lib.data import collages
 from aeft_lib.lab import notebooks
+from aeft_lib.maps.labels import VOID
 from aeft_lib.stages import store
-from aeft_lib.studies import catalogue, report, run
+from aeft_lib.studies import catalogue, profiles, report, run
 from aeft_lib.studies.profiles import SMOKE
 
 
@@ -50,6 +52,12 @@ def failure(capsys, *words: str) -> str:
     assert err.startswith("aeft: ")
     assert err.count("\n") == 1
     return err
+
+
+def labels_of(scenes) -> set[int]:
+    """The labels that the masks of scenes have, without void."""
+    masks = (scenes.mask(index) for index in range(len(scenes)))
+    return set().union(*(np.unique(mask).tolist() for mask in masks)) - {VOID}
 
 
 def refusal(capsys, *words: str) -> str:
@@ -96,6 +104,10 @@ def refusal(capsys, *words: str) -> str:
             "got 'voc13'",
         ),
         (["bench", "speed"], "unknown benchmark 'speed'; there are evaluation"),
+        (["run", "gap_vs_gp"], "(did you mean gap_vs_gpp?)"),
+        (["run", "gap_vs_gpp", "--profile", "labtop"], "(did you mean laptop?)"),
+        (["run", "gap_vs_gpp", "--profile", "smoke", "--row", "gate"], "(did you mean gated?)"),
+        (["bench", "refine"], "(did you mean refinement?)"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -190,6 +202,96 @@ def test_error_with_notes_and_interruption(capsys, monkeypatch):
     assert "run the command again to resume" in err
 
 
+# --- help -----------------------------------------------------------------------------------------
+
+COMMANDS = (
+    *("run", "reproduce", "export", "explain", "weights", "predict", "report", "bench"),
+    *("data", "data check", "data fetch"),
+)
+HELP = """
+import contextlib, io, sys
+import aeft_lib
+from aeft_lib import cli
+with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
+    cli.main([*sys.argv[1].split(), "--help"])
+print(sorted({name.split(".")[0] for name in sys.modules} & {"torch", "numpy", "pandas", "PIL"}))
+"""
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_imports_nothing_large(command):
+    """Torch takes seconds; in a process of its own, since here it is imported."""
+    words = [sys.executable, "-c", HELP, command]
+    environment = os.environ | {"PYTHONPATH": str(paths.ROOT)}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+
+
+def test_every_command_has_help_and_names_what_it_takes(capsys):
+    def helped(command: str) -> str:
+        with pytest.raises(SystemExit) as caught:
+            cli.main([*command.split(), "--help"])
+        assert caught.value.code == 0
+        return capsys.readouterr().out
+
+    def joined(text: str) -> str:  # lines are broken at spaces and hyphens
+        return "".join(text.split())
+
+    listed = " ".join(helped("").split())
+    assert all(f" {command} " in listed for command in COMMANDS if " " not in command)
+    assert "one of evaluation, refinement, training" in helped("bench")
+    assert joined(f"one of {', '.join(catalogue.STUDIES)}") in joined(helped("run"))
+    names = f"one of {', '.join(profiles.PROFILES)} (default laptop)"
+    assert joined(names) in joined(helped("predict"))
+
+
+def test_names_in_help_are_those_that_there_are():
+    assert tuple(catalogue.STUDIES) == cli.STUDIES
+    assert tuple(profiles.PROFILES) == cli.PROFILES
+
+
+def test_the_packages_doors_open_when_they_are_asked_for():
+    import aeft_lib
+
+    for name in aeft_lib.__all__:
+        assert getattr(aeft_lib, name).__name__ == name
+        assert name in dir(aeft_lib)
+    with pytest.raises(AttributeError, match="no attribute 'erased'"):
+        _ = aeft_lib.erased
+
+
+ENDED = """
+import multiprocessing, time
+def hold(ready):
+    lock = multiprocessing.get_context("spawn").Lock()
+    ready.set()
+    time.sleep(60)
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    worker = context.Process(target=hold, args=(ready,))
+    worker.start()
+    ready.wait()
+    worker.terminate()
+    worker.join()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="semaphores have no names there")
+@pytest.mark.parametrize("quiet", [False, True])
+def test_workers_that_are_ended_leave_no_warning(tmp_path, monkeypatch, quiet):
+    monkeypatch.setenv("PYTHONWARNINGS", "default")
+    if quiet:
+        run.quiet_tracker()
+        run.quiet_tracker()
+        assert os.environ["PYTHONWARNINGS"].count("resource_tracker") == 1
+    (tmp_path / "ended.py").write_text(ENDED)
+    words = [sys.executable, str(tmp_path / "ended.py")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0
+    assert ("leaked semaphore" in done.stderr) is not quiet
+
+
 # --- right requests -------------------------------------------------------------------------------
 
 
@@ -223,17 +325,13 @@ def test_row_and_repeat_of_a_study_as_a_table_from_anywhere(tmp_path):
         words, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=240
     )
     assert (done.returncode, done.stderr) == (0, "")
-    head, line = done.stdout.splitlines()
-    assert head.split() == [
-        "label",
-        "n",
-        "miou",
-        "miou_sd",
-        "precision",
-        "recall",
-        "miou_maskless",
-        "tag_map",
-    ]
+    head, line, remark = done.stdout.splitlines()
+    columns = "label n miou miou_sd precision recall miou_maskless tag_map miou_present"
+    assert head.split() == columns.split()
+    absent = SMOKE.num_classes + 1 - len(labels_of(SMOKE.val.open()))
+    assert absent > 0
+    assert remark.startswith(f"gap: {absent} of 10 classes (background is one) are in no scored")
+    assert f"a perfect map has an mIoU of {100 - 10 * absent:.1f};" in remark
     label, n, miou, sd, *_ = line.split()
     assert (label, n, sd) == ("GAP", "1", "NaN")
     assert 0 < float(miou) < 100

@@ -7,7 +7,8 @@
     folder/images/<image>     photos
     folder/masks/<image>      label maps, as .png (0 background, class + 1, 255 void)
 
-Only evaluation reads masks.  The folder is `paths.photos_root`, ``AEFT_PHOTOS_ROOT``.
+Scores, the notebooks and the row `segment_truth` read masks, nothing else does.
+The folder is `paths.photos_root`, ``AEFT_PHOTOS_ROOT``.
 """
 
 import csv
@@ -80,7 +81,7 @@ class Folder(Photos):
         """Its mask, where there is one."""
         file = mask_file(self.root, name)
         if not file.is_file():
-            text = "without masks there are seeds and pseudo-labels, but no mIoU"
+            text = "without masks there are seeds and label maps, but no mIoU"
             raise ValueError(f"{name} has no mask {file}: {text}")
         return read_label_map(file, num_classes=len(self.classes))
 

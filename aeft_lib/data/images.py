@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 UNREADABLE = (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError)
+LYING = (5, 6, 7, 8)
 ORIENTATION = 0x0112  # EXIF: 1 upright, 2..4 mirrored or on its head, 5..8 lying on its side
 
 
@@ -20,7 +21,7 @@ class Header(NamedTuple):
     @property
     def size(self) -> tuple[int, int]:
         """(H, W) as `read_image` gives it."""
-        return self.stored[::-1] if self.turn in (5, 6, 7, 8) else self.stored
+        return self.stored[::-1] if self.turn in LYING else self.stored
 
 
 def read_header(file: Path) -> Header:
@@ -49,6 +50,25 @@ def read_image(file: Path) -> np.ndarray:
         with Image.open(file) as picture:
             _check_depth(file, picture)
             return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
+    except UNREADABLE as error:
+        raise _unreadable(file, error) from error
+
+
+def read_resized(file: Path, size: tuple[int, int]) -> np.ndarray:
+    """``resized(read_image(file), size)`` without the whole photo in memory where that is large.
+
+    A JPEG at least four times as large is decoded at a smaller scale, still twice as large.
+    Raises ValueError as `read_image` does.
+    """
+    height, width = size
+    try:
+        with Image.open(file) as picture:
+            _check_depth(file, picture)
+            lying = picture.getexif().get(ORIENTATION, 1) in LYING
+            picture.draft("RGB", (2 * height, 2 * width) if lying else (2 * width, 2 * height))
+            ImageOps.exif_transpose(picture, in_place=True)
+            colours = picture if picture.mode == "RGB" else picture.convert("RGB")
+            return np.array(colours.resize((width, height), Image.Resampling.BICUBIC))
     except UNREADABLE as error:
         raise _unreadable(file, error) from error
 

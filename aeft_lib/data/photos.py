@@ -68,9 +68,18 @@ class Photos:
     def truth(self) -> str:
         """A digest of classes, names and masks."""
         digest = hashlib.sha256("\n".join(self.classes).encode())
-        for name in self.names:
-            digest.update(f"{name}\n".encode() + self.mask_digest(name))
+        for name, of_mask in self._mask_digests.items():
+            digest.update(f"{name}\n".encode() + of_mask)
         return digest.hexdigest()
+
+    @cached_property
+    def unmasked(self) -> tuple[str, ...]:
+        """The names of the photos without a mask."""
+        return tuple(name for name, of_mask in self._mask_digests.items() if not of_mask)
+
+    @cached_property
+    def _mask_digests(self) -> dict[str, bytes]:
+        return {name: self.mask_digest(name) for name in self.names}
 
 
 def ends(file: Path, kept: int = 4096) -> bytes:

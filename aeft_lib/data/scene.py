@@ -65,6 +65,16 @@ class SceneSet(Protocol):
         """The scenes.  Raises ValueError where the data is missing or damaged, with what to do."""
 
 
+def missing_masks(scenes: SceneSet) -> str:
+    """How many scenes of a set have no mask, in words; "" where all have one, as drawn ones do."""
+    opened = scenes.open()
+    if not (names := getattr(opened, "unmasked", ())):
+        return ""
+    verb = "has" if len(names) == 1 else "have"
+    number, split = f"{len(names)} of {len(opened)} scenes", f"the split {scenes.split!r}"
+    return f"{number} of {split} {verb} no mask (the first: {names[0]})"
+
+
 @lru_cache(maxsize=8)
 def opened(reader: Callable[[SceneSet], Scenes], spec: SceneSet) -> Scenes:
     """``reader(spec)``, kept: a process reads a list of photos once."""

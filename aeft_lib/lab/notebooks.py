@@ -6,7 +6,6 @@ good output on failure, and call the cells of a killed kernel completed.  So par
 before anything runs, and output goes to ``NAME.partial.ipynb`` and is renamed when whole.
 """
 
-import ast
 import copy
 import hashlib
 import os
@@ -32,6 +31,7 @@ from papermill.execute import ERROR_MARKER_TAG
 
 from aeft_lib import paths
 from aeft_lib.engine.fields import whole
+from aeft_lib.lab.parameters import assigned_names
 from aeft_lib.stages import store
 
 PATTERN = "[0-9][0-9]_*.ipynb"
@@ -196,7 +196,7 @@ def check_parameters(source: Source, parameters: Mapping[str, Any]) -> None:
             f"it has {len(cells)} tagged cells"
         )
     try:
-        defined = _assigned_names(cells[0].source)
+        defined = assigned_names(cells[0].source)
     except SyntaxError as error:
         raise ValueError(
             f"{source.name}: the cell tagged 'parameters' is not Python ({error})"
@@ -207,15 +207,6 @@ def check_parameters(source: Source, parameters: Mapping[str, Any]) -> None:
                 f"{source.name} has no parameter {name!r}: "
                 f"assign it in the cell tagged 'parameters' ({defined})"
             )
-
-
-def _assigned_names(code: str) -> list[str]:
-    names: list[str] = []
-    for node in ast.parse(code).body:
-        targets = node.targets if isinstance(node, ast.Assign) else []
-        targets = [node.target] if isinstance(node, ast.AnnAssign) else targets
-        names += [target.id for target in targets if isinstance(target, ast.Name)]
-    return names
 
 
 def _has_tag(cell: NotebookNode, *tags: str) -> bool:

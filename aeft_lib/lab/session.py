@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from IPython import get_ipython
 from matplotlib.figure import Figure
 
 from aeft_lib import paths
-from aeft_lib.data.scene import Scenes
-from aeft_lib.lab import figures
+from aeft_lib.data.scene import Scenes, missing_masks
+from aeft_lib.lab import figures, parameters
 from aeft_lib.maps.seeds import Seed, read_seeds
 from aeft_lib.paper.classifier import CamClassifier, CamOutput
 from aeft_lib.stages import store
@@ -100,7 +101,8 @@ class Session:
         rows = [row for row in chosen.rows if self.profile.cached or row.setting.scale == 1]
         for repeat in chosen.repeats(self.n_repeats):
             for row in rows:
-                if numbers := run.stored(self.profile, row, repeat):
+                numbers = run.stored(self.profile, row, repeat) or {}
+                if "miou" in numbers:  # without masks there is nothing to compare
                     names = {"row": row.name, "label": row.label, "repeat": repeat}
                     lines.append(names | numbers)
         return run.at_common_threshold(chosen, self.profile, pd.DataFrame(lines))
@@ -181,15 +183,32 @@ class Session:
 def open_session(profile: str = "", repeats: int = 0) -> Session:
     """A session on a profile ("" is AEFT_PROFILE, else laptop); repeats: 0 is the profile's number.
 
-    Raises ValueError for an unknown profile, a wrong number of repeats or missing data, StoreError
-    where the store cannot be written; all before long work starts.
+    Raises ValueError for an unknown profile, a wrong number of repeats, missing data, scored scenes
+    without masks, or a parameter of papermill's that the notebook does not have; StoreError where
+    the store cannot be written.  All of it before long work starts.
     """
+    parameters.check(cells_run())
     chosen = profiles.get(profile)
     session = Session(chosen, profiles.repeats(chosen, repeats))
     figures.use_inline_jpeg()
-    session.scenes  # noqa: B018
+    check_masks(chosen, ("scored",))
     store.check_writable()
     return session
+
+
+def cells_run() -> list[str]:
+    """The source of the cells that this kernel has run, in order; none outside IPython."""
+    shell = get_ipython()
+    return list(shell.user_ns.get("In", ())) if shell else []
+
+
+def check_masks(profile: Profile, splits: Sequence[str]) -> None:
+    """Raises ValueError where scenes that notebooks compare with their masks have none."""
+    for split in splits:
+        if missing := missing_masks(profile.scenes(split)):
+            rest = "`aeft run STUDY` and `aeft predict` work without"
+            problem = f"notebooks compare with masks, and {missing}"
+            raise ValueError(f"profile {profile.name}: {problem}; {rest}")
 
 
 def batch_of(network: CamClassifier, image: np.ndarray) -> torch.Tensor:

@@ -5,9 +5,10 @@ float32.  So the winner among the classes does not depend on t, and background w
 the top score: one histogram of (truth, winner, bin of the top score) gives the counts at every
 threshold, from one read of every seed.
 
-mIoU is the mean over all K+1 classes, background included; a class that never occurs counts as 0;
-pixels labelled 255 are ignored.  Precision and recall are means over the same classes.  All counts
-are int64.
+mIoU is the mean over all K+1 classes, background included; a class that never occurs counts as 0,
+as in the reference, where VOC's own evaluation has no number (0 / 0); so `Counts.absent` says how
+many there are, and `Counts.miou_present` leaves them out.  Pixels labelled 255 are ignored.
+Precision and recall are means over all K+1 classes.  All counts are int64.
 """
 
 import math
@@ -46,6 +47,17 @@ class Counts:
     def miou(self) -> np.ndarray:
         """Mean IoU over all classes, in percent."""
         return 100 * self.iou.mean(axis=-1)
+
+    @property
+    def absent(self) -> np.ndarray:
+        """How many classes, background among them, have no true pixel."""
+        return (self.true == 0).sum(axis=-1)
+
+    @property
+    def miou_present(self) -> np.ndarray:
+        """Mean IoU over the classes that masks or predictions have, in percent; 0 without any."""
+        occurring = (self.true + self.predicted > 0).sum(axis=-1)
+        return 100 * self.iou.sum(axis=-1) / np.maximum(occurring, 1)
 
     @property
     def precision(self) -> np.ndarray:

@@ -4,7 +4,7 @@ A label map is (H, W) uint8: 0 background, class + 1, 255 void.
 """
 
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -50,9 +50,10 @@ def label_map(class_ids: Tensor, scores: Tensor, threshold: float | None = None)
     return labels[rows.argmax(dim=0)].to(torch.uint8).numpy()
 
 
-def write_label_map(file: Path | BinaryIO, labels: np.ndarray) -> None:
+def write_label_map(file: Path | BinaryIO, labels: np.ndarray, **options: Any) -> None:
     """Write a palette PNG in VOC's colours, without a date, so the same labels are the same bytes.
 
+    options: Pillow's further ones.
     Raises ValueError where labels are no (H, W) uint8.
     """
     if labels.ndim != 2 or labels.dtype != np.uint8 or not labels.size:
@@ -60,7 +61,7 @@ def write_label_map(file: Path | BinaryIO, labels: np.ndarray) -> None:
         raise ValueError(f"a label map must be (H, W) uint8, got {kind}; it was to go to {file}")
     picture = Image.fromarray(labels)
     picture.putpalette(voc_palette().tobytes())
-    picture.save(file, format="PNG", optimize=True)
+    picture.save(file, format="PNG", optimize=True, **options)
 
 
 def read_label_map(

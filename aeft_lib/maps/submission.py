@@ -53,5 +53,15 @@ def write(
     return len(written)
 
 
+def is_submission(file: Path) -> bool:
+    """Whether a file is an archive of the layout that `write` gives it, and of nothing else."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = archive.namelist()
+    except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError):
+        return False
+    return bool(names) and all(name.startswith(FOLDER.split("{")[0]) for name in names)
+
+
 def _foreign_labels(labels: np.ndarray, num_classes: int) -> list[int]:
     return [int(label) for label in np.unique(labels) if label > num_classes or label == VOID]

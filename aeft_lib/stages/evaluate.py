@@ -30,7 +30,10 @@ class EvaluationSpec:
 def evaluate_seeds(
     spec: EvaluationSpec, inputs: Mapping[str, Artefact], folder: Path
 ) -> dict[str, float]:
-    """Write ``sweep.npz`` (counts), ``curve.csv``, ``classes.csv``; return the headline numbers."""
+    """Write ``sweep.npz`` (counts), ``curve.csv``, ``classes.csv``; return the headline numbers.
+
+    Where no mask has some class, here as below, ``absent`` classes and ``miou_present`` too.
+    """
     scenes = spec.scenes.open()
     cams = (tuple(seed) for _, seed in read_seeds(inputs["seeds"].folder / "seeds.npz"))
     masks = (scenes.mask(i) for i in range(len(scenes)))
@@ -40,7 +43,7 @@ def evaluate_seeds(
     swept.table().to_csv(folder / "curve.csv", index=False)
     _per_class(swept.at(swept.best), scenes.classes).to_csv(folder / "classes.csv", index=False)
     tag_map = evaluation.mean_average_precision(*load_logits(inputs["seeds"]))
-    return _headline(swept) | {"tag_map": tag_map}
+    return _headline(swept) | {"tag_map": tag_map} | _absence(swept.at(swept.best))
 
 
 def evaluate_scores(
@@ -59,8 +62,9 @@ def evaluate_scores(
     swept.table().to_csv(folder / "curve.csv", index=False)
     headline = _headline(swept).items()
     best = {name: value for name, value in headline if not name.endswith("maskless")}
-    maskless = _of_labels(inputs["labels"], scenes, folder).items()
-    return best | {f"{name}_maskless": value for name, value in maskless}
+    maskless = _headline_of(_of_labels(inputs["labels"], scenes, folder)).items()
+    numbers = best | {f"{name}_maskless": value for name, value in maskless}
+    return numbers | _absence(swept.at(swept.best))
 
 
 def evaluate_labels(
@@ -70,12 +74,14 @@ def evaluate_labels(
 
     Nothing was chosen on masks, so ``*_maskless`` are the same numbers.
     """
-    numbers = _of_labels(inputs["labels"], spec.scenes.open(), folder)
-    return numbers | {f"{name}_maskless": value for name, value in numbers.items()}
+    counts = _of_labels(inputs["labels"], spec.scenes.open(), folder)
+    numbers = _headline_of(counts)
+    maskless = {f"{name}_maskless": value for name, value in numbers.items()}
+    return numbers | maskless | _absence(counts)
 
 
-def _of_labels(labels: Artefact, scenes: Scenes, folder: Path) -> dict[str, float]:
-    """Headline numbers of label maps, and their ``classes.csv``.
+def _of_labels(labels: Artefact, scenes: Scenes, folder: Path) -> evaluation.Counts:
+    """Counts of label maps, and their ``classes.csv``.
 
     Raises ValueError where a map does not fit its scene.
     """
@@ -84,7 +90,18 @@ def _of_labels(labels: Artefact, scenes: Scenes, folder: Path) -> dict[str, floa
     masks = (scenes.mask(i) for i in range(len(scenes)))
     counts = evaluation.confusion(maps, masks, num_classes=num_classes)
     _per_class(counts, scenes.classes).to_csv(folder / "classes.csv", index=False)
+    return counts
+
+
+def _headline_of(counts: evaluation.Counts) -> dict[str, float]:
     return {name: float(getattr(counts, name)) for name in METRICS}
+
+
+def _absence(counts: evaluation.Counts) -> dict[str, float]:
+    """How many classes no mask has, and the mIoU of the others, where there are such classes."""
+    if not counts.absent:
+        return {}
+    return {"absent": int(counts.absent), "miou_present": float(counts.miou_present)}
 
 
 def _headline(swept: evaluation.Sweep) -> dict[str, float]:

@@ -10,6 +10,7 @@ from aeft_lib.rivals.occse import OcCse
 from aeft_lib.rivals.ours import OURS
 from aeft_lib.stages.psa import Psa
 from aeft_lib.studies.conditions import CONDITION_STUDIES
+from aeft_lib.studies.names import near_misses, unknown
 from aeft_lib.studies.rows import (
     GAP,
     GATED,
@@ -279,12 +280,13 @@ def study_of(row: str) -> Study:
     studies = STUDIES.values()
     having = [study for study in studies if any(known.name == row for known in study.rows)]
     if not having:
-        raise ValueError(f"no study has a row {row!r}")
+        names = dict.fromkeys(known.name for study in studies for known in study.rows)
+        raise ValueError(f"no study has a row {row!r}{near_misses(row, names)}")
     return max(having, key=lambda study: len(study.rows))
 
 
 def get(name: str) -> Study:
     """The study of this name.  Raises ValueError naming the studies there are."""
     if name not in STUDIES:
-        raise ValueError(f"unknown study {name!r}; there are {', '.join(STUDIES)}")
+        raise unknown(f"unknown study {name!r}", name, STUDIES)
     return STUDIES[name]

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+from aeft_lib.data.scene import missing_masks
 from aeft_lib.engine.device import device
 from aeft_lib.engine.step import Compute
 from aeft_lib.networks.resnet38d import ResNet38dSpec
@@ -34,19 +35,39 @@ Artefacts = dict[str, Artefact]
 def artefacts(
     profile: Profile, row: Row, repeat: int, obtain: Obtain = obtain_artefact
 ) -> Artefacts:
-    """One row with one repeat from tags to numbers: its artefacts by name, ``evaluation`` last.
+    """One row with one repeat from tags to numbers: its `products`, and what is measured on them.
 
-    ``classifier`` and ``seeds`` where it ends in seeds, ``epochs`` where they are kept, ``objects``
-    on controlled collages; with a refiner what that names, ``scores`` and ``labels``; with a
-    segmenter ``teacher`` (label maps), ``segmenter``, ``labels`` (predicted).
+    ``evaluation``; ``epochs`` where they are kept, ``objects`` on controlled collages.  They need
+    masks, and are left out where a scene that the row is scored on has none.
     """
+    made = products(profile, row, repeat, obtain)
+    if masks_to_score(profile, row, repeat):
+        return made
+    profile = with_fast_steps(row.setting.applied(profile, repeat))
+    return made | _measures(profile, row, repeat, made, obtain)
+
+
+def products(
+    profile: Profile, row: Row, repeat: int, obtain: Obtain = obtain_artefact
+) -> Artefacts:
+    """What a row makes with one repeat, by name; masks are read for the true labels alone.
+
+    ``classifier`` and ``seeds`` where it ends in seeds; with a refiner what that names, ``seeds``,
+    ``scores`` and ``labels`` among it; with a segmenter ``seeds``, ``teacher`` (label maps),
+    ``segmenter``, ``labels`` (predicted).
+    Raises ValueError where it learns from true masks and a training scene has none.
+    """
+    if missing := masks_to_learn(profile, row, repeat):
+        raise ValueError(f"row {row.name} learns from true masks, and {missing}")
     profile = with_fast_steps(row.setting.applied(profile, repeat))
     if row.method is None:
         spec = TruthSpec(profile.train, profile.train.open().truth)
         return _segmentation(profile, row, repeat, obtain(true_labels, spec), obtain)
     inputs = classifiers(profile, row, repeat, obtain)
     if row.refiner is None:
-        return _seeds(profile, row, inputs, obtain)
+        reader = row.reader.fitted(profile.seed_scales)
+        read = seeds(profile, reader, inputs["classifier"], row.scored_on, obtain)
+        return {"classifier": inputs["classifier"], "seeds": read}
     reader = row.reader.fitted(profile.seed_scales)
     workshop = Workshop(
         obtain=obtain,
@@ -59,11 +80,22 @@ def artefacts(
         repeat=repeat,
     )
     made = row.refiner.refine(workshop, "train" if row.segmenter else row.scored_on)
-    if row.segmenter:
-        return _segmentation(profile, row, repeat, made["labels"], obtain)
-    inputs = {name: made[name] for name in ("scores", "labels")}
-    spec = _evaluation(profile, row.scored_on)
-    return made | {"evaluation": obtain(evaluate_scores, spec, inputs)}
+    if row.segmenter is None:
+        return made
+    ends = _segmentation(profile, row, repeat, made["labels"], obtain)
+    return {"seeds": made["seeds"]} | ends
+
+
+def masks_to_learn(profile: Profile, row: Row, repeat: int) -> str:
+    """The masks that a row learns from and that are missing, in words; "" where none is."""
+    if row.method is not None:
+        return ""
+    return missing_masks(row.setting.applied(profile, repeat).train)
+
+
+def masks_to_score(profile: Profile, row: Row, repeat: int) -> str:
+    """The masks that a row is scored with and that are missing, in words; "" where none is."""
+    return missing_masks(row.setting.applied(profile, repeat).scenes(row.scored_on))
 
 
 def with_fast_steps(profile: Profile) -> Profile:
@@ -140,27 +172,39 @@ def seeds(
     return obtain(infer_seeds, spec, inputs)
 
 
-def _seeds(profile: Profile, row: Row, inputs: Artefacts, obtain: Obtain) -> Artefacts:
-    """The end of a row without a refiner: its seeds, scored at every threshold."""
-    reader, split = row.reader.fitted(profile.seed_scales), row.scored_on
-    made = {"classifier": inputs["classifier"]}
-    made["seeds"] = seeds(profile, reader, made["classifier"], split, obtain)
-    spec = _evaluation(profile, split)
+def _measures(
+    profile: Profile, row: Row, repeat: int, made: Artefacts, obtain: Obtain
+) -> Artefacts:
+    """Everything that compares what a row made with masks."""
+    scenes = profile.scenes(row.scored_on)
+    truth = scenes.open().truth
+    if row.segmenter:
+        spec = EvaluationSpec(scenes, truth=truth)
+        return {"evaluation": obtain(evaluate_labels, spec, {"labels": made["labels"]})}
+    spec = EvaluationSpec(scenes, profile.thresholds, truth)
+    if row.refiner:
+        inputs = {name: made[name] for name in ("scores", "labels")}
+        return {"evaluation": obtain(evaluate_scores, spec, inputs)}
+    measures = {}
     if row.keep_epochs and profile.cached:
-        epochs = EpochsSpec(spec.scenes, spec.thresholds, spec.truth, profile.precision)
-        scored = inputs | {"features": features(profile, split, obtain)}
-        made["epochs"] = obtain(evaluate_epochs, epochs, scored)
-    made["evaluation"] = obtain(evaluate_seeds, spec, {"seeds": made["seeds"]})
+        epochs = EpochsSpec(scenes, profile.thresholds, truth, profile.precision)
+        inputs = {"classifier": made["classifier"]}
+        if row.starts_from is not None:
+            earlier = classifiers(profile, row.starts_from, repeat, obtain)
+            inputs[WARM_START] = earlier["classifier"]
+        inputs["features"] = features(profile, row.scored_on, obtain)
+        measures["epochs"] = obtain(evaluate_epochs, epochs, inputs)
+    measures["evaluation"] = obtain(evaluate_seeds, spec, {"seeds": made["seeds"]})
     if row.setting.condition:
-        made["objects"] = objects(profile, made, obtain)
-    return made
+        measures["objects"] = objects(profile, made | measures, obtain)
+    return measures
 
 
 def _segmentation(
     profile: Profile, row: Row, repeat: int, teacher: Artefact, obtain: Obtain
 ) -> Artefacts:
-    """The end of a row with a segmenter: trained on the teacher's labels, scored without tags."""
-    numbers, scored = profile.segmentation, profile.scenes(row.scored_on)
+    """The end of a row with a segmenter: trained on the teacher's labels, read without tags."""
+    numbers = profile.segmentation
     spec = SegmenterSpec(
         segmenter=row.segmenter.fitted(numbers.hidden),
         num_classes=profile.num_classes,
@@ -174,10 +218,7 @@ def _segmentation(
     )
     segmenter = obtain(train_segmenter, spec, {"labels": teacher})
     labels = _predictions(profile, row, segmenter, obtain)
-    spec = EvaluationSpec(scored, truth=scored.open().truth)
-    evaluation = obtain(evaluate_labels, spec, {"labels": labels})
-    products = {"teacher": teacher, "segmenter": segmenter, "labels": labels}
-    return products | {"evaluation": evaluation}
+    return {"teacher": teacher, "segmenter": segmenter, "labels": labels}
 
 
 def _predictions(profile: Profile, row: Row, segmenter: Artefact, obtain: Obtain) -> Artefact:
@@ -195,8 +236,3 @@ def _predictions(profile: Profile, row: Row, segmenter: Artefact, obtain: Obtain
     iterations = numbers.crf_iterations if row.prediction.crf else 0
     given = (iterations, row.prediction.tags_known, data, precision)
     return obtain(predict_labels, PredictionSpec(scored, numbers.scales, *given), inputs)
-
-
-def _evaluation(profile: Profile, split: str) -> EvaluationSpec:
-    scenes = profile.scenes(split)
-    return EvaluationSpec(scenes, profile.thresholds, scenes.open().truth)

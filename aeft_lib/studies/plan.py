@@ -17,6 +17,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from aeft_lib import paths
+from aeft_lib.data import coco, voc
+from aeft_lib.data.coco import CocoSpec
+from aeft_lib.data.scene import SceneSet
+from aeft_lib.data.voc import VocSpec
 from aeft_lib.engine.step import PLAIN, PRECISIONS, Compute
 from aeft_lib.networks.backbone import BackboneSpec
 from aeft_lib.paper.classifier import CamClassifier
@@ -33,11 +37,65 @@ from aeft_lib.studies.pipeline import artefacts
 from aeft_lib.studies.rows import Row
 from aeft_lib.studies.settings import Profile
 
+COCO_CLASSES = 80
 PHOTO = (375, 500)  # VOC's usual size, where scenes have their own
 # Of a GPU that is kept busy: an A100 in bf16 reaches about this on such convolutions; not measured.
 TFLOPS = 60.0
 MEMORIES = (8, 12, 24, 80)  # of GPUs, in GB, that `choices` speaks of
 SHARE = 0.75  # of a device's memory that what is counted may take
+
+
+@dataclass(frozen=True)
+class PublishedSet:
+    """A scene set that is not there yet, at its published size: enough to lay a study out.
+
+    It stands in for a `SceneSet` and is its own `Scenes`, without any image.
+    """
+
+    split: str
+    count: int
+    size: int
+    classes: tuple[str, ...]
+    fingerprint: str = ""
+    truth: str = ""
+
+    def open(self) -> "PublishedSet":
+        """Itself."""
+        return self
+
+    def __len__(self) -> int:
+        return self.count
+
+
+def with_data(profile: Profile) -> tuple[Profile, str]:
+    """The profile with published sizes in place of data that is not there, and a line about it.
+
+    Raises ValueError where data is missing whose size nobody published.
+    """
+    changes = {}
+    for name in ("train", "val", "scored"):
+        if spec := getattr(profile, name):
+            try:
+                spec.open()
+            except ValueError:
+                changes[name] = _published(spec)
+                if changes[name] is None:
+                    raise
+    if not changes:
+        return profile, ""
+    sizes = ", ".join(f"{item.split} {item.count:,}" for item in dict.fromkeys(changes.values()))
+    note = f"the data is not here: counted with published sizes ({sizes} images)"
+    return replace(profile, **changes), note
+
+
+def _published(spec: SceneSet) -> PublishedSet | None:
+    if isinstance(spec, VocSpec):
+        count, classes = voc.SPLITS[spec.split], spec.classes
+    elif isinstance(spec, CocoSpec):
+        count, classes = coco.SPLITS[spec.split], tuple(f"class {i}" for i in range(COCO_CLASSES))
+    else:
+        return None
+    return PublishedSet(spec.split, spec.count or count, spec.size, classes)
 
 
 @dataclass(frozen=True)
@@ -242,21 +300,16 @@ def loads(profile: Profile) -> dict[str, tuple[Load, Compute]]:
 
 def choices(profile: Profile) -> pd.DataFrame:
     """What `cheapest` chooses for each training, one column a memory of `MEMORIES`."""
-
-    def said(load: Load, compute: Compute, gigabytes: int) -> str:
-        chosen = cheapest(profile.backbone, load, compute, gigabytes * 1e9)
-        words = ["checkpointing"] * chosen.checkpointing + [f"parts={chosen.parts}"] * (
-            chosen.parts > 1
-        )
-        return ", ".join(words) or "plain"
-
-    rows = loads(profile).items()
-    return pd.DataFrame(
-        [
-            {"training": name} | {f"{size} GB": said(*training, size) for size in MEMORIES}
-            for name, training in rows
-        ]
-    )
+    lines = []
+    for name, (load, compute) in loads(profile).items():
+        line = {"training": name}
+        for size in MEMORIES:
+            chosen = cheapest(profile.backbone, load, compute, size * 1e9)
+            words = ["checkpointing"] if chosen.checkpointing else []
+            words += [f"parts={chosen.parts}"] if chosen.parts > 1 else []
+            line[f"{size} GB"] = ", ".join(words) or "plain"
+        lines.append(line)
+    return pd.DataFrame(lines)
 
 
 def _memory(image: Forward, together: int) -> int:

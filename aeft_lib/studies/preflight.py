@@ -11,7 +11,7 @@ import numpy as np
 
 from aeft_lib.data.images import image_size
 from aeft_lib.data.photos import Photos
-from aeft_lib.data.scene import Scenes
+from aeft_lib.data.scene import Scenes, missing_masks
 from aeft_lib.engine.device import check_device
 from aeft_lib.stages.fitting import check_tensorboard
 from aeft_lib.studies.settings import Profile
@@ -23,8 +23,7 @@ THREADS = 8  # a cold disk is waited for
 def check(profile: Profile) -> None:
     """Raises ValueError or RuntimeError with the problem and its remedy.
 
-    A set without masks is reported on stderr and not refused: seeds and pseudo-labels are made,
-    their scores are not.
+    A set without masks is reported on stderr and not refused: its scores are left out.
     """
     check_device()
     check_tensorboard()
@@ -39,7 +38,7 @@ def _check_scenes(profile: Profile, split: str, scenes: Scenes) -> None:
     if split == "train":
         largest = max(phase.batch_size for phase in profile.phases)
         if len(scenes) < largest:
-            few = f"its {len(scenes)} training scenes ({spec})"
+            few = f"its {len(scenes)} training scenes (split {spec.split!r})"
             raise ValueError(f"{profile.name}: {few} cannot fill a batch of {largest}")
     if not isinstance(scenes, Photos):
         return
@@ -47,11 +46,8 @@ def _check_scenes(profile: Profile, split: str, scenes: Scenes) -> None:
         list(pool.map(image_size, map(scenes.image_file, scenes.names)))
     if not any(np.any(scenes.tags(index)) for index in range(len(scenes))):
         classes = ", ".join(scenes.classes)
-        raise ValueError(f"{profile.name}: no scene of {spec} has a tag of {classes}")
-    unmasked = sum(not scenes.mask_digest(name) for name in scenes.names)
-    if unmasked:
-        print(
-            f"aeft: {unmasked} of {len(scenes)} scenes of {spec} have no mask: seeds and label "
-            "maps will be made in the store, and what needs their masks will end with an error",
-            file=sys.stderr,
-        )
+        problem = f"no scene of the split {spec.split!r} has a tag of {classes}"
+        raise ValueError(f"{profile.name}: {problem}")
+    if missing := missing_masks(spec):
+        rest = "seeds, label maps and networks are made, scores that need these masks are left out"
+        print(f"aeft: {missing}: {rest}", file=sys.stderr)

@@ -20,6 +20,7 @@ from aeft_lib.engine.schedule import Schedule
 from aeft_lib.engine.step import Compute
 from aeft_lib.networks.efficientnet_lite import EfficientNetLiteSpec
 from aeft_lib.networks.resnet38d import ResNet38dSpec
+from aeft_lib.studies.names import unknown
 from aeft_lib.studies.settings import (
     OPTIMISER_QUIRKS,
     ControlledTraining,
@@ -233,7 +234,7 @@ def get(name: str = "") -> Profile:
     """
     name = name or os.environ.get("AEFT_PROFILE") or LAPTOP.name
     if name not in PROFILES:
-        raise ValueError(f"unknown profile {name!r}; there are {', '.join(PROFILES)}")
+        raise unknown(f"unknown profile {name!r}", name, PROFILES)
     profile, classes = PROFILES[name], os.environ.get(VOC_CLASSES)
     if not classes or not isinstance(profile.train, VocSpec):
         return profile

@@ -11,6 +11,7 @@ from aeft_lib.paper.gpp import Gap, Pyramid
 from aeft_lib.paper.triplet import CORRECTED, REFERENCE, Triplet
 from aeft_lib.stages.method import Method, Reader, Refiner, Segmenter
 from aeft_lib.stages.reading import MultiScale
+from aeft_lib.studies.names import unknown
 from aeft_lib.studies.settings import AS_PROFILED, OPTIMISER_QUIRKS, Profile, Setting
 
 
@@ -92,12 +93,12 @@ class Study:
         return not self.needs or (self.needs == "collages") == (profile.controlled is not None)
 
     def row(self, name: str) -> Row:
-        """Raises ValueError naming the rows there are."""
+        """The row of this name.  Raises ValueError naming the rows there are."""
         for row in self.rows:
             if row.name == name:
                 return row
-        names = ", ".join(row.name for row in self.rows)
-        raise ValueError(f"study {self.name} has no row {name!r}; there are {names}")
+        names = [row.name for row in self.rows]
+        raise unknown(f"study {self.name} has no row {name!r}", name, names)
 
 
 # The poster's second table has the reference's triplet with a detached mask: a gradient through the

@@ -21,17 +21,41 @@ from tqdm.auto import tqdm
 from aeft_lib import paths
 from aeft_lib.engine import ranks, shards
 from aeft_lib.engine.device import device
+from aeft_lib.maps.evaluation import mean_average_precision
 from aeft_lib.stages import store
+from aeft_lib.stages.reading import load_logits
 from aeft_lib.studies import preflight
-from aeft_lib.studies.pipeline import Artefacts, artefacts, features
+from aeft_lib.studies.pipeline import (
+    Artefacts,
+    artefacts,
+    features,
+    masks_to_learn,
+    masks_to_score,
+    products,
+)
 from aeft_lib.studies.rows import Row, Study
 from aeft_lib.studies.settings import Profile
 
 Job = tuple[Row, int]
+METRICS = ("miou", "precision", "recall")
+# What a row's artefacts are to a reader who has no scores of it.
+PRODUCTS = {
+    "classifier": "classifier",
+    "seeds": "seeds",
+    "teacher": "pseudo-labels",
+    "segmenter": "network",
+    "labels": "label maps",
+}
 
 
 def numbers(made: Artefacts) -> dict[str, float]:
-    """The numbers of a row's artefacts: its evaluation, and the CAMs' spread of its objects."""
+    """The numbers of a row's artefacts: its evaluation, and the CAMs' spread of its objects.
+
+    Without masks there is no evaluation: the tag mAP is left where the row ends in seeds.
+    """
+    if "evaluation" not in made:
+        with_tags = "classifier" in made
+        return {"tag_map": mean_average_precision(*load_logits(made["seeds"]))} if with_tags else {}
     spread = made["objects"].summary if "objects" in made else {}
     return made["evaluation"].summary | spread
 
@@ -46,6 +70,7 @@ def run_study(
 ) -> pd.DataFrame:
     """The study's table: one line per row and repeat, ``row, label, repeat`` and its numbers.
 
+    Numbers that need masks are NaN where a scene has none (`left_unscored`).
     rows: only these.  workers: processes; 0 is one per core, and a single one on a GPU.
     Finished rows stay in the store whatever happens to the rest; errors carry row and repeat.
     Raises ValueError for repeats that are none, before anything runs.
@@ -59,7 +84,9 @@ def run_study(
         {"row": row.name, "label": row.label, "repeat": repeat, **values[row, repeat]}
         for row, repeat in jobs
     ]
-    return at_common_threshold(study, profile, pd.DataFrame(lines))
+    table = pd.DataFrame(lines)
+    table[[name for name in METRICS if name not in table]] = np.nan
+    return at_common_threshold(study, profile, table)
 
 
 def prepare(
@@ -87,9 +114,9 @@ def at_common_threshold(study: Study, profile: Profile, table: pd.DataFrame) -> 
     """The table with ``miou_common, precision_common, recall_common``.
 
     Every row at its repeat's best threshold of row `common`.  Unchanged for a study without such a
-    row; repeats that lack it get NaN.
+    row, or where nothing is scored; repeats that lack it get NaN.
     """
-    if study.common is None or table.empty:
+    if study.common is None or "threshold" not in table:
         return table
     best = table[table["row"] == study.common].set_index("repeat")["threshold"]
     at_threshold = []
@@ -144,11 +171,47 @@ def cores() -> int:
 
 
 def stored(profile: Profile, row: Row, repeat: int) -> dict[str, Any] | None:
-    """The numbers of a row and repeat where the store has them, else None; computes nothing."""
+    """The numbers of a row and repeat where the store has them, else None; computes nothing.
+
+    None of them where the row learns from masks that are missing: there is nothing to compute.
+    """
+    if masks_to_learn(profile, row, repeat):
+        return {}
     try:
         return numbers(artefacts(profile, row, repeat, store.lookup))
     except LookupError:
         return None
+
+
+def remarks(profile: Profile, jobs: Sequence[Job], table: pd.DataFrame) -> list[str]:
+    """What a reader of a study's table has to know: scores left out, classes that no mask has."""
+    lines = left_unscored(profile, jobs)
+    for count, rows in table.groupby("absent") if "absent" in table else ():
+        total = profile.num_classes + 1
+        names, best = ", ".join(rows["row"].unique()), 100 * (1 - count / total)
+        lines.append(
+            f"{names}: {count:.0f} of {total} classes (background is one) are in no scored mask "
+            f"and count as 0: a perfect map has an mIoU of {best:.1f}; miou_present leaves out "
+            "classes that neither masks nor maps have"
+        )
+    return lines
+
+
+def left_unscored(profile: Profile, jobs: Sequence[Job]) -> list[str]:
+    """A line for every finished job that masks are missing for: which, and where its products are.
+
+    Raises LookupError where a job is not in the store.
+    """
+    lines = []
+    for row, repeat in jobs:
+        if missing := masks_to_learn(profile, row, repeat):
+            lines.append(f"{row.name}: not computed, it learns from true masks, and {missing}")
+        elif missing := masks_to_score(profile, row, repeat):
+            made = products(profile, row, repeat, store.lookup)
+            places = [f"{PRODUCTS[n]} in {made[n].folder}" for n in PRODUCTS if n in made]
+            rest = f"not scored, since {missing}; {', '.join(places)}"
+            lines.append(f"{row.name}, repeat {repeat}: {rest}")
+    return lines
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
@@ -160,6 +223,16 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
     grouped = table.groupby(["row", "label"], sort=False)[columns]
     summary = grouped.mean().join(grouped.std().add_suffix("_sd"))
     return summary.assign(n=grouped.size()).reset_index()
+
+
+def quiet_tracker() -> None:
+    """Let the processes that are started from now on clean up after a Ctrl-C without a warning.
+
+    Workers that are ended leave semaphores, which Python's tracker of them unlinks in any case.
+    """
+    rule, rules = "ignore:resource_tracker:UserWarning", os.environ.get("PYTHONWARNINGS", "")
+    if rule not in rules:
+        os.environ["PYTHONWARNINGS"] = f"{rules},{rule}" if rules else rule
 
 
 def track(items: Iterable[Any], total: int, title: str) -> Iterable[Any]:
@@ -185,6 +258,7 @@ def _compute(
     workers = min(workers, len(jobs))
     # Cores for work image by image within a job; on a GPU a second process needs memory again.
     share = 1 if device().type == "cuda" else max(1, cores() // workers)
+    quiet_tracker()
     context = multiprocessing.get_context("spawn")
     options = {"mp_context": context, "initializer": _start_worker, "initargs": (share,)}
     with ProcessPoolExecutor(max_workers=workers, **options) as pool:

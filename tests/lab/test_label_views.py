@@ -1,4 +1,4 @@
-"""What notebooks 5 and 6 show, their figures and widget, `aeft export` and `aeft predict`.
+"""What notebooks 5 and 6 show, their figures and widget, and `aeft export`.
 
 The file has a smoke store of its own.
 """
@@ -16,13 +16,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
 
 from aeft_lib import cli
 from aeft_lib.data.augment import random_views
 from aeft_lib.lab import ch05_pseudo_labels, ch06_segmentation, figures, widgets
 from aeft_lib.lab.session import Session
-from aeft_lib.maps.labels import VOID, read_label_map
+from aeft_lib.maps.labels import VOID
 from aeft_lib.paper.gpp import scaled_levels
 from aeft_lib.studies import catalogue, pipeline, report, run
 from aeft_lib.studies.profiles import SMOKE
@@ -354,6 +353,7 @@ def test_export_writes_an_archive_of_a_networks_predictions(lab, tmp_path, capsy
     pipeline.artefacts(SMOKE, catalogue.row("segment_truth"), 0)
     code, shown = exported(capsys, "segment_truth", "--out", str(file))
     assert (code, shown) == (0, f"{file}: 8 label maps\n")
+    assert exported(capsys, "segment_truth", "--out", str(file)) == (code, shown)  # its own, anew
     with zipfile.ZipFile(file) as archive:
         assert archive.namelist() == [
             f"results/VOC2012/Segmentation/comp6_val_cls/val_0_{i:05d}.png" for i in range(8)
@@ -376,7 +376,8 @@ def test_export_writes_an_archive_of_a_networks_predictions(lab, tmp_path, capsy
             "--out must name a .zip in a folder that is there",
         ),
         (("segment_truth", "--repeat", "-1"), "repeats must be whole numbers from 0"),
-        (("no_row",), "no study has a row 'no_row'"),
+        (("no_row",), "row no_row has no segmentation network; there are segment_truth"),
+        (("segment_aef",), "(did you mean segment_aeft or "),
     ],
 )
 def test_export_refusals(capsys, words, message):
@@ -385,48 +386,19 @@ def test_export_refusals(capsys, words, message):
     assert message in shown
 
 
-# --- predict --------------------------------------------------------------------------------------
-
-
-def test_predict_writes_a_palette_png_of_each_photos_own_size(lab, tmp_path, capsys):
-    pipeline.artefacts(SMOKE, catalogue.row("segment_truth"), 0)
-    sizes = {"wide": (70, 110), "tall": (90, 50)}
-    for name, size in sizes.items():
-        Image.fromarray(
-            np.random.default_rng(0).integers(0, 255, (*size, 3)).astype(np.uint8)
-        ).save(tmp_path / f"{name}.jpg")
-    files = [str(tmp_path / f"{name}.jpg") for name in sizes]
-    words = ["--row", "segment_truth", "--profile", "smoke", "--out", str(tmp_path / "maps")]
-    assert cli.main(["predict", *files, *words]) == 0
-    shown = capsys.readouterr().out
-    for name, size in sizes.items():
-        assert (
-            read_label_map(
-                tmp_path / "maps" / f"{name}.png", num_classes=SMOKE.num_classes, size=size
-            ).shape
-            == size
-        )
-        assert f"{name}.png: " in shown
-
-
-@pytest.mark.parametrize(
-    ("images", "words", "message"),
-    [
-        (["none.jpg"], [], "none.jpg: not a readable image"),
-        (["a/x.jpg", "b/x.png"], [], "two images have the same name without suffix"),
-        (["a/x.jpg"], ["--row", "gap"], "row gap has no segmentation network"),
-        (
-            ["a/x.jpg"],
-            ["--repeat", "7"],
-            "row segment_aeft, repeat 7 is not in the store, make it with",
-        ),
-    ],
-)
-def test_predict_refusals(tmp_path, monkeypatch, capsys, images, words, message):
-    monkeypatch.chdir(tmp_path)
-    for name in ("a/x.jpg", "b/x.png"):
-        (tmp_path / name).parent.mkdir()
-        Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(tmp_path / name)
-    assert cli.main(["predict", *images, *words, "--profile", "smoke"]) == 1
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "predictions").exists()
+@pytest.mark.parametrize("kind", ["other archive", "text", "empty archive", "folder"])
+def test_export_overwrites_no_file_of_others(tmp_path, capsys, kind):
+    file = tmp_path / "photos.zip"
+    if kind == "text":
+        file.write_text("mine")
+    elif kind == "folder":
+        file.mkdir()
+    else:
+        with zipfile.ZipFile(file, "w") as archive:
+            if kind == "other archive":
+                archive.writestr("holiday.jpg", b"mine")
+    before = file.read_bytes() if file.is_file() else None
+    code, shown = exported(capsys, "segment_truth", "--out", str(file))
+    assert code == 1
+    assert "is there and is no submission: choose another --out" in shown
+    assert (file.read_bytes() if file.is_file() else None) == before

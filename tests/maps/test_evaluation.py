@@ -209,6 +209,28 @@ def test_counts_iou_precision_and_recall_by_hand():
     assert counts.recall == pytest.approx(100 * (1 + 2 / 3 + 1 / 2) / 4)
 
 
+def test_absent_classes_count_as_0_and_are_counted():
+    """Of six classes and the background three photos show two: a perfect map scores 3 / 7."""
+    masks = [torch.tensor([[0, 1], [1, 0]]), torch.tensor([[0, 4], [VOID, 4]]), torch.zeros(2, 2)]
+    counts = confusion(masks[:1] + [masks[1].clamp(max=4)] + masks[2:], masks, num_classes=6)
+    assert counts.absent == 4
+    assert counts.miou == pytest.approx(100 * 3 / 7)
+    assert counts.miou_present == pytest.approx(100)
+    # A class that is predicted and absent has an IoU of 0 and counts, as in VOC's evaluation.
+    wrong = confusion([torch.tensor([[0, 1], [6, 0]])], masks[:1], num_classes=6)
+    assert wrong.absent == 5
+    assert wrong.miou_present == pytest.approx(100 * (1 + 1 / 2 + 0) / 3)
+
+
+def test_absent_classes_at_every_threshold():
+    cam, mask = torch.tensor([[[0.2, 0.6]], [[0.1, 0.3]]]), torch.tensor([[0, 1]])
+    swept = sweep([cam], [mask], [0.1, 0.4])
+    assert swept.absent.tolist() == [1, 1]
+    assert swept.miou_present.tolist() == pytest.approx([100 * (0 + 1 / 2) / 2, 100])
+    void = confusion([mask], [torch.full_like(mask, VOID)], num_classes=2)
+    assert (int(void.absent), void.miou_present) == (3, 0)
+
+
 def test_a_perfect_prediction_scores_100_and_void_never_counts(rng):
     mask = torch.from_numpy(rng.integers(0, 4, (9, 9)))
     counts = confusion([mask], [mask], num_classes=3)

@@ -9,8 +9,18 @@ from photo_sets import make_voc
 from aeft_lib.cli import main
 from aeft_lib.data.scene import opened
 from aeft_lib.engine.step import Compute
-from aeft_lib.studies import catalogue, run
-from aeft_lib.studies.plan import PHOTO, Load, cheapest, choices, forward, loads, plan, table
+from aeft_lib.studies import catalogue, profiles, run
+from aeft_lib.studies.plan import (
+    PHOTO,
+    Load,
+    cheapest,
+    choices,
+    forward,
+    loads,
+    plan,
+    table,
+    with_data,
+)
 from aeft_lib.studies.profiles import GPU_GB, VOC
 
 
@@ -101,8 +111,31 @@ def test_the_command_prints_it(capsys, monkeypatch):
     assert "cache_features" in out
 
 
-def test_without_the_data_it_says_what_is_missing(capsys, monkeypatch, tmp_path):
+def test_before_the_data_is_there_its_published_sizes_are_counted(capsys, monkeypatch, tmp_path):
     opened.cache_clear()
     monkeypatch.setenv("AEFT_VOC_ROOT", str(tmp_path / "nowhere"))
-    assert main(["explain", "gap_vs_gpp", "--profile", "voc"]) == 1
-    assert "AEFT_VOC_ROOT must name the folder" in capsys.readouterr().err
+    monkeypatch.setenv("AEFT_COCO_ROOT", str(tmp_path / "nowhere"))
+    assert main(["explain", "segmentation", "--profile", "voc"]) == 0
+    out = capsys.readouterr().out
+    sizes = "train_aug 10,582, val 1,449, train 1,464 images"
+    assert f"the data is not here: counted with published sizes ({sizes})" in out
+    row, (profile, _) = catalogue.row("segment_aeft"), with_data(profiles.VOC)
+    planned = {item.stage: item for item in plan(profile, [row], [0])}
+    steps = 10582 // profile.segmentation.schedule.batch_size
+    assert planned["train_segmenter"].images == 30 * steps * 4
+    assert planned["predict_labels"].images == 1449
+    assert profile.num_classes == 20
+    assert main(["explain", "gap_vs_gpp", "--profile", "coco"]) == 0
+    assert "train2014 82,783, val2014 40,504 images" in capsys.readouterr().out
+    assert with_data(profiles.COCO)[0].num_classes == 80
+
+
+def test_data_that_is_there_is_taken_and_own_photos_have_no_published_size(
+    capsys, monkeypatch, tmp_path
+):
+    profile = photo_profile()
+    assert with_data(profile) == (profile, "")
+    opened.cache_clear()
+    monkeypatch.setenv("AEFT_PHOTOS_ROOT", str(tmp_path / "nowhere"))
+    assert main(["explain", "gap_vs_gpp", "--profile", "photos"]) == 1
+    assert "classes.txt" in capsys.readouterr().err

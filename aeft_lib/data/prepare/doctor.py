@@ -41,7 +41,7 @@ COCO_ARCHIVES = (
 )
 FOLDER_LAYOUT = (
     "an own folder holds classes.txt (one class a line), tags.csv (columns image, split, tags) and"
-    " images/; masks/ is needed for mIoU alone"
+    " images/; masks/ is needed for scores, the notebooks and the row segment_truth alone"
 )
 
 
@@ -198,14 +198,16 @@ def _summary(
     whole = " (all)" if len(images) == published else whole
     masked = sum(entry.masked for entry in entries)
     present = ", ".join(f"{name} {counts[name]}" for name in classes if counts[name])
-    absent = ", ".join(name for name in classes if not counts[name])
+    unmasked, absent = len(images) - masked, ", ".join(c for c in classes if not counts[c])
     bare = sum(not entry.annotated for entry in entries)
     classless = sum(entry.annotated and not entry.classes for entry in entries)
     kinds = Counter(KINDS[header.mode] for header in headers if header.mode in KINDS)
     converted = ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items()))
     turned = sum(header.turn in range(2, 9) for header in headers)
+    masks = f"{unmasked}; seeds, label maps and networks need none, scores do"
     lines = {
         f"{split}: {len(images)} images{whole}, {masked} with a mask": True,
+        f"  without a mask: {masks}": unmasked,
         f"  images a class: {present or 'none'}": True,
         f"  no image of: {absent}": absent,
         f"  images without an annotation: {bare}": bare,
