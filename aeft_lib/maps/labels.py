@@ -8,11 +8,12 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
+from aeft_lib.maps.foreign import picture
+
 VOID = 255
-UNREADABLE = (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError)
 
 
 def voc_palette(n: int = 256) -> np.ndarray:
@@ -58,9 +59,9 @@ def write_label_map(file: Path | BinaryIO, labels: np.ndarray) -> None:
     if labels.ndim != 2 or labels.dtype != np.uint8 or not labels.size:
         kind = f"{labels.dtype} {labels.shape}"
         raise ValueError(f"a label map must be (H, W) uint8, got {kind}; it was to go to {file}")
-    picture = Image.fromarray(labels)
-    picture.putpalette(voc_palette().tobytes())
-    picture.save(file, format="PNG", optimize=True)
+    drawn = Image.fromarray(labels)
+    drawn.putpalette(voc_palette().tobytes())
+    drawn.save(file, format="PNG", optimize=True)
 
 
 def read_label_map(
@@ -72,13 +73,10 @@ def read_label_map(
     Raises ValueError naming the file and the problem: cut off or no picture, colours or 16 bits
     instead of labels, another size, a label beyond K that is not void.
     """
-    try:
-        with Image.open(file) as picture:
-            kind, mode = picture.format, picture.mode
-            labels = np.array(picture)
-    except UNREADABLE as error:
-        problem = f"not a readable label map ({error})"
-        raise ValueError(f"{file}: {problem}; write or fetch it again") from error
+    with picture(file, "not a readable label map", remedy="write or fetch it again") as opened:
+        kind, mode = opened.format, opened.mode
+        opened.load()  # where this fails, np.array would make an array of objects
+        labels = np.array(opened)
     if kind != "PNG":  # others lose labels or number them anew
         raise ValueError(f"{file}: a label map must be a PNG, this is {kind}")
     if mode not in ("P", "L"):
