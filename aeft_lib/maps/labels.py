@@ -3,6 +3,7 @@
 A label map is (H, W) uint8: 0 background, class + 1, 255 void.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -84,11 +85,20 @@ def read_label_map(
         raise ValueError(f"{file}: {rule}, this one has mode {mode}")
     if size is not None and labels.shape != tuple(size):
         raise ValueError(f"{file}: the label map is {labels.shape}, its image {tuple(size)}")
-    foreign = [int(label) for label in np.unique(labels) if label > num_classes and label != VOID]
-    if foreign:
+    check_labels(file, present_labels(labels), num_classes=num_classes)
+    return labels
+
+
+def present_labels(labels: np.ndarray) -> list[int]:
+    """The different values of a label map (H, W) uint8, ascending."""
+    return np.bincount(labels.ravel(), minlength=1).nonzero()[0].tolist()
+
+
+def check_labels(file: Path, present: Iterable[int], *, num_classes: int) -> None:
+    """Raises ValueError naming the file for a label beyond K that is not void."""
+    if foreign := [label for label in present if label > num_classes and label != VOID]:
         rule = f"is outside 0..{num_classes} and is not void ({VOID})"
         raise ValueError(f"{file}: label {foreign[0]} {rule}")
-    return labels
 
 
 def statistics(labels: np.ndarray) -> dict[str, float | str]:

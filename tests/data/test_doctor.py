@@ -23,6 +23,7 @@ from photo_sets import (
     write_instances,
 )
 
+from aeft_lib.data.prepare import doctor
 from aeft_lib.data.prepare.doctor import Findings, check
 from aeft_lib.data.voc import HOME, MASKS
 from aeft_lib.maps.labels import write_label_map
@@ -273,7 +274,7 @@ def test_damage_of_voc_is_one_problem_that_names_the_file(voc, damage, deep):
     assert "VOCtrainval" in findings.text()
 
 
-DEEP_DAMAGE = {
+PIXEL_DAMAGE = {
     "photo cut off": (lambda r: cut(jpeg(r), 0.6), f"{FIRST}.jpg: not a readable image"),
     "mask cut off": (lambda r: cut(png(r), 0.97), f"{FIRST}.png: not a readable label map"),
     "label beyond": (
@@ -283,12 +284,13 @@ DEEP_DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("damage", DEEP_DAMAGE)
-def test_damage_of_pixels_is_found_by_decoding(voc, damage):
-    harm, said = DEEP_DAMAGE[damage]
+@pytest.mark.parametrize("damage", PIXEL_DAMAGE)
+def test_damage_of_pixels_is_found_by_decoding(voc, monkeypatch, damage):
+    harm, said = PIXEL_DAMAGE[damage]
     harm(voc)
+    monkeypatch.setattr(doctor, "SAMPLE", 0)
     assert check("voc", voc).ok
-    assert said in problem(check("voc", voc, deep=True))
+    assert any(said in text for text in check("voc", voc, deep=True).problems)
 
 
 def test_a_photo_on_its_side_no_longer_fits_annotation_and_mask(voc):
@@ -322,6 +324,7 @@ def test_kinds_of_photos_that_readers_convert_are_counted(voc):
 def test_images_without_annotation_and_without_class_are_counted(voc):
     xml(voc).unlink()
     xml(voc, SECOND).write_text(voc_annotation([]))
+    write_label_map(png(voc, SECOND), np.zeros(SIZE, np.uint8))
     findings = check("voc", voc)
     assert "  images without an annotation: 1" in findings.lines
     assert "  images without a class: 1" in findings.lines
@@ -406,7 +409,9 @@ COCO_DAMAGE = {
     "photo empty": (lambda r: coco_jpeg(r).write_bytes(b""), f"{COCO_FIRST}.jpg: empty (0 bytes)"),
     "photo of 16 bits": (lambda r: recode(coco_jpeg(r), "16 bits"), f"{COCO_FIRST}.jpg: 16 bits"),
     "other size": (
-        lambda r: altered(r, lambda c: c["images"][0].update(width=70)),
+        lambda r: altered(
+            r, lambda c: c["images"][0].update(width=70) or c["annotations"].clear()
+        ),
         f"{COCO_FIRST}.jpg: the annotations say 70x48 pixels, the photo has 64x48",
     ),
     "on its side": (
@@ -431,7 +436,7 @@ COCO_DAMAGE = {
     ),
     "outline of two points": (
         lambda r: altered(r, lambda c: c["annotations"][0].update(segmentation=[[1, 2, 3, 4]])),
-        "annotation 1 has no outline",
+        "annotation 1 has no readable outline (a polygon of 4 numbers",
     ),
     "image twice": (
         lambda r: altered(r, lambda c: c["images"].append(c["images"][0])),
@@ -447,11 +452,11 @@ COCO_DAMAGE = {
     ),
     "a list": (
         lambda r: write_instances(r, "train2014", []),
-        "not readable as COCO's instances (TypeError",
+        "not readable as COCO's instances (no object with categories, images, annotations",
     ),
     "no categories": (
         lambda r: write_instances(r, "train2014", {"images": []}),
-        "not readable as COCO's instances (KeyError('categories')",
+        "categories is missing",
     ),
     "no image": (
         lambda r: write_instances(
@@ -626,7 +631,7 @@ def test_damage_of_an_own_folder_is_one_problem(photos, damage, deep):
 def test_pixels_of_an_own_folder_are_decoded_deep(photos):
     cut(photos / "images" / "photo_001.jpg")
     write_label_map(photos / "masks" / "photo_002.png", np.full(SIZE, 4, np.uint8))
-    assert check(str(photos)).ok
+    assert "photo_001.jpg" not in check(str(photos)).text()
     problems = check(str(photos), deep=True).problems
     assert "photo_001.jpg: not a readable image" in problems[0]
     assert "photo_002.png: label 4 is outside 0..3" in problems[1]
