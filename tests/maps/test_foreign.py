@@ -31,9 +31,9 @@ def test_whatever_a_parser_raises_names_the_file_and_says_why(tmp_path, error):
             raise error
 
     file = tmp_path / "x.dat"
-    with pytest.raises(ValueError, match=r"x\.dat: not readable \(.+\); fetch it again$") as caught:
-        with reading(file, "not readable"):
-            Parser().run()
+    said = r"x\.dat: not readable \(.+\); fetch it again$"
+    with pytest.raises(ValueError, match=said) as caught, reading(file, "not readable"):
+        Parser().run()
     assert caught.value.__cause__ is error
 
 
@@ -56,9 +56,9 @@ def test_a_misspelt_name_of_ours_is_no_damage(tmp_path):
     [(FileNotFoundError(2, "x"), "no such file"), (PermissionError(13, "x"), "permission denied")],
 )
 def test_what_is_missing_or_forbidden_is_not_to_be_fetched_again(tmp_path, error, why):
-    with pytest.raises(ValueError, match=rf"x\.dat: not readable \({why}\)$"):
-        with reading(tmp_path / "x.dat", "not readable"):
-            raise error
+    file, said = tmp_path / "x.dat", rf"x\.dat: not readable \({why}\)$"
+    with pytest.raises(ValueError, match=said), reading(file, "not readable"):
+        raise error
 
 
 def test_long_and_broken_words_are_cut_to_a_line_that_can_be_printed(tmp_path):
@@ -84,9 +84,9 @@ def test_every_format_of_the_list_is_read(tmp_path, kind):
 def test_no_other_format_is_opened_whatever_its_suffix(tmp_path, kind, monkeypatch):
     Image.new("RGB", (16, 16)).save(tmp_path / "x.jpg", format=kind)
     monkeypatch.setattr("subprocess.Popen", lambda *_, **__: pytest.fail("a program was started"))
-    with pytest.raises(ValueError, match=r"x\.jpg: not a readable image \(of no known kind\)"):
-        with picture(tmp_path / "x.jpg") as opened:
-            opened.load()
+    said = r"x\.jpg: not a readable image \(of no known kind\)"
+    with pytest.raises(ValueError, match=said), picture(tmp_path / "x.jpg") as opened:
+        opened.load()
 
 
 def png_with(kind: bytes, content: bytes) -> bytes:
