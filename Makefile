@@ -5,6 +5,7 @@ REPEATS ?= $(SEEDS)
 PYTHON  ?= python3
 
 BIN       := .venv/bin
+PIP       := $(BIN)/python -m pip install -qq --disable-pip-version-check
 STAMP     := .venv/.installed
 CHOICE     = --profile $(PROFILE) $(if $(REPEATS),--repeats $(REPEATS))
 NOTEBOOKS := notebooks/[0-9][0-9]_*.ipynb
@@ -55,8 +56,11 @@ clean:  ## remove caches, build leftovers and the tests' store; .venv and result
 	rm -rf runs/test build dist *.egg-info .ruff_cache .pytest_cache
 	find . -path ./.venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -exec rm -rf {} +
 
-$(STAMP): pyproject.toml requirements.lock
+# pip and the build backend are pinned, every file but torch's is checked against its hashes (torch.lock says why).
+$(STAMP): pyproject.toml requirements.lock torch.lock
 	@echo "setting up .venv for $$($(PYTHON) --version): minutes the first time, and about 6 GB where torch brings its CUDA libraries"
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c requirements.lock -e '.[dev]'
+	@$(PIP) pip==26.3
+	@$(PIP) --require-hashes --no-deps -r requirements.lock
+	@$(PIP) --no-build-isolation -r torch.lock -e .
 	@touch $@

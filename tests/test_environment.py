@@ -21,6 +21,7 @@ CONDA_ONLY = {"python", "pip"}
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 PLAIN_FILES = (
     "requirements.lock",
+    "torch.lock",
     "environment.yml",
     "pyproject.toml",
     "Makefile",
@@ -58,9 +59,15 @@ def conda_lists() -> tuple[dict[str, Requirement], list[str]]:
     return {requirement.name: requirement for requirement in conda}, pip
 
 
+def lock_entries(name: str) -> list[str]:
+    """The entries of a lock, each in one line with its hashes."""
+    lines = (paths.ROOT / name).read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
+    return [line for line in lines if line.strip() and not line.startswith("#")]
+
+
 def locked() -> list[Requirement]:
-    lines = (paths.ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
-    return [Requirement(line) for line in lines if line.strip() and not line.startswith("#")]
+    entries = lock_entries("requirements.lock") + lock_entries("torch.lock")
+    return [Requirement(entry.partition(" --hash=")[0]) for entry in entries]
 
 
 def applies(requirement: Requirement, python: str) -> bool:
@@ -123,8 +130,31 @@ def test_no_address_and_no_machine_path(name):
     text = file.read_text(encoding="utf-8")
     assert HOSTS.findall(text) == []
     assert MACHINE_PATHS.findall(text) == []
-    if file.name in ("requirements.lock", "environment.yml", "Makefile"):
+    if file.suffix == ".lock" or file.name in ("environment.yml", "Makefile"):
         assert "://" not in text
+
+
+def test_every_entry_of_the_lock_has_hashes_and_torch_stands_apart():
+    for entry in lock_entries("requirements.lock"):
+        assert re.search(r" --hash=sha256:[0-9a-f]{64}", entry), entry
+    assert [entry.partition("==")[0] for entry in lock_entries("torch.lock")] == [
+        "torch",
+        "torchvision",
+    ]
+
+
+def test_the_set_up_pins_pip_and_builds_with_the_locked_backend():
+    text = (paths.ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    (backend,) = tomllib.loads(text)["build-system"]["requires"]
+    assert backend in [f"{pin.name}{pin.specifier}" for pin in locked()]
+    assert re.search(r"^\t@\$\(PIP\) pip==[\d.]+$", (paths.ROOT / "Makefile").read_text(), re.M)
+
+
+@pytest.mark.parametrize("version", ["12.0.0", "12.1.0", "12.1.1", "12.2.0"])
+def test_pillows_with_a_known_hole_are_refused(version):
+    ranges = [r for r in (*declared(), *conda_lists()[0].values()) if r.name == "pillow"]
+    assert len(ranges) == 2
+    assert not any(range_.specifier.contains(version) for range_ in ranges)
 
 
 def test_the_makefile_has_at_most_ten_verbs_and_explains_each():

@@ -11,12 +11,12 @@
   unless an object is painted over them.
 - Images without any annotation have no tags, and are background.
 
-Dependency choice: ``pycocotools`` decodes polygons and run lengths as COCO's own tools do; only
-masks need it.
+Every number is checked before anything is painted: `_parse` serves the reader and the data doctor.
 """
 
 import hashlib
 import json
+import math
 from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -26,13 +26,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from aeft_lib import paths
-from aeft_lib.data.listing import Entry, Listing
+from aeft_lib.data.listing import ODD, Entry, Listing, odd_name
+from aeft_lib.data.outlines import outline_problem, painted
 from aeft_lib.data.photos import Photos, check_selection, selected
 from aeft_lib.data.scene import opened
 from aeft_lib.engine import fields
+from aeft_lib.maps.foreign import reading
 from aeft_lib.maps.labels import VOID
 
 SPLITS = {"train2014": 82783, "val2014": 40504}  # images of the published lists
+PARTS = ("categories", "images", "annotations")
+MAX_CLASSES = VOID - 1
+MAX_PIXELS = 178_956_970  # of an image: more than Pillow reads
 
 
 @dataclass(frozen=True)
@@ -176,63 +181,104 @@ def _parse(file: Path, *, outlines: bool = False) -> tuple[Instances, list[str]]
 
     Raises ValueError for what is no file of COCO's instances.
     """
-    try:
+    with reading(file, "not readable as COCO's instances"):
         content = json.loads(file.read_bytes())
-        categories = {int(item["id"]): str(item["name"]) for item in content["categories"]}
-        listed = [(item["id"], Path(item["file_name"]).stem) for item in content["images"]]
-        sides = [(int(item["height"]), int(item["width"])) for item in content["images"]]
-        names, objects = dict(listed), {name: [] for _, name in listed}
-        problems = [] if listed else [f"{file}: no image"]
-        problems += [] if categories else [f"{file}: no category"]
-        for kind, values in (("id", [i for i, _ in listed]), ("name", names.values())):
-            counts = Counter(values).items()
-            problems += [f"{file}: image {kind} {v} stands {n} times" for v, n in counts if n > 1]
-        for item in content["annotations"]:
-            category, image = item["category_id"], item["image_id"]
-            wrong = ["has no outline"] if outlines and not _outlined(item) else []
-            wrong += [] if category in categories else [f"has the unknown category {category}"]
-            wrong += [] if image in names else [f"belongs to the unknown image {image}"]
-            text = " and ".join(wrong)
-            problems += [f"{file}: annotation {item.get('id')} {text}"] if wrong else []
-            if image in names:
-                objects[names[image]].append(item)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        text = f"not readable as COCO's instances ({error!r}); fetch it again"
-        raise ValueError(f"{file}: {text}") from error
-    ids = sorted(categories)
-    classes, numbers = tuple(categories[i] for i in ids), {i: at for at, i in enumerate(ids)}
-    images = {name: size for (_, name), size in zip(listed, sides, strict=True)}
-    return Instances(classes, numbers, frozenset(names), images, objects), problems
+        categories, listed, annotations = (_items(content, name) for name in PARTS)
+    wrong = [_category_problem(item) for item in categories] + [_image_problem(i) for i in listed]
+    if odd := next(filter(None, wrong), ""):
+        raise ValueError(f"{file}: not readable as COCO's instances ({odd}); fetch it again")
+    names = {item["id"]: Path(item["file_name"]).stem for item in listed}
+    sizes = {names[item["id"]]: (item["height"], item["width"]) for item in listed}
+    classes = {item["id"]: item["name"] for item in categories}
+    objects: dict[str, list[dict[str, Any]]] = {name: [] for name in sizes}
+    problems = [f"{file}: {text}" for text in _listed_twice(categories, listed, names)]
+    for item in annotations:
+        if wrong := _annotation_problems(item, classes, names, sizes if outlines else {}):
+            problems.append(f"{file}: annotation {item.get('id')!r:.40} {' and '.join(wrong)}")
+        if _known(item.get("image_id"), names):
+            objects[names[item["image_id"]]].append(item)
+    ids = sorted(classes)
+    numbers = {i: at for at, i in enumerate(ids)}
+    known = Instances(tuple(classes[i] for i in ids), numbers, frozenset(names), sizes, objects)
+    return known, problems
 
 
-def _outlined(item: dict[str, Any]) -> bool:
-    """Whether an annotation has polygons of at least three points, or run lengths."""
-    outline = item.get("segmentation")
-    if isinstance(outline, dict):
-        return bool(outline.get("counts"))
-    parts = outline if isinstance(outline, list) else []
-    polygons = (isinstance(p, list) and len(p) >= 6 and len(p) % 2 == 0 for p in parts)
-    return bool(parts) and all(polygons)
+def _items(content: Any, part: str) -> list[dict[str, Any]]:
+    """A list of a file's content.  Raises ValueError where it is no list of objects."""
+    if not isinstance(content, dict) or part not in content:
+        raise ValueError(f"no object with {', '.join(PARTS)}: {part} is missing")
+    items = content[part]
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise ValueError(f"{part} must be a list of objects")
+    return items
+
+
+def _category_problem(item: dict[str, Any]) -> str:
+    whole, name = type(item.get("id")) is int, item.get("name")
+    good = whole and isinstance(name, str) and name.strip() and not ODD.search(name)
+    return "" if good else f"category {str(item)[:100]!r} needs a whole number id and a name"
+
+
+def _image_problem(item: dict[str, Any]) -> str:
+    name, sides = item.get("file_name"), [item.get("height"), item.get("width")]
+    text = f"image {str(item)[:100]!r}"
+    if type(item.get("id")) is not int or not isinstance(name, str):
+        return f"{text} needs a whole number id and a file_name"
+    if not Path(name).stem or odd_name(Path(name).stem):
+        return f"{text} has an odd file_name"
+    if not all(type(side) is int and side > 0 for side in sides) or math.prod(sides) > MAX_PIXELS:
+        return f"{text} needs height and width, whole numbers of at most {MAX_PIXELS} pixels"
+    return ""
+
+
+def _listed_twice(categories: list[dict], listed: list[dict], names: dict[int, str]) -> list[str]:
+    """What stands more than once, or not at all; names: of images, by id."""
+    problems = [] if listed else ["no image"]
+    problems += [] if categories else ["no category"]
+    if len(categories) > MAX_CLASSES:
+        problems.append(f"{len(categories)} categories, and labels for {MAX_CLASSES}")
+    values = {
+        "category id": [item["id"] for item in categories],
+        "image id": [item["id"] for item in listed],
+        "image name": list(names.values()),
+    }
+    for kind, stood in values.items():
+        counts = Counter(stood).items()
+        problems += [f"{kind} {value} stands {n} times" for value, n in counts if n > 1]
+    return problems
+
+
+def _annotation_problems(
+    item: dict[str, Any],
+    classes: dict[int, str],
+    names: dict[int, str],
+    sizes: dict[str, tuple[int, int]],
+) -> list[str]:
+    """What is wrong with an annotation; sizes: of images whose outlines are checked too."""
+    category, image, wrong = item.get("category_id"), item.get("image_id"), []
+    if sizes and not item.get("segmentation"):
+        wrong.append("has no outline")
+    elif _known(image, names) and names[image] in sizes:
+        odd = outline_problem(item["segmentation"], sizes[names[image]])
+        wrong += [f"has no readable outline ({odd})"] if odd else []
+    wrong += [] if _known(category, classes) else [f"has the unknown category {category!r:.40}"]
+    wrong += [] if _known(image, names) else [f"belongs to the unknown image {image!r:.40}"]
+    area, crowd = item.get("area", 0), item.get("iscrowd", 0)
+    if type(area) not in (int, float) or not 0 <= area < math.inf:
+        wrong.append(f"has the area {area!r:.40}, which is no number of pixels")
+    if type(crowd) not in (int, bool) or crowd not in (0, 1):
+        wrong.append(f"has iscrowd {crowd!r:.40}, which must be 0 or 1")
+    return wrong
+
+
+def _known(value: Any, table: dict[int, Any]) -> bool:
+    return type(value) is int and value in table
 
 
 def _region(item: dict[str, Any], size: tuple[int, int], name: str) -> np.ndarray:
     """The pixels of one annotation as (H, W) bool."""
-    from pycocotools import mask as masks  # only evaluation needs it
-
-    outline, text = item.get("segmentation"), f"{name}: annotation {item.get('id')}"
-    try:
-        if isinstance(outline, list):
-            runs = masks.merge(masks.frPyObjects(outline, *size)) if outline else None
-        elif isinstance(outline["counts"], list):
-            pixels, whole = sum(outline["counts"]), size[0] * size[1]
-            if pixels != whole:  # the C code would fill up what is missing
-                raise ValueError(f"its runs have {pixels} pixels, the image {whole}")
-            runs = masks.frPyObjects(outline, *size)
-        else:
-            runs = outline
-        region = np.zeros(size, bool) if runs is None else masks.decode(runs).astype(bool)
-    except Exception as error:  # the C code raises what it likes
-        raise ValueError(f"{text} has no readable outline ({error!r})") from error
-    if region.shape != tuple(size):
-        raise ValueError(f"{text} is {region.shape}, its image {tuple(size)}")
-    return region
+    outline = item.get("segmentation")
+    if odd := outline_problem(outline, size):
+        number = f"{item.get('id')!r:.40}"
+        raise ValueError(f"{name}: annotation {number} has no readable outline ({odd})")
+    return painted(outline, size)

@@ -23,6 +23,7 @@ from PIL import Image, ImageEnhance
 from aeft_lib import paths
 from aeft_lib.data.scene import Scene, opened
 from aeft_lib.engine import fields
+from aeft_lib.maps.foreign import picture
 
 CLASSES = ("bird", "hoofed", "rodent", "insect", "fish", "flower", "fruit", "vehicle", "instrument")
 SPLITS = ("train", "val")
@@ -88,11 +89,11 @@ def load_pack(folder: Path = paths.COLLAGES) -> Pack:
         if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != row["sha256"]:
             text = f"{file} is missing or differs from the manifest"
             raise ValueError(f"the photo pack is damaged: {text}; {remedy}")
-        with Image.open(file) as picture:
+        with picture(file, remedy=remedy) as opened:
             if row["kind"] == "cutout":
-                cutouts[row["split"], row["class"]].append(picture.convert("RGBA"))
+                cutouts[row["split"], row["class"]].append(opened.convert("RGBA"))
             else:
-                backgrounds[row["split"]].append(picture.convert("RGB"))
+                backgrounds[row["split"]].append(opened.convert("RGB"))
     for split in SPLITS:
         absent = [name for name in CLASSES if not cutouts[split, name]]
         absent += [] if backgrounds[split] else ["background"]

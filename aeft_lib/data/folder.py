@@ -20,9 +20,10 @@ from pathlib import Path
 import numpy as np
 
 from aeft_lib import paths
-from aeft_lib.data.listing import Entry, Listing
+from aeft_lib.data.listing import Entry, Listing, near_miss, odd_name
 from aeft_lib.data.photos import Photos, check_selection, contents, selected
 from aeft_lib.data.scene import opened
+from aeft_lib.maps.foreign import reading
 from aeft_lib.maps.labels import read_label_map
 
 COLUMNS = ("image", "split", "tags")
@@ -102,7 +103,11 @@ def listing(root: Path) -> Listing:
         problems += wrong
     except ValueError as error:
         problems.append(str(error))
-    problems += [] if (root / "images").is_dir() else [f"{root / 'images'}: no such folder"]
+    if not (images := root / "images").is_dir():
+        remedy = _rename(images)
+        problems.append(f"{images}: no such folder" + (f"; {remedy}" if remedy else ""))
+    if near := near_miss(root / "masks"):
+        problems.append(f"{near}: rename it to masks")
     problems += [] if problems else _unusable(root / "tags.csv", table)
     tags = {line["image"]: line["tags"] for line in table}
     splits: dict[str, list[str]] = {}
@@ -152,12 +157,12 @@ def read_classes(file: Path) -> tuple[str, ...]:
     Raises ValueError where there are none or too many, or a name stands twice or holds a ";".
     """
     if not file.is_file():
-        raise ValueError(f"no {file}: write one class a line (AEFT_PHOTOS_ROOT names the folder)")
-    try:
+        remedy = "write one class a line (AEFT_PHOTOS_ROOT names the folder)"
+        raise ValueError(f"no {file}: {_rename(file) or remedy}")
+    with reading(file, "not a readable list", "save it as UTF-8"):
         names = tuple(line.strip() for line in _text(file).splitlines() if line.strip())
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: not a readable list ({error}); save it as UTF-8") from error
-    wrong = [name for i, name in enumerate(names) if ";" in name or name in names[:i]]
+    few = names[: MAX_CLASSES + 1]
+    wrong = [name for i, name in enumerate(few) if ";" in name or name in few[:i]]
     if wrong or not 1 <= len(names) <= MAX_CLASSES:
         actual = f"{wrong[0]!r} twice, or with a ';'" if wrong else f"{len(names)} names"
         rule = f"1 to {MAX_CLASSES} different classes without ';' are needed"
@@ -205,16 +210,21 @@ def _text(file: Path) -> str:
     return unicodedata.normalize("NFC", file.read_text(encoding="utf-8-sig"))
 
 
+def _rename(file: Path) -> str:
+    """The remedy where a file of nearly the same name stands in the place of a missing one."""
+    near = near_miss(file)
+    return f"rename {near.name}" if near else ""
+
+
 def _rows(file: Path) -> list[tuple[int, dict]]:
     """The rows of the table, each with the number of its line."""
     if not file.is_file():
-        raise ValueError(f"no {file}: write the columns {', '.join(COLUMNS)}")
-    try:
+        remedy = f"write the columns {', '.join(COLUMNS)}"
+        raise ValueError(f"no {file}: {_rename(file) or remedy}")
+    with reading(file, "not a readable table", "save it as UTF-8"):
         table = csv.DictReader(_text(file).splitlines())
         table.fieldnames = [name.strip().lower() for name in table.fieldnames or ()]
         rows = [(table.line_num, row) for row in table]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{file}: not a readable table ({error}); save it as UTF-8") from error
     if missing := [column for column in COLUMNS if column not in (table.fieldnames or ())]:
         actual = ", ".join(table.fieldnames or ()) or "none"
         rule = f"the columns {', '.join(COLUMNS)} are needed"
@@ -228,7 +238,8 @@ def _line(row: dict, classes: tuple[str, ...]) -> dict:
         raise ValueError("more or fewer fields than columns; tags stand apart by ';'")
     image, tags = row["image"].strip(), {tag.strip() for tag in row["tags"].split(";")} - {""}
     if classes and (unknown := sorted(tags - set(classes))):
-        raise ValueError(f"class {unknown[0]!r} is none of {', '.join(classes)}")
-    if not Path(image).name or Path(image).is_absolute() or ".." in Path(image).parts:
-        raise ValueError(f"image {image!r} is no path below images/")
+        raise ValueError(f"class {unknown[0][:100]!r} is none of {', '.join(classes)}")
+    parts = Path(image).parts
+    if not parts or Path(image).is_absolute() or ".." in parts or any(map(odd_name, parts)):
+        raise ValueError(f"image {image[:100]!r} is no path below images/")
     return {"image": image, "split": row["split"].strip(), "tags": tags}

@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
-UNREADABLE = (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError)
-LYING = (5, 6, 7, 8)
+from aeft_lib.maps.foreign import Unreadable, picture
+
 ORIENTATION = 0x0112  # EXIF: 1 upright, 2..4 mirrored or on its head, 5..8 lying on its side
+LYING = (5, 6, 7, 8)
 
 
 class Header(NamedTuple):
@@ -26,13 +27,10 @@ class Header(NamedTuple):
 
 def read_header(file: Path) -> Header:
     """The header alone.  Raises ValueError as `read_image` does where the header shows it."""
-    try:
-        with Image.open(file) as picture:
-            _check_depth(file, picture)
-            turn = picture.getexif().get(ORIENTATION, 1)
-            return Header(picture.mode, picture.size[::-1], turn)
-    except UNREADABLE as error:
-        raise _unreadable(file, error) from error
+    with picture(file) as opened:
+        _check_depth(file, opened)
+        turn = opened.getexif().get(ORIENTATION, 1)
+        return Header(opened.mode, opened.size[::-1], turn)
 
 
 def image_size(file: Path) -> tuple[int, int]:
@@ -44,14 +42,12 @@ def read_image(file: Path) -> np.ndarray:
     """Read a photo as (H, W, 3) uint8 RGB, turned as its EXIF tag says.
 
     Grey, palette and CMYK pictures become RGB.
-    Raises ValueError naming the file: cut off, no picture, or of 16 bits, whose range nobody knows.
+    Raises ValueError naming the file: missing, cut off, of none of the known formats, or of 16
+    bits, whose range nobody knows.
     """
-    try:
-        with Image.open(file) as picture:
-            _check_depth(file, picture)
-            return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
-    except UNREADABLE as error:
-        raise _unreadable(file, error) from error
+    with picture(file) as opened:
+        _check_depth(file, opened)
+        return np.array(ImageOps.exif_transpose(opened).convert("RGB"))
 
 
 def read_resized(file: Path, size: tuple[int, int]) -> np.ndarray:
@@ -61,16 +57,13 @@ def read_resized(file: Path, size: tuple[int, int]) -> np.ndarray:
     Raises ValueError as `read_image` does.
     """
     height, width = size
-    try:
-        with Image.open(file) as picture:
-            _check_depth(file, picture)
-            lying = picture.getexif().get(ORIENTATION, 1) in LYING
-            picture.draft("RGB", (2 * height, 2 * width) if lying else (2 * width, 2 * height))
-            ImageOps.exif_transpose(picture, in_place=True)
-            colours = picture if picture.mode == "RGB" else picture.convert("RGB")
-            return np.array(colours.resize((width, height), Image.Resampling.BICUBIC))
-    except UNREADABLE as error:
-        raise _unreadable(file, error) from error
+    with picture(file) as opened:
+        _check_depth(file, opened)
+        lying = opened.getexif().get(ORIENTATION, 1) in LYING
+        opened.draft("RGB", (2 * height, 2 * width) if lying else (2 * width, 2 * height))
+        ImageOps.exif_transpose(opened, in_place=True)
+        colours = opened if opened.mode == "RGB" else opened.convert("RGB")
+        return np.array(colours.resize((width, height), Image.Resampling.BICUBIC))
 
 
 def resized(image: np.ndarray, size: tuple[int, int], *, labels: bool = False) -> np.ndarray:
@@ -84,13 +77,8 @@ def squared(picture: np.ndarray, size: int) -> np.ndarray:
     return resized(picture, (size, size), labels=picture.ndim == 2) if size else picture
 
 
-def _check_depth(file: Path, picture: Image.Image) -> None:
-    coding = str(picture.tile[0][3]) if picture.tile else ""  # the mode of RGB hides 16 bits
-    if picture.mode.startswith(("I", "F")) or ";16" in coding:
-        remedy = f"16 bits or more a channel (mode {picture.mode}); save it with 8"
-        raise ValueError(f"{file}: {remedy}")
-
-
-def _unreadable(file: Path, error: Exception) -> ValueError:
-    why = "of no known kind" if isinstance(error, UnidentifiedImageError) else error
-    return ValueError(f"{file}: not a readable image ({why}); fetch it again")
+def _check_depth(file: Path, opened: Image.Image) -> None:
+    coding = str(opened.tile[0][3]) if opened.tile else ""  # the mode of RGB hides 16 bits
+    if opened.mode.startswith(("I", "F")) or ";16" in coding:
+        remedy = f"16 bits or more a channel (mode {opened.mode}); save it with 8"
+        raise Unreadable(f"{file}: {remedy}")

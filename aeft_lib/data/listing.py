@@ -1,8 +1,13 @@
 """What a data set on disk lists, in the form in which every reader hands it to the data doctor."""
 
+import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+# Control characters, halves of characters, separators of paths: no file of a data set has them.
+ODD = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff/\\]")
+LONGEST_NAME = 200  # bytes; file systems take 255, with a suffix
 
 
 class Entry(NamedTuple):
@@ -37,3 +42,26 @@ class Listing(NamedTuple):
     entry: Callable[[Hashable], Entry] = Entry
     classes: Sequence[str] = ()
     remarks: Sequence[str] = ()
+
+
+def odd_name(name: str) -> bool:
+    """Whether a listed name cannot be that of a file in its folder."""
+    return bool(ODD.search(name)) or len(name.encode(errors="replace")) > LONGEST_NAME
+
+
+def near_miss(file: Path) -> Path | None:
+    """A file or folder beside a missing one, of the same letters and digits; None without.
+
+    ``trainaug.txt``, ``train-aug.txt`` and ``Train_Aug.txt.txt`` are near ``train_aug.txt``.
+    """
+    if file.exists() or not file.parent.is_dir():
+        return None
+    others = sorted(file.parent.iterdir())
+    return next((other for other in others if _letters(other) == _letters(file)), None)
+
+
+def _letters(file: Path) -> str:
+    stem = file.name.casefold()
+    while file.suffix and stem.endswith(file.suffix.casefold()):
+        stem = stem.removesuffix(file.suffix.casefold())
+    return re.sub(r"[\W_]", "", stem)

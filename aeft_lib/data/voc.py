@@ -7,6 +7,7 @@
 AffinityNet and the reference take them.
 """
 
+import re
 import xml.etree.ElementTree as ET
 from collections import Counter
 from dataclasses import dataclass
@@ -16,10 +17,11 @@ from pathlib import Path
 import numpy as np
 
 from aeft_lib import paths
-from aeft_lib.data.listing import Entry, Listing
+from aeft_lib.data.listing import Entry, Listing, near_miss, odd_name
 from aeft_lib.data.photos import Photos, check_selection, contents, relabelled, selected
 from aeft_lib.data.scene import opened
 from aeft_lib.engine import fields
+from aeft_lib.maps.foreign import Unreadable, reading
 from aeft_lib.maps.labels import VOID, read_label_map
 
 CLASSES = (
@@ -98,8 +100,7 @@ def listing(root: Path) -> Listing:
     """What VOC lists below a root, for the data doctor."""
     home = root / HOME
     if not home.is_dir():
-        remedy = f"AEFT_VOC_ROOT must name the folder that holds {HOME}"
-        return Listing([f"{home}: no such folder; {remedy}"])
+        return Listing([f"{home}: no such folder; {_root_remedy(root)}"])
     folders, lists = [home / "JPEGImages", home / "Annotations"], {}
     problems = [f"{folder}: no such folder" for folder in folders if not folder.is_dir()]
     for split in SPLITS:
@@ -142,13 +143,18 @@ def _list_file(home: Path, split: str) -> Path:
 def _listed(home: Path, split: str) -> tuple[list[str], list[str]]:
     """The names of a split, each once, and what is wrong with its list; none without a list."""
     if not (file := _list_file(home, split)).is_file():
-        return [], []
-    lines = file.read_text(encoding="utf-8-sig", errors="replace").split()
-    counts = Counter(name for name in lines if "/" not in name)
+        near = near_miss(file)
+        return [], [f"{near}: rename it to {file.name}, which is missing"] if near else []
+    try:
+        with reading(file, "not a readable list", "save it as UTF-8"):
+            lines = file.read_text(encoding="utf-8-sig").split()
+    except Unreadable as error:
+        return [], [str(error)]
+    counts = Counter(name for name in lines if not odd_name(name))
     problems = [] if lines else [f"{file}: lists no image"]
-    if paths_listed := [name for name in lines if "/" in name]:  # train_aug circulates in pairs
-        number, remedy = len(paths_listed), "names without folder and suffix are needed"
-        problems.append(f"{file}: {number} entries like {paths_listed[0]!r}; {remedy}")
+    if odd := [name for name in lines if odd_name(name)]:  # train_aug circulates in pairs of paths
+        number, remedy = len(odd), "names without folder and suffix are needed"
+        problems.append(f"{file}: {number} entries like {odd[0][:100]!r}; {remedy}")
     problems += [f"{file}: {name} stands {n} times" for name, n in counts.items() if n > 1]
     return list(counts), problems
 
@@ -158,14 +164,22 @@ def read_list(home: Path, split: str) -> list[str]:
 
     Raises ValueError where its list is missing, empty, holds paths or names an image twice.
     """
-    if not _list_file(home, split).is_file():
-        remedy = f"AEFT_VOC_ROOT must name the folder that holds {HOME}"
-        text = f"{remedy}; `aeft data check voc` says more"
-        raise ValueError(f"no {_list_file(home, split)}: {text}")
     names, problems = _listed(home, split)
+    if (file := _list_file(home, split)).is_file():
+        if problems:
+            raise ValueError(f"{problems[0]}; fetch it again")
+        return names
     if problems:
-        raise ValueError(f"{problems[0]}; fetch it again")
-    return names
+        raise ValueError(problems[0])
+    remedy = f"{_root_remedy(home.parents[1])}; `aeft data check voc` says more"
+    raise ValueError(f"no {file}: {remedy}")
+
+
+def _root_remedy(root: Path) -> str:
+    """What AEFT_VOC_ROOT must name, and where that is if it names a folder inside."""
+    rule = f"AEFT_VOC_ROOT must name the folder that holds {HOME}"
+    inside = [up for up in root.resolve().parents[:2] if (up / HOME).is_dir()]
+    return f"{rule}; that is {inside[0]}" if inside else rule
 
 
 def read_annotation(file: Path) -> tuple[set[str], tuple[int, int] | None]:
@@ -173,15 +187,22 @@ def read_annotation(file: Path) -> tuple[set[str], tuple[int, int] | None]:
 
     Raises ValueError for a file that is missing, no XML, names an unknown class or an odd size.
     """
-    try:
-        root = ET.parse(file).getroot()
-    except (OSError, ET.ParseError) as error:
-        raise ValueError(f"{file}: not a readable annotation ({error}); fetch it again") from error
+    with reading(file, "not a readable annotation"):
+        root = ET.parse(file, ET.XMLParser(target=_Builder())).getroot()
     names = {(item.findtext("name") or "").strip() for item in root.findall("object")}
     if unknown := sorted(names - set(CLASSES)):
-        raise ValueError(f"{file}: class {unknown[0]!r} is none of VOC's {len(CLASSES)}")
+        text = f"class {unknown[0][:100]!r} is none of VOC's {len(CLASSES)}"
+        raise ValueError(f"{file}: {text}")
     sides = [root.findtext(f"size/{side}") for side in ("height", "width")]
-    try:
-        return names, None if None in sides else (int(sides[0]), int(sides[1]))
-    except ValueError as error:
-        raise ValueError(f"{file}: its size {sides} is no number") from error
+    if None in sides:
+        return names, None
+    if not all(re.fullmatch(r"\s*[0-9]{1,9}\s*", side) for side in sides):
+        raise ValueError(f"{file}: its size {[side[:100] for side in sides]} is no number")
+    return names, (int(sides[0]), int(sides[1]))
+
+
+class _Builder(ET.TreeBuilder):
+    """Refuses declarations: VOC has none, and entities in them can fill the memory."""
+
+    def doctype(self, name: str, public: str | None, system: str | None) -> None:
+        raise ValueError("a document type declaration")

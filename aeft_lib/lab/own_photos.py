@@ -14,13 +14,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, PngImagePlugin
 from torch import Tensor, nn
 
 from aeft_lib.data.images import image_size, read_resized
 from aeft_lib.data.photos import Photos
 from aeft_lib.data.scene import Scenes, SceneSet
 from aeft_lib.engine.device import device
+from aeft_lib.maps.foreign import Unreadable, picture
 from aeft_lib.maps.labels import write_label_map
 from aeft_lib.refinement.dense_crf import DenseCRF, unary_of
 from aeft_lib.stages import store
@@ -194,9 +195,9 @@ def _check_free(outputs: Mapping[Path, Path], folder: Path) -> None:
 def written_here(file: Path) -> bool:
     """Whether a file is a label map that `aeft predict` wrote: its PNG text says so."""
     try:
-        with Image.open(file, formats=("PNG",)) as picture:
-            return picture.info.get("Software") == WRITER
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError):
+        with picture(file) as opened:
+            return opened.format == "PNG" and opened.info.get("Software") == WRITER
+    except Unreadable:
         return False
 
 

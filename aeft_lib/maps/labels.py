@@ -3,16 +3,18 @@
 A label map is (H, W) uint8: 0 background, class + 1, 255 void.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
+from aeft_lib.maps.foreign import picture
+
 VOID = 255
-UNREADABLE = (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError)
 
 
 def voc_palette(n: int = 256) -> np.ndarray:
@@ -59,9 +61,9 @@ def write_label_map(file: Path | BinaryIO, labels: np.ndarray, **options: Any) -
     if labels.ndim != 2 or labels.dtype != np.uint8 or not labels.size:
         kind = f"{labels.dtype} {labels.shape}"
         raise ValueError(f"a label map must be (H, W) uint8, got {kind}; it was to go to {file}")
-    picture = Image.fromarray(labels)
-    picture.putpalette(voc_palette().tobytes())
-    picture.save(file, format="PNG", optimize=True, **options)
+    drawn = Image.fromarray(labels)
+    drawn.putpalette(voc_palette().tobytes())
+    drawn.save(file, format="PNG", optimize=True, **options)
 
 
 def read_label_map(
@@ -73,13 +75,10 @@ def read_label_map(
     Raises ValueError naming the file and the problem: cut off or no picture, colours or 16 bits
     instead of labels, another size, a label beyond K that is not void.
     """
-    try:
-        with Image.open(file) as picture:
-            kind, mode = picture.format, picture.mode
-            labels = np.array(picture)
-    except UNREADABLE as error:
-        problem = f"not a readable label map ({error})"
-        raise ValueError(f"{file}: {problem}; write or fetch it again") from error
+    with picture(file, "not a readable label map", remedy="write or fetch it again") as opened:
+        kind, mode = opened.format, opened.mode
+        opened.load()  # where this fails, np.array would make an array of objects
+        labels = np.array(opened)
     if kind != "PNG":  # others lose labels or number them anew
         raise ValueError(f"{file}: a label map must be a PNG, this is {kind}")
     if mode not in ("P", "L"):
@@ -87,11 +86,20 @@ def read_label_map(
         raise ValueError(f"{file}: {rule}, this one has mode {mode}")
     if size is not None and labels.shape != tuple(size):
         raise ValueError(f"{file}: the label map is {labels.shape}, its image {tuple(size)}")
-    foreign = [int(label) for label in np.unique(labels) if label > num_classes and label != VOID]
-    if foreign:
+    check_labels(file, present_labels(labels), num_classes=num_classes)
+    return labels
+
+
+def present_labels(labels: np.ndarray) -> list[int]:
+    """The different values of a label map (H, W) uint8, ascending."""
+    return np.bincount(labels.ravel(), minlength=1).nonzero()[0].tolist()
+
+
+def check_labels(file: Path, present: Iterable[int], *, num_classes: int) -> None:
+    """Raises ValueError naming the file for a label beyond K that is not void."""
+    if foreign := [label for label in present if label > num_classes and label != VOID]:
         rule = f"is outside 0..{num_classes} and is not void ({VOID})"
         raise ValueError(f"{file}: label {foreign[0]} {rule}")
-    return labels
 
 
 def statistics(labels: np.ndarray) -> dict[str, float | str]:

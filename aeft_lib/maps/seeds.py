@@ -10,7 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from aeft_lib.maps.foreign import reading
+
 EPS = 1e-5
+PROBLEM = ("not a readable file of seeds", "compute it again")
 
 
 class Seed(NamedTuple):
@@ -99,16 +102,31 @@ def write_seeds(file: Path, seeds: Iterable[tuple[str, Seed]]) -> int:
 
 
 class SeedReader:
-    """Stored seeds by name, from a file that stays open for threads to share; a context manager."""
+    """Stored seeds by name, from a file that stays open for threads to share; a context manager.
+
+    Raises ValueError naming a file that is damaged, or holds no seeds.
+    """
 
     def __init__(self, file: Path) -> None:
-        self._archive = np.load(file, allow_pickle=False)
+        self._file = file
+        with reading(file, *PROBLEM):
+            self._archive = np.load(file, allow_pickle=False)
+            if not isinstance(self._archive, np.lib.npyio.NpzFile):
+                raise ValueError("no archive of arrays")
         self.names = [key.split("/")[0] for key in self._archive.files if key.endswith("/cam")]
+        self._known = frozenset(self.names)
 
     def __getitem__(self, name: str) -> Seed:
         """Raises KeyError for a name that is not there."""
-        cam = torch.from_numpy(self._archive[f"{name}/cam"])
-        return Seed(torch.from_numpy(self._archive[f"{name}/class_ids"]), cam.float() / 255)
+        if name not in self._known:
+            raise KeyError(f"{name} is not in {self._file}")
+        with reading(self._file, *PROBLEM):
+            ids, cam = self._archive[f"{name}/class_ids"], self._archive[f"{name}/cam"]
+            if (ids.dtype, cam.dtype, cam.ndim) != (np.int64, np.uint8, 3):
+                raise ValueError(f"{name}: {ids.dtype} class_ids, {cam.dtype} cam {cam.shape}")
+            if ids.shape != cam.shape[:1]:
+                raise ValueError(f"{name}: class_ids {ids.shape} for cam {cam.shape}")
+        return Seed(torch.from_numpy(ids), torch.from_numpy(cam).float() / 255)
 
     def __enter__(self) -> "SeedReader":
         return self
@@ -120,7 +138,7 @@ class SeedReader:
 def read_seeds(file: Path, names: Iterable[str] | None = None) -> Iterator[tuple[str, Seed]]:
     """Read all seeds, or the named ones, in the order written.
 
-    Raises KeyError for a name that is not there.
+    Raises KeyError for a name that is not there, ValueError as `SeedReader` does.
     """
     with SeedReader(file) as reader:
         for name in reader.names if names is None else names:

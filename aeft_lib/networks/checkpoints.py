@@ -1,7 +1,8 @@
 """The weights doctor: which tensors of a published file a network takes, and which it does not.
 
 It reads the authors' PyTorch checkpoints of AEFT (their names of tensors), MXNet's ``.params`` of
-ResNet38d, and safetensors.  Nothing in a file is executed: a pickle with code is refused.
+ResNet38d, and safetensors.  Nothing in a file is executed: a pickle with code is refused, and so is
+TorchScript, with the lines that save its tensors as safetensors.
 """
 
 import pickle
@@ -9,12 +10,13 @@ import re
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from aeft_lib.maps.foreign import Unreadable, reading
 from aeft_lib.networks.weights import (
     MXNET_LIST,
     UNCOUNTED,
@@ -23,12 +25,16 @@ from aeft_lib.networks.weights import (
     resnet38d_name,
 )
 
-PREFIXES = ("module.", "net_main.", "model.")  # of networks that were saved inside a wrapper
+PREFIXES = ("module.", "_orig_mod.", "net_main.", "model.")  # of networks saved inside a wrapper
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params")
 GATES = {"att_p": "positive", "att_n": "negative"}
-DAMAGED = (
-    *(OSError, EOFError, RuntimeError, ValueError, KeyError),
-    *(SafetensorError, zipfile.BadZipFile),
+# What trainers keep beside the tensors, a best score say: read as `_Inert`, so nothing of it runs.
+NUMPY = ("numpy.dtype", "numpy.ndarray") + tuple(
+    f"numpy.{core}.multiarray.{name}"
+    for core in ("core", "_core")
+    for name in ("scalar", "_reconstruct")
 )
+SHOWN = 8  # names in a message
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ class Loaded:
         lines = [f"loaded {len(self.loaded)} tensors"]
         for kind, names in (("not in the file", self.missing), ("not in the network", self.unused)):
             if names:
-                shown = [*names[:8], "..."] if len(names) > 8 else names
+                shown = [*names[:SHOWN], "..."] if len(names) > SHOWN else names
                 lines.append(f"{kind}: {len(names)}, {', '.join(shown)}")
         return "\n".join(lines)
 
@@ -52,42 +58,105 @@ class Loaded:
 def read_tensors(file: Path) -> dict[str, Tensor]:
     """The tensors of a ``.params``, ``.safetensors`` or PyTorch file, by the names they have there.
 
-    Raises ValueError naming the file: missing, damaged, no checkpoint, or a pickle with code.
+    Raises ValueError naming the file: missing, damaged, without tensors by name, a TorchScript
+    archive, or a pickle with code.
     """
     if not file.is_file():
         raise ValueError(f"no file {file}")
-    with file.open("rb") as opened:
-        if file.suffix == ".params" or opened.read(8) == MXNET_LIST.to_bytes(8, "little"):
-            return read_mxnet_params(file)
-    try:
-        if file.suffix == ".safetensors":
+    with reading(file, "cannot be read as a checkpoint"), file.open("rb") as opened:
+        head = opened.read(9)
+    if file.suffix == ".params" or head[:8] == MXNET_LIST.to_bytes(8, "little"):
+        return read_mxnet_params(file)
+    if file.suffix == ".safetensors" or head[8:] == b"{":
+        with reading(file, "cannot be read as a checkpoint"):
             content = load_file(file)
-        else:
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    else:
+        content = _read_pickle(file)
+    return {_unwrapped(name): value for name, value in _state(file, content).items()}
+
+
+class _Inert:
+    """Stands for an object of numpy in a pickle, which is not made."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __setstate__(self, _: object) -> None:
+        pass
+
+
+def _read_pickle(file: Path) -> Any:
+    """The content of a PyTorch file, without objects that are neither tensors nor plain data."""
+    with reading(file, "cannot be read as a checkpoint"):
+        names = zipfile.ZipFile(file).namelist() if zipfile.is_zipfile(file) else []
+    if any(name.endswith("/constants.pkl") for name in names):
+        problem = f"{file} is not opened: it is a TorchScript archive, a program with its tensors"
+        load = f"torch.jit.load({str(file)!r}, map_location='cpu').state_dict()"
+        raise Unreadable(f"{problem}; save them alone:{_recipe(file, load, 'content')}")
+    try:
+        inert = torch.serialization.safe_globals([(_Inert, name) for name in NUMPY])
+        with reading(file, "cannot be read as a checkpoint"), inert:
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except Unreadable as error:
+        if not isinstance(error.__cause__, pickle.UnpicklingError):
+            raise
+        named = re.search(r"GLOBAL ([\w.]+)", str(error.__cause__))
         reason = "another format, or a pickle that would run code"
+        reason = f"a pickle that would run code, with {named[1]}" if named else reason
         problem = f"{file} is not opened: it is no checkpoint of tensors alone, but {reason}"
-        raise ValueError(problem) from error
-    except DAMAGED as error:
-        problem = f"{file} cannot be read as a checkpoint ({error or type(error).__name__})"
-        raise ValueError(f"{problem}; fetch it again") from error
-    for wrapper in ("state_dict", "model", "net"):
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    named = isinstance(content, dict) and all(
-        isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()
-    )
-    if not named or not content:
-        raise ValueError(f"{file} holds no tensors by name, so it is no checkpoint of a network")
-    return {_unwrapped(name): value for name, value in content.items()}
+        load = f"torch.load({str(file)!r}, map_location='cpu', weights_only=False)  # runs its code"
+        lines = _recipe(file, load, "content['state_dict']")
+        remedy = f"if you trust its source, save the tensors alone:{lines}"
+        raise Unreadable(f"{problem}; {remedy if named else 'fetch it again'}") from error
+
+
+def _recipe(file: Path, load: str, state: str) -> str:
+    """Three lines of Python that save a dict of tensors as safetensors."""
+    target = str(file.with_suffix(".safetensors"))
+    tensors = f"{{k: v.clone().contiguous() for k, v in {state}.items()}}"
+    lines = ("import torch; from safetensors.torch import save_file", f"content = {load}")
+    return "".join(f"\n  {line}" for line in (*lines, f"save_file({tensors}, {target!r})"))
+
+
+def _state(file: Path, content: Any) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, inside their wrapper, whatever stands beside them."""
+    for _ in WRAPPERS:  # a dict may hold itself
+        inner = content if isinstance(content, dict) else {}
+        inner = next((inner[name] for name in WRAPPERS if isinstance(inner.get(name), dict)), None)
+        content = content if inner is None else inner
+    if tensors := _tensors(content):
+        return tensors
+    items = content.items() if isinstance(content, dict) else ()
+    holders = {str(key)[:40]: found for key, value in items if (found := _tensors(value))}
+    if len(holders) == 1:
+        return next(iter(holders.values()))
+    keys = [f"{name} ({len(found)} tensors)" for name, found in holders.items()]
+    keys += [str(key)[:40] for key, value in items if str(key)[:40] not in holders]
+    shown = ", ".join(keys[:SHOWN]) + (", ..." if len(keys) > SHOWN else "") or "none"
+    problem = f"{file} holds no tensors by name, so it is no checkpoint of a network"
+    load = f"torch.load({str(file)!r}, map_location='cpu', weights_only=True)"
+    lines = _recipe(file, load, f"content[{next(iter(holders), 'KEY')!r}]")
+    remedy = f"; save those of one key alone:{lines}" if holders else ""
+    raise Unreadable(f"{problem}; its keys: {shown}{remedy}")
+
+
+def _tensors(content: Any) -> dict[str, Tensor]:
+    """The plain tensors of a dict, by name; none of anything else."""
+    items = content.items() if isinstance(content, dict) else ()
+    return {k: v for k, v in items if isinstance(k, str) and isinstance(v, Tensor) and _plain(v)}
+
+
+def _plain(tensor: Tensor) -> bool:
+    dense = tensor.layout == torch.strided and tensor.device.type == "cpu"
+    return dense and not (tensor.is_quantized or tensor.is_complex())
 
 
 def load_checkpoint(network: nn.Module, file: Path) -> Loaded:
     """Fill a network (a `CamClassifier`, or a backbone alone) from a published file.
 
     Everything is compared first, and nothing is loaded on a mismatch.  Raises ValueError naming a
-    tensor of another shape (with a hint where K differs), or where no name fits; and what
-    `read_tensors` raises.
+    tensor of another shape (with a hint where K differs), or where the network would not be usable:
+    a tensor of the backbone is not in the file, or one holds NaN; and what `read_tensors` raises.
     """
     own, tensors, unused = counted(network), {}, []
     for published, tensor in read_tensors(file).items():
@@ -105,8 +174,27 @@ def load_checkpoint(network: nn.Module, file: Path) -> Loaded:
     if not tensors:
         problem = f"{file} holds {len(unused)} tensors and none fits this network"
         raise ValueError(f"{problem}; its first is {unused[0]!r}")
+    loaded = Loaded(tuple(tensors), tuple(sorted(own.keys() - tensors.keys())), tuple(unused))
+    _check_usable(file, tensors, own, loaded)
     network.load_state_dict(tensors, strict=False)
-    return Loaded(tuple(tensors), tuple(sorted(own.keys() - tensors.keys())), tuple(unused))
+    return loaded
+
+
+def _check_usable(
+    file: Path, tensors: dict[str, Tensor], own: dict[str, Tensor], loaded: Loaded
+) -> None:
+    """Raises ValueError for NaN, and for a backbone of which a part is missing."""
+    if odd := [name for name, tensor in tensors.items() if not tensor.float().isfinite().all()]:
+        count = f"{len(odd)} of {len(tensors)} tensors hold NaN or infinity, first {odd[0]}"
+        raise ValueError(
+            f"{file} is not usable: {count}; take a checkpoint from before it diverged"
+        )
+    needed = [name for name in own if name.startswith("backbone.")] or list(own)
+    there = sum(name in tensors for name in needed)
+    if there < len(needed):
+        count = f"{there} of {len(needed)} tensors of the backbone are in it"
+        remedy = "is the backbone the one it was trained with?"
+        raise ValueError(f"{file} is not usable: {count}; {remedy}\n{loaded.text()}")
 
 
 def own_names(published: str) -> tuple[str, ...]:

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from aeft_lib.maps.foreign import Unreadable, reading
+
 MXNET_LIST = 0x112
 MXNET_VERSIONS = {0xF993FAC8: 1, 0xF993FAC9: 2, 0xF993FACA: 3}
 MXNET_TYPES = (np.float32, np.float64, np.float16, np.uint8, np.int32, np.int8, np.int64)
@@ -53,7 +55,8 @@ def load_in_order(network: nn.Module, file: Path) -> None:
     first tensor that differs.
     """
     own: dict[str, Tensor] = network.state_dict()
-    published: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
+    with reading(file, "not readable weights"):
+        published: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
     if len(own) != len(published):
         counts = f"holds {len(published)} tensors, the network has {len(own)}"
         raise ValueError(f"{file.name} {counts}: not its weights")
@@ -70,7 +73,11 @@ def read_mxnet_params(file: Path) -> dict[str, Tensor]:
     All versions of the container are read.  Raises ValueError naming the file, the byte and the
     problem: no such container, cut off, bytes left over, a sparse array or an unknown type.
     """
-    reader = _Reader(file)
+    with reading(file, "not a readable parameter file"):
+        return _arrays(_Reader(file))
+
+
+def _arrays(reader: "_Reader") -> dict[str, Tensor]:
     if (magic := reader.number("Q")) != MXNET_LIST:
         start = f"it begins with {magic:#x}, not {MXNET_LIST:#x}"
         raise reader.error(f"this is no MXNet parameter file: {start}")
@@ -138,7 +145,7 @@ class _Reader:
         return len(self.content) - self.at
 
     def error(self, problem: str) -> ValueError:
-        return ValueError(f"{self.file}, byte {self.at}: {problem}; fetch the file again")
+        return Unreadable(f"{self.file}, byte {self.at}: {problem}; fetch the file again")
 
     def take(self, size: int) -> bytes:
         if size > self.left:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from typing import Any
 
-from aeft_lib.data.augment import ViewSpec
 from aeft_lib.data.scene import SceneSet
+from aeft_lib.data.views import ViewSpec
 from aeft_lib.engine.device import inference_precision
 from aeft_lib.engine.fields import number, whole
 from aeft_lib.engine.schedule import Schedule

@@ -443,22 +443,23 @@ def test_files_of_the_same_size_are_left_others_are_written(tmp_path, root, name
 
 @pytest.mark.parametrize("name", KINDS)
 def test_a_kill_leaves_no_half_file_and_a_second_call_ends_it(tmp_path, root, name, monkeypatch):
-    file, copy, copies = packed(tmp_path / name, FILES), module.shutil.copyfileobj, []
+    file, blocks, read = packed(tmp_path / name, FILES), module._blocks, []
 
-    def killed(source, target):
-        copies.append(target.name)
-        if len(copies) == 2:
-            target.write(source.read(100))
-            raise KeyboardInterrupt
-        copy(source, target)
+    def killed(archive, content):
+        read.append(getattr(content.args[0], "name", "") or content.args[0].filename)
+        for block in blocks(archive, content):
+            if len(read) == 2:
+                yield block[:100]
+                raise KeyboardInterrupt
+            yield block
 
-    monkeypatch.setattr(module.shutil, "copyfileobj", killed)
+    monkeypatch.setattr(module, "_blocks", killed)
     with pytest.raises(KeyboardInterrupt):
         unpack(file, root)
     assert {name for name in files(root) if not name.endswith(".part")} == {"a/first.txt"}
     assert unpack(file, root) == len(FILES)
     assert files(root) == FILES
-    assert sum(name.endswith("first.txt.part") for name in copies) == 1
+    assert sum(name.endswith("first.txt") for name in read) == 1
 
 
 def test_a_full_disk_is_found_before_anything_is_unpacked(tmp_path, root, monkeypatch):
@@ -506,7 +507,7 @@ def test_links_and_devices_of_a_tar_are_refused(tmp_path, root, fields):
     with tarfile.open(file, "w") as archive:
         add_to_tar(archive, "good.txt", b"good")
         add_to_tar(archive, "bad", **fields)
-    with pytest.raises(ValueError, match=r"x\.tar: damaged or unsafe \('bad' .*; fetch it again"):
+    with pytest.raises(ValueError, match=r"x\.tar: damaged or unsafe \(.*'bad' .*; fetch it again"):
         unpack(file, root)
     assert not root.exists()
 
@@ -518,7 +519,7 @@ def test_links_and_devices_of_a_zip_are_refused(tmp_path, root, mode):
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         archive.writestr("good.txt", b"good")
         archive.writestr(member, "/etc/passwd")
-    with pytest.raises(ValueError, match=r"x\.zip: damaged or unsafe \('bad' .*; fetch it again"):
+    with pytest.raises(ValueError, match=r"x\.zip: damaged or unsafe \(.*'bad' .*; fetch it again"):
         unpack(tmp_path / "x.zip", root)
     assert not root.exists()
 
@@ -528,7 +529,7 @@ def test_a_link_that_is_there_does_not_lead_out_of_the_folder(tmp_path, root, na
     (tmp_path / "elsewhere").mkdir()
     root.mkdir(parents=True)
     (root / "a").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match=r"damaged or unsafe \('a.*outside"):
+    with pytest.raises(ValueError, match=r"damaged or unsafe \(.*'a.*outside"):
         unpack(packed(tmp_path / name, FILES), root)
     assert not list((tmp_path / "elsewhere").iterdir())
 

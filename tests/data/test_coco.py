@@ -212,8 +212,92 @@ def test_an_outline_of_another_size_is_refused(tmp_path):
     scenes = with_annotations(
         tmp_path, coco_box(1, 1, (0, 9, 0, 9)) | {"segmentation": packed_runs((10, 12))}
     )
-    with pytest.raises(ValueError, match=r"one: annotation 1 is \(10, 12\), its image \(48, 64\)"):
+    with pytest.raises(
+        ValueError, match=r"readable outline \(its runs are of \[10, 12\], its image of \[48, 64\]"
+    ):
         scenes.mask(0)
+
+
+@pytest.mark.parametrize("far", [1e8, -1e8, 2**40, 10**400, 1e308, float("nan"), float("inf")])
+def test_a_point_far_outside_never_reaches_cocos_code(tmp_path, far):
+    outline = [[0, 0, far, 0, 9, 9, 0, 9]]
+    scenes = with_annotations(tmp_path, coco_box(1, 1, (0, 9, 0, 9)) | {"segmentation": outline})
+    with pytest.raises(ValueError, match=r"annotation 1 has no readable outline \(a polygon"):
+        scenes.mask(0)
+
+
+def test_a_polygon_too_long_to_paint_is_refused(tmp_path):
+    outline = [[-60, 0, 120, 0] * 20_000]  # 40,000 sides of 180 pixels
+    scenes = with_annotations(tmp_path, coco_box(1, 1, (0, 9, 0, 9)) | {"segmentation": outline})
+    with pytest.raises(ValueError, match=r"a polygon 7200000 pixels long"):
+        scenes.mask(0)
+
+
+def test_a_polygon_that_leaves_its_image_a_little_is_cut(tmp_path):
+    outline = [[-5, -5, 90, -5, 90, 20, -5, 20]]
+    scenes = with_annotations(tmp_path, coco_box(1, 1, (0, 9, 0, 9)) | {"segmentation": outline})
+    assert (scenes.mask(0)[:20] == 2).all()
+    assert not scenes.mask(0)[20:].any()
+
+
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        ([48 * 64 - 5, 10], "its runs have 3077 pixels, the image 3072"),
+        ([-5, 48 * 64 + 5], "its runs are no whole numbers"),
+        ([48.0, 48 * 64 - 48], "its runs are no whole numbers"),
+        ([True] * 3072, "its runs are no whole numbers"),
+        (None, "its runs are no whole numbers"),
+        ("", "its runs have 0 pixels, the image 3072"),
+        ("o" * 9, "wrong place"),
+        ("o", "its runs are cut off"),
+        ("\x00", "wrong place"),
+        ("P\u00e9", "wrong place"),
+    ],
+    ids=str,
+)
+def test_runs_that_do_not_fill_the_image_are_refused(tmp_path, counts, said):
+    outline = {"counts": counts, "size": list(SIZE)}
+    scenes = with_annotations(tmp_path, coco_box(1, 1, (0, 9, 0, 9)) | {"segmentation": outline})
+    with pytest.raises(ValueError, match=f"annotation 1 has no readable outline .*{said}"):
+        scenes.mask(0)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("area", value) for value in (None, "12", -1, float("nan"), float("inf"), [1], True)),
+        *(("iscrowd", value) for value in (None, "0", 2, 0.0, float("nan"), [0])),
+    ],
+)
+def test_an_odd_area_or_crowd_is_refused_at_reading(tmp_path, field, value):
+    with pytest.raises(ValueError, match=rf"json: annotation 1 has (the )?{field} .*fetch it"):
+        with_annotations(tmp_path, coco_box(1, 1, (0, 9, 0, 9)) | {field: value})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"height": 10**6, "width": 10**6}, {"height": 0}, {"width": 1e400}, {"width": None}]
+    + [{"height": "48"}, {"id": "1"}, {"id": None}, {"file_name": "a\nb.jpg"}, {"file_name": ""}]
+    + [{"file_name": "\ud800.jpg"}, {"file_name": ["one"]}, {"file_name": "a" * 300}],
+    ids=str,
+)
+def test_an_odd_image_is_refused(tmp_path, change):
+    image = coco_image(1, "one", SIZE) | change
+    with pytest.raises(ValueError, match=rf"{TRAIN}\.json: not readable .*\(image "):
+        with_annotations(tmp_path, images=[image])
+
+
+def test_more_categories_than_labels_are_refused(tmp_path):
+    many = categories([f"class {i}" for i in range(255)])
+    with pytest.raises(ValueError, match="255 categories, and labels for 254"):
+        with_annotations(tmp_path, categories=many)
+
+
+def test_nested_json_is_refused_by_name(root):
+    (root / "annotations" / f"instances_{TRAIN}.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=rf"{TRAIN}\.json: not readable .*\(RecursionError"):
+        coco(root)
 
 
 def packed_runs(size: tuple[int, int]) -> dict:
@@ -312,7 +396,7 @@ def test_half_a_data_set_has_tags_but_no_image(root):
     shutil.rmtree(root / TRAIN)
     scenes = coco(root)
     assert scenes.tags(0).any()
-    with pytest.raises(ValueError, match=rf"{FIRST}\.jpg: not a readable image .*; fetch it again"):
+    with pytest.raises(ValueError, match=rf"{FIRST}\.jpg: not a readable image \(no such file\)$"):
         scenes.image(0)
 
 

@@ -108,10 +108,11 @@ def test_a_photo_that_was_cut_off_is_refused(rng, tmp_path, kept):
 def test_what_is_no_photo_is_refused_by_name(tmp_path):
     (tmp_path / "text.png").write_text("not a picture")
     for name in ("text.png", "absent.png"):
+        why = (
+            r"\(of no known kind\); fetch it again" if name == "text.png" else r"\(no such file\)$"
+        )
         for read in (read_image, read_header, image_size):
-            with pytest.raises(
-                ValueError, match=rf"{name}: not a readable image .*; fetch it again"
-            ):
+            with pytest.raises(ValueError, match=rf"{name}: not a readable image {why}"):
                 read(tmp_path / name)
 
 

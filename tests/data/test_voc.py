@@ -302,11 +302,11 @@ def test_half_a_data_set_is_refused_where_it_is_read(root):
     ):  # what size a mask must have, its photo says
         scenes.mask(0)
     with pytest.raises(
-        ValueError, match=rf"JPEGImages/{FIRST}\.jpg: not a readable image .*; fetch it again"
+        ValueError, match=rf"JPEGImages/{FIRST}\.jpg: not a readable image \(no such file\)$"
     ):
         scenes.image(0)
     with pytest.raises(
-        ValueError, match=rf"Annotations/{FIRST}\.xml: not a readable annotation .*; fetch it again"
+        ValueError, match=rf"Annotations/{FIRST}\.xml: not a readable annotation \(no such file\)$"
     ):
         scenes.tags(0)
 
@@ -344,6 +344,63 @@ def test_broken_annotations_are_refused(root, content):
         ValueError, match=rf"{FIRST}\.xml: not a readable annotation .*; fetch it again"
     ):
         voc(root).tags(0)
+
+
+@pytest.mark.parametrize("encoding", ["gb2312", "gbk", "big5", "euc-kr", "shift_jis", "klingon"])
+def test_an_annotation_in_an_encoding_that_is_not_read_is_refused_by_name(root, encoding):
+    head = f'<?xml version="1.0" encoding="{encoding}"?>'
+    annotation(root).write_text(head + voc_annotation(["cat"]))
+    with pytest.raises(ValueError, match=rf"{FIRST}\.xml: not a readable annotation .*encoding"):
+        voc(root).tags(0)
+
+
+def test_entities_are_refused_before_they_grow(root):
+    rows = "".join(f'<!ENTITY a{i} "{f"&a{i - 1};" * 10}">' for i in range(1, 12))
+    bomb = f'<!DOCTYPE x [<!ENTITY a0 "a">{rows}]><annotation>&a11;</annotation>'
+    annotation(root).write_text(bomb)
+    with pytest.raises(ValueError, match=rf"{FIRST}\.xml: .*\(a document type declaration\)"):
+        voc(root).tags(0)
+
+
+def test_a_nested_annotation_is_an_annotation(root):
+    annotation(root).write_text("<a>" * 50_000 + "</a>" * 50_000)
+    assert not voc(root).tags(0).any()
+
+
+@pytest.mark.parametrize("side", ["wide", "-5", "1e3", "", "9" * 5000, "\u0664"])
+def test_a_size_that_is_no_number_is_refused(root, side):
+    annotation(root).write_text(voc_annotation(["cat"]).replace("64", side), encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"{FIRST}\.xml: its size .* is no number"):
+        voc(root).tags(0)
+
+
+@pytest.mark.parametrize(
+    "name", ["trainaug.txt", "train-aug.txt", "Train_Aug.txt.txt", "train_aug"]
+)
+def test_a_list_of_nearly_the_right_name_is_named(root, name):
+    listed(root).rename(listed(root).with_name(name))
+    with pytest.raises(ValueError, match=rf"{name}: rename it to train_aug\.txt, which is missing"):
+        voc(root)
+
+
+@pytest.mark.parametrize("inside", [HOME, HOME.parent])
+def test_a_root_inside_the_right_one_is_told_apart(root, inside):
+    with pytest.raises(ValueError, match=rf"must name the folder that holds .*; that is {root};"):
+        Voc(VocSpec("val"), root / inside)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"caf\xe9\n"])
+def test_a_list_of_another_coding_is_refused(root, content):
+    listed(root).write_bytes(content)
+    with pytest.raises(ValueError, match=r"train_aug\.txt: not a readable list"):
+        voc(root)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a" * 300, "a\\b"])
+def test_a_name_that_no_file_has_is_refused(root, name):
+    listed(root).write_text(name)
+    with pytest.raises(ValueError, match=r"1 entries like .*names without folder"):
+        voc(root)
 
 
 @pytest.mark.parametrize("name", ["unicorn", "Cat", ""])

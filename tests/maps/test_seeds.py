@@ -222,3 +222,45 @@ def test_thresholds_between_the_stored_steps_see_no_difference(tmp_path):
     exact, coarse = (sweep([tuple(s)], [mask], thresholds, num_classes=1) for s in (seed, stored))
     np.testing.assert_array_equal(exact.tp, coarse.tp)
     np.testing.assert_array_equal(exact.predicted, coarse.predicted)
+
+
+# --- files that are no seeds ---------------------------------------------------------------------
+
+
+def npz(file, **arrays) -> None:
+    np.savez(file, **{name.replace("__", "/"): array for name, array in arrays.items()})
+
+
+IDS, CAM = np.array([1, 4]), np.zeros((2, 3, 5), np.uint8)
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"a__cam": CAM},
+        {"a__cam": CAM, "a__class_ids": IDS.astype(np.int32)},
+        {"a__cam": CAM.astype(float), "a__class_ids": IDS},
+        {"a__cam": CAM[0], "a__class_ids": IDS},
+        {"a__cam": CAM, "a__class_ids": IDS[:1]},
+        {"a__cam": CAM.astype("U1"), "a__class_ids": IDS},
+        {"a__cam": CAM.astype(object), "a__class_ids": IDS},
+    ],
+    ids=range(7),
+)
+def test_arrays_that_are_no_seeds_are_refused_by_name(tmp_path, arrays):
+    npz(tmp_path / "seeds.npz", **arrays)
+    with pytest.raises(ValueError, match=r"seeds\.npz: not a readable file of seeds \(.*; compute"):
+        list(read_seeds(tmp_path / "seeds.npz"))
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"junk" * 50])
+def test_what_is_no_archive_is_refused_by_name(tmp_path, content):
+    (tmp_path / "seeds.npz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"seeds\.npz: not a readable file of seeds"):
+        SeedReader(tmp_path / "seeds.npz")
+
+
+def test_a_single_array_is_no_archive(tmp_path):
+    np.save(tmp_path / "seeds.npy", CAM)
+    with pytest.raises(ValueError, match=r"seeds\.npy: .*\(no archive of arrays\)"):
+        SeedReader(tmp_path / "seeds.npy")

@@ -5,6 +5,7 @@ the authors' names, MXNet's, wrappers, another K, damage, and a pickle in disgui
 
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from golden_networks import theirs
@@ -154,3 +155,104 @@ def test_a_foreign_network_and_a_missing_file(tmp_path, capsys):
         load_checkpoint(small(), tmp_path / "x.pth")
     assert main(["weights", str(tmp_path / "none.pth")]) == 1
     assert "no file" in capsys.readouterr().err
+
+
+# --- a way forward -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_numpy_left_beside_the_tensors_is_passed_over(tmp_path, zipped):
+    content = {"state_dict": small(seed=1).state_dict(), "best": np.float64(0.5)}
+    content |= {"random": np.arange(3), "kind": np.dtype("f4"), "last": np.int64(3)}
+    torch.save(content, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
+    network = small(seed=2)
+    load_checkpoint(network, tmp_path / "x.pth")
+    assert same(network, small(seed=1))
+
+
+@pytest.mark.parametrize("wrapper", ["model_state_dict", "network", "teacher"])
+def test_other_wrappers_and_an_only_dict_of_tensors_are_opened(tmp_path, wrapper):
+    torch.save({"epoch": 3, wrapper: small(seed=1).state_dict()}, tmp_path / "x.pth")
+    network = small(seed=2)
+    load_checkpoint(network, tmp_path / "x.pth")
+    assert same(network, small(seed=1))
+
+
+def test_of_several_dicts_the_keys_are_named_and_how_to_save_each(tmp_path):
+    state = {"fc.weight": torch.ones(2)}
+    torch.save({"epoch": 3, "teacher": state, "student": state}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match="holds no tensors by name") as caught:
+        read_tensors(tmp_path / "x.pth")
+    said = str(caught.value)
+    assert "its keys: teacher (1 tensors), student (1 tensors), epoch" in said
+    run_recipe(said)
+    assert read_tensors(tmp_path / "x.safetensors").keys() == state.keys()
+
+
+def run_recipe(said: str) -> None:
+    """The three lines of Python that a message ends with."""
+    lines = [line.strip() for line in said.splitlines()[1:]]
+    assert len(lines) == 3
+    exec("\n".join(lines), {})
+
+
+def test_a_torchscript_archive_is_told_how_to_save_its_tensors(tmp_path, capsys):
+    torch.jit.script(torch.nn.Linear(2, 3)).save(str(tmp_path / "x.pt"))
+    with pytest.raises(ValueError, match=r"x\.pt is not opened: it is a TorchScript archive") as e:
+        read_tensors(tmp_path / "x.pt")
+    run_recipe(str(e.value))
+    assert set(read_tensors(tmp_path / "x.safetensors")) == {"weight", "bias"}
+    assert main(["weights", str(tmp_path / "x.pt")]) == 1
+    assert "save_file" in capsys.readouterr().err
+
+
+def test_a_whole_network_is_told_what_it_needs_and_how_to_save_its_tensors(tmp_path):
+    torch.save({"state_dict": {"fc": Malice(str(tmp_path / "ran"))}}, tmp_path / "x.pth")
+    with pytest.raises(
+        ValueError, match=r"would run code, with [\w.]*open; if you trust"
+    ) as caught:
+        read_tensors(tmp_path / "x.pth")
+    assert "weights_only=False" in str(caught.value)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_part_of_the_backbone_is_not_usable_and_nothing_is_loaded(tmp_path):
+    name = next(name for name in small().state_dict() if name.startswith("backbone."))
+    torch.save({name: small(seed=1).state_dict()[name]}, tmp_path / "x.pth")
+    network = small(seed=2)
+    with pytest.raises(ValueError, match=r"x\.pth is not usable: 1 of \d+ tensors of the backbone"):
+        load_checkpoint(network, tmp_path / "x.pth")
+    assert same(network, small(seed=2))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_is_not_usable_and_nothing_is_loaded(tmp_path, value):
+    state = {name: tensor.clone() for name, tensor in small(seed=1).state_dict().items()}
+    state["head.fc9.weight"].view(-1)[0] = value
+    torch.save(state, tmp_path / "x.pth")
+    network = small(seed=2)
+    with pytest.raises(ValueError, match=r"not usable: 1 of \d+ tensors hold NaN .*head\.fc9\.w"):
+        load_checkpoint(network, tmp_path / "x.pth")
+    assert same(network, small(seed=2))
+
+
+@pytest.mark.parametrize("kind", ["sparse", "complex", "meta"])
+def test_tensors_of_another_kind_are_no_weights(tmp_path, kind):
+    plain = torch.ones(2, 2)
+    tensor = {"sparse": plain.to_sparse(), "complex": plain + 1j, "meta": plain.to("meta")}[kind]
+    torch.save({"fc.weight": tensor}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match="holds no tensors by name"):
+        read_tensors(tmp_path / "x.pth")
+
+
+def test_a_dict_that_holds_itself_has_an_end(tmp_path):
+    content = {"epoch": 3}
+    content["model"] = content
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=r"x\.pth"):
+        read_tensors(tmp_path / "x.pth")
+
+
+def test_safetensors_are_known_by_their_bytes(tmp_path):
+    save_file({"fc.weight": torch.ones(2)}, tmp_path / "x.pth")
+    assert read_tensors(tmp_path / "x.pth").keys() == {"fc.weight"}

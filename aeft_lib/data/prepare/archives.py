@@ -6,7 +6,6 @@ Dependency choice: ``requests``; ``pooch`` and torchvision start again after a b
 Members pass `tarfile.data_filter` (Python from 3.10.12, 3.11.4, 3.12), those of a zip as well.
 """
 
-import gzip
 import hashlib
 import os
 import shutil
@@ -14,19 +13,22 @@ import stat
 import tarfile
 import time
 import zipfile
-import zlib
 from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import IO
 
 import requests
 import urllib3
 from tqdm import tqdm
 
+from aeft_lib.maps.foreign import reading
+
 CHUNK = 1 << 16  # bytes; a break loses at most so many
 BROKEN = (requests.RequestException, urllib3.exceptions.HTTPError)
-DAMAGED = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError)
 
 
 @dataclass(frozen=True)
@@ -151,21 +153,27 @@ def unpack(file: Path, root: Path) -> int:
     """
     if not file.is_file():
         raise ValueError(f"no archive {file}; fetch it again")
-    try:
-        with _opened(file) as archive:
+    with ExitStack() as stack:
+        with reading(file, "damaged or unsafe"):
+            archive = stack.enter_context(_opened(file))
             members = _members(archive, root)
-            missing = [item for item in members if _size(item[0]) != item[1] or not item[1]]
-            root.mkdir(parents=True, exist_ok=True)
-            _check_space(root, sum(size for _, size, _ in missing), f"what {file.name} holds")
-            for target, _, content in tqdm(missing, **_bar(f"unpack {file.name}")):
-                aside = target.with_name(f".{target.name}.part")
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with content() as source, aside.open("wb") as copy:
-                    shutil.copyfileobj(source, copy)
-                aside.replace(target)
-    except DAMAGED as error:
-        raise ValueError(f"{file}: damaged or unsafe ({error}); fetch it again") from error
+        missing = [item for item in members if _size(item[0]) != item[1] or not item[1]]
+        root.mkdir(parents=True, exist_ok=True)
+        _check_space(root, sum(size for _, size, _ in missing), f"what {file.name} holds")
+        for target, _, content in tqdm(missing, **_bar(f"unpack {file.name}")):
+            aside = target.with_name(f".{target.name}.part")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with aside.open("wb") as copy:
+                copy.writelines(_blocks(file, content))
+            aside.replace(target)
     return len(members)
+
+
+def _blocks(file: Path, content: Callable[[], IO[bytes]]) -> Iterator[bytes]:
+    """What a member holds; errors of writing it stay errors of the disk."""
+    with reading(file, "damaged or unsafe"), content() as source:
+        while block := source.read(CHUNK):
+            yield block
 
 
 def _opened(file: Path) -> tarfile.TarFile | zipfile.ZipFile:

@@ -19,6 +19,7 @@ from scipy.io import loadmat
 from tqdm import tqdm
 
 from aeft_lib.data.voc import CLASSES, read_list
+from aeft_lib.maps.foreign import reading
 from aeft_lib.maps.labels import VOID, write_label_map
 
 MASKS = "SegmentationClassAug"
@@ -63,7 +64,8 @@ def sbd_names(benchmark: Path) -> set[str]:
     for file in (benchmark / "train.txt", benchmark / "val.txt"):
         if not file.is_file():
             raise ValueError(f"no {file}: {remedy}")
-        listed = file.read_text(encoding="utf-8").split()
+        with reading(file, "not a readable list", remedy):
+            listed = file.read_text(encoding="utf-8").split()
         if wrong := [name for name in listed if not name.replace("_", "").isalnum()]:
             raise ValueError(f"{file}: {wrong[0]!r} is no name of an image; {remedy}")
         if not listed:
@@ -80,11 +82,8 @@ def read_mat(file: Path) -> np.ndarray:
     """
     if not file.is_file():
         raise ValueError(f"no {file}: unpack SBD's benchmark.tgz again")
-    try:
+    with reading(file, "no readable GTcls.Segmentation", "unpack SBD's benchmark.tgz again"):
         labels = np.asarray(loadmat(file, variable_names=["GTcls"])["GTcls"]["Segmentation"][0, 0])
-    except Exception as error:  # scipy raises what it likes
-        text = f"no readable GTcls.Segmentation ({error!r})"
-        raise ValueError(f"{file}: {text}; unpack SBD's benchmark.tgz again") from error
     numbers = labels.dtype.kind in "uif"  # MATLAB's are float by default
     if labels.ndim != 2 or not labels.size or not numbers:
         text = f"must be an (H, W) array of labels, got {labels.dtype} {labels.shape}"

@@ -1,0 +1,69 @@
+"""Files that other programs wrote: whatever their parsers raise becomes one error that names them.
+
+Parsers raise what they like: Pillow alone has raised struct.error, IndexError and SyntaxError for
+damaged pictures, and a list of them is never complete.  So `reading` stands around every call of a
+parser that is not ours, and around nothing else.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+# Pillow opens others by programs of the system, an EPS by Ghostscript, whatever the file's suffix.
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
+LENGTH = 300  # characters of a parser's own words that are repeated
+
+
+class Unreadable(ValueError):
+    """A file cannot be read as what it should be; the message names it."""
+
+
+@contextmanager
+def reading(file: Path, problem: str, remedy: str = "fetch it again") -> Iterator[None]:
+    """Stands around the parser of a file: its errors become `Unreadable`.
+
+    problem: "not a readable image", say.  remedy: not given where the file is only missing or
+    forbidden.  What we raise inside as `Unreadable` stays; so does a name that our own lines
+    misspell.
+    """
+    try:
+        yield
+    except (Unreadable, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # a panic of Rust code is no Exception
+        if isinstance(error, NameError | AttributeError) and _is_ours(error):
+            raise
+        text = f"{file}: {problem} ({_reason(error)})"
+        absent = isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError)
+        raise Unreadable(text if absent or not remedy else f"{text}; {remedy}") from error
+
+
+@contextmanager
+def picture(
+    file: Path, problem: str = "not a readable image", remedy: str = "fetch it again"
+) -> Iterator[Image.Image]:
+    """A picture of one of `FORMATS`, opened and not decoded; errors as `reading` makes them."""
+    with reading(file, problem, remedy), Image.open(file, formats=FORMATS) as opened:
+        yield opened
+
+
+def _reason(error: BaseException) -> str:
+    """What an error says, in one line of text that can be printed."""
+    plain = {FileNotFoundError: "no such file", PermissionError: "permission denied"}
+    plain |= {IsADirectoryError: "a folder", UnidentifiedImageError: "of no known kind"}
+    if type(error) in plain:
+        return plain[type(error)]
+    text = " ".join(str(error).split())[:LENGTH].encode(errors="replace").decode()
+    if text and type(error) in (OSError, SyntaxError, ValueError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether a line of this package raised it, no line of a parser."""
+    trace = error.__traceback__
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace.tb_frame.f_globals.get("__name__", "").startswith("aeft_lib.")
