@@ -25,7 +25,8 @@ from aeft_lib.engine import ranks
 NAME = "checkpoint.safetensors"
 FIELDS = {"rows": list, "scaler": dict, "beside": dict}  # of its metadata, as JSON
 DAMAGE = (
-    *(FileNotFoundError, KeyError, ValueError, TypeError, AttributeError, RecursionError),
+    *(FileNotFoundError, IsADirectoryError, KeyError, ValueError, TypeError),
+    *(AttributeError, RecursionError),
     SafetensorError,
 )
 

@@ -49,6 +49,17 @@ def efficientnet_lite0_file() -> Path:
     return file
 
 
+def check_named_digest(file: Path) -> None:
+    """Raises ValueError where a download is not what the sha256 at the end of its name says.
+
+    One that is not there is compared when it is fetched.
+    """
+    if file.is_file():
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        if not digest.startswith(file.stem.rpartition("-")[2]):
+            raise ValueError(f"{file} is damaged: its sha256 is {digest}; remove it")
+
+
 def counted(network: nn.Module) -> dict[str, Tensor]:
     """The tensors of a network that a published file has to hold, by name."""
     tensors = network.state_dict().items()
