@@ -42,7 +42,7 @@ RECORD = "record.json"
 MIN_FREE_BYTES = 200 * 2**20
 UNWRITABLE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS),
-    *(errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
+    *(errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY),
 )
 ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 MALFORMED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
