@@ -1,4 +1,4 @@
-# Eleven verbs.  The environment in .venv is made on first use; nothing else has to be installed.
+# Ten verbs.  The environment in .venv is made on first use; nothing else has to be installed.
 PROFILE ?= laptop
 SEEDS   ?=
 REPEATS ?= $(SEEDS)
@@ -14,7 +14,7 @@ FLOATING  := tests/maps tests/refinement tests/networks/test_segmenter.py tests/
 TEST_ENV  := env -u MPLBACKEND AEFT_PROFILE=smoke AEFT_RUNS="$(CURDIR)/runs/test" AEFT_QUIET=1 PYTHONWARNINGS=ignore::DeprecationWarning
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce smoke test report lab bench publish sums clean
+.PHONY: help setup reproduce smoke test report lab bench publish clean
 
 help:  ## say what there is
 	@echo "make VERB [PROFILE=laptop] [REPEATS=3] [PYTHON=python3]"
@@ -49,9 +49,6 @@ bench: $(STAMP)  ## time the one-pass sweep, a step of the triplet, CRF and rand
 
 publish: $(STAMP)  ## reproduce on laptop with three repeats, and make its notebooks, figures and report the committed ones
 	$(BIN)/aeft reproduce --profile laptop --repeats 3 --publish
-
-sums: $(STAMP)  ## list the digests of committed tables and published numbers, after an edit by hand
-	$(BIN)/python -c "from aeft_lib import paths; paths.list_committed()"
 
 clean:  ## remove caches, build leftovers and the tests' store; .venv and results stay
 	rm -rf runs/test build dist *.egg-info .ruff_cache .pytest_cache

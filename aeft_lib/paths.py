@@ -115,8 +115,8 @@ def read_committed(file: Path) -> bytes:
     content, name = file.read_bytes(), _name(file)
     if name and (hashlib.sha256(content).hexdigest(), name) not in _sums():
         problem = f"{file} is damaged or was edited: its sha256 is not the one in {SUMS.name}"
-        remedy = f"restore it (git checkout -- {name} {SUMS.name}), or list your edit: make sums"
-        raise ValueError(f"{problem}; {remedy}")
+        remedy = f"restore it: git checkout -- {name} {SUMS.name}"
+        raise ValueError(f"{problem}; {remedy}, or list your edit: python -m aeft_lib.paths")
     return content
 
 
@@ -141,3 +141,7 @@ def _sums() -> list[tuple[str, str]]:
 def _write_sums(lines: list[tuple[str, str]]) -> None:
     ordered = sorted(dict.fromkeys(lines), key=lambda line: line[1])
     write_text(SUMS, "".join(f"{digest}  {name}\n" for digest, name in ordered))
+
+
+if __name__ == "__main__":  # after an edit by hand
+    list_committed()

@@ -316,7 +316,9 @@ def test_an_edited_digit_of_the_published_numbers_is_refused(tmp_path, monkeypat
     monkeypatch.setattr(paths, "ROOT", tmp_path)
     monkeypatch.setattr(paths, "SUMS", tmp_path / paths.SUMS.name)
     monkeypatch.setattr(report, "__file__", str(folder / "report.py"))
-    with pytest.raises(ValueError, match=r"published\.toml is damaged or was edited.*make sums"):
+    with pytest.raises(
+        ValueError, match=r"published\.toml is damaged or was edited.*python -m aeft_lib.paths"
+    ):
         report.published.__wrapped__()
 
 
