@@ -110,7 +110,8 @@ def load_pack(folder: Path = paths.COLLAGES) -> Pack:
 def _read_manifest(manifest: Path, remedy: str) -> list[dict[str, str]]:
     """The manifest's rows; ValueError where it is no table of ours."""
     try:
-        rows = list(csv.DictReader(manifest.read_text(encoding="utf-8").splitlines()))
+        text = paths.read_committed(manifest).decode()
+        rows = list(csv.DictReader(text.splitlines()))
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(
             f"the photo pack is damaged: {manifest} cannot be read ({error}); {remedy}"

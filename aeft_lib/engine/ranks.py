@@ -9,6 +9,8 @@ Work on images: every rank takes shards, rank 0 gets the results (`engine.shards
 """
 
 import os
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -30,13 +32,23 @@ def launched() -> bool:
 
 
 def start() -> None:
-    """Join the others, before anything else here; without torchrun it does nothing."""
+    """Join the others, before anything else here; without torchrun it does nothing.
+
+    A rank ends with its torchrun: else it would wait for the others until `TIMEOUT`.
+    """
     if not launched() or dist.is_initialized():
         return
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, timeout=TIMEOUT)
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def stop() -> None:

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from functools import partial
@@ -47,8 +48,7 @@ def over_images(
             yield from function(shard, *arguments)
         return
     context = multiprocessing.get_context("spawn")
-    one_thread = {"initializer": torch.set_num_threads, "initargs": (1,)}
-    with ProcessPoolExecutor(workers, mp_context=context, **one_thread) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker) as pool:
         submit = partial(_submitted, pool, function, arguments)
         try:
             for results in in_order(submit, shards, ahead=2 * workers):
@@ -62,6 +62,21 @@ def _submitted(
     pool: ProcessPoolExecutor, function: Callable[..., list], arguments: tuple, shard: range
 ) -> Future:
     return pool.submit(function, shard, *arguments)
+
+
+def start_worker(processes: int = 1) -> None:
+    """Begin a process of a pool: one thread for arithmetic, and so many processes for its stages.
+
+    It ends with its parent, however that ends: an orphan would hold a gigabyte for ever.
+    """
+    torch.set_num_threads(1)
+    os.environ[VARIABLE] = str(processes)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _over_ranks(

@@ -1,6 +1,7 @@
 """Chapter 8: controlled scenes, trainings over time, and every object of the scored scenes."""
 
 from collections.abc import Sequence
+from io import BytesIO
 
 import numpy as np
 import pandas as pd
@@ -71,7 +72,8 @@ def photo_objects(session: Session) -> pd.DataFrame:
     Measured where the session's scenes are photos; else the committed table of 1,200 photos of VOC.
     """
     if session.pictures == "collages":
-        return pd.read_csv(paths.ROOT / "docs" / "real_photos_objects.csv")
+        file = paths.ROOT / "docs" / "real_photos_objects.csv"
+        return pd.read_csv(BytesIO(paths.read_committed(file)))
     measured = objects(session, PHOTO_ROWS)
     classes = dict(enumerate(session.class_names))
     bins = {

@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
+from aeft_lib import paths
 from aeft_lib.maps.labels import voc_palette
 
 plt.style.use(Path(__file__).with_name("style.mplstyle"))
@@ -40,15 +41,17 @@ def use_inline_jpeg() -> None:
 def save(figure: Figure, name: str, table: pd.DataFrame, folder: Path) -> None:
     """Write ``name.png``, ``.pdf`` and the numbers as ``.csv``; byte-stable, without a date."""
     save_table(name, table, folder)
-    figure.savefig(folder / f"{name}.png", metadata={"Software": None})
     undated = {"CreationDate": None, "Producer": None, "Creator": None}
-    figure.savefig(folder / f"{name}.pdf", metadata=undated)
+    for suffix, metadata in (("png", {"Software": None}), ("pdf", undated)):
+        with paths.replacing(folder / f"{name}.{suffix}") as aside:
+            figure.savefig(aside, metadata=metadata)
 
 
 def save_table(name: str, table: pd.DataFrame, folder: Path) -> None:
     """Write ``name.csv`` with four decimals."""
     folder.mkdir(parents=True, exist_ok=True)
-    table.to_csv(folder / f"{name}.csv", index=False, float_format="%.4f")
+    content = table.to_csv(index=False, float_format="%.4f", lineterminator="\n")
+    paths.write_committed(folder / f"{name}.csv", content.encode())
 
 
 def overlay(image: np.ndarray, cam: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -238,10 +239,10 @@ def _run(source: Source, parameters: Mapping[str, Any], home: Path, resume: str)
         raise NotebookFailed(_describe(source, partial, stopped, resume))
     title = {"metadata": {"name": source.name}}
     html, _ = HTMLExporter().from_notebook_node(node, resources=title)
-    partial_html = partial.with_suffix(".html")
-    partial_html.write_text(html, encoding="utf-8")
-    partial_html.replace(home / f"{source.name}.html")
+    paths.write_text(home / f"{source.name}.html", html)
+    paths.sync(partial)
     partial.replace(home / f"{source.name}.ipynb")
+    paths.sync(home)
     seconds = time.monotonic() - began
     print(f"{source.name}: {_code_cell_count(node)} cells, {seconds:.0f} s", flush=True)
 
@@ -324,15 +325,12 @@ def publish_notebooks(sources: Sequence[Source], home: Path) -> None:
         raise RuntimeError(
             f"{names} changed while the notebooks ran: nothing was copied, publish again"
         )
-    aside = []
-    for source in sources:
-        executed = nbformat.read(home / f"{source.name}.ipynb", as_version=4)
-        aside.append(source.file.with_name(f".{source.file.name}.publish"))
-        aside[-1].write_text(
-            nbformat.writes(cleaned(source.node, executed)) + "\n", encoding="utf-8"
-        )
-    for source, file in zip(sources, aside, strict=True):
-        file.replace(source.file)
+    with ExitStack() as replaced:  # at its end
+        for source in sources:
+            executed = nbformat.read(home / f"{source.name}.ipynb", as_version=4)
+            aside = replaced.enter_context(paths.replacing(source.file))
+            text = nbformat.writes(cleaned(source.node, executed)) + "\n"
+            aside.write_bytes(text.encode())
 
 
 def cleaned(source: NotebookNode, executed: NotebookNode) -> NotebookNode:

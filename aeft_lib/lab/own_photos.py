@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from PIL import Image, PngImagePlugin
 from torch import Tensor, nn
 
+from aeft_lib import paths
 from aeft_lib.data.images import image_size, read_resized
 from aeft_lib.data.photos import Photos
 from aeft_lib.data.scene import Scenes, SceneSet
@@ -205,12 +206,8 @@ def write(file: Path, labels: np.ndarray) -> None:
     """Write a label map (H, W) uint8, signed, as a palette PNG in VOC's colours, or not at all."""
     signature = PngImagePlugin.PngInfo()
     signature.add_text("Software", WRITER)
-    aside = file.with_name(f".{file.name}.partial")
-    try:
+    with paths.replacing(file) as aside:
         write_label_map(aside, labels, pnginfo=signature)
-        aside.replace(file)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def shares(labels: np.ndarray, classes: Sequence[str]) -> str:

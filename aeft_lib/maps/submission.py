@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from aeft_lib import paths
 from aeft_lib.maps.labels import VOID, write_label_map
 
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]+")
@@ -29,11 +30,10 @@ def write(
     answer for every pixel), a name that is no plain file name or stands twice, or where there is no
     image.
     """
-    partial, home = file.with_name(f".{file.name}.partial"), FOLDER.format(split=split)
-    written: set[str] = set()
-    try:
+    home, written = FOLDER.format(split=split), set()
+    with paths.replacing(file) as aside:
         # Stored: PNGs are compressed already.
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+        with zipfile.ZipFile(aside, "w", zipfile.ZIP_STORED) as archive:
             for name, labels in named:
                 if name in written or not PLAIN_NAME.fullmatch(name):
                     raise ValueError(f"{name!r} must be a plain name of an image, and stand once")
@@ -47,9 +47,6 @@ def write(
                 written.add(name)
         if not written:
             raise ValueError(f"{file}: no label map to submit")
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
     return len(written)
 
 

@@ -5,14 +5,17 @@ bring their own weights.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import timm
+import torch
 import torchvision
 from torch import Tensor, nn
 
 from aeft_lib.engine.fields import choice
 from aeft_lib.networks import resnet38d
 from aeft_lib.networks.backbone import WEIGHTS, FrozenNorms, check_images
+from aeft_lib.networks.weights import check_named_digest
 
 STRIDES = (8, 16)
 TORCHVISION = {
@@ -132,10 +135,12 @@ class TorchvisionSpec:
         return self.output_stride
 
     def build(self, *, dropout: tuple[float, float] = (0.0, 0.0)) -> GenericBackbone:
-        """The backbone; it has no dropout."""
+        """The backbone; it has no dropout.  Raises ValueError where its weights are damaged."""
         make, weights = getattr(torchvision.models, self.name), TORCHVISION[self.name]
         dilated = [False, self.output_stride == 8, True]
         weights = weights if self.weights == "imagenet" else None
+        if weights:
+            check_named_digest(Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name))
         net = make(weights=weights, replace_stride_with_dilation=dilated)
         stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
         blocks = [stem, net.layer1, net.layer2, net.layer3, net.layer4]

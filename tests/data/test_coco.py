@@ -331,6 +331,18 @@ def test_the_fingerprint_changes_with_tags_classes_names_and_photos(root, tmp_pa
     assert len(different) == 5
 
 
+def test_the_fingerprint_changes_with_any_bit_of_a_photo(root, tmp_path):
+    """Neither its size nor its ends show it."""
+    before, file = one_box(tmp_path), photo(root, "one")
+    content = file.read_bytes() + bytes(20_000)
+    file.write_bytes(content)
+    seen = {before, coco(root).fingerprint}
+    for place in (len(content) // 3, len(content) // 2, len(content) - 5000):
+        file.write_bytes(content[:place] + b"\1" + content[place + 1 :])
+        seen.add(coco(root).fingerprint)
+    assert len(seen) == 5
+
+
 def test_the_fingerprint_does_not_change_with_masks_places_and_times(root, tmp_path):
     before = one_box(tmp_path)
     assert with_annotations(tmp_path, coco_box(1, 1, (5, 40, 5, 40), 7)).fingerprint == before

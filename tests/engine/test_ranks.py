@@ -5,8 +5,10 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from photo_profile import CLASSES, SPLITS
@@ -138,3 +140,41 @@ def test_alone_everything_is_the_identity():
     assert ranks.is_main()
     ranks.barrier()
     ranks.sum_gradients([])
+
+
+WAITING = """
+import os, time
+from aeft_lib.engine import ranks
+
+ranks.start()
+os.write(1, f"{os.getpid()}\\n".encode())
+time.sleep(3600)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_ranks_end_with_a_killed_torchrun(tmp_path):
+    (tmp_path / "waiting.py").write_text(WAITING)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    added = {"PYTHONPATH": str(paths.ROOT), "OMP_NUM_THREADS": "1"}
+    parent = subprocess.Popen(
+        [sys.executable, *launcher, tmp_path / "waiting.py"],
+        env=os.environ | added,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    ranks_ = [psutil.Process(int(parent.stdout.readline())) for _ in range(2)]
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 120
+    while any(map(alive, ranks_)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def alive(process: psutil.Process) -> bool:
+    """Nobody may be there to collect what has ended."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -4,12 +4,18 @@ the same results in the same order, errors that come through, bad values of the 
 """
 
 import os
+import signal
+import subprocess
+import sys
+import time
 from itertools import islice
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
+from aeft_lib import paths
 from aeft_lib.engine import shards
 from aeft_lib.engine.shards import SHARD, VARIABLE, over_images, processes
 
@@ -133,3 +139,59 @@ def test_whoever_stops_listening_ends_the_pool(monkeypatch, small_shards):
     assert next(results) == 0
     results.close()
     assert list(results) == []
+
+
+# --- the end of the parent -------------------------------------------------------------------------
+
+TREE = """
+import multiprocessing, os, sys, time
+from concurrent.futures import ProcessPoolExecutor
+
+from aeft_lib.engine import shards
+
+def wait(indices):
+    print(os.getpid(), flush=True)
+    time.sleep(3600)
+
+def stage():
+    shards.SHARD = 1
+    return list(shards.over_images(wait, 2))
+
+if __name__ == "__main__":
+    options = {"initializer": shards.start_worker, "initargs": (2,)}
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context, **options) as pool:
+        pool.submit(stage).result()
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
+def test_children_and_theirs_end_with_their_parent(tmp_path, sent):
+    """A parent, its worker, and two processes of that worker, all in the middle of work."""
+    (tmp_path / "tree.py").write_text(TREE)
+    environment = os.environ | {"PYTHONPATH": str(paths.ROOT)}
+    command = [sys.executable, tmp_path / "tree.py"]
+    parent = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    working = {int(parent.stdout.readline()) for _ in range(2)}  # both have begun
+    children = psutil.Process(parent.pid).children(recursive=True)
+    assert working < {child.pid for child in children}
+    parent.send_signal(sent)
+    parent.wait()
+    assert left_of(children) == []
+
+
+def left_of(children: list[psutil.Process], seconds: float = 120) -> list[psutil.Process]:
+    """Those that do not end; nobody may be there to collect what has ended."""
+    deadline, alive = time.monotonic() + seconds, children
+    while alive and time.monotonic() < deadline:
+        _, alive = psutil.wait_procs(alive, timeout=0.1)
+        alive = [child for child in alive if running(child)]
+    return alive
+
+
+def running(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -1,5 +1,10 @@
 """Figures of the second phase, tested as data like those of `test_figures`."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import matplotlib
 
 matplotlib.use("agg")
@@ -9,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from aeft_lib import paths
 from aeft_lib.lab import ch04_figures, figures
 from aeft_lib.maps.labels import voc_palette
 
@@ -246,3 +252,28 @@ def test_quirk_effects_are_means_with_sd_from_both_starts():
     assert ends == [pytest.approx((m - SD_2, m + SD_2)) for m in (-3, 1, 5)]
     assert texts(figure.legends[0]) == ["reference", "corrected"]
     assert all(axis.get_legend() is None for axis in figure.axes)
+
+
+DRAW = """
+import sys
+from pathlib import Path
+
+import test_triplet_figures as t
+from aeft_lib.lab import ch04_figures, figures
+
+figure = ch04_figures.triplet_bars(t.ablation(), t.PUBLISHED, "base")
+figures.save(figure, "triplet_ablation", t.ablation(), Path(sys.argv[1]))
+"""
+
+
+def test_two_draws_in_two_processes_are_the_same_bytes(tmp_path):
+    """Whatever the order of sets, which hangs on the process."""
+    where = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
+    where = os.pathsep.join([where, str(paths.ROOT)])
+    for number in ("1", "2"):
+        environment = os.environ | {"PYTHONHASHSEED": number, "PYTHONPATH": where}
+        command = [sys.executable, "-c", DRAW, tmp_path / number]
+        subprocess.run(command, env=environment, check=True)
+    for suffix in ("csv", "png", "pdf"):
+        one, two = (tmp_path / n / f"triplet_ablation.{suffix}" for n in ("1", "2"))
+        assert one.read_bytes() == two.read_bytes(), suffix

@@ -16,8 +16,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from aeft_lib import paths
+from aeft_lib.engine import checkpoint
 from aeft_lib.engine.step import PLAIN, Compute
 from aeft_lib.stages import store
 from aeft_lib.stages.store import StoreError
@@ -174,7 +176,47 @@ DAMAGES = {
         "record.json cannot be read",
     ),
     "an empty folder": (lambda f: (shutil.rmtree(f), f.mkdir()), "record.json cannot be read"),
+    "a file in its place": (
+        lambda f: (shutil.rmtree(f), f.write_text("mine")),
+        "record.json cannot be read",
+    ),
+    "a link to nowhere": (
+        lambda f: (shutil.rmtree(f), f.symlink_to(f.with_name("gone"))),
+        "record.json cannot be read",
+    ),
+    "a pipe as record": (
+        lambda f: ((f / "record.json").unlink(), os.mkfifo(f / "record.json")),
+        "record.json cannot be read",
+    ),
+    "a record that is nested without end": (
+        lambda f: (f / "record.json").write_text("[" * 100_000),
+        "record.json cannot be read",
+    ),
+    "a record without its checksum": (
+        lambda f: without(f, "checksum"),
+        "record.json cannot be read .*checksum",
+    ),
+    "a record without a file": (
+        lambda f: without(f, "files", "value.txt"),
+        "record.json does not match its checksum",
+    ),
+    "a file too many": (lambda f: (f / "other.npz").write_bytes(b"1"), "other.npz is not its own"),
+    "a hidden file too many": (
+        lambda f: (f / "deep" / "._more.bin").write_bytes(b"1"),
+        r"deep/\._more.bin is not its own",
+    ),
+    "a folder too many": (lambda f: (f / "deep" / "x.npz").mkdir(), "deep/x.npz is not its own"),
 }
+
+
+def without(folder: Path, *fields: str) -> None:
+    """Delete a field of an artefact's record."""
+    record = json.loads((folder / "record.json").read_text())
+    owner = record
+    for name in fields[:-1]:
+        owner = owner[name]
+    del owner[fields[-1]]
+    (folder / "record.json").write_text(json.dumps(record))
 
 
 @pytest.mark.parametrize("name", DAMAGES)
@@ -216,6 +258,79 @@ def test_number_that_was_changed_in_the_record_is_damage(stored, count, monkeypa
     other_process(monkeypatch)
     with pytest.warns(UserWarning, match="set aside"):
         assert store.obtain(count, Spec()).summary["value"] == 1
+
+
+def test_what_a_desktop_leaves_in_every_folder_is_no_damage(stored, count, monkeypatch):
+    first = store.obtain(count, Spec())
+    for place in (first.folder, first.folder / "deep"):
+        (place / ".DS_Store").write_bytes(b"view")
+    other_process(monkeypatch)
+    assert store.obtain(count, Spec()).key == first.key
+    assert count.calls == 1
+
+
+# --- what may not be read ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["record.json", "value.txt"])
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.EMFILE])
+def test_unreadable_is_not_damaged(stored, count, monkeypatch, name, code):
+    """It names file and remedy, and sets nothing aside: the file may be another user's."""
+    first = store.obtain(count, Spec())
+    other_process(monkeypatch)
+    opened = Path.open
+
+    def refuse(self, *words, **options):
+        if self.name == name:
+            raise OSError(code, os.strerror(code), str(self))
+        return opened(self, *words, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", refuse)
+        for ask in (store.obtain, store.lookup):
+            with pytest.raises(StoreError, match=rf"{name}.*AEFT_RUNS"):
+                ask(count, Spec())
+    assert names(stored / "count") == {first.key}
+    assert store.obtain(count, Spec()).key == first.key
+    assert count.calls == 1
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.parametrize("closed", ["", "record.json", "value.txt", "deep"])
+def test_closed_to_this_user_is_not_damaged(stored, count, monkeypatch, closed):
+    first = store.obtain(count, Spec())
+    other_process(monkeypatch)
+    place = first.folder / closed
+    mode = place.stat().st_mode
+    place.chmod(0)
+    try:
+        with pytest.raises(StoreError, match=r"no permission for .*chmod -R g\+rwX"):
+            store.obtain(count, Spec())
+    finally:
+        place.chmod(mode)
+    assert names(stored / "count") == {first.key}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+@pytest.mark.parametrize(("umask", "mode"), [(0o002, 0o664), (0o022, 0o644), (0o077, 0o600)])
+def test_files_follow_the_umask_whatever_a_library_sets(stored, umask, mode):
+    def private(spec, inputs, folder):
+        save_file({"a": torch.zeros(1)}, folder / "a.safetensors")
+        (folder / "a.safetensors").chmod(0o600)
+        (folder / "b.txt").write_text("b")
+        return {}
+
+    before = os.umask(umask)
+    try:
+        folder = store.obtain(private, Spec()).folder
+    finally:
+        os.umask(before)
+    assert {file.name: file.stat().st_mode & 0o777 for file in folder.iterdir()} == dict.fromkeys(
+        ("a.safetensors", "b.txt", "record.json"), mode
+    )
+
+
+# --- more damage -------------------------------------------------------------------------------
 
 
 def test_two_damages_within_a_second(stored, count, monkeypatch):
@@ -364,20 +479,42 @@ def test_stage_that_raises_leaves_nothing_finished_and_harms_nothing(stored, cou
 
 
 def test_a_stage_finds_what_a_killed_build_left(stored):
+    """Its checkpoint and what this vouches for, cut to what it was; nothing else."""
     seen = []
+    network = torch.nn.Linear(2, 1)
+    state = (network, torch.optim.SGD(network.parameters()), torch.amp.GradScaler(enabled=False))
 
     def count(spec, inputs, folder):
-        seen.append(sorted(f.name for f in folder.iterdir()))
-        (folder / "checkpoint").write_text("epoch 1")
+        seen.append({f.name: f.read_text() for f in folder.iterdir() if f.suffix == ".txt"})
+        seen[-1]["checkpoint"] = checkpoint.resume(folder / checkpoint.NAME, *state)[0]
         if len(seen) == 1:
+            (folder / "log.txt").write_text("1")
+            checkpoint.save_checkpoint(folder / checkpoint.NAME, *state, [{"epoch": 1}])
+            (folder / "log.txt").write_text("12")
+            (folder / "later.txt").write_text("2")
+            (folder / "x.npz").mkdir()
+            (folder / "x.npz" / "y").write_text("2")
             raise KeyboardInterrupt
-        (folder / "checkpoint").unlink()
+        (folder / checkpoint.NAME).unlink()
         return {}
 
     with pytest.raises(KeyboardInterrupt):
         store.obtain(count, Spec())
-    assert store.obtain(count, Spec()).record["files"] == {}
-    assert seen == [[], ["checkpoint"]]
+    assert set(store.obtain(count, Spec()).record["files"]) == {"log.txt"}
+    assert seen == [{"checkpoint": []}, {"log.txt": "1", "checkpoint": [{"epoch": 1}]}]
+
+
+@pytest.mark.parametrize("left", ["a file", "a folder with a damaged log"])
+def test_leftovers_without_a_checkpoint_are_removed(stored, count, left):
+    partial = stored / "count" / f"{store.key_for(count, Spec())}.partial"
+    if left == "a file":
+        partial.parent.mkdir(parents=True)
+        partial.write_text("mine")
+    else:
+        (partial / "value.txt").mkdir(parents=True)
+        (partial / "steps.jsonl").write_bytes(b"\xff{")
+        (partial / "deep").symlink_to(stored)
+    assert set(store.obtain(count, Spec()).record["files"]) == {"value.txt", "deep/more.bin"}
 
 
 def test_killed_between_record_and_rename(stored, count, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -298,6 +299,29 @@ def test_a_missing_report_names_the_command(tmp_path):
         report.load(tmp_path)
 
 
+@pytest.mark.parametrize("damage", ["{", "[" * 100_000, "\xff"], ids=["half", "nested", "bytes"])
+def test_a_damaged_report_names_the_remedy(tmp_path, damage):
+    (tmp_path / "report.json").write_text(damage, encoding="latin-1")
+    with pytest.raises(ValueError, match=r"report\.json is damaged .*run `aeft report`"):
+        report.load(tmp_path)
+
+
+def test_an_edited_digit_of_the_published_numbers_is_refused(tmp_path, monkeypatch):
+    """It would still be a table, and no schema sees it."""
+    folder = tmp_path / "aeft_lib" / "studies"
+    folder.mkdir(parents=True)
+    for file in (paths.SUMS, Path(report.__file__).with_name("published.toml")):
+        target = tmp_path / file.relative_to(paths.ROOT)
+        target.write_bytes(file.read_bytes().replace(b"54.2", b"54.3"))
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    monkeypatch.setattr(paths, "SUMS", tmp_path / paths.SUMS.name)
+    monkeypatch.setattr(report, "__file__", str(folder / "report.py"))
+    with pytest.raises(
+        ValueError, match=r"published\.toml is damaged or was edited.*python -m aeft_lib.paths"
+    ):
+        report.published.__wrapped__()
+
+
 # --- the README -----------------------------------------------------------------------------------
 
 
@@ -336,7 +360,9 @@ def test_update_readme_replaces_its_block_alone_and_twice_is_once(tmp_path):
 def test_update_readme_refuses_a_file_without_both_markers(tmp_path, text):
     readme = tmp_path / "README.md"
     readme.write_text(text, encoding="utf-8")
-    with pytest.raises(ValueError, match=r"README\.md has no results block: put the lines"):
+    with pytest.raises(
+        ValueError, match=r"README\.md has no results block: put the lines.*restore"
+    ):
         report.update_readme(small_report(), readme)
     assert readme.read_text(encoding="utf-8") == text
 

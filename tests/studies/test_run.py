@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import torch
 from laid_out import laid_out
@@ -399,6 +400,63 @@ def test_error_of_a_row_names_row_and_repeat(stored, monkeypatch):
         run.run_study(catalogue.get("gap_vs_gpp"), SMOKE, [77], rows=[catalogue.GAP])
     if sys.version_info >= (3, 11):
         assert caught.value.__notes__ == ["in row gap, repeat 77, profile smoke"]
+
+
+TWO_ROWS = """
+import os, sys, time
+from types import SimpleNamespace
+
+from aeft_lib.engine import shards
+from aeft_lib.studies import run
+
+def wait(indices):
+    open(os.path.join(sys.argv[1], str(os.getpid())), "x").close()
+    time.sleep(3600)
+
+def job(profile, row, repeat):
+    if row == "long":
+        shards.SHARD = 1
+        return list(shards.over_images(wait, 2))
+    while len(os.listdir(sys.argv[1])) < 2:
+        time.sleep(0.05)
+    raise ValueError("the row is odd")
+
+run._job, run.preflight.check, run.cores = job, lambda _: None, lambda: 4
+
+if __name__ == "__main__":
+    try:
+        run._compute("title", SimpleNamespace(cached=False), [("long", 0), ("odd", 0)], 2)
+    except ValueError as error:
+        print(error, flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_a_failing_row_leaves_no_child_of_another(tmp_path):
+    """The parent lives on, as a notebook's kernel does."""
+    (tmp_path / "two.py").write_text(TWO_ROWS)
+    (tmp_path / "pids").mkdir()
+    command = [sys.executable, tmp_path / "two.py", tmp_path / "pids"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    parent = subprocess.Popen(command, env=environment(tmp_path / "runs"), **pipes)
+    try:
+        assert parent.stdout.readline() == "the row is odd\n"
+        working = [int(file.name) for file in (tmp_path / "pids").iterdir()]
+        assert len(working) == 2
+        deadline = time.monotonic() + 120
+        while any(running(pid) for pid in working):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        parent.communicate()
+
+
+def running(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_store_below_a_file_is_refused_before_workers_start(tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ import numpy as np
 from scipy.io import loadmat
 from tqdm import tqdm
 
+from aeft_lib import paths
 from aeft_lib.data.voc import CLASSES, read_list
 from aeft_lib.maps.foreign import reading
 from aeft_lib.maps.labels import VOID, write_label_map
@@ -48,9 +49,7 @@ def convert(benchmark: Path, home: Path) -> dict[str, int]:
     quiet = bool(os.environ.get("AEFT_QUIET"))
     for name in tqdm(missing, desc="masks of SBD", leave=False, disable=quiet):
         _write(_mask(home, name), read_mat(benchmark / "cls" / f"{name}.mat"))
-    aside = home / LIST.with_name(f".{LIST.name}.part")
-    aside.write_text("".join(f"{name}\n" for name in listed), encoding="utf-8")
-    aside.replace(home / LIST)
+    paths.write_text(home / LIST, "".join(f"{name}\n" for name in listed))
     skipped = len(wanted) - len(missing)
     return {"converted": len(missing), "skipped": skipped, "train_aug": len(listed)}
 
@@ -100,7 +99,5 @@ def _mask(home: Path, name: str) -> Path:
 
 
 def _write(file: Path, labels: np.ndarray) -> None:
-    """Aside and renamed, so that what is there is whole."""
-    aside = file.with_name(f".{file.name}.part")
-    write_label_map(aside, labels)
-    aside.replace(file)
+    with paths.replacing(file) as aside:
+        write_label_map(aside, labels)
