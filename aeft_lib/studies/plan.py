@@ -105,6 +105,7 @@ class Forward(NamedTuple):
     """One image's way through backbone and CAM head.
 
     flops: operations.  saved: bytes kept for the backward pass.  features: bytes out of the trunk.
+    shared: bytes kept once a pass, of however many images: convolutions with their norms folded in.
     parameters, trained: numbers of the network, and those that are trained.
     """
 
@@ -113,6 +114,7 @@ class Forward(NamedTuple):
     features: int
     parameters: int
     trained: int
+    shared: int
 
 
 @lru_cache(maxsize=32)
@@ -128,10 +130,15 @@ def forward(backbone: BackboneSpec, size: tuple[int, int], compute: Compute = PL
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             features = bare.trunk(image)
             network.cam(features)
-        saved = saved_bytes(lambda: network.from_trunk(features).logits, network)
+        alone, pair = (
+            saved_bytes(lambda x=x: network.from_trunk(x).logits, network)
+            for x in (features, torch.cat([features, features]))
+        )
+    saved, shared = pair - alone, 2 * alone - pair
     trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
     parameters = sum(p.numel() for p in network.parameters())
-    return Forward(counter.get_total_flops(), saved, 2 * features.numel(), parameters, trained)
+    flops, cached = counter.get_total_flops(), 2 * features.numel()
+    return Forward(flops, saved, cached, parameters, trained, shared)
 
 
 def saved_bytes(run: Callable[[], Tensor], network: nn.Module) -> int:
@@ -184,7 +191,8 @@ def _training(
     images = schedule.epochs * schedule.epoch_steps(count) * schedule.batch_size
     passes = views * (3 + compute.checkpointing + (compute.parts > 1))
     together = -(-schedule.batch_size // compute.parts)
-    memory = 4 * image.parameters + 8 * image.trained + views * together * image.saved
+    activations = views * (together * image.saved + image.shared)
+    memory = 4 * image.parameters + 8 * image.trained + activations
     return images, images * passes * image.flops / 1e15, memory, 4 * image.trained
 
 
