@@ -31,7 +31,7 @@ def benchmarks() -> list[dict]:
     """Rows `classifier_step`, `triplet_step`, `resnet38d_step`: folded norms against batch norms.
 
     Rows `training`: a form of the triplet against classification.  Each has seconds a step
-    (median), the ratio, and megabytes saved for the backward pass of both sides.
+    (median, of one CPU thread), the ratio, and megabytes saved for the backward pass of both sides.
     """
     torch.set_num_threads(1)
     method, backbone = triplet.CORRECTED.fitted(PROFILE.map_side), PROFILE.backbone
@@ -130,11 +130,11 @@ def _terms(
 
 
 def _timed(step: Callable[[], dict[str, Tensor]], optimiser: torch.optim.Optimizer) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     optimiser.zero_grad(set_to_none=True)
     sum(step().values()).backward()
     optimiser.step()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def _saved_bytes(step: Callable[[], dict[str, Tensor]]) -> int:
