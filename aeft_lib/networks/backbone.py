@@ -5,6 +5,7 @@ reads a convolution it is folded into it, ``conv(x; scale W) + shift``, and cost
 Elsewhere it is that multiply-add: half a batch norm's backward pass, and no input is kept for it.
 """
 
+import math
 from collections import Counter
 from contextlib import suppress
 from functools import partial
@@ -170,12 +171,19 @@ class _Reweighted:
 
 
 def _convolved(convolution: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
-    """The norm of the convolution of x: the output of both."""
+    """The norm of the convolution of x: the output of both.
+
+    Of weight and output the smaller is scaled: few cells with many weights are not worth a fold.
+    """
+    forward, numbers = type(convolution).forward, convolution.weight[0].numel()
+    cells = x.numel() // (x.shape[1] * math.prod(convolution.stride))
+    if numbers > cells:
+        return _multiply_add(norm, forward(convolution, x))
     scale, shift = _scale_and_shift(norm)
     if convolution.bias is not None:
         shift = shift + scale * convolution.bias
     weight = convolution.weight * scale[:, None, None, None]
-    return type(convolution).forward(_Reweighted(convolution, weight, shift), x)
+    return forward(_Reweighted(convolution, weight, shift), x)
 
 
 def _activated(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
@@ -184,9 +192,14 @@ def _activated(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
 
 
 def _scaled(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
-    """The norm of x (B, C, H, W), in the type of x as autocast has it."""
+    """The norm of x (B, C, H, W), and its activation."""
+    return _activated(norm, _multiply_add(norm, x))
+
+
+def _multiply_add(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    """``scale x + shift``, in the type of x as autocast has it."""
     scale, shift = (t.to(x.dtype)[:, None, None] for t in _scale_and_shift(norm))
-    return _activated(norm, torch.addcmul(shift, x, scale))
+    return torch.addcmul(shift, x, scale)
 
 
 def _scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

@@ -105,7 +105,6 @@ class Forward(NamedTuple):
     """One image's way through backbone and CAM head.
 
     flops: operations.  saved: bytes kept for the backward pass.  features: bytes out of the trunk.
-    shared: bytes kept once a pass, of however many images: convolutions with their norms folded in.
     parameters, trained: numbers of the network, and those that are trained.
     """
 
@@ -114,12 +113,16 @@ class Forward(NamedTuple):
     features: int
     parameters: int
     trained: int
-    shared: int
 
 
 @lru_cache(maxsize=32)
-def forward(backbone: BackboneSpec, size: tuple[int, int], compute: Compute = PLAIN) -> Forward:
-    """Count one image (H, W); a multiply-add is two operations.  No weights are needed."""
+def forward(
+    backbone: BackboneSpec, size: tuple[int, int], compute: Compute = PLAIN, together: int = 1
+) -> Forward:
+    """Count one image (H, W); a multiply-add is two operations.  No weights are needed.
+
+    together: images of one pass; ``saved`` is of all, since folded weights are kept but once.
+    """
     with torch.device("meta"):
         bare = replace(backbone, weights="none").build()
         bare.checkpointing = compute.checkpointing
@@ -130,15 +133,11 @@ def forward(backbone: BackboneSpec, size: tuple[int, int], compute: Compute = PL
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             features = bare.trunk(image)
             network.cam(features)
-        alone, pair = (
-            saved_bytes(lambda x=x: network.from_trunk(x).logits, network)
-            for x in (features, torch.cat([features, features]))
-        )
-    saved, shared = pair - alone, 2 * alone - pair
+        batch = features.expand(together, -1, -1, -1).contiguous()
+        saved = saved_bytes(lambda: network.from_trunk(batch).logits, network)
     trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
     parameters = sum(p.numel() for p in network.parameters())
-    flops, cached = counter.get_total_flops(), 2 * features.numel()
-    return Forward(flops, saved, cached, parameters, trained, shared)
+    return Forward(counter.get_total_flops(), saved, 2 * features.numel(), parameters, trained)
 
 
 def saved_bytes(run: Callable[[], Tensor], network: nn.Module) -> int:
@@ -185,14 +184,13 @@ def _training(
     profile: Profile, spec: Any, count: int, size: tuple[int, int]
 ) -> tuple[int, float, int, int]:
     schedule, compute = spec.schedule, spec.compute
-    image = forward(profile.backbone, size, compute)
+    together = -(-schedule.batch_size // compute.parts)
+    image = forward(profile.backbone, size, compute, together)
     erased = isinstance(spec, ClassifierSpec) and getattr(spec.method, "attract", "off") != "off"
     views = 2 if erased else 1  # of a scene: the masked image too
     images = schedule.epochs * schedule.epoch_steps(count) * schedule.batch_size
     passes = views * (3 + compute.checkpointing + (compute.parts > 1))
-    together = -(-schedule.batch_size // compute.parts)
-    activations = views * (together * image.saved + image.shared)
-    memory = 4 * image.parameters + 8 * image.trained + activations
+    memory = 4 * image.parameters + 8 * image.trained + views * image.saved
     return images, images * passes * image.flops / 1e15, memory, 4 * image.trained
 
 

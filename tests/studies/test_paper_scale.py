@@ -71,20 +71,24 @@ def test_two_steps_of_each_phase(network, method):
 
 
 def test_saved_activations_of_a_320_px_image():
-    """The reference keeps 385 MiB in float32, ours 220 and once a pass the folded weights."""
-    plain, ours = (forward(RESNET38D, (320, 320), compute) for compute in (PLAIN, BF16))
-    assert 215 < plain.saved / 2**20 < 225
-    assert 199 < plain.shared / 2**20 < 202  # 52.5 million numbers
-    assert ours.saved / 2**20 <= 60
+    """The reference keeps 385 MiB in float32, ours 220 and once a pass up to 200 of weights."""
+    size = (320, 320)
+    plain, eight, ours = (
+        forward(RESNET38D, size, compute, together).saved / 2**20 / together
+        for compute, together in ((PLAIN, 1), (PLAIN, 8), (BF16, 1))
+    )
+    assert 220 < plain < 235  # with few cells few norms are folded
+    assert 240 < eight < 250
+    assert ours <= 60
 
 
 def test_what_is_counted_without_contents_is_what_a_real_pass_keeps(network):
     """The same hooks on real tensors at 64 px, against the count on empty ones."""
     network.backbone.checkpointing = False
-    features = network.backbone.trunk(batch().images[:1])
+    features = network.backbone.trunk(batch().images)
     real = saved_bytes(lambda: network.from_trunk(features).cam, network)
-    counted = forward(RESNET38D, (64, 64), PLAIN)
-    assert real == pytest.approx(counted.saved + counted.shared, rel=0.02)
+    counted = forward(RESNET38D, (64, 64), PLAIN, together=2).saved
+    assert real == pytest.approx(counted, rel=0.02)
 
 
 def test_forward_operations_are_the_papers():

@@ -57,9 +57,9 @@ def test_work_and_memory_are_counted():
     assert seeds.pflop == pytest.approx(
         4 * 2 * (0.25 + 1) * forward(profile.backbone, PHOTO).flops / 1e15
     )
-    image = forward(profile.backbone, size, profile.erasing_compute)
-    kept = 2 * (2 * image.saved + image.shared)  # two views of a part of two
-    assert second.memory == 4 * image.parameters + 8 * image.trained + kept
+    image = forward(profile.backbone, size, profile.erasing_compute, together=2)
+    # Two views of a part of two images.
+    assert second.memory == 4 * image.parameters + 8 * image.trained + 2 * image.saved
     assert first.disk == 4 * image.trained
     assert seeds.memory is None
 
