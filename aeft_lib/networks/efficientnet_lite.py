@@ -70,9 +70,6 @@ class EfficientNetLite0(FrozenNorms):
                 taps.append(images)
         return tuple(taps)
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.tail(self.trunk(images))
-
     def _through(self, stages: nn.Sequential, x: Tensor) -> Tensor:
         for stage in stages:
             x = self.run(stage, x)

@@ -54,9 +54,6 @@ class GenericBackbone(FrozenNorms):
         """Outputs of the last three blocks."""
         return tuple(self._outputs(self.trunk(images))[-3:])
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.tail(self.trunk(images))
-
     def _outputs(self, x: Tensor) -> list[Tensor]:
         outputs = []
         for block in self._tail:
@@ -108,9 +105,6 @@ class TimmBackbone(FrozenNorms):
     def taps(self, images: Tensor) -> tuple[Tensor, ...]:
         """The last three of the network's maps."""
         return tuple(self.net(self.trunk(images))[-3:])
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.tail(self.trunk(images))
 
     @staticmethod
     def normalise(images: Tensor) -> Tensor:

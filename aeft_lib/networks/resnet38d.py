@@ -143,9 +143,6 @@ class ResNet38d(FrozenNorms):
             x = self.run(block, x)
         return (*taps, self.bn7(x).relu())
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.tail(self.trunk(images))
-
     @staticmethod
     def normalise(images: Tensor) -> Tensor:
         """As the function `normalise`."""

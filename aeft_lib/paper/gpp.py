@@ -20,7 +20,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
-from typing import NamedTuple
+from operator import index
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -68,11 +69,21 @@ def check_cam(cam: Tensor, num_classes: int | None = None) -> None:
 
 @lru_cache(maxsize=256)
 def _level_matrix(side: int, level: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """(side, side) matrix M: x @ M averages the last axis over `level` bins, stretched back."""
+    """(side, side) matrix M: x @ M averages the last axis over `level` bins, stretched back.
+
+    Made in float64, on the CPU, once for each size, device and type.
+    """
     with torch.inference_mode(False), torch.no_grad():
-        bins = F.adaptive_avg_pool1d(torch.eye(side, dtype=torch.float64)[None], level)
+        cells = torch.eye(side, dtype=torch.float64, device="cpu")[None]
+        bins = F.adaptive_avg_pool1d(cells, level)
         matrix = F.interpolate(bins, size=side, mode="linear", align_corners=False)[0]
         return matrix.to(device, dtype)
+
+
+@torch.compiler.assume_constant_result
+def _constant_matrix(*arguments: Any) -> Tensor:
+    """As `_level_matrix`; in a compiled graph a constant, and not how it is made."""
+    return _level_matrix(*arguments)
 
 
 def pool_level(cam: Tensor, level: int) -> Tensor:
@@ -81,8 +92,8 @@ def pool_level(cam: Tensor, level: int) -> Tensor:
     cam: (B, K, h, w) signed.  Returns the same shape.  A level above h or w is allowed, as in the
     reference: bins then repeat cells, and the map comes back slightly smoothed.
     """
-    h, w = cam.shape[-2:]
-    rows, columns = (_level_matrix(side, level, cam.device, cam.dtype) for side in (h, w))
+    h, w = map(index, cam.shape[-2:])  # plain integers, also where torch.compile has symbols
+    rows, columns = (_constant_matrix(side, level, cam.device, cam.dtype) for side in (h, w))
     return rows.mT @ cam @ columns
 
 

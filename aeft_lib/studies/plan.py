@@ -41,7 +41,7 @@ COCO_CLASSES = 80
 PHOTO = (375, 500)  # VOC's usual size, where scenes have their own
 # Of a GPU that is kept busy: an A100 in bf16 reaches about this on such convolutions; not measured.
 TFLOPS = 60.0
-MEMORIES = (8, 12, 24, 80)  # of GPUs, in GB, that `choices` speaks of
+MEMORIES = (4, 8, 12, 24)  # of GPUs, in GB, that `choices` speaks of
 SHARE = 0.75  # of a device's memory that what is counted may take
 
 
@@ -185,8 +185,13 @@ class Load(NamedTuple):
 
 
 @lru_cache(maxsize=32)
-def forward(backbone: BackboneSpec, size: tuple[int, int], compute: Compute = PLAIN) -> Forward:
-    """Count one image (H, W); a multiply-add is two operations.  No weights are needed."""
+def forward(
+    backbone: BackboneSpec, size: tuple[int, int], compute: Compute = PLAIN, together: int = 1
+) -> Forward:
+    """Count one image (H, W); a multiply-add is two operations.  No weights are needed.
+
+    together: images of one pass; ``saved`` is of all, since folded weights are kept but once.
+    """
     with torch.device("meta"):
         bare = replace(backbone, weights="none").build()
         bare.checkpointing = compute.checkpointing
@@ -197,7 +202,8 @@ def forward(backbone: BackboneSpec, size: tuple[int, int], compute: Compute = PL
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             features = bare.trunk(image)
             network.cam(features)
-        saved = saved_bytes(lambda: network.from_trunk(features).logits, network)
+        batch = features.expand(together, -1, -1, -1).contiguous()
+        saved = saved_bytes(lambda: network.from_trunk(batch).logits, network)
     trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
     parameters = sum(p.numel() for p in network.parameters())
     return Forward(counter.get_total_flops(), saved, 2 * features.numel(), parameters, trained)
@@ -246,12 +252,13 @@ def _training(
     profile: Profile, spec: Any, count: int, size: tuple[int, int]
 ) -> tuple[int, float, int, int]:
     schedule, compute = spec.schedule, spec.compute
-    image = forward(profile.backbone, size, compute)
+    together = -(-schedule.batch_size // compute.parts)
+    image = forward(profile.backbone, size, compute, together)
     erased = isinstance(spec, ClassifierSpec) and getattr(spec.method, "attract", "off") != "off"
     views = 2 if erased else 1  # of a scene: the masked image too
     images = schedule.epochs * schedule.epoch_steps(count) * schedule.batch_size
     passes = views * (3 + compute.checkpointing + (compute.parts > 1))
-    memory = _memory(image, views * -(-schedule.batch_size // compute.parts))
+    memory = _memory(image, views)
     return images, images * passes * image.flops / 1e15, memory, 4 * image.trained
 
 
@@ -268,11 +275,11 @@ def cheapest(backbone: BackboneSpec, load: Load, compute: Compute, memory: float
         *(replace(plain, parts=n, checkpointing=True) for n in range(1, load.batch + 1)),
     ]
     for candidate in tried:
-        image = forward(backbone, load.size, candidate)
-        together = load.views * -(-load.batch // candidate.parts)
-        if _memory(image, together) <= SHARE * memory:
+        together = -(-load.batch // candidate.parts)
+        needed = _memory(forward(backbone, load.size, candidate, together), load.views)
+        if needed <= SHARE * memory:
             return candidate
-    least = _memory(image, load.views) / SHARE / 1e9
+    least = needed / SHARE / 1e9
     raise ValueError(f"{memory / 1e9:.3g} GB hold no step, one image at a time needs {least:.1f}")
 
 
@@ -312,9 +319,9 @@ def choices(profile: Profile) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def _memory(image: Forward, together: int) -> int:
-    """Bytes of weights, gradients, momentum, and activations of so many images."""
-    return 4 * image.parameters + 8 * image.trained + together * image.saved
+def _memory(counted: Forward, views: int) -> int:
+    """Bytes of weights, gradients, momentum, and what a pass over each view keeps."""
+    return 4 * counted.parameters + 8 * counted.trained + views * counted.saved
 
 
 def _view(spec: Any) -> tuple[int, int] | None:

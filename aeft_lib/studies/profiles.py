@@ -30,7 +30,7 @@ from aeft_lib.studies.settings import (
     Segmentation,
 )
 
-GPU_GB = 24  # memory that the paper's profiles are for
+GPU_GB = 12  # memory that the paper's profiles are for
 COMMITTED_REPEATS = 3  # what the committed notebooks, figures and report come from
 MAX_REPEATS = 1000  # more is a slip of the keyboard
 THRESHOLDS = tuple(round(0.01 * i, 2) for i in range(1, 100))

@@ -483,6 +483,30 @@ def test_inference_mode_first_does_not_poison_training():
     torch.testing.assert_close(trained.logits, seen)
 
 
+# --- compiled ------------------------------------------------------------------------------------
+
+
+def test_a_compiled_layer_has_its_matrices_as_constants_and_no_break():
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    layer = pyramid_pooling(random_cam(1, 2, 4, 4, dtype=torch.float32), levels=(1, 2, 4))
+    compiled = torch.compile(layer, backend=backend, fullgraph=True)  # which refuses a break
+    for size in ((6, 7), (8, 8), (9, 10)):
+        cam = random_cam(2, 2, *size, dtype=torch.float32)
+        # The same operations in the same order.
+        torch.testing.assert_close(compiled(cam).logits, layer(cam).logits, rtol=0, atol=0)
+    nodes = [node for graph in graphs for node in graph.graph.nodes]
+    assert len(graphs) == 3
+    assert sum(node.op == "get_attr" for node in nodes) == 6 + 3 + 6  # rows and columns, a level
+    values = [node.meta.get("example_value") for node in nodes]
+    types = {value.dtype for value in values if isinstance(value, torch.Tensor)}
+    assert types == {torch.float32}
+
+
 # --- symmetries ----------------------------------------------------------------------------------
 
 
