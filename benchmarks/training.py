@@ -17,7 +17,7 @@ from torch import Tensor
 from aeft_lib.engine.samples import Batch
 from aeft_lib.engine.schedule import make_optimiser
 from aeft_lib.networks import state
-from aeft_lib.networks.backbone import unfold
+from aeft_lib.networks.frozen_norms import unfold
 from aeft_lib.networks.resnet38d import ResNet38dSpec
 from aeft_lib.paper import triplet
 from aeft_lib.paper.classifier import CamClassifier, Classification

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from aeft_lib.engine.fields import choice, whole
-from aeft_lib.networks.backbone import WEIGHTS, FrozenNorms, check_images
+from aeft_lib.networks.backbone import WEIGHTS, check_images
+from aeft_lib.networks.frozen_norms import FrozenNorms
 from aeft_lib.networks.weights import efficientnet_lite0_file, load_in_order
 
 N_STAGES = 7

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from aeft_lib.engine.fields import choice
 from aeft_lib.networks import resnet38d
-from aeft_lib.networks.backbone import WEIGHTS, FrozenNorms, check_images
+from aeft_lib.networks.backbone import WEIGHTS, check_images
+from aeft_lib.networks.frozen_norms import FrozenNorms
 from aeft_lib.networks.weights import check_named_digest
 
 STRIDES = (8, 16)

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from aeft_lib.engine.fields import choice
-from aeft_lib.networks.backbone import WEIGHTS, FrozenNorms, check_images
+from aeft_lib.networks.backbone import WEIGHTS, check_images
+from aeft_lib.networks.frozen_norms import FrozenNorms
 from aeft_lib.networks.weights import load_mxnet_resnet38d
 
 # Name; input, middle, output channels; stride; dilations of the first and second convolution.

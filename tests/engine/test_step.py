@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from aeft_lib.engine.samples import Batch
 from aeft_lib.engine.schedule import make_optimiser
 from aeft_lib.engine.step import PLAIN, Compute, Objective, Stepper, split
-from aeft_lib.networks.backbone import FrozenNorms
+from aeft_lib.networks.frozen_norms import FrozenNorms
 from aeft_lib.paper import triplet
 from aeft_lib.paper.classifier import CamClassifier, Classification
 from aeft_lib.paper.gpp import PyramidPooling

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from aeft_lib.cli import backbone_spec
 from aeft_lib.networks import state
-from aeft_lib.networks.backbone import FrozenNorms, convolutions_before_norms, unfold
+from aeft_lib.networks.frozen_norms import FrozenNorms, convolutions_before_norms, unfold
 from aeft_lib.networks.resnet38d import BasicBlock, Bottleneck
 
 # Name: norms, and those behind a convolution of their own block.
