@@ -73,6 +73,9 @@ class SliceWriter:
 def read_slices(
     file: Path, part: slice = slice(None), *, names: Sequence[str] = ()
 ) -> dict[str, Tensor]:
-    """The scenes `part` of the named tensors, () for all; nothing else is read."""
+    """The scenes `part` of the named tensors, () for all; nothing else is read.
+
+    Copies, since a slice of the library's keeps the file mapped, and all that was read resident.
+    """
     with safe_open(file, framework="pt") as opened:
-        return {name: opened.get_slice(name)[part] for name in names or opened.keys()}
+        return {name: opened.get_slice(name)[part].clone() for name in names or opened.keys()}

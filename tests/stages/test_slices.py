@@ -41,6 +41,13 @@ def test_a_part_of_some_tensors_is_read(tmp_path, tensors):
     assert read_slices(file).keys() == tensors.keys()
 
 
+def test_what_is_read_keeps_nothing_else_in_memory(tmp_path, tensors):
+    file = tmp_path / "file.safetensors"
+    written(file, tensors, slice(0, 5))
+    for name, tensor in read_slices(file, slice(2, 4)).items():
+        assert tensor.untyped_storage().nbytes() == tensor.nbytes, name
+
+
 def test_too_few_and_too_many_scenes_are_refused(tmp_path, tensors):
     with pytest.raises(ValueError, match="3 scenes for a file of 5"):
         written(tmp_path / "few", tensors, slice(0, 3))
