@@ -42,6 +42,7 @@ from aeft_lib.studies.profiles import SMOKE
 
 ROWS = ("gap", "attract_soft_repel", "segment_aeft")
 Tally = Counter  # (kind, outcome) -> how often
+NEVER = 10**6  # renames: more than a run has
 
 
 # --- kinds of corruption, each of a folder ---------------------------------------------------------
@@ -363,10 +364,20 @@ def started(what: str, rename: int, folder: Path) -> int:
     return subprocess.run(command, env=environment, stdout=subprocess.DEVNULL).returncode
 
 
+def computed(rows: tuple[str, ...], folder: Path) -> dict[Path, Artefact]:
+    """`compute` in a process of one thread, as killed ones have: bytes depend on the number."""
+    assert started(",".join(rows), NEVER, folder) == 0
+    with store_at(folder):
+        return compute(rows)
+
+
 def kills(
     made: dict, count: int, rng: random.Random, home: Path, rows: tuple[str, ...] = ROWS
 ) -> Tally:
-    """Three of four in the rows, then in the report; what comes after is as without them."""
+    """Three of four in the rows, then in the report; what comes after is as without them.
+
+    made: what `computed` gave.
+    """
     tally, number = Tally(), 0
     while number < count * 3 // 4:
         code = started(",".join(rows), rng.randrange(12), home / "killed")
@@ -375,18 +386,17 @@ def kills(
         if code == 0:
             shutil.rmtree(home / "killed")
         assert code in (0, -signal.SIGKILL), code
-    with store_at(home / "killed"):
-        same = results(compute(rows)) == results(made)
-        tally["kill, rows", "the same bytes" if same else "DIFFERENT"] += 1
+    same = results(computed(rows, home / "killed")) == results(made)
+    tally["kill, rows", "the same bytes" if same else "DIFFERENT"] += 1
     for rename in range(count - number):
         assert started("report", rename % 3, home / "killed") == -signal.SIGKILL  # of three files
         tally["kill, report", "killed"] += 1
     folder = home / "killed" / "figures" / "smoke-1repeats"
     files = [folder / f"report.{suffix}" for suffix in ("json", "csv", "md")]
-    assert started("report", 10**6, home / "killed") == 0
+    assert started("report", NEVER, home / "killed") == 0
     once = [file.read_bytes() for file in files]
     shutil.rmtree(folder)
-    assert started("report", 10**6, home / "killed") == 0
+    assert started("report", NEVER, home / "killed") == 0
     same = once == [file.read_bytes() for file in files]
     tally["kill, report", "the same bytes" if same else "DIFFERENT"] += 1
     return tally
@@ -416,8 +426,7 @@ def orphans(home: Path, seconds: float = 120) -> Tally:
 def parts(corruptions: int, n_kills: int, home: Path, seed: int = 0) -> Iterator[Tally]:
     """The tally of each part; about half of the corruptions are of artefacts, one at a time."""
     rng, whole = random.Random(seed), home / "whole"
-    with store_at(whole):
-        made = compute()
+    made = computed(ROWS, whole)
     rounds = max(1, corruptions // 250)
     left, committed = min(40, corruptions // 10), min(100, corruptions // 5)
     yield corrupt_all(whole, made, rounds, rng)

@@ -19,7 +19,7 @@ import sys
 import traceback
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -167,12 +167,16 @@ class Pretend(TorchDispatchMode):
         if asked == "cuda" and not gpu and result is plain[0]:
             result = result.clone()  # a copy to the device is another tensor
         known = {id(p): x for p, x in zip(plain, flat, strict=True) if isinstance(x, OnGpu)}
+        # A view is as normal as its tensor, in inference mode too.
+        normal = func.is_view and not all(x.is_inference() for x in known.values())
 
         def wrapped(tensor: Tensor) -> Tensor:
             if isinstance(tensor, OnGpu):  # of an operation that is made of others
                 return tensor
-            # An operation in place returns its argument.
-            return known[id(tensor)] if id(tensor) in known else OnGpu(tensor)
+            if id(tensor) in known:  # an operation in place returns its argument
+                return known[id(tensor)]
+            with torch.inference_mode(False) if normal else nullcontext():
+                return OnGpu(tensor)
 
         if isinstance(result, Tensor):
             return wrapped(result)

@@ -10,8 +10,7 @@ def test_no_damage_is_missed(tmp_path):
 
 
 def test_two_kills_end_with_the_same_bytes(tmp_path):
-    with campaign.store_at(tmp_path / "whole"):
-        made = campaign.compute(("gap",))
+    made = campaign.computed(("gap",), tmp_path / "whole")
     tally = campaign.kills(made, 2, campaign.random.Random(1), tmp_path, ("gap",))
     assert campaign.bad(tally) == {}
     assert sum(n for (_, outcome), n in tally.items() if outcome == "killed") == 2

@@ -23,6 +23,9 @@ JOB = Path(__file__).with_name("distributed_job.py")
 # Training moves weights by up to 0.1.  Gradients are sums of about 1e5 float32 terms, whose order
 # depends on the number of processes: 0.1 x 6e-8 x sqrt(1e5) = 2e-6, times a margin of 10.
 ROUNDING = 2e-5
+# The second phase erases pixels above a threshold, so rounding erases some more or fewer.  One is a
+# part in 64 x 64 of what an image moves weights by: 0.1 / 64^2, times a margin of 10.
+ERASED = 2.4e-4
 NAMES = [f"{i:05d}" for i in range(SPLITS["train_aug"])]
 
 
@@ -84,13 +87,13 @@ def stored_maps(stored: Path, stage: str, name: str) -> list[tuple[str, Seed]]:
     return list(read_seeds(file))
 
 
-@pytest.mark.parametrize("phase", [1, 2])
-def test_two_processes_give_the_weights_of_one(stores, phase):
+@pytest.mark.parametrize(("phase", "bound"), [(1, ROUNDING), (2, ERASED)])
+def test_two_processes_give_the_weights_of_one(stores, phase, bound):
     assert len(list(stores["one"].glob("train_classifier/*/weights.safetensors"))) == 2
     one, two = weights(stores["one"], phase), weights(stores["two"], phase)
     assert one.keys() == two.keys()
     for name in one:
-        torch.testing.assert_close(two[name], one[name], rtol=0, atol=ROUNDING, msg=name)
+        torch.testing.assert_close(two[name], one[name], rtol=0, atol=bound, msg=name)
 
 
 def test_negatives_within_a_rank_are_another_loss(stores):

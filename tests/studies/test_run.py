@@ -142,7 +142,7 @@ def test_table_of_stored_rows_computes_nothing(row, nothing_is_built):
     assert set(table.columns[3:]) == {*NUMBERS, "absent", "miou_present"}
     assert len(table) == 1
     assert table.loc[0, ["row", "label", "repeat"]].tolist() == ["gated", "G", 0]
-    assert table.loc[0, NUMBERS].to_dict() == row["evaluation"].summary
+    assert table.loc[0, list(row["evaluation"].summary)].to_dict() == row["evaluation"].summary
     assert all(0 <= table.loc[0, name] <= 100 for name in NUMBERS)
     assert 0 < table.loc[0, "threshold"] < 1
 
