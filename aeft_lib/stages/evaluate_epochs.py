@@ -87,20 +87,21 @@ class _Readings:
         read = (method, network, features, indices, MultiScale((1.0,)), size, spec.precision)
         self._read = read_cached(*read)
         self._spreads: list[tuple[float, float]] = []
-        self._logits: list[Tensor] = []
-        self._tags: list[Tensor] = []
+        # Numbers: small tensors that stay keep the heap around them from being used again.
+        self._logits: list[list[float]] = []
+        self._tags: list[list[bool]] = []
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for seed, logits, tags in self._read:
             self._spreads += map(spread, seed.cam)
-            self._logits.append(logits)
-            self._tags.append(tags)
+            self._logits.append(logits.tolist())
+            self._tags.append(tags.tolist())
             yield tuple(seed)
 
     def summary(self) -> dict[str, float]:
         """``tag_map, entropy, half_area`` of the seeds that were taken."""
         entropy, half_area = np.nanmean(self._spreads, axis=0)
-        logits, tags = torch.stack(self._logits), torch.stack(self._tags)
+        logits, tags = torch.tensor(self._logits), torch.tensor(self._tags)
         tag_map = evaluation.mean_average_precision(logits, tags)
         return {"tag_map": tag_map, "entropy": entropy, "half_area": half_area}
 

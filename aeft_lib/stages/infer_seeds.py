@@ -52,10 +52,11 @@ def infer_seeds(spec: SeedSpec, inputs: Mapping[str, Artefact], folder: Path) ->
     with SeedWriter(folder / SEEDS) as writer:
         for index, (seed, logits, tags) in enumerate(readings):
             writer.add(f"{index:05d}", seed)
-            all_logits.append(logits)
-            all_tags.append(tags)
+            # Numbers: small tensors that stay keep the heap around them from being used again.
+            all_logits.append(logits.tolist())
+            all_tags.append(tags.tolist())
     if all_tags:  # on the main rank
-        tensors = {"logits": torch.stack(all_logits), "tags": torch.stack(all_tags)}
+        tensors = {"logits": torch.tensor(all_logits), "tags": torch.tensor(all_tags)}
         save_file(tensors, folder / LOGITS)
     return {"images": len(all_tags)}
 

@@ -75,7 +75,9 @@ def read_slices(
 ) -> dict[str, Tensor]:
     """The scenes `part` of the named tensors, () for all; nothing else is read.
 
-    Copies, since a slice of the library's keeps the file mapped, and all that was read resident.
+    A part is a copy: the library's slice would keep the file mapped, and all that was read of it
+    resident.  Whole tensors stay mapped, and are read when they are needed.
     """
     with safe_open(file, framework="pt") as opened:
-        return {name: opened.get_slice(name)[part].clone() for name in names or opened.keys()}
+        read = {name: opened.get_slice(name)[part] for name in names or opened.keys()}
+    return read if part == slice(None) else {name: t.clone() for name, t in read.items()}
