@@ -61,7 +61,7 @@ def run_study(arguments: argparse.Namespace) -> None:
     from aeft_lib.studies import catalogue, profiles, run
 
     study, profile = catalogue.get(arguments.study), profiles.get(arguments.profile)
-    rows = [study.row(arguments.row)] if arguments.row else list(study.rows)
+    rows = list(study.rows) if arguments.row is None else [study.row(arguments.row)]
     if arguments.repeat is not None and arguments.repeats:
         raise ValueError("--repeat picks one repeat and --repeats says how many: give one of them")
     repeats = [arguments.repeat]
@@ -167,16 +167,25 @@ def predict(arguments: argparse.Namespace) -> None:
     from aeft_lib.lab import own_photos
     from aeft_lib.studies import profiles
 
+    if not arguments.out:
+        raise ValueError("--out is empty: name a folder")
     profile, folder = profiles.get(arguments.profile), Path(arguments.out)
     outputs = own_photos.planned([Path(file) for file in arguments.images], folder)
     reader = own_photos.open_reader(profile, arguments.row, arguments.repeat)
     folder.mkdir(parents=True, exist_ok=True)
     print(f"{arguments.row}, repeat {arguments.repeat}: trained on {reader.trained_on}")
     print(f"it knows {', '.join(reader.classes)}")
+    failed = []
     for photo, output in outputs.items():
-        labels = reader.label_map(photo)
-        own_photos.write(output, labels)
+        try:
+            labels = reader.label_map(photo)
+        except ValueError as error:  # the others need not wait for it
+            failed.append(str(error))
+            continue
+        own_photos.write(output, labels, photo)
         print(f"{photo} -> {output}: {own_photos.shares(labels, reader.classes)}", flush=True)
+    if failed:
+        raise ValueError(f"{len(failed)} of {len(outputs)} photos failed: {'; '.join(failed)}")
 
 
 def bench(arguments: argparse.Namespace) -> None:
@@ -205,7 +214,7 @@ def explain(arguments: argparse.Namespace) -> None:
     from aeft_lib.studies import catalogue, plan, profiles
 
     study, profile = catalogue.get(arguments.study), profiles.get(arguments.profile)
-    rows = [study.row(arguments.row)] if arguments.row else study.rows
+    rows = study.rows if arguments.row is None else [study.row(arguments.row)]
     repeats = range(profiles.repeats(profile, arguments.repeats))
     profile, assumed = plan.with_data(profile)
     planned = plan.plan(profile, rows, repeats)
@@ -324,7 +333,7 @@ def _parser() -> argparse.ArgumentParser:
     help_ = "compute a study, or one row of it, and print its table"
     study = commands.add_parser("run", parents=[common, working], help=help_)
     study.add_argument("study", help=studies)
-    study.add_argument("--row", default="", help="only this row (a job of a cluster array)")
+    study.add_argument("--row", help="only this row (a job of a cluster array)")
     only = "only this repeat, counted from 0"
     study.add_argument("--repeat", "--seed", type=int, help=only)
     study.set_defaults(command=run_study)
@@ -347,7 +356,7 @@ def _parser() -> argparse.ArgumentParser:
     help_ = "what a study would run, and what that costs"
     plan = commands.add_parser("explain", parents=[common], help=help_)
     plan.add_argument("study", help=studies)
-    plan.add_argument("--row", default="", help="only this row")
+    plan.add_argument("--row", help="only this row")
     plan.set_defaults(command=explain)
 
     help_ = "which tensors of a published file find their place in a network"

@@ -108,6 +108,8 @@ def listing(root: Path) -> Listing:
         problems.append(f"{images}: no such folder" + (f"; {remedy}" if remedy else ""))
     if near := near_miss(root / "masks"):
         problems.append(f"{near}: rename it to masks")
+    if table:
+        problems += _masks_of_nothing(root / "masks", {line["image"] for line in table})
     problems += [] if problems else _unusable(root / "tags.csv", table)
     tags = {line["image"]: line["tags"] for line in table}
     splits: dict[str, list[str]] = {}
@@ -144,6 +146,20 @@ def _unlisted(images: Path, tags: dict[str, set[str]]) -> list[str]:
     names = [name for name in visible if name not in listed]
     shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
     return [f"in images/, but not in tags.csv: {len(names)} ({shown})"] if names else []
+
+
+def _masks_of_nothing(masks: Path, images: set[str]) -> list[str]:
+    """A problem with the files below masks/ that no listed image has for its mask."""
+    if not masks.is_dir():
+        return (
+            [f"{masks}: no folder; remove it, or put the masks into one"] if masks.exists() else []
+        )
+    wanted = {mask_file(masks.parent, image) for image in images}
+    files = [file for file in sorted(masks.rglob("*")) if not file.is_dir()]
+    names = [file.name for file in files if file not in wanted and not file.name.startswith(".")]
+    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    rule = "a mask has its image's name with the suffix .png"
+    return [f"in masks/, but of no listed image: {len(names)} ({shown}); {rule}"] if names else []
 
 
 def mask_file(root: Path, image: str) -> Path:

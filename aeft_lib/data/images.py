@@ -29,7 +29,8 @@ def read_header(file: Path) -> Header:
     """The header alone.  Raises ValueError as `read_image` does where the header shows it."""
     with picture(file) as opened:
         _check_depth(file, opened)
-        turn = opened.getexif().get(ORIENTATION, 1)
+        # Pillow gives the size of a TIFF as it is turned already.
+        turn = 1 if opened.format == "TIFF" else opened.getexif().get(ORIENTATION, 1)
         return Header(opened.mode, opened.size[::-1], turn)
 
 

@@ -4,9 +4,11 @@ A network knows objects at the sizes it was trained on.  So a photo is read at t
 training scenes, at the profile's test scales, whatever size it has.  Its scores, not its labels,
 are brought back to the photo's size, in strips: what is held at once does not grow with the photo.
 
-Nothing is overwritten that `aeft predict` did not write.
+Nothing is overwritten but what `aeft predict` wrote for the same photo, and nobody edited since.
 """
 
+import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +37,7 @@ from aeft_lib.studies.settings import Profile
 
 SUFFIX = ".labels.png"
 WRITER = "aeft predict"  # in the PNG text "Software" of what is written here
+LONGEST = 230  # bytes of a file's name, with room for the one it is written under first
 STRIP = 2**22  # scores that are held at once at a photo's own size
 SAMPLED = 200  # photos whose headers tell the usual size of a set
 
@@ -187,27 +190,59 @@ def _check_free(outputs: Mapping[Path, Path], folder: Path) -> None:
             both = f"{photo_of[name]} and {photo} would both be written to {output}"
             raise ValueError(f"{both}: predict them apart, with another --out each")
         photo_of[name] = photo
-        taken = output.exists() or output.is_symlink()
-        if taken and not written_here(output):
-            rule = "is there and was not written by aeft predict"
-            raise ValueError(f"{output} {rule}: choose another --out, or move it")
+        if len(output.name.encode()) > LONGEST:
+            raise ValueError(f"{output}: the name is too long, give the photo a shorter one")
+        if (output.exists() or output.is_symlink()) and (problem := _foreign(output, photo)):
+            raise ValueError(f"{output} {problem}: choose another --out, or move it")
+
+
+def _foreign(file: Path, photo: Path) -> str:
+    """Why a file must not be overwritten by the label map of a photo; "" where it may be."""
+    signed = signature(file)
+    if signed.get("Software") != WRITER:
+        return "is there and was not written by aeft predict"
+    if all(signed.get(name) != digest for name, digest in _origin(photo).items()):
+        return "is the label map of another photo"
+    with picture(file) as opened:
+        edited = signed.get("Labels") != _digest(np.array(opened).tobytes())
+    return "was edited since aeft predict wrote it" if edited else ""
+
+
+def signature(file: Path) -> dict[str, str]:
+    """What a PNG's text says of its origin; nothing for any other file."""
+    try:
+        with picture(file) as opened:
+            return dict(opened.info) if opened.format == "PNG" else {}
+    except Unreadable:
+        return {}
 
 
 def written_here(file: Path) -> bool:
     """Whether a file is a label map that `aeft predict` wrote: its PNG text says so."""
-    try:
-        with picture(file) as opened:
-            return opened.format == "PNG" and opened.info.get("Software") == WRITER
-    except Unreadable:
-        return False
+    return signature(file).get("Software") == WRITER
 
 
-def write(file: Path, labels: np.ndarray) -> None:
-    """Write a label map (H, W) uint8, signed, as a palette PNG in VOC's colours, or not at all."""
-    signature = PngImagePlugin.PngInfo()
-    signature.add_text("Software", WRITER)
+def write(file: Path, labels: np.ndarray, photo: Path) -> None:
+    """Write the labels (H, W) uint8 of a photo as a palette PNG in VOC's colours, or not at all.
+
+    Its text holds digests of the labels, of the photo and of the photo's place.
+    """
+    text = {"Software": WRITER, "Labels": _digest(labels.tobytes())} | _origin(photo)
+    signed = PngImagePlugin.PngInfo()
+    for name, value in text.items():
+        signed.add_text(name, value)
     with paths.replacing(file) as aside:
-        write_label_map(aside, labels, pnginfo=signature)
+        write_label_map(aside, labels, pnginfo=signed)
+
+
+def _origin(photo: Path) -> dict[str, str]:
+    """By what a photo is known again: its place where it was changed, its content where moved."""
+    place = os.fsencode(photo.resolve())
+    return {"Place": _digest(place), "Photo": _digest(photo.read_bytes())}
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def shares(labels: np.ndarray, classes: Sequence[str]) -> str:

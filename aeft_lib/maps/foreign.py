@@ -28,6 +28,8 @@ def reading(file: Path, problem: str, remedy: str = "fetch it again") -> Iterato
     forbidden.  What we raise inside as `Unreadable` stays; so does a name that our own lines
     misspell.
     """
+    if file.exists() and not (file.is_file() or file.is_dir()):  # a pipe would be waited for
+        raise Unreadable(f"{file}: {problem} (no regular file)")
     try:
         yield
     except (Unreadable, KeyboardInterrupt, SystemExit, GeneratorExit):

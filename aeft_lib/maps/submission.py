@@ -18,6 +18,7 @@ from aeft_lib.maps.labels import VOID, write_label_map
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]+")
 # comp6: trained with data beyond VOC's, as ImageNet's are.
 FOLDER = "results/VOC2012/Segmentation/comp6_{split}_cls"
+WRITER = b"aeft export"  # the comment of an archive that is made here
 
 
 def write(
@@ -34,6 +35,7 @@ def write(
     with paths.replacing(file) as aside:
         # Stored: PNGs are compressed already.
         with zipfile.ZipFile(aside, "w", zipfile.ZIP_STORED) as archive:
+            archive.comment = WRITER
             for name, labels in named:
                 if name in written or not PLAIN_NAME.fullmatch(name):
                     raise ValueError(f"{name!r} must be a plain name of an image, and stand once")
@@ -51,13 +53,12 @@ def write(
 
 
 def is_submission(file: Path) -> bool:
-    """Whether a file is an archive of the layout that `write` gives it, and of nothing else."""
+    """Whether a file is an archive that `write` made: its comment says so."""
     try:
         with zipfile.ZipFile(file) as archive:
-            names = archive.namelist()
+            return archive.comment == WRITER
     except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError):
         return False
-    return bool(names) and all(name.startswith(FOLDER.split("{")[0]) for name in names)
 
 
 def _foreign_labels(labels: np.ndarray, num_classes: int) -> list[int]:

@@ -208,7 +208,7 @@ def write_json(file: Path, content: Any) -> None:
 
 def _build(stage: Stage, spec: Any, inputs: Inputs, folder: Path) -> Artefact:
     partial = folder.with_name(folder.name + ".partial")
-    if not partial.is_dir():
+    if partial.is_symlink() or not partial.is_dir():  # what a link leads to is not ours to tidy
         partial.unlink(missing_ok=True)
     partial.mkdir(exist_ok=True)
     checkpoint.tidy(partial)

@@ -609,7 +609,18 @@ FOLDER_DAMAGE = {
         lambda r: colour_map(r / "masks" / "photo_001.png"),
         "photo_001.png: a mask must be a PNG",
     ),
+    "mask of another suffix": (
+        lambda r: (r / "masks" / "photo_001.png").rename(r / "masks" / "photo_001.png.PNG"),
+        "in masks/, but of no listed image: 1 (photo_001.png.PNG); a mask has its image's name",
+    ),
+    "photo is a pipe": (lambda r: pipe(r / "images" / "photo_001.jpg"), "photo_001.jpg"),
 }
+
+
+def pipe(file: Path) -> None:
+    """In a file's place: whoever opened it would wait for ever."""
+    file.unlink()
+    os.mkfifo(file)
 
 
 def add_line(root: Path, line: str) -> None:

@@ -1,5 +1,6 @@
 """Photos: whatever they were, read as RGB of 8 bits, and refused by name where that cannot be."""
 
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aeft_lib.data.images import image_size, read_header, read_image, resized, squared
+from aeft_lib.data.images import image_size, read_header, read_image, read_resized, resized, squared
 from aeft_lib.maps.labels import voc_palette, write_label_map
 
 LABELS = np.array([[0, 1, 2], [9, 0, 255]], dtype=np.uint8)
@@ -131,3 +132,19 @@ def test_a_square_of_no_side_is_the_picture_itself():
     assert (squared(LABELS, 4) == resized(LABELS, (4, 4), labels=True)).all()
     photo = voc_palette()[LABELS]
     assert (squared(photo, 4) == resized(photo, (4, 4))).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["jpg", "png", "tif", "webp"])
+def test_the_size_of_a_header_is_that_of_the_photo(tmp_path, kind, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = saved(tmp_path / f"turned.{kind}", Image.new("RGB", (20, 12)), exif=exif)
+    assert image_size(file) == read_image(file).shape[:2]
+    assert read_resized(file, image_size(file)).shape == read_image(file).shape
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "photo.jpg")
+    with pytest.raises(ValueError, match=r"photo\.jpg: not a readable image \(no regular file\)"):
+        read_image(tmp_path / "photo.jpg")

@@ -358,6 +358,11 @@ def test_export_writes_an_archive_of_a_networks_predictions(lab, tmp_path, capsy
         assert archive.namelist() == [
             f"results/VOC2012/Segmentation/comp6_val_cls/val_0_{i:05d}.png" for i in range(8)
         ]
+    with zipfile.ZipFile(file, "w") as archive:  # of the same layout, by somebody else
+        archive.writestr("results/VOC2012/Segmentation/comp6_val_cls/mine.png", b"mine")
+    mine = file.read_bytes()
+    assert exported(capsys, "segment_truth", "--out", str(file))[0] == 1
+    assert file.read_bytes() == mine
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from torch import nn
 
 from aeft_lib import cli, paths
@@ -179,7 +179,7 @@ from aeft_lib.lab import own_photos
 torch.set_num_threads(1)
 for name in ("small.jpg", "small.png", "large.jpg", "large.png"):
     labels = reader(scales=(1.0,)).label_map(Path(name))
-    own_photos.write(Path(name + own_photos.SUFFIX), labels)
+    own_photos.write(Path(name + own_photos.SUFFIX), labels, Path(name))
     own_photos.shares(labels, ("red", "green"))
     (peak,) = (line for line in open("/proc/self/status") if line.startswith("VmHWM"))
     print(name, int(peak.split()[1]) * 1024)
@@ -319,8 +319,36 @@ def test_a_map_that_cannot_be_written_leaves_nothing_half(photos, monkeypatch):
     monkeypatch.setattr(own_photos, "write_label_map", fail)
     before = contents(photos)
     with pytest.raises(OSError, match="disk full"):
-        own_photos.write(photos / "cat.labels.png", np.zeros((4, 4), np.uint8))
+        own_photos.write(photos / "cat.labels.png", np.zeros((4, 4), np.uint8), photos / "cat.png")
     assert contents(photos) == before
+
+
+def test_a_map_of_another_photo_and_an_edited_one_are_left_alone(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    first = saved(tmp_path / "a" / "x.png", waves(40, 40))
+    other = saved(tmp_path / "b" / "x.png", waves(40, 44))
+    output = own_photos.planned([first], tmp_path / "maps")[first]
+    output.parent.mkdir()
+    labels = np.zeros((40, 40), np.uint8)
+    own_photos.write(output, labels, first)
+    assert own_photos.planned([first], output.parent) == {first: output}
+    with pytest.raises(ValueError, match=r"x\.labels\.png is the label map of another photo"):
+        own_photos.planned([other], output.parent)
+    text = PngImagePlugin.PngInfo()
+    for name, value in own_photos.signature(output).items():
+        if isinstance(value, str):
+            text.add_text(name, value)
+    labels[3, 3] = 1
+    own_photos.write_label_map(output, labels, pnginfo=text)
+    with pytest.raises(ValueError, match=r"x\.labels\.png was edited since aeft predict wrote it"):
+        own_photos.planned([first], output.parent)
+
+
+def test_a_name_too_long_for_its_map_is_refused_before_any_work(tmp_path):
+    photo = saved(tmp_path / f"{'n' * 230}.png", waves(40, 40))
+    with pytest.raises(ValueError, match="the name is too long"):
+        own_photos.planned([photo], tmp_path)
 
 
 # --- rows -----------------------------------------------------------------------------------------

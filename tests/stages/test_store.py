@@ -601,6 +601,18 @@ def test_other_process_set_the_damaged_one_aside_first(stored, count, monkeypatc
 # --- a store that cannot be written ------------------------------------------------------------
 
 
+def test_a_linked_leftover_is_dropped_and_what_it_leads_to_stays(stored, count, tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "file").write_text("mine")
+    partial = stored / "count" / f"{store.key_for(count, Spec())}.partial"
+    partial.parent.mkdir(parents=True)
+    partial.symlink_to(mine, target_is_directory=True)
+    artefact = store.obtain(count, Spec())
+    assert not artefact.folder.is_symlink()
+    assert [file.name for file in mine.iterdir()] == ["file"]
+
+
 @pytest.mark.parametrize("below", ["", "store", "deep/store"])
 def test_store_that_is_a_file_or_below_one(tmp_path, monkeypatch, count, below):
     (tmp_path / "file").write_text("mine")
