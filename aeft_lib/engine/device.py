@@ -60,7 +60,8 @@ def inference_precision(default: str = "auto") -> str:
     The rule of "auto": bf16 where the device has instructions for it, that is on a GPU of which
     torch says so, and on a CPU with AMX-BF16 or AVX512-BF16 among its flags, which Linux lists;
     fp32 everywhere else, where bf16 is emulated and slower.  fp32 is the reference: bf16 keeps 8
-    bits of a number, and moves an mIoU by about 0.1 at most.  CAMs and logits are merged in fp32.
+    bits of a number (tests/stages/test_reading.py bounds what it changes in a CAM).  CAMs and
+    logits are merged in fp32.
     Raises ValueError for another value.
     """
     asked = os.environ.get(PRECISION) or default
