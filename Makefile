@@ -12,7 +12,9 @@ NOTEBOOKS := notebooks/[0-9][0-9]_*.ipynb
 # What hangs on rounding: these tests run once more with noise on weights and scores (tests/noise.py).
 FLOATING  := tests/maps tests/refinement tests/networks/test_segmenter.py tests/stages
 # Tests have a store of their own and never touch a user's; notebooks work in notebooks/, so the path is absolute.
-TEST_ENV  := env -u MPLBACKEND AEFT_PROFILE=smoke AEFT_RUNS="$(CURDIR)/runs/test" AEFT_QUIET=1 PYTHONWARNINGS=ignore::DeprecationWarning
+# They run in two processes of one thread each, a file at a time in one of them.
+TEST_ENV  := env -u MPLBACKEND OMP_NUM_THREADS=1 AEFT_PROFILE=smoke AEFT_RUNS="$(CURDIR)/runs/test" AEFT_QUIET=1 PYTHONWARNINGS=ignore::DeprecationWarning
+PYTEST     = $(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup reproduce smoke test report lab bench publish clean
@@ -32,9 +34,9 @@ smoke: $(STAMP)  ## the same lines of code on a few small pictures, in minutes
 test: $(STAMP)  ## lint, unit tests and doctests, some again under noise, then every notebook cell by cell
 	@failed=; run() { echo "$$*"; "$$@" || failed=1; }; \
 	run $(BIN)/ruff check; \
-	run $(TEST_ENV) $(BIN)/python -m pytest --doctest-modules tests aeft_lib; \
-	run $(TEST_ENV) $(BIN)/python -m pytest --noise=1e-6 $(FLOATING); \
-	run $(TEST_ENV) $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=900 $(NOTEBOOKS); \
+	run $(PYTEST) --doctest-modules tests aeft_lib; \
+	run $(PYTEST) --noise=1e-6 $(FLOATING); \
+	run $(PYTEST) --nbval-lax --nbval-current-env --nbval-cell-timeout=900 $(NOTEBOOKS); \
 	test -z "$$failed"
 
 report: $(STAMP)  ## published against reproduced, from what is in the store
