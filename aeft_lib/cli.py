@@ -196,6 +196,7 @@ def bench(arguments: argparse.Namespace) -> None:
     files = _benchmarks()
     if arguments.name not in files:
         raise unknown(f"unknown benchmark {arguments.name!r}", arguments.name, files)
+    sys.path.append(str(files[arguments.name].parent))  # they share a module
     rows = runpy.run_path(str(files[arguments.name]))["benchmarks"]()
     print(json.dumps({"benchmarks": rows, "machine": store.environment()["machine"]}, indent=1))
 
