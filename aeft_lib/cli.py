@@ -82,9 +82,10 @@ def reproduce(arguments: argparse.Namespace) -> None:
     """``aeft reproduce``: every study, then every notebook, then the report."""
     from aeft_lib.lab.notebooks import plan
     from aeft_lib.lab.notebooks import reproduce as run_notebooks
-    from aeft_lib.lab.session import check_masks
+    from aeft_lib.lab.session import Session, check_masks
     from aeft_lib.stages import store
     from aeft_lib.studies import catalogue, profiles, run
+    from aeft_lib.studies import report as reports
 
     profile = profiles.get(arguments.profile)
     n_repeats = profiles.repeats(profile, arguments.repeats)
@@ -99,6 +100,7 @@ def reproduce(arguments: argparse.Namespace) -> None:
     plan({"profile": profile.name, "repeats": n_repeats}, **choice)
     check_masks(profile, ("train", "scored"))
     store.check_writable()
+    reports.outputs(Session(profile, n_repeats).figures_folder)
     chosen = []
     for study in [] if arguments.only else catalogue.STUDIES.values():
         if run.left_out(study, profile, n_repeats):
@@ -133,6 +135,7 @@ def write_report(profile: "Profile", n_repeats: int) -> None:
 
     store.check_writable()
     session = Session(profile, n_repeats)
+    reports.outputs(session.figures_folder)  # refused before the work
     built = session.report()
     for file in reports.write(built, session.figures_folder):
         print(file)

@@ -109,7 +109,7 @@ def reproduce(
     parameters = {"profile": profile, "repeats": repeats}
     sources = plan(parameters, only=only, start=start, publish=publish, folder=folder)
     store.check_writable()
-    home = paths.runs().resolve() / "notebooks" / f"{profile}-{repeats}repeats"
+    home = _home(parameters)
     home.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(home / ".lock", timeout=0):
@@ -134,7 +134,8 @@ def plan(
     """The notebooks that `reproduce` would run with ``{"profile": str, "repeats": int}``, checked.
 
     Raises ValueError for names that are not there, a notebook that does not define the parameters,
-    a wrong number of repeats, or publish with a part of the notebooks.
+    a wrong number of repeats, publish with a part of the notebooks, or a folder in the place of an
+    output.
     """
     whole(SimpleNamespace(**parameters), "repeats", least=1)
     if publish and (only or start):
@@ -144,9 +145,17 @@ def plan(
         )
     known = read_sources((folder or paths.NOTEBOOKS).resolve())
     sources = choose(known, only=only, start=start)
+    home = _home(parameters)
     for source in sources:
         check_parameters(source, parameters)
+        paths.check_outputs(home / f"{source.name}{suffix}" for suffix in (".ipynb", ".html"))
     return sources
+
+
+def _home(parameters: Mapping[str, Any]) -> Path:
+    """Where executed notebooks stand."""
+    name = "{profile}-{repeats}repeats".format(**parameters)
+    return paths.runs().resolve() / "notebooks" / name
 
 
 def read_sources(folder: Path) -> list[Source]:

@@ -9,6 +9,7 @@ Nothing is overwritten but what `aeft predict` wrote for the same photo, and nob
 
 import hashlib
 import os
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from aeft_lib import paths
 from aeft_lib.data.images import image_size, read_resized
 from aeft_lib.data.photos import Photos
 from aeft_lib.data.scene import Scenes, SceneSet
-from aeft_lib.engine.device import device
+from aeft_lib.engine.device import check_device, device
 from aeft_lib.maps.foreign import Unreadable, picture
 from aeft_lib.maps.labels import write_label_map
 from aeft_lib.refinement.dense_crf import DenseCRF, unary_of
@@ -126,6 +127,7 @@ def open_reader(profile: Profile, name: str, repeat: int) -> Reader:
 
     Raises ValueError as `network_row` does, and for a row that is told the tags of what it reads.
     """
+    check_device()
     made, row = network_row(profile, name, repeat), catalogue.row(name)
     if row.prediction.tags_known:
         raise ValueError(f"row {name} is told the tags, and a new photo has none: choose another")
@@ -185,7 +187,8 @@ def _check_free(outputs: Mapping[Path, Path], folder: Path) -> None:
         raise ValueError(f"--out {folder} is a file, and must be a folder")
     photo_of: dict[str, Path] = {}
     for photo, output in outputs.items():
-        name = output.name.casefold()  # some file systems do not tell A from a
+        # Some file systems do not tell A from a, nor an accent from one that is composed otherwise.
+        name = unicodedata.normalize("NFC", output.name).casefold()
         if name in photo_of:
             both = f"{photo_of[name]} and {photo} would both be written to {output}"
             raise ValueError(f"{both}: predict them apart, with another --out each")

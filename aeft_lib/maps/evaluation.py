@@ -174,6 +174,7 @@ def sweep(
         rule = f"is outside 0..{num_classes} and is not void ({VOID})"
         raise ValueError(f"mask label {label} {rule}")
     counts = _counts_by_threshold(shaped[: num_classes + 1])
+    _check_counted(counts[2])
     top = shaped.sum(axis=(0, 1))
     top[0] -= untagged
     return Sweep(*counts, np.asarray(thresholds, dtype=float), top=top)
@@ -200,7 +201,13 @@ def confusion(
                 raise ValueError(f"label {label} {rule}")
         matrix += torch.bincount(truth * n + guess, minlength=n * n)
     square = matrix.view(n, n).numpy()
+    _check_counted(square)
     return Counts(square.diagonal().copy(), square.sum(axis=0), square.sum(axis=1))
+
+
+def _check_counted(pixels: np.ndarray) -> None:
+    if not pixels.any():
+        raise ValueError(f"no pixel can be scored: there is no mask, or all of it is void ({VOID})")
 
 
 def mean_average_precision(logits: Tensor, tags: Tensor) -> float:

@@ -111,10 +111,17 @@ def _richer(line: dict[str, Any], earlier: Mapping[str, Any]) -> dict[str, Any]:
     return line | kept
 
 
+def outputs(folder: Path) -> list[Path]:
+    """The files that `write` writes.  Raises ValueError as `paths.check_outputs` does."""
+    files = [folder / f"report.{suffix}" for suffix in ("json", "csv", "md")]
+    paths.check_outputs(files)
+    return files
+
+
 def write(report: Mapping[str, Any], folder: Path) -> list[Path]:
     """Write ``report.json``, ``.csv`` and ``.md`` to `folder`; returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / f"report.{suffix}" for suffix in ("json", "csv", "md")]
+    files = outputs(folder)
     options = {"index": False, "float_format": "%.4f", "lineterminator": "\n"}
     table = pd.DataFrame(report["claims"]).to_csv(**options)
     paths.write_committed(files[0], (json.dumps(report, indent=1) + "\n").encode())

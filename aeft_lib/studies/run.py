@@ -20,6 +20,7 @@ from aeft_lib import paths
 from aeft_lib.engine import ranks, shards
 from aeft_lib.engine.device import device
 from aeft_lib.maps.evaluation import mean_average_precision
+from aeft_lib.maps.labels import VOID
 from aeft_lib.stages import store
 from aeft_lib.stages.reading import load_logits
 from aeft_lib.studies import preflight
@@ -191,6 +192,12 @@ def remarks(profile: Profile, jobs: Sequence[Job], table: pd.DataFrame) -> list[
             f"{names}: {count:.0f} of {total} classes (background is one) are in no scored mask "
             f"and count as 0: a perfect map has an mIoU of {best:.1f}; miou_present leaves out "
             "classes that neither masks nor maps have"
+        )
+    if "no_background" in table:
+        names = ", ".join(table.dropna(subset="no_background")["row"].unique())
+        lines.append(
+            f"{names}: no pixel of the scored masks is background (0): is it painted {VOID}, which "
+            "is void? `aeft data check` says more"
         )
     return lines
 

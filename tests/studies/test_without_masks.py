@@ -13,7 +13,7 @@ import pytest
 from photo_sets import make_folder
 
 from aeft_lib import cli
-from aeft_lib.data.folder import FolderSpec, mask_file
+from aeft_lib.data.folder import FolderSpec, mask_name
 from aeft_lib.data.scene import missing_masks, opened
 from aeft_lib.lab.session import Session, open_session
 from aeft_lib.maps.labels import read_label_map, write_label_map
@@ -59,7 +59,7 @@ def add_masks(photos, tmp_path, monkeypatch, split: str) -> None:
     opened.cache_clear()
     scenes = FolderSpec(split).open()
     for index, name in enumerate(scenes.names):
-        file = mask_file(tmp_path / "masked", name)
+        file = tmp_path / "masked" / "masks" / mask_name(name)
         file.parent.mkdir(exist_ok=True)
         mask = np.zeros((48, 64), np.uint8)
         mask[8:40, 8:40] = 1 + scenes.tags(index).argmax()
@@ -141,7 +141,7 @@ def test_masks_that_come_later_are_scored_and_nothing_is_trained_again(
 def test_one_missing_mask_leaves_the_scores_out_and_is_named(photos, tmp_path, monkeypatch):
     add_masks(photos, tmp_path, monkeypatch, "val")
     scenes = PROFILE.val.open()
-    mask_file(tmp_path / "masked", scenes.names[2]).unlink()
+    (tmp_path / "masked" / "masks" / mask_name(scenes.names[2])).unlink()
     opened.cache_clear()
     expected = f"1 of 4 scenes of the split 'val' has no mask (the first: {scenes.names[2]})"
     assert missing_masks(PROFILE.val) == expected
