@@ -80,10 +80,9 @@ def run_study(arguments: argparse.Namespace) -> None:
 
 def reproduce(arguments: argparse.Namespace) -> None:
     """``aeft reproduce``: every study, then every notebook, then the report."""
-    from aeft_lib.lab.notebooks import plan
+    from aeft_lib.lab.notebooks import checked_home, plan
     from aeft_lib.lab.notebooks import reproduce as run_notebooks
     from aeft_lib.lab.session import Session, check_masks
-    from aeft_lib.stages import store
     from aeft_lib.studies import catalogue, profiles, run
     from aeft_lib.studies import report as reports
 
@@ -97,9 +96,10 @@ def reproduce(arguments: argparse.Namespace) -> None:
         )
     choice = {"only": arguments.only, "start": arguments.start, "publish": arguments.publish}
     # Refuse before the studies what would fail after them.
-    plan({"profile": profile.name, "repeats": n_repeats}, **choice)
+    parameters = {"profile": profile.name, "repeats": n_repeats}
+    sources = plan(parameters, **choice)
     check_masks(profile, ("train", "scored"))
-    store.check_writable()
+    checked_home(parameters, sources)
     reports.outputs(Session(profile, n_repeats).figures_folder)
     chosen = []
     for study in [] if arguments.only else catalogue.STUDIES.values():

@@ -78,7 +78,7 @@ def replacing(file: Path) -> Iterator[Path]:
         sync(file.parent)
     except OSError as error:
         if error.errno in FULL:
-            error.filename, error.filename2 = str(file), None
+            raise OSError(error.errno, error.strerror, str(file)) from error
         raise
     finally:
         aside.unlink(missing_ok=True)

@@ -445,7 +445,7 @@ def test_report_of_an_empty_store_never_replaces_the_committed_one(
 def reproduced(monkeypatch):
     """What `reproduce` would compute: (study, repeats); notebooks and report are left out."""
     asked = []
-    monkeypatch.setattr(notebooks, "plan", lambda *_, **__: None)
+    monkeypatch.setattr(notebooks, "plan", lambda *_, **__: [])
     monkeypatch.setattr(notebooks, "reproduce", lambda **_: "there")
     monkeypatch.setattr(cli, "write_report", lambda *_: None)
 

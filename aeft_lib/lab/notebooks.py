@@ -102,14 +102,13 @@ def reproduce(
     only: names to run, such as ``02_gap_vs_gpp``; empty means all.  start: the name to begin with.
     publish: when all have finished, copy the executed notebooks over their sources, `cleaned`.
 
-    Raises ValueError, before anything runs, for what `plan` refuses; NotebookFailed when a notebook
+    Raises ValueError, before anything runs, for what `plan` and `checked_home` refuse; NotebookFailed when a notebook
     does not finish; RuntimeError where another run writes to the same folder; StoreError where
     nothing can be written.
     """
     parameters = {"profile": profile, "repeats": repeats}
     sources = plan(parameters, only=only, start=start, publish=publish, folder=folder)
-    store.check_writable()
-    home = _home(parameters)
+    home = checked_home(parameters, sources)
     home.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(home / ".lock", timeout=0):
@@ -134,8 +133,7 @@ def plan(
     """The notebooks that `reproduce` would run with ``{"profile": str, "repeats": int}``, checked.
 
     Raises ValueError for names that are not there, a notebook that does not define the parameters,
-    a wrong number of repeats, publish with a part of the notebooks, or a folder in the place of an
-    output.
+    a wrong number of repeats, or publish with a part of the notebooks.
     """
     whole(SimpleNamespace(**parameters), "repeats", least=1)
     if publish and (only or start):
@@ -145,17 +143,21 @@ def plan(
         )
     known = read_sources((folder or paths.NOTEBOOKS).resolve())
     sources = choose(known, only=only, start=start)
-    home = _home(parameters)
     for source in sources:
         check_parameters(source, parameters)
-        paths.check_outputs(home / f"{source.name}{suffix}" for suffix in (".ipynb", ".html"))
     return sources
 
 
-def _home(parameters: Mapping[str, Any]) -> Path:
-    """Where executed notebooks stand."""
-    name = "{profile}-{repeats}repeats".format(**parameters)
-    return paths.runs().resolve() / "notebooks" / name
+def checked_home(parameters: Mapping[str, Any], sources: Sequence[Source]) -> Path:
+    """Where executed notebooks stand.
+
+    Raises StoreError where it cannot be written, ValueError where a folder stands in a file's place.
+    """
+    store.check_writable()
+    home = paths.runs().resolve() / "notebooks" / "{profile}-{repeats}repeats".format(**parameters)
+    for suffix in (".ipynb", ".html"):
+        paths.check_outputs(home / f"{source.name}{suffix}" for source in sources)
+    return home
 
 
 def read_sources(folder: Path) -> list[Source]:

@@ -174,7 +174,6 @@ def sweep(
         rule = f"is outside 0..{num_classes} and is not void ({VOID})"
         raise ValueError(f"mask label {label} {rule}")
     counts = _counts_by_threshold(shaped[: num_classes + 1])
-    _check_counted(counts[2])
     top = shaped.sum(axis=(0, 1))
     top[0] -= untagged
     return Sweep(*counts, np.asarray(thresholds, dtype=float), top=top)
@@ -201,13 +200,13 @@ def confusion(
                 raise ValueError(f"label {label} {rule}")
         matrix += torch.bincount(truth * n + guess, minlength=n * n)
     square = matrix.view(n, n).numpy()
-    _check_counted(square)
     return Counts(square.diagonal().copy(), square.sum(axis=0), square.sum(axis=1))
 
 
-def _check_counted(pixels: np.ndarray) -> None:
-    if not pixels.any():
-        raise ValueError(f"no pixel can be scored: there is no mask, or all of it is void ({VOID})")
+def check_counted(counts: Counts) -> None:
+    """Raises ValueError where no pixel counts: the numbers would be 0 whatever is scored."""
+    if not counts.true.any():
+        raise ValueError(f"no pixel can be scored: every mask is void ({VOID}); 0 is background")
 
 
 def mean_average_precision(logits: Tensor, tags: Tensor) -> float:

@@ -100,8 +100,9 @@ def _headline_of(counts: evaluation.Counts) -> dict[str, float]:
 def _absence(counts: evaluation.Counts) -> dict[str, float]:
     """How many classes no mask has, and the mIoU of the others, where there are such classes.
 
-    ``no_background`` where the background is one of them.
+    ``no_background`` where the background is one of them.  Raises ValueError as `check_counted`.
     """
+    evaluation.check_counted(counts)
     if not counts.absent:
         return {}
     numbers = {"absent": int(counts.absent), "miou_present": float(counts.miou_present)}
