@@ -23,15 +23,16 @@ HALVES = (torch.bfloat16, torch.float16)
 class PixelCorrelation(nn.Module):
     """Three 1x1 convolutions without biases, and the weighted mean.
 
-    tap_channels: of the two taps.  widths: what each is brought to; a tap of fewer channels keeps
-        the largest power of two of them (40 and 112 channels: 32 and 64).
+    tap_channels: of the two taps.  widths: what each is brought to; for a tap of fewer channels the
+        largest power of two that it holds (40 and 112 channels: 32 and 64).
     """
 
     def __init__(self, *, tap_channels: tuple[int, int], widths: tuple[int, int] = WIDTHS) -> None:
         super().__init__()
         self.tap_channels = tuple(tap_channels)
         widths = [
-            min(w, 1 << n.bit_length() - 1) for w, n in zip(widths, tap_channels, strict=True)
+            width if width <= given else 1 << given.bit_length() - 1
+            for given, width in zip(tap_channels, widths, strict=True)
         ]
         self.f8_3, self.f8_4 = (
             nn.Conv2d(given, width, kernel_size=1, bias=False)

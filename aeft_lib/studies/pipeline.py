@@ -31,7 +31,7 @@ from aeft_lib.stages.train_classifier import JUDGE, WARM_START, ClassifierSpec, 
 from aeft_lib.stages.train_labelled import train_labelled
 from aeft_lib.stages.train_segmenter import SegmenterSpec, train_segmenter
 from aeft_lib.stages.write_labels import TruthSpec, true_labels
-from aeft_lib.studies.rows import Row
+from aeft_lib.studies.rows import Row, passes_of
 from aeft_lib.studies.settings import Profile
 
 Obtain = Callable[..., Artefact]
@@ -196,11 +196,10 @@ def classifiers(profile: Profile, row: Row, repeat: int, obtain: Obtain) -> Arte
     return {"classifier": obtain(stage, spec, inputs)} | made
 
 
-def _lengthened(profile: Profile, passes: Method | float) -> Schedule:
-    """The profile's schedule of classifiers, with the epochs of so many passes a step."""
-    if not isinstance(passes, int | float):
-        passes = passes.fitted(profile.map_side).passes
-    return replace(profile.schedule, epochs=math.ceil(passes * profile.schedule.epochs))
+def _lengthened(profile: Profile, as_long_as: Method | float) -> Schedule:
+    """The profile's schedule of classifiers, with as many epochs as give as many passes in all."""
+    epochs = math.ceil(passes_of(as_long_as, profile) * profile.schedule.epochs)
+    return replace(profile.schedule, epochs=epochs)
 
 
 def _features_of(profile: Profile, row: Row, split: str, obtain: Obtain) -> Artefact | None:

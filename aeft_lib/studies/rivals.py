@@ -1,19 +1,18 @@
 """The study `rivals`: an entry a method, from which its rows and lines of the report follow."""
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 from aeft_lib.networks.segmenter import LargeFov
 from aeft_lib.parts.equivariance import Equivariance
 from aeft_lib.parts.refined import RefinedMaps
 from aeft_lib.rivals.occse import OcCse
 from aeft_lib.rivals.seam import Seam
-from aeft_lib.stages.method import Refiner
+from aeft_lib.stages.method import Method, Refiner
 from aeft_lib.stages.psa import Psa
-from aeft_lib.studies.rows import GAP, Logged, Row
+from aeft_lib.studies.rows import GAP, Logged, Row, passes_of
+from aeft_lib.studies.settings import Profile
 
 PSA = Psa(crf=True, walk=True)  # AffinityNet's refinement, as most methods of the table have it
-ENDS = ("seed", "pseudo", "segmentation")
 
 
 @dataclass(frozen=True)
@@ -24,14 +23,12 @@ class Rival:
         classification; None: the method's own.
     refiner: from its seeds to pseudo-labels.
     ablations: rows of its seeds with its idea, or a part of it, switched off.
-    better_than: the row that its authors say its seeds beat.
     """
 
     seed: Row
     passes: float | None = None
     refiner: Refiner = PSA
     ablations: tuple[Row, ...] = ()
-    better_than: str = GAP.name
 
     @property
     def name(self) -> str:
@@ -45,36 +42,42 @@ class Rival:
         return (self.seed, *self.ablations, *self.same_cost, pseudo, segmentation)
 
     @property
+    def as_long_as(self) -> Method | float:
+        """What `Row.as_long_as` takes: its method, or its passes."""
+        return self.seed.method if self.passes is None else self.passes
+
+    @property
     def same_cost(self) -> tuple[Row, ...]:
         """GAP, trained for as many passes as the method; none where the method trains as GAP."""
-        as_long_as = self.seed.method if self.passes is None else self.passes
+        as_long_as = self.as_long_as
         if as_long_as == 1:
             return ()
         label = f"GAP, passes of {self.seed.label}"
         return (replace(BASE, name=f"gap_as_{self.name}", label=label, as_long_as=as_long_as),)
 
 
-class Claim(NamedTuple):
-    """A line of the report: row `more` should beat `less`."""
-
-    id: str
-    text: str
-    more: str
-    less: str
-
-
 def ends(seed: Row, refiner: Refiner) -> tuple[Row, Row]:
     """The rows of pseudo-labels and of a segmentation network that begin with a row's seeds."""
-    plain = replace(seed, refiner=refiner, published=None, mechanisms=())
+    plain = replace(seed, refiner=refiner, mechanisms=())
+    ids = (None, None)
+    if seed != BASE:
+        ids = tuple(f"rival.{seed.name}.{end}" for end in ("pseudo", "segmentation"))
     name, label = seed.name, seed.label
     return (
-        replace(plain, name=f"{name}_pseudo", label=f"{label}, pseudo-labels", scored_on="train"),
+        replace(
+            plain,
+            name=f"{name}_pseudo",
+            label=f"{label}, pseudo-labels",
+            scored_on="train",
+            published=ids[0],
+        ),
         replace(
             plain,
             name=f"{name}_segmentation",
             label=f"{label}, segmentation",
             segmenter=LargeFov(),
             scored_on="val",
+            published=ids[1],
         ),
     )
 
@@ -86,7 +89,7 @@ SEAM = Row(
     Seam(),
     reader=RefinedMaps(),
     mechanisms=(Equivariance(),),
-    published="seam.seed",
+    published="rival.seam.seed",
 )
 RIVALS = (
     Rival(
@@ -96,7 +99,7 @@ RIVALS = (
             OcCse(),
             judges=(("oc", GAP),),
             mechanisms=(Logged(("p_erased", "p_kept")),),
-            published="occse.seed",
+            published="rival.occse.seed",
         ),
         passes=2.0,
     ),
@@ -123,20 +126,9 @@ RIVALS = (
 ROWS = (BASE, *ends(BASE, PSA), *(row for rival in RIVALS for row in rival.rows))
 
 
-def claims() -> tuple[Claim, ...]:
-    """Three a method: its seeds, its pseudo-labels and its segmentation beat those of GAP."""
-    lines = []
+def cost(row: str, profile: Profile) -> float | None:
+    """Passes of the classifier behind a row, against GAP's; None for a row of no method here."""
     for rival in RIVALS:
-        for end in ENDS:
-            suffix = "" if end == "seed" else f"_{end}"
-            less = rival.better_than + suffix
-            text = f"{rival.seed.label}: {TEXTS[end]} than GAP's"
-            lines.append(Claim(f"rival.{rival.name}.{end}", text, rival.name + suffix, less))
-    return tuple(lines)
-
-
-TEXTS = {
-    "seed": "seeds are better",
-    "pseudo": "pseudo-labels are better",
-    "segmentation": "a network that learned from its pseudo-labels is better",
-}
+        if row in [known.name for known in (rival.seed, *ends(rival.seed, rival.refiner))]:
+            return passes_of(rival.as_long_as, profile)
+    return None

@@ -154,6 +154,13 @@ RIGID = replace(SOFT, attract="rigid")
 NOTHING_ADDED = replace(CORRECTED, attract="off", repel_weight=0.0)
 
 
+def passes_of(method: Method | float, profile: Profile) -> float:
+    """Passes of a step through the classifier, against plain classification's, on a profile."""
+    if isinstance(method, int | float):
+        return method
+    return getattr(method.fitted(profile.map_side), "passes", 1.0)
+
+
 def classified(name: str, label: str, pooling: Gap | Pyramid, **fields: Any) -> Row:
     """A classifier trained on tags alone, with this pooling layer.  fields: of `Row`."""
     return Row(name, label, Classification(pooling), **fields)
