@@ -25,6 +25,7 @@ from aeft_lib.stages import store
 from aeft_lib.stages.reading import load_logits
 from aeft_lib.studies import preflight
 from aeft_lib.studies.pipeline import (
+    MECHANISM,
     Artefacts,
     artefacts,
     features,
@@ -48,15 +49,21 @@ PRODUCTS = {
 
 
 def numbers(made: Artefacts) -> dict[str, float]:
-    """The numbers of a row's artefacts: its evaluation, and the CAMs' spread of its objects.
+    """The numbers of a row's artefacts: its evaluation, its objects' spread, its mechanism.
 
     Without masks there is no evaluation: the tag mAP is left where the row ends in seeds.
     """
+    mechanism = {
+        name.removeprefix(MECHANISM): artefact.summary[name.removeprefix(MECHANISM)]
+        for name, artefact in made.items()
+        if name.startswith(MECHANISM)
+    }
     if "evaluation" not in made:
-        with_tags = "classifier" in made
-        return {"tag_map": mean_average_precision(*load_logits(made["seeds"]))} if with_tags else {}
+        if "classifier" not in made:
+            return {}
+        return {"tag_map": mean_average_precision(*load_logits(made["seeds"]))} | mechanism
     spread = made["objects"].summary if "objects" in made else {}
-    return made["evaluation"].summary | spread
+    return made["evaluation"].summary | spread | mechanism
 
 
 def run_study(
