@@ -2,12 +2,17 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 from aeft_lib.networks.segmenter import LargeFov
 from aeft_lib.paper.gpp import Pyramid
 from aeft_lib.paper.triplet import CORRECTED, LOSS_QUIRKS
+from aeft_lib.rivals import psa
 from aeft_lib.rivals.occse import OcCse
 from aeft_lib.rivals.ours import OURS
+from aeft_lib.rivals.pmm import Ppmg, Pus
+from aeft_lib.stages.method import Refiner
+from aeft_lib.stages.multi_crop import MultiCrop
 from aeft_lib.stages.psa import Psa
 from aeft_lib.studies.conditions import CONDITION_STUDIES
 from aeft_lib.studies.names import near_misses, unknown
@@ -98,6 +103,7 @@ def _segmented(name: str, label: str, teacher: Row, prediction: Prediction = PLA
 
 
 TRUTH = Row("truth", "true masks", None)
+SEGMENT_TRUTH = _segmented("segment_truth", "true masks", TRUTH)
 
 
 def _settings(
@@ -114,7 +120,40 @@ def _settings(
     return tuple(rows)
 
 
-RIVALS = (GAP, Row("occse", "OC-CSE", OcCse(), judges=(("oc", GAP),)))
+def _labelled(name: str, label: str, base: Row, refiner: Refiner, **fields: Any) -> Row:
+    """Label maps of a row's seeds, made and scored on the training scenes.  fields: of `Row`."""
+    changes = {"scored_on": "train", "published": None} | fields
+    return replace(base, name=name, label=label, refiner=refiner, **changes)
+
+
+PSA_SEED = replace(
+    GAP, name="psa_seed", label="AffinityNet, seeds", reader=psa.READER, published="rival.psa.seed"
+)
+PSA_LABELS = _labelled("psa", "AffinityNet", PSA_SEED, psa.WALKED, published="rival.psa.pseudo")
+PSA = (
+    PSA_SEED,
+    PSA_LABELS,
+    _labelled("psa_crf", "AffinityNet, no walk: its CRF", PSA_SEED, psa.CRF_ALONE),
+    _segmented("psa_segment", "AffinityNet, network", PSA_LABELS),
+)
+PMM_LABELS = _labelled("pmm", "PMM", GAP, Ppmg(), published="rival.pmm.pseudo")
+PMM_SEGMENT = _segmented("pmm_segment", "PMM, network", PMM_LABELS)
+PMM = (
+    replace(
+        GAP, name="pmm_crops", label="PMM, seeds in windows", reader=MultiCrop(), published=None
+    ),
+    PMM_LABELS,
+    # Each part left out: smoothing, the proportion, both (the CRF of all classes together).
+    _labelled("pmm_no_cvs", "PMM, not smoothed", GAP, Ppmg(smoothing=0.0)),
+    _labelled("pmm_score", "PMM, by score", GAP, Ppmg(importance="score")),
+    _labelled("gap_crf", "GAP, one CRF of all classes", GAP, Psa(crf=True)),
+    PMM_SEGMENT,
+    replace(PMM_SEGMENT, name="pmm_pus", label="PMM, network with PUS", segmenter=Pus()),
+    # Without noise in the labels PUS has nothing to gain.
+    SEGMENT_TRUTH,
+    replace(SEGMENT_TRUTH, name="truth_pus", label="true masks, network with PUS", segmenter=Pus()),
+)
+RIVALS = (GAP, Row("occse", "OC-CSE", OcCse(), judges=(("oc", GAP),)), *PSA, *PMM)
 STUDIES = {
     study.name: study
     for study in (
@@ -234,7 +273,7 @@ STUDIES = {
             "How good is a segmentation network on unseen scenes, trained on seeds, pseudo-labels "
             "or true masks?",
             (
-                _segmented("segment_truth", "true masks", TRUTH),
+                SEGMENT_TRUTH,
                 _segmented("segment_aeft", "pseudo-labels", AEFT_PSEUDO),
                 _segmented("segment_seed", "seeds", AEFT_SEED),
                 _segmented(

@@ -52,9 +52,9 @@ def products(
 ) -> Artefacts:
     """What a row makes with one repeat, by name; masks are read for the true labels alone.
 
-    ``classifier`` and ``seeds`` where it ends in seeds; with a refiner what that names, ``seeds``,
-    ``scores`` and ``labels`` among it; with a segmenter ``seeds``, ``teacher`` (label maps),
-    ``segmenter``, ``labels`` (predicted).
+    ``classifier`` and ``seeds`` where it ends in seeds; with a refiner what that names, ``seeds``
+    and ``labels`` among it, ``scores`` where labels are cut from such; with a segmenter ``seeds``,
+    ``teacher`` (label maps), ``segmenter``, ``labels`` (predicted).
     Raises ValueError where it learns from true masks and a training scene has none.
     """
     if missing := masks_to_learn(profile, row, repeat):
@@ -164,9 +164,9 @@ def classifiers(profile: Profile, row: Row, repeat: int, obtain: Obtain) -> Arte
 def seeds(
     profile: Profile, reader: Reader, classifier: Artefact, split: str, obtain: Obtain
 ) -> Artefact:
-    """The seeds of a split's scenes, from cached features where there are some."""
+    """The seeds of a split's scenes, from cached features where there are some and they will do."""
     scenes, inputs = profile.scenes(split), {"classifier": classifier}
-    if profile.cached:
+    if profile.cached and not getattr(reader, "needs_images", False):
         inputs["features"] = features(profile, split, obtain)
     spec = SeedSpec(scenes, reader, scenes.open().fingerprint, profile.precision)
     return obtain(infer_seeds, spec, inputs)
@@ -178,7 +178,7 @@ def _measures(
     """Everything that compares what a row made with masks."""
     scenes = profile.scenes(row.scored_on)
     truth = scenes.open().truth
-    if row.segmenter:
+    if row.segmenter or (row.refiner and "scores" not in made):
         spec = EvaluationSpec(scenes, truth=truth)
         return {"evaluation": obtain(evaluate_labels, spec, {"labels": made["labels"]})}
     spec = EvaluationSpec(scenes, profile.thresholds, truth)
