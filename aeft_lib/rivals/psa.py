@@ -16,10 +16,7 @@ not.  On the laptop two things are shrunk: the scales are the profile's, and the
 release's distance, in logits, around a threshold that is chosen without masks.
 """
 
-from aeft_lib.stages.psa import Psa
 from aeft_lib.stages.relu_first import ReluFirst
 
-POWERS, STEPS = (4.0, 16.0, 32.0), 256
 READER = ReluFirst()
-WALKED = Psa(walk=True, powers=POWERS, steps=STEPS)
-CRF_ALONE = Psa(crf=True, powers=POWERS)  # its ablation: no AffinityNet, no walk
+POWERS, STEPS = (4.0, 16.0, 32.0), 256  # of the refiner, `stages.psa.Psa`

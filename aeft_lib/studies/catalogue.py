@@ -129,11 +129,19 @@ def _labelled(name: str, label: str, base: Row, refiner: Refiner, **fields: Any)
 PSA_SEED = replace(
     GAP, name="psa_seed", label="AffinityNet, seeds", reader=psa.READER, published="rival.psa.seed"
 )
-PSA_LABELS = _labelled("psa", "AffinityNet", PSA_SEED, psa.WALKED, published="rival.psa.pseudo")
+PSA_LABELS = _labelled(
+    "psa",
+    "AffinityNet",
+    PSA_SEED,
+    Psa(walk=True, powers=psa.POWERS, steps=psa.STEPS),
+    published="rival.psa.pseudo",
+)
 PSA = (
     PSA_SEED,
     PSA_LABELS,
-    _labelled("psa_crf", "AffinityNet, no walk: its CRF", PSA_SEED, psa.CRF_ALONE),
+    _labelled(
+        "psa_crf", "AffinityNet, no walk: its CRF", PSA_SEED, Psa(crf=True, powers=psa.POWERS)
+    ),
     _segmented("psa_segment", "AffinityNet, network", PSA_LABELS),
 )
 PMM_LABELS = _labelled("pmm", "PMM", GAP, Ppmg(), published="rival.pmm.pseudo")
