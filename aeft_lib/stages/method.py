@@ -59,7 +59,10 @@ class Reading(NamedTuple):
 
 
 class Reader(Protocol):
-    """Turns a trained network and images into seeds, a batch of one size at a time."""
+    """Turns a trained network and images into seeds, a batch of one size at a time.
+
+    One that cached features do not serve says so with ``needs_images = True``.
+    """
 
     def fitted(self, scales: Sequence[float]) -> "Reader":
         """The reader with the profile's test scales."""
@@ -111,7 +114,10 @@ class Refiner(Protocol):
     """Turns seeds into pseudo-labels."""
 
     def refine(self, workshop: Workshop, split: str) -> dict[str, Artefact]:
-        """``scores`` and ``labels`` of a split's scenes, and the artefacts before them, by name."""
+        """``labels`` of a split's scenes, and the artefacts before them, by name.
+
+        ``scores`` among them where the labels were cut from scores: all thresholds are tried then.
+        """
 
 
 class Segmenter(Protocol):

@@ -3,12 +3,11 @@
 from collections.abc import Iterable
 from dataclasses import replace
 
-from aeft_lib.networks.segmenter import LargeFov
 from aeft_lib.paper.gpp import Pyramid
 from aeft_lib.paper.triplet import CORRECTED, LOSS_QUIRKS
 from aeft_lib.rivals.ours import OURS
 from aeft_lib.stages.psa import Psa
-from aeft_lib.studies import rivals
+from aeft_lib.studies import label_rivals, rivals
 from aeft_lib.studies.conditions import CONDITION_STUDIES
 from aeft_lib.studies.names import near_misses, unknown
 from aeft_lib.studies.rows import (
@@ -16,7 +15,6 @@ from aeft_lib.studies.rows import (
     GATED,
     NOTHING_ADDED,
     OFF,
-    PLAIN,
     RIGID,
     SOFT,
     SOFT_REPEL,
@@ -25,6 +23,7 @@ from aeft_lib.studies.rows import (
     Study,
     classified,
     second,
+    segmented,
 )
 from aeft_lib.studies.settings import AS_PROFILED, OPTIMISER_QUIRKS, Setting
 
@@ -89,15 +88,6 @@ AEFT_SEED = _refined("aeft_seed", "seed", Psa(), "table2.attract_soft_repel")
 AEFT_PSEUDO = _refined(
     "aeft_pseudo", "+ walk + CRF", Psa(crf=True, walk=True), "known.pseudo_label"
 )
-
-
-def _segmented(name: str, label: str, teacher: Row, prediction: Prediction = PLAIN) -> Row:
-    """A network that learned from a row's label maps, on unseen scenes."""
-    changes = {"segmenter": LargeFov(), "prediction": prediction, "scored_on": "val"}
-    return replace(teacher, name=name, label=label, published=None, **changes)
-
-
-TRUTH = Row("truth", "true masks", None)
 
 
 def _settings(
@@ -233,16 +223,16 @@ STUDIES = {
             "How good is a segmentation network on unseen scenes, trained on seeds, pseudo-labels "
             "or true masks?",
             (
-                _segmented("segment_truth", "true masks", TRUTH),
-                _segmented("segment_aeft", "pseudo-labels", AEFT_PSEUDO),
-                _segmented("segment_seed", "seeds", AEFT_SEED),
-                _segmented(
+                SEGMENT_TRUTH,
+                segmented("segment_aeft", "pseudo-labels", AEFT_PSEUDO),
+                segmented("segment_seed", "seeds", AEFT_SEED),
+                segmented(
                     "segment_aeft_crf",
                     "pseudo-labels, CRF at the end",
                     AEFT_PSEUDO,
                     Prediction(crf=True),
                 ),
-                _segmented(
+                segmented(
                     "segment_aeft_tags",
                     "pseudo-labels, tags known",
                     AEFT_PSEUDO,
@@ -262,7 +252,7 @@ STUDIES = {
             "rivals",
             "Do other methods of the poster's results table give better seeds, pseudo-labels and "
             "networks than GAP, in one harness, and does what they claim to do happen?",
-            rivals.ROWS,
+            (*rivals.ROWS, *label_rivals.ROWS),
             long=True,
         ),
         *CONDITION_STUDIES,

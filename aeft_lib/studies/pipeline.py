@@ -62,9 +62,9 @@ def products(
 ) -> Artefacts:
     """What a row makes with one repeat, by name; masks are read for the true labels alone.
 
-    ``classifier`` and ``seeds`` where it ends in seeds; with a refiner what that names, ``seeds``,
-    ``scores`` and ``labels`` among it; with a segmenter ``seeds``, ``teacher`` (label maps),
-    ``segmenter``, ``labels`` (predicted).
+    ``classifier`` and ``seeds`` where it ends in seeds; with a refiner what that names, ``seeds``
+    and ``labels`` among it, ``scores`` where labels are cut from such; with a segmenter ``seeds``,
+    ``teacher`` (label maps), ``segmenter``, ``labels`` (predicted).
     Raises ValueError where it learns from true masks and a training scene has none.
     """
     if missing := masks_to_learn(profile, row, repeat):
@@ -212,10 +212,11 @@ def _needs_taps(row: Row) -> bool:
 
 
 def seeds(profile: Profile, row: Row, classifier: Artefact, split: str, obtain: Obtain) -> Artefact:
-    """The seeds of a split's scenes, from cached features where there are some."""
+    """The seeds of a split's scenes, from cached features where there are some and they will do."""
     scenes, inputs = profile.scenes(split), {"classifier": classifier}
     reader = row.reader.fitted(profile.seed_scales)
-    if cached := _features_of(profile, row, split, obtain):
+    needs_images = getattr(reader, "needs_images", False)
+    if not needs_images and (cached := _features_of(profile, row, split, obtain)):
         inputs["features"] = cached
     spec = SeedSpec(scenes, reader, scenes.open().fingerprint, profile.precision)
     return obtain(infer_seeds, spec, inputs)
@@ -227,7 +228,7 @@ def _measures(
     """Everything that compares what a row made with masks."""
     scenes = profile.scenes(row.scored_on)
     truth = scenes.open().truth
-    if row.segmenter:
+    if row.segmenter or (row.refiner and "scores" not in made):
         spec = EvaluationSpec(scenes, truth=truth)
         return {"evaluation": obtain(evaluate_labels, spec, {"labels": made["labels"]})}
     spec = EvaluationSpec(scenes, profile.thresholds, truth)

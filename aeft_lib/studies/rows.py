@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from aeft_lib.data.scene import SceneSet
+from aeft_lib.networks.segmenter import LargeFov
 from aeft_lib.paper.classifier import Classification
 from aeft_lib.paper.gpp import Gap, Pyramid
 from aeft_lib.paper.triplet import CORRECTED, REFERENCE, Triplet
@@ -185,3 +186,12 @@ def second(
     """
     setting = replace(setting, phase=(("quirks", quirks), *setting.phase))
     return Row(name, label, method, starts_from=GATED, setting=setting, **fields)
+
+
+def segmented(name: str, label: str, teacher: Row, prediction: Prediction = PLAIN) -> Row:
+    """A network that learned from a row's label maps, on unseen scenes."""
+    changes = {"segmenter": LargeFov(), "prediction": prediction, "scored_on": "val"}
+    return replace(teacher, name=name, label=label, published=None, **changes)
+
+
+SEGMENT_TRUTH = segmented("segment_truth", "true masks", Row("truth", "true masks", None))
