@@ -103,8 +103,8 @@ def reproduce(
     publish: when all have finished, copy the executed notebooks over their sources, `cleaned`.
 
     Raises ValueError, before anything runs, for what `plan` and `checked_home` refuse;
-    NotebookFailed when a notebook does not finish; RuntimeError where another run writes to the same folder; StoreError where
-    nothing can be written.
+    NotebookFailed when a notebook does not finish; RuntimeError where another run writes to the
+    same folder; StoreError where nothing can be written.
     """
     parameters = {"profile": profile, "repeats": repeats}
     sources = plan(parameters, only=only, start=start, publish=publish, folder=folder)
