@@ -102,9 +102,9 @@ def reproduce(
     only: names to run, such as ``02_gap_vs_gpp``; empty means all.  start: the name to begin with.
     publish: when all have finished, copy the executed notebooks over their sources, `cleaned`.
 
-    Raises ValueError, before anything runs, for what `plan` and `checked_home` refuse;
-    NotebookFailed when a notebook does not finish; RuntimeError where another run writes to the
-    same folder; StoreError where nothing can be written.
+    Raises ValueError and StoreError, before anything runs, for what `plan` and `checked_home`
+    refuse; NotebookFailed when a notebook does not finish; RuntimeError where another run writes to
+    the same folder.
     """
     parameters = {"profile": profile, "repeats": repeats}
     sources = plan(parameters, only=only, start=start, publish=publish, folder=folder)
@@ -151,8 +151,7 @@ def plan(
 def checked_home(parameters: Mapping[str, Any], sources: Sequence[Source]) -> Path:
     """Where executed notebooks stand.
 
-    Raises StoreError where it cannot be written, ValueError where a folder stands in a file's
-    place.
+    Raises StoreError where it cannot be written, ValueError where a folder is in a file's place.
     """
     store.check_writable()
     home = paths.runs().resolve() / "notebooks" / "{profile}-{repeats}repeats".format(**parameters)

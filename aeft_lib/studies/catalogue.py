@@ -11,12 +11,12 @@ from aeft_lib.studies import label_rivals, rivals
 from aeft_lib.studies.conditions import CONDITION_STUDIES
 from aeft_lib.studies.names import near_misses, unknown
 from aeft_lib.studies.rows import (
-    SEGMENT_TRUTH,
     GAP,
     GATED,
     NOTHING_ADDED,
     OFF,
     RIGID,
+    SEGMENT_TRUTH,
     SOFT,
     SOFT_REPEL,
     Prediction,
