@@ -195,7 +195,7 @@ def conclusions(effects: pd.DataFrame) -> str:
         names = {word: ", ".join(names) or "no level" for word, names in levels_of.items()}
         undecided = f"undecided at {len(levels_of['undecided'])} of {len(part)}"
         remains = f"adjusted for {len(once)} comparisons {decided.sum()} remain decided"
-        ahead = f"its mean is above 0 at {(part['mean'] > 0).sum()}"
+        ahead = f"its mean is above 0 at {(part['mean'] > 0).sum()} of {len(part)}"
         text = f"holds at {names['holds']}; fails at {names['fails']}; {undecided}; {remains}"
         items.append(f"- **{label} > 0** {text}; {ahead}.")
     return "\n".join(items)

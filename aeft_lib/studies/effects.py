@@ -86,12 +86,12 @@ def paired(table: pd.DataFrame, more: str, less: str, metric: str) -> pd.Series:
 
 
 def points(mean: float, low: float | None = None, high: float | None = None) -> str:
-    """A difference and its interval, where it has one, in tenths of a point.
+    """A difference and its interval, where it has one, in tenths of a point; -0.0 is below 0.
 
     >>> points(-1.24, -5.1, 2.8), points(0.4)
     ('-1.2 [-5.1, +2.8]', '+0.4')
     """
-    mean, *ends = (f"{round(x, 1) + 0.0:+.1f}" for x in (mean, low, high) if pd.notna(x))
+    mean, *ends = (f"{x:+.1f}" for x in (mean, low, high) if pd.notna(x))
     return f"{mean} [{', '.join(ends)}]" if ends else mean
 
 
@@ -109,7 +109,7 @@ def adjusted(p_values: Sequence[float]) -> list[float]:
     >>> adjusted([0.01, 0.04, 0.5])
     [0.03, 0.08, 0.5]
     """
-    values = np.asarray(p_values, dtype=float)
+    values = np.array(p_values, dtype=float)  # a copy
     order = values.argsort(kind="stable")
     raised = values[order] * np.arange(len(values), 0, -1)
     values[order] = np.minimum(np.maximum.accumulate(raised), 1)

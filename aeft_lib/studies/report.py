@@ -212,7 +212,8 @@ def _sentence(line: Mapping[str, Any]) -> str:
     text = f"**{_verdict_cell(line)}**: {line['claim']}"
     if line["difference"] is None:
         return f"{text}."
-    text += f"; {_points(line)} points over {line['pairs']} repeat(s)"
+    repeats = f"{line['pairs']} repeat{'s' if line['pairs'] > 1 else ''}"
+    text += f"; {_points(line)} points over {repeats}"
     if line["objects"]:
         text += f", {_objects_cell(line)} over objects"
     if line["p_adjusted"] is not None:

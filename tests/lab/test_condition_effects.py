@@ -181,7 +181,7 @@ def test_conclusions_name_the_levels_that_are_decided(effects):
     assert (
         "; fails at context 1; undecided at 0 of 12; adjusted for 36 comparisons 12 remain" in gpp
     )
-    assert gpp.endswith("its mean is above 0 at 11.")
+    assert gpp.endswith("its mean is above 0 at 11 of 12.")
     assert "; fails at context 1; " in gates
     few = ch08_effects.conclusions(ch08_effects.level_effects(table(repeats=2)))
     assert few.count("holds at no level; fails at no level; undecided at 12 of 12") == 3

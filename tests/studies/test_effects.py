@@ -1,6 +1,7 @@
 """Intervals, verdicts, adjusted p values: by hand, against scipy, coverage, what is refused."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
@@ -112,6 +113,12 @@ def test_adjusted_p_values_by_hand_and_in_any_order():
     assert adjusted([0.2]) == [0.2]
 
 
-def test_points_have_no_minus_zero_and_an_interval_where_there_is_one():
-    assert points(-0.04, -0.04, 1) == "+0.0 [+0.0, +1.0]"
+def test_adjusting_leaves_the_p_values_of_a_table_as_they_are():
+    column = pd.Series([0.04, 0.01])
+    assert adjusted(column) == [0.04, 0.02]
+    assert column.tolist() == [0.04, 0.01]
+
+
+def test_points_keep_the_sign_that_decides_and_have_an_interval_where_there_is_one():
+    assert points(-8.6, -17.2, -0.04) == "-8.6 [-17.2, -0.0]"
     assert points(-1.24, None, None) == points(-1.24, np.nan, np.nan) == "-1.2"
