@@ -218,7 +218,8 @@ def test_p_values_are_adjusted_within_the_claims_and_both_verdicts_stand():
     line = lines["claim.gpp_beats_gap"]
     # Four have this p value; average - inverse and average - level16 are 0 each time.
     assert line["tests"] == 6
-    assert line["p_adjusted"] == pytest.approx(6 * line["p"], abs=1e-6) > 0.05
+    assert line["p_adjusted"] == pytest.approx(6 * line["p"], abs=1e-6)  # it is rounded there
+    assert line["p_adjusted"] > 0.05
     assert (line["verdict"], line["verdict_adjusted"]) == ("holds", "undecided")
 
 
@@ -228,7 +229,9 @@ def test_equal_comparisons_count_once():
     lines = report.build({"conditions": table(**rows)}, "tiny")["claims"]
     of_base = [line for line in lines if line["id"].startswith("condition.") and line["pairs"]]
     assert len(of_base) == 5
-    assert {(line["tests"], line["p_adjusted"]) for line in of_base} == {(1, of_base[0]["p"])}
+    assert {line["tests"] for line in of_base} == {1}
+    p = of_base[0]["p"]
+    assert all(line["p_adjusted"] == pytest.approx(p, abs=1e-6) for line in of_base)
     assert {line["needs"] for line in of_base} == {3}
 
 
