@@ -347,9 +347,16 @@ def _number(
     differences = _differences(table, *pair)
     rival = "GAP" if baseline == "gap" else "GPP only"
     text = number.get("text", f"{number['label']} gives better seeds than {rival}")
+    if cost := _cost(number["row"], profile):
+        text += f", at {cost:.3g} times its passes"
     source = number | {"study": study}
     line = _line(name, text, "mIoU", number["value"], of_row["miou"], differences, source)
     return line | _over_objects(over_objects, pair, differences)
+
+
+def _cost(row: str, profile: str) -> float | None:
+    """What a rival's classifier costs on a profile, in trainings of a GAP classifier."""
+    return rivals.cost(row, PROFILES[profile]) if profile in PROFILES else None
 
 
 def _result(column: str) -> Line:
