@@ -124,11 +124,15 @@ def report(arguments: argparse.Namespace) -> None:
     from aeft_lib.studies import profiles
 
     profile = profiles.get(arguments.profile)
-    write_report(profile, profiles.repeats(profile, arguments.repeats))
+    n_repeats = profiles.repeats(profile, arguments.repeats)
+    write_report(profile, n_repeats, decided=arguments.verdicts)
 
 
-def write_report(profile: "Profile", n_repeats: int) -> None:
-    """Write the report where it belongs; the README's block too, where it is the committed one."""
+def write_report(profile: "Profile", n_repeats: int, *, decided: bool = False) -> None:
+    """Write the report where it belongs; the README's block too, where it is the committed one.
+
+    decided: raise ValueError, and write nothing, where a verdict needs more repeats.
+    """
     from aeft_lib.lab.session import Session
     from aeft_lib.stages import store
     from aeft_lib.studies import report as reports
@@ -137,6 +141,8 @@ def write_report(profile: "Profile", n_repeats: int) -> None:
     session = Session(profile, n_repeats)
     reports.outputs(session.figures_folder)  # refused before the work
     built = session.report()
+    if decided:
+        reports.check_repeats(built)
     for file in reports.write(built, session.figures_folder):
         print(file)
     if session.figures_folder == paths.FIGURES:
@@ -381,7 +387,10 @@ def _parser() -> argparse.ArgumentParser:
     maps.set_defaults(command=predict)
 
     help_ = "claims and verdicts from the store"
-    commands.add_parser("report", parents=[common], help=help_).set_defaults(command=report)
+    verdicts = commands.add_parser("report", parents=[common], help=help_)
+    few = "refuse, and write nothing, where a claim has fewer repeats than its verdict needs"
+    verdicts.add_argument("--verdicts", action="store_true", help=few)
+    verdicts.set_defaults(command=report)
     help_ = "timings of two implementations, side by side, as JSON"
     timing = commands.add_parser("bench", help=help_)
     timing.add_argument("name", help=f"one of {', '.join(_benchmarks())}")

@@ -17,6 +17,7 @@ import pytest
 from aeft_lib import cli, paths
 from aeft_lib.data import collages
 from aeft_lib.lab import notebooks
+from aeft_lib.lab.session import Session
 from aeft_lib.maps.labels import VOID
 from aeft_lib.stages import store
 from aeft_lib.studies import catalogue, profiles, report, run
@@ -373,7 +374,8 @@ def test_row_and_repeat_of_a_study_as_a_table_from_anywhere(tmp_path):
     stages = {
         f.parent.parent.name for f in (tmp_path / "meine Läufe" / "1").glob("*/*/record.json")
     }
-    assert stages == {"cache_features", "train_classifier", "infer_seeds", "evaluate_seeds"}
+    read = {"infer_seeds", "evaluate_seeds", "count_images"}
+    assert stages == {"cache_features", "train_classifier"} | read
 
 
 def test_stored_rows_print_their_summary(capsys, monkeypatch, nothing_is_built):
@@ -427,11 +429,26 @@ def test_report_of_an_empty_store_says_not_run(capsys, nothing_is_built, stored)
     assert {claim["verdict"] for claim in claims} == {"not run"}
 
 
+def test_report_that_is_asked_for_verdicts_refuses_too_few_repeats_and_writes_nothing(
+    capsys, nothing_is_built, stored, monkeypatch
+):
+    table = pd.DataFrame({"row": ["gap", "gated"] * 2, "repeat": [0, 0, 1, 1], "miou": 40.0})
+    few = report.build({"gap_vs_gpp": table}, "smoke")
+    monkeypatch.setattr(Session, "report", lambda _: few)
+    assert cli.main(["report", "--profile", "smoke", "--verdicts"]) == 1
+    told = "claim.gpp_beats_gap has 2 repeats, its verdict needs 5: aeft run gap_vs_gpp --repeats 5"
+    assert told in capsys.readouterr().err
+    assert not list(stored.rglob("report.*"))
+    assert cli.main(["report", "--profile", "smoke"]) == 0  # undecided, with the reason
+    (written,) = stored.rglob("report.md")
+    assert "| undecided (2 of 5 repeats) |" in written.read_text(encoding="utf-8")
+
+
 def test_report_of_an_empty_store_never_replaces_the_committed_one(
     capsys, nothing_is_built, tmp_path, monkeypatch
 ):
     table = pd.DataFrame({"row": ["gap", "gated"] * 3, "repeat": [0, 0, 1, 1, 2, 2], "miou": 40.0})
-    committed = report.build({"pyramid_ablation": table}, "laptop")
+    committed = report.build({"pyramid_ablation": table}, "laptop", short=True)
     report.write(committed, tmp_path / "figures")
     monkeypatch.setattr(paths, "FIGURES", tmp_path / "figures")
     shown = []

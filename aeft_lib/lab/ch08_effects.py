@@ -5,13 +5,14 @@ Tables are long, of studies of conditions: ``row, label, repeat`` and numbers in
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from aeft_lib.studies import photo_results
 from aeft_lib.studies.conditions import CONDITIONS
-from aeft_lib.studies.effects import adjusted, effect, paired
+from aeft_lib.studies.effects import REPEATS, adjusted, effect, paired, points, side
 from aeft_lib.studies.levels import BASE, BASE_LEVELS, COMPARISONS, DEPTHS, OWN_DEPTH, levels
 
 # Edges of the bins that tables use: VOC's quartiles of the area of a class in its image (%).
@@ -167,17 +168,45 @@ def width_effects(*tables: pd.DataFrame) -> pd.DataFrame:
 
 
 def advice(effects: pd.DataFrame) -> pd.DataFrame:
-    """Which pooling to use at a level, by the interval of GPP − GAP: ``condition, use, points``.
+    """Which pooling to use at a level, by the verdict on GPP − GAP: ``condition, use, points``.
 
-    An interval on one side of 0 decides; else the data do not, and GAP is the simpler layer.
+    Where the data do not decide, GAP is the simpler layer.
     """
     lines = []
     for line in effects[effects["comparison"] == "gpp"].drop_duplicates("row").itertuples():
-        use = "GPP" if line.low > 0 else "GAP" if line.high < 0 else "no difference seen"
-        where = "base" if line.row == BASE else f"{line.knob.replace('_', ' ')} {line.value:g}"
-        points = f"{line.mean:+.1f} [{line.low:+.1f}, {line.high:+.1f}]"
-        lines.append({"condition": where, "use": use, "points": points})
+        use = {"holds": "GPP", "fails": "GAP"}.get(_verdict(line), "undecided")
+        interval = points(line.mean, line.low, line.high)
+        lines.append({"condition": _where(line), "use": use, "points": interval})
     return pd.DataFrame(lines)
+
+
+def conclusions(effects: pd.DataFrame) -> str:
+    """Per comparison the levels at which it holds and fails, plain and adjusted, as Markdown.
+
+    effects: of `level_effects`.  A level needs `REPEATS` repeats.
+    """
+    once = effects.drop_duplicates(["comparison", "row"])
+    items = []
+    for label, part in once.groupby("label", sort=False):
+        levels_of: dict[str, list[str]] = {"holds": [], "fails": [], "undecided": []}
+        for line in part.itertuples():
+            levels_of[_verdict(line)].append(_where(line))
+        decided = (part["n"] >= REPEATS) & (part["p_adjusted"] < 0.05)
+        names = {word: ", ".join(names) or "no level" for word, names in levels_of.items()}
+        undecided = f"undecided at {len(levels_of['undecided'])} of {len(part)}"
+        remains = f"adjusted for {len(once)} comparisons {decided.sum()} remain decided"
+        ahead = f"its mean is above 0 at {(part['mean'] > 0).sum()} of {len(part)}"
+        text = f"holds at {names['holds']}; fails at {names['fails']}; {undecided}; {remains}"
+        items.append(f"- **{label} > 0** {text}; {ahead}.")
+    return "\n".join(items)
+
+
+def _verdict(line: Any) -> str:
+    return side(line.low, line.high) if line.n >= REPEATS else "undecided"
+
+
+def _where(line: Any) -> str:
+    return "base" if line.row == BASE else f"{line.knob.replace('_', ' ')} {line.value:g}"
 
 
 def where_it_stops(curves: pd.DataFrame, spreads: pd.DataFrame) -> pd.DataFrame:

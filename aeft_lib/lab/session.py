@@ -4,7 +4,7 @@ Everything here reads through `studies`; a notebook never touches the store, a p
 loop itself.  What a single notebook asks stands in that chapter's module.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -22,7 +22,7 @@ from aeft_lib.maps.seeds import Seed, read_seeds
 from aeft_lib.paper.classifier import CamClassifier, CamOutput
 from aeft_lib.stages import store
 from aeft_lib.stages.loading import load_network
-from aeft_lib.studies import catalogue, pipeline, profiles, report, run
+from aeft_lib.studies import catalogue, objects, pipeline, profiles, report, run
 from aeft_lib.studies.settings import Profile
 
 
@@ -148,21 +148,38 @@ class Session:
 
     def verdicts(self, study: str) -> str:
         """The claims that rest on a study, as Markdown: published, ours, and the verdict."""
-        ids = {claim["id"] for claim in report.published()["claims"] if claim["study"] == study}
-        built = report.build({study: self.table(study)}, self.profile.name)
+        built = self.report({study: self.table(study)})
+        ids = self._claims_of(study)
         return report.markdown({"claims": [c for c in built["claims"] if c["id"] in ids]})
 
-    def report(self) -> dict:
+    def conclusions(self, study: str) -> str:
+        """What the table of a study says of its claims, a sentence each, as Markdown."""
+        return report.conclusions(self.report({study: self.table(study)}), self._claims_of(study))
+
+    def report(self, tables: Mapping[str, pd.DataFrame] | None = None) -> dict:
         """The report over all studies that the store holds for these repeats; computes nothing.
 
+        tables: of studies, in place of the store's.
         Where it may replace the committed report, lines that this store cannot make stay as they
         were committed.
         """
-        tables = {name: self.stored_table(name) for name in catalogue.STUDIES}
-        tables = {name: table for name, table in tables.items() if not table.empty}
-        built = report.build(tables, self.profile.name)
+        tables = tables or {}
+        stored = {name: self.stored_table(name) for name in catalogue.STUDIES if name not in tables}
+        tables = {name: t for name, t in (stored | dict(tables)).items() if not t.empty}
+        options = {"short": report.is_short(self.profile), "over_objects": self._over_objects}
+        built = report.build(tables, self.profile.name, **options)
         is_committed = self.figures_folder == paths.FIGURES
         return report.carry_over(built, paths.FIGURES) if is_committed else built
+
+    def _over_objects(
+        self, more: str, less: str, metric: str, repeats: Sequence[int]
+    ) -> objects.Interval | None:
+        rows = (catalogue.row(more), catalogue.row(less))
+        return objects.of_rows(self.profile, *rows, metric, repeats)
+
+    @staticmethod
+    def _claims_of(study: str) -> list[str]:
+        return [claim["id"] for claim in report.published()["claims"] if claim["study"] == study]
 
     def save(self, figure: Figure, name: str, table: pd.DataFrame) -> None:
         """Keep a figure and its numbers in the session's figures folder."""

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from aeft_lib.studies.effects import REPEATS
+
 BASE = "base"
 # Levels of every knob besides the base's, which is amid the first knob's and below the others'.
 LEVELS = {
@@ -44,7 +46,10 @@ class Level(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """A line of the report: row `more` of a study should beat `less`; photos: real_photos.csv."""
+    """A line of the report: row `more` of a study should beat `less`; photos: real_photos.csv.
+
+    repeats: as many as a verdict needs.
+    """
 
     id: str
     text: str
@@ -53,6 +58,7 @@ class Claim(NamedTuple):
     less: str
     photos_more: str = ""
     photos_less: str = ""
+    repeats: int = REPEATS
 
 
 def levels() -> Iterator[Level]:

@@ -9,6 +9,7 @@ import pandas as pd
 from aeft_lib import paths
 from aeft_lib.studies.effects import paired
 
+SHORT = True  # the trainings behind the table: 225 steps at most
 FILE = paths.ROOT / "docs" / "real_photos.csv"
 
 

@@ -13,6 +13,7 @@ from aeft_lib.networks.resnet38d import ResNet38dSpec
 from aeft_lib.networks.tapped import TappedSpec
 from aeft_lib.stages.artefact import Artefact
 from aeft_lib.stages.cache_features import FeatureSpec, cache_features
+from aeft_lib.stages.count_images import ImagesSpec, count_images
 from aeft_lib.stages.evaluate import (
     EvaluationSpec,
     evaluate_labels,
@@ -44,9 +45,9 @@ def artefacts(
 ) -> Artefacts:
     """One row with one repeat from tags to numbers: its `products`, and what is measured on them.
 
-    ``mechanism_<number>`` of seeds; ``evaluation``; ``epochs`` where they are kept, ``objects`` on
-    controlled collages.  All but the first need masks, and are left out where a scene that the row
-    is scored on has none.
+    ``mechanism_<number>`` of seeds; ``evaluation``; ``epochs`` where they are kept; ``objects`` on
+    controlled collages, ``images`` (counts of each) on all others.  All but the first need masks,
+    and are left out where a scene that the row is scored on has none.
     """
     made, given = products(profile, row, repeat, obtain), profile
     profile = with_fast_steps(row.setting.applied(profile, repeat))
@@ -228,14 +229,18 @@ def _measures(
     """Everything that compares what a row made with masks."""
     scenes = profile.scenes(row.scored_on)
     truth = scenes.open().truth
-    if row.segmenter or (row.refiner and "scores" not in made):
-        spec = EvaluationSpec(scenes, truth=truth)
-        return {"evaluation": obtain(evaluate_labels, spec, {"labels": made["labels"]})}
+    measures, images = {}, ImagesSpec(scenes, truth)
+    if row.segmenter or row.refiner:
+        labels = {"labels": made["labels"]}
+        if row.segmenter or "scores" not in made:
+            spec = EvaluationSpec(scenes, truth=truth)
+            measures["evaluation"] = obtain(evaluate_labels, spec, labels)
+        else:
+            spec = EvaluationSpec(scenes, profile.thresholds, truth)
+            inputs = {"scores": made["scores"]} | labels
+            measures["evaluation"] = obtain(evaluate_scores, spec, inputs)
+        return measures | {"images": obtain(count_images, images, labels)}
     spec = EvaluationSpec(scenes, profile.thresholds, truth)
-    if row.refiner:
-        inputs = {name: made[name] for name in ("scores", "labels")}
-        return {"evaluation": obtain(evaluate_scores, spec, inputs)}
-    measures = {}
     if row.keep_epochs and profile.cached:
         epochs = EpochsSpec(scenes, profile.thresholds, truth, profile.precision)
         inputs = {"classifier": made["classifier"]}
@@ -245,8 +250,11 @@ def _measures(
         inputs["features"] = _features_of(profile, row, row.scored_on, obtain)
         measures["epochs"] = obtain(evaluate_epochs, epochs, inputs)
     measures["evaluation"] = obtain(evaluate_seeds, spec, {"seeds": made["seeds"]})
-    if row.setting.condition:
+    if row.setting.condition:  # whose repeats draw scenes of their own
         measures["objects"] = objects(profile, made | measures, obtain)
+    else:
+        inputs = {"seeds": made["seeds"], "evaluation": measures["evaluation"]}
+        measures["images"] = obtain(count_images, images, inputs)
     return measures
 
 

@@ -14,6 +14,7 @@ from aeft_lib.lab.session import Session
 from aeft_lib.paper.gpp import Gap
 from aeft_lib.studies import catalogue, levels, photo_results, pipeline, report, run
 from aeft_lib.studies.conditions import CONDITIONS, METHODS
+from aeft_lib.studies.effects import effect
 from aeft_lib.studies.levels import BASE
 from aeft_lib.studies.profiles import LAPTOP, SMOKE, VOC_LITE
 
@@ -168,7 +169,23 @@ def test_advice_follows_the_interval(effects):
     assert uses["base"] == "GPP"
     assert len(uses) == len(CONDITIONS)
     unsure = ch08_effects.level_effects(table(noise=20))
-    assert "no difference seen" in set(ch08_effects.advice(unsure)["use"])
+    assert "undecided" in set(ch08_effects.advice(unsure)["use"])
+    few = ch08_effects.level_effects(table(repeats=2, noise=0.001))
+    assert (few.query("comparison == 'gpp' and row == 'base'")["low"] > 0).all()
+    assert set(ch08_effects.advice(few)["use"]) == {"undecided"}  # a verdict needs three
+
+
+def test_conclusions_name_the_levels_that_are_decided(effects):
+    gpp, gates, _ = ch08_effects.conclusions(effects).splitlines()
+    assert gpp.startswith("- **GPP − GAP > 0** holds at object area 0.03, ")
+    assert (
+        "; fails at context 1; undecided at 0 of 12; adjusted for 36 comparisons 12 remain" in gpp
+    )
+    assert gpp.endswith("its mean is above 0 at 11 of 12.")
+    assert "; fails at context 1; " in gates
+    few = ch08_effects.conclusions(ch08_effects.level_effects(table(repeats=2)))
+    assert few.count("holds at no level; fails at no level; undecided at 12 of 12") == 3
+    assert few.count(" 0 remain decided") == 3
 
 
 def test_overview_has_a_line_a_level_and_a_column_a_method():
@@ -384,6 +401,7 @@ def test_depths_of_training_are_lines_of_both_kinds_of_pictures(monkeypatch):
         1.1,
         "holds",
     )
+    assert deep["photos_low"] == pytest.approx(1.1 - 4.302653 * 0.1 / 3**0.5, abs=1e-5)
     assert (own["verdict"], own["photos_n"]) == ("not run", 2)
     assert (frozen["photos_verdict"], lines["condition.context.1"]["photos_verdict"]) == (
         "not run",
@@ -403,9 +421,10 @@ def test_claims_have_a_column_for_photos_from_the_committed_repeats():
         line for line in report.build({}, "laptop")["claims"] if line["id"] == "claim.gpp_beats_gap"
     )
     assert line["photos_n"] == len(photo_results.differences("gated", "gap", "miou")) >= 3
-    assert line["photos_verdict"] == report.verdict(
-        photo_results.differences("gated", "gap", "miou")
-    )
+    interval = effect(photo_results.differences("gated", "gap", "miou"))
+    assert (line["photos_low"], line["photos_high"]) == pytest.approx(interval[1:3], rel=1e-5)
+    assert line["photos_verdict"] == "undecided"
+    assert line["photos_reason"] == f"{line['photos_n']} of 5 repeats"
     assert "| on real photos | at paper scale |" in report.markdown({"claims": [line]})
 
 

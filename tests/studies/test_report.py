@@ -2,13 +2,17 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from scipy import stats
 
 from aeft_lib import paths
-from aeft_lib.studies import catalogue, levels, report
+from aeft_lib.studies import catalogue, levels, profiles, report
+from aeft_lib.studies.effects import effect, paired
+from aeft_lib.studies.objects import Interval
 
 # The two ablation tables of the poster, typed off a second time.
 TABLE_1 = {"2x2": 49.9, "4x4": 51.6, "8x8": 52.9, "16x16": 53.1, "A": 53.3, "G_I": 51.3, "G": 54.2}
@@ -139,28 +143,6 @@ def test_published_differences_follow_from_the_published_numbers():
 # --- verdicts -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("differences", "word"),
-    [
-        ([], "not run"),
-        ([9.0], "inconclusive"),
-        ([-9.0], "inconclusive"),
-        ([2.0, 2.0], "holds"),  # no spread at all
-        ([-2.0, -2.0, -2.0], "fails"),
-        ([0.0, 0.0], "inconclusive"),
-        ([0.0, 4.0], "inconclusive"),  # mean 2, standard error 2: it has to exceed it
-        ([0.0, -4.0], "inconclusive"),
-        ([0.1, 4.0], "holds"),  # mean 2.05, standard error 1.95
-        ([-0.1, -4.0], "fails"),
-        ([-0.1, 4.0], "inconclusive"),  # mean 1.95, standard error 2.05
-        ([-1.0, 4.0, 4.0], "holds"),  # mean 2.33, standard error 1.67
-    ],
-)
-def test_verdict(differences, word):
-    assert report.verdict(differences) == word
-    assert word in report.VERDICTS
-
-
 def table(**rows: list[float]) -> pd.DataFrame:
     """A study's table of mIoU and precision (mIoU + 10) for repeats 0, 1, ..."""
     lines = [
@@ -175,15 +157,130 @@ def test_differences_are_paired_by_repeat_whatever_the_order_of_lines():
     shuffled = table(gap=[40.0, 44.0, 42.0], gated=[45.0, 46.0, 48.0]).sample(
         frac=1, random_state=1
     )
-    assert report.paired_differences(shuffled, "gated", "gap", "miou").tolist() == [5, 2, 6]
-    assert report.paired_differences(shuffled, "gap", "gated", "precision").tolist() == [-5, -2, -6]
+    assert paired(shuffled, "gated", "gap", "miou").tolist() == [5, 2, 6]
+    assert paired(shuffled, "gap", "gated", "precision").tolist() == [-5, -2, -6]
 
 
 def test_differences_take_only_repeats_that_both_rows_have():
-    assert report.paired_differences(
-        table(gap=[40.0], gated=[45.0, 99.0]), "gated", "gap", "miou"
-    ).tolist() == [5]
-    assert report.paired_differences(table(gap=[40.0]), "gated", "gap", "miou").tolist() == []
+    few = table(gap=[40.0], gated=[45.0, 99.0])
+    assert paired(few, "gated", "gap", "miou").tolist() == [5]
+    assert paired(table(gap=[40.0]), "gated", "gap", "miou").tolist() == []
+
+
+def verdicts(differences: list[float], name: str = "claim.gpp_beats_gap", **options) -> dict:
+    """The line of a claim whose differences are these."""
+    rows = {"gap": [40.0] * len(differences), "gated": [40.0 + d for d in differences]}
+    lines = report.build({"gap_vs_gpp": table(**rows)}, "tiny", **options)["claims"]
+    return next(line for line in lines if line["id"] == name)
+
+
+@pytest.mark.parametrize(
+    ("differences", "word", "reason"),
+    [
+        ([9.0], "undecided", "1 of 5 repeats"),
+        ([9.0, 9.0], "undecided", "2 of 5 repeats"),
+        ([9.0] * 4, "undecided", "4 of 5 repeats"),
+        ([2.0] * 5, "holds", ""),  # no spread at all
+        ([-2.0] * 5, "fails", ""),
+        ([0.0] * 5, "undecided", ""),
+        # mean 1, sd 1.58: 2.776 * 0.707 is 1.96; the standard error alone would say holds
+        ([-1.0, 0.0, 1.0, 2.0, 3.0], "undecided", ""),
+        ([1.0, 2.0, 3.0, 4.0, 5.0], "holds", ""),  # mean 3 above 1.96
+    ],
+)
+def test_the_interval_over_enough_repeats_decides(differences, word, reason):
+    line = verdicts(differences)
+    assert (line["verdict"], line["reason"], line["needs"]) == (word, reason, 5)
+    assert (line["pairs"], line["n"]) == (len(differences), len(differences))
+    if len(differences) > 1:
+        assert (line["low"], line["high"]) == pytest.approx(effect(differences)[1:3], rel=1e-5)
+    else:
+        assert (line["low"], line["high"], line["p"]) == (None, None, None)
+
+
+def test_an_end_next_to_zero_stays_on_its_side():
+    """Rounded to four decimals it would be 0, and the claim undecided."""
+    edge = stats.t.ppf(0.975, 4) * 2.5**0.5 / 5**0.5  # of differences m - 2 .. m + 2
+    line = verdicts([edge + 1e-6 + step for step in (-2, -1, 0, 1, 2)])
+    assert 0 < line["low"] < 1e-4
+    assert line["verdict"] == "holds"
+
+
+def test_p_values_are_adjusted_within_the_claims_and_both_verdicts_stand():
+    rows = {"gap": [40.0] * 5, "gated": [41.0, 42.0, 43.0, 44.0, 45.0]}  # p = 0.0132
+    one = verdicts([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert one["tests"] == 2  # mIoU and precision, whose differences are the same
+    assert one["p_adjusted"] == pytest.approx(2 * one["p"], abs=1e-6)
+    assert (one["verdict"], one["verdict_adjusted"]) == ("holds", "holds")
+    many = {"average": rows["gap"], "inverse": rows["gap"], "level16": rows["gap"]} | rows
+    tables = {"gap_vs_gpp": table(**rows), "pyramid_ablation": table(**many)}
+    lines = {line["id"]: line for line in report.build(tables, "tiny")["claims"]}
+    line = lines["claim.gpp_beats_gap"]
+    # Four have this p value; average - inverse and average - level16 are 0 each time.
+    assert line["tests"] == 6
+    assert line["p_adjusted"] == pytest.approx(6 * line["p"], abs=1e-6)  # it is rounded there
+    assert line["p_adjusted"] > 0.05
+    assert (line["verdict"], line["verdict_adjusted"]) == ("holds", "undecided")
+
+
+def test_equal_comparisons_count_once():
+    """The base is a level of every knob."""
+    rows = {"base.gap": [40.0, 41.0, 42.0], "base.gated": [41.0, 43.0, 45.0]}
+    lines = report.build({"conditions": table(**rows)}, "tiny")["claims"]
+    of_base = [line for line in lines if line["id"].startswith("condition.") and line["pairs"]]
+    assert len(of_base) == 5
+    assert {line["tests"] for line in of_base} == {1}
+    p = of_base[0]["p"]
+    assert all(line["p_adjusted"] == pytest.approx(p, abs=1e-6) for line in of_base)
+    assert {line["needs"] for line in of_base} == {3}
+
+
+def test_the_papers_claims_need_five_repeats_and_others_three():
+    for claim in report.published()["claims"]:
+        assert claim["repeats"] == (5 if claim["id"].startswith("claim.") else 3)
+    lines = report.build({}, "tiny")["claims"]
+    assert {line["needs"] for line in lines if line["id"].startswith(("table", "known"))} == {5}
+
+
+def test_a_user_who_asks_for_verdicts_is_told_which_claim_lacks_repeats():
+    with pytest.raises(
+        ValueError, match=r"gpp_beats_gap has 2 .*needs 5 \(and 1 more.*--repeats 5"
+    ):
+        report.check_repeats({"claims": [verdicts([1.0, 2.0]), verdicts([1.0])]})
+    report.check_repeats(report.build({}, "tiny"))  # what was not run is said as that
+    report.check_repeats({"claims": [verdicts([1.0] * 5)]})
+
+
+def test_the_interval_over_objects_is_asked_for_the_repeats_that_are_compared():
+    asked = []
+
+    def over_objects(*arguments):
+        asked.append(arguments)
+        return Interval(-0.5, 2.0, 43)
+
+    line = verdicts([1.0] * 5, over_objects=over_objects)
+    assert ("gated", "gap", "miou", [0, 1, 2, 3, 4]) in asked
+    assert (line["objects_low"], line["objects_high"], line["objects"]) == (-0.5, 2.0, 43)
+    assert line["verdict"] == "holds"  # repeats decide
+    assert "| [-0.5, +2.0] (43) | holds | holds |" in report.markdown({"claims": [line]})
+    assert "[-0.5, +2.0] (43) over objects" in report.conclusions({"claims": [line]}, [line["id"]])
+
+
+def test_short_trainings_are_said_beside_every_verdict():
+    assert [report.is_short(profile) for profile in (profiles.LAPTOP, profiles.SMOKE)] == [True] * 2
+    long = replace(profiles.LAPTOP, schedule=replace(profiles.LAPTOP.schedule, epochs=45))
+    assert not report.is_short(long)  # 45 x 40 steps
+    line = verdicts([1.0] * 5, short=True)
+    assert "| holds, short |" in report.markdown({"claims": [line]})
+    assert report.conclusions({"claims": [line]}, [line["id"]]).startswith("- **holds, short**: ")
+    assert "short" not in report.markdown(report.build({}, "tiny", short=True), "table")
+
+
+def test_a_tally_counts_every_word_before_and_after_adjustment():
+    lines = [verdicts([1.0] * 5), verdicts([-1.0] * 5), verdicts([1.0]), verdicts([])]
+    told = report.tally({"claims": lines}, "claim.")
+    words = "1 holds, 1 fails, 1 undecided, 1 not run"
+    assert told == f"4 claims: {words}; adjusted for 2 comparisons: {words}."
 
 
 # --- build ----------------------------------------------------------------------------------------
@@ -224,11 +321,12 @@ def test_the_report_has_a_line_for_every_number_result_and_claim(built):
 def test_a_claim_becomes_mean_sd_and_n_of_its_paired_differences(built):
     row = built["claim.gpp_beats_gap"]  # 5, 6, 4
     assert (row["reproduced_mean"], row["sd"], row["n"]) == (5, 1, 3)
-    assert (row["published"], row["verdict"]) == (6.2, "holds")
-    assert row["command"] == "aeft run gap_vs_gpp --repeats 3"
+    assert (row["published"], row["verdict"]) == (6.2, "undecided")
+    assert row["reason"] == "3 of 5 repeats"
+    assert row["command"] == "aeft run gap_vs_gpp --repeats 5"  # the least that can decide
     assert built["claim.gpp_is_more_precise"]["reproduced_mean"] == 5
     reverse = built["claim.coarse_to_fine"]  # -5, -3, -4
-    assert (reverse["reproduced_mean"], reverse["sd"], reverse["verdict"]) == (-4, 1, "fails")
+    assert (reverse["reproduced_mean"], reverse["sd"], reverse["difference"]) == (-4, 1, -4)
     assert built["claim.average_beats_inverse"]["verdict"] == "not run"  # no row "average"
 
 
@@ -239,13 +337,13 @@ def test_a_number_becomes_mean_sd_and_n_of_its_row_and_a_verdict_against_gap(bui
         46,
         1,
         3,
-        "holds",
+        "undecided",
     )
+    assert (row["difference"], row["pairs"]) == (5, 3)  # against GAP: 5, 6, 4
+    assert row["low"] == pytest.approx(5 - 4.302653 / 3**0.5, abs=1e-5)
     coarse = built["table1.2x2"]  # -2, +2, -2 against GAP
-    assert (coarse["reproduced_mean"], coarse["verdict"]) == (
-        pytest.approx(121 / 3, abs=1e-4),
-        "inconclusive",
-    )
+    assert coarse["reproduced_mean"] == pytest.approx(121 / 3, abs=1e-4)
+    assert coarse["difference"] == pytest.approx(-2 / 3, abs=1e-4)
     assert coarse["sd"] == pytest.approx(
         math.sqrt((7 / 3) ** 2 / 2 + (8 / 3) ** 2 / 2 + (1 / 3) ** 2 / 2), abs=1e-4
     )
@@ -265,9 +363,8 @@ def test_one_repeat_has_a_mean_no_sd_and_no_verdict():
         7,
         None,
         1,
-        "inconclusive",
+        "undecided",
     )
-    assert row["command"] == "aeft run gap_vs_gpp --repeats 2"  # the least that can decide
 
 
 def test_written_files_say_the_same(built, tmp_path):
@@ -279,19 +376,18 @@ def test_written_files_say_the_same(built, tmp_path):
     stored = pd.read_csv(files[1]).set_index("id")
     assert stored.loc[
         "claim.gpp_beats_gap", ["reproduced_mean", "sd", "n", "verdict"]
-    ].tolist() == [5, 1, 3, "holds"]
+    ].tolist() == [5, 1, 3, "undecided"]
     assert list(stored.index) == list(built)
     lines = files[2].read_text(encoding="utf-8").splitlines()
     assert len(lines) == 2 + len(built)
-    number = "G (gated, coarse to fine) gives better seeds than GAP | 54.2 | 46.0 ± 1.0 (3) | holds"
-    assert f"| `table1.G` | {number} | not run | not run |" in lines
-    claim = "The GPP layer gives better seeds than global average pooling"
+    head = "G (gated, coarse to fine) gives better seeds than GAP | 54.2 | 46.0; +5.0 [+2.5, +7.5]"
+    verdict = "undecided (3 of 5 repeats) | undecided"
+    assert f"| `table1.G` | {head} (3) | — | {verdict} | not run | not run |" in lines
+    claim = "The GPP layer gives better seeds than global average pooling | +6.2"
     photos = report._photos_cell(built["claim.gpp_beats_gap"])
-    assert photos.startswith("fails, -1.")
-    assert (
-        f"| `claim.gpp_beats_gap` | {claim} | +6.2 | +5.0 ± 1.0 (3) | holds | {photos} | not run |"
-        in lines
-    )
+    assert photos.startswith("undecided (3 of 5 repeats), short, -1.2 [-1.8, -0.5] (3)")
+    cells = f"{claim} | +5.0 [+2.5, +7.5] (3) | — | {verdict} | {photos} | not run |"
+    assert f"| `claim.gpp_beats_gap` | {cells}" in lines
 
 
 def test_a_missing_report_names_the_command(tmp_path):
@@ -339,6 +435,7 @@ def test_the_readme_block_holds_every_claim_and_nothing_else():
     shown = [line.split("`")[1] for line in block.splitlines() if line.startswith("| `")]
     assert shown == [claim["id"] for claim in report.published()["claims"]]
     assert "`tiny`" in block
+    assert report.tally(whole, "claim.") in block
     assert block.startswith(report.README_START)
     assert block.endswith(report.README_END)
 

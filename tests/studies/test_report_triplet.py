@@ -27,9 +27,13 @@ def lines(built: dict) -> dict[str, dict]:
 
 def small(profile: str = "laptop", **repeats: int) -> dict:
     """A report of a few lines: id -> number of repeats."""
+    bare = report._line("", "", "", None, [], [], {"place": ""}) | {"needs": 10}
     return {
         "profile": profile,
-        "claims": [{"id": i, "n": n, "commit": f"{profile} {n}"} for i, n in repeats.items()],
+        "claims": report.judged(
+            bare | {"id": i, "n": n, "pairs": n, "commit": f"{profile} {n}"}
+            for i, n in repeats.items()
+        ),
     }
 
 
@@ -89,9 +93,10 @@ def test_a_number_of_table_2_is_judged_against_gpp_only():
         44,
         2,
     )
-    assert soft["verdict"] == "holds"  # +3, +1: mean 2, standard error 1
-    assert both["verdict"] == "fails"  # -1, -2
-    assert soft["command"] == "aeft run triplet_ablation --repeats 2"
+    assert (soft["difference"], both["difference"]) == (2, -1.5)  # +3, +1; -1, -2
+    assert soft["low"] < 0 < soft["high"]
+    assert (soft["verdict"], soft["reason"]) == ("undecided", "2 of 5 repeats")
+    assert soft["command"] == "aeft run triplet_ablation --repeats 5"
 
 
 def test_the_baseline_may_stand_in_another_studys_table():
@@ -101,18 +106,19 @@ def test_the_baseline_may_stand_in_another_studys_table():
     }
     of["pyramid_ablation"] = of["pyramid_ablation"].query("row == 'gap'")
     line = lines(report.build(of, "tiny"))["table2.gpp_only"]  # 40 - 30, 44 - 33
-    assert (line["claim"], line["verdict"]) == ("GPP only gives better seeds than GAP", "holds")
+    assert (line["claim"], line["difference"]) == ("GPP only gives better seeds than GAP", 10.5)
     assert (line["reproduced_mean"], line["n"]) == (42, 2)
     reverse = of | {"pyramid_ablation": table(gap=[50.0, 51.0])}
-    assert lines(report.build(reverse, "tiny"))["table2.gpp_only"]["verdict"] == "fails"
+    assert lines(report.build(reverse, "tiny"))["table2.gpp_only"]["difference"] == -8.5
 
 
 def test_a_number_whose_baseline_is_nowhere_stands_without_a_verdict():
     line = lines(report.build({"triplet_ablation": TRIPLET}, "tiny"))["table2.gpp_only"]
-    assert (line["reproduced_mean"], line["n"], line["verdict"]) == (42, 2, "inconclusive")
+    assert (line["reproduced_mean"], line["n"], line["verdict"]) == (42, 2, "undecided")
+    assert (line["reason"], line["pairs"]) == ("no difference by repeat", 0)
     rows = TRIPLET[TRIPLET["row"] != "gpp_only"]
     line = lines(report.build({"triplet_ablation": rows}, "tiny"))["table2.attract_soft"]
-    assert (line["reproduced_mean"], line["verdict"]) == (44, "inconclusive")
+    assert (line["reproduced_mean"], line["verdict"]) == (44, "undecided")
 
 
 def test_what_we_add_is_judged_by_the_same_rule():
@@ -122,8 +128,9 @@ def test_what_we_add_is_judged_by_the_same_rule():
         None,
         5,
         2,
-        "holds",
+        "undecided",
     )
+    assert ours["reason"] == "2 of 3 repeats"
     assert carried["ours.beats_classification"]["verdict"] == "not run"  # its study is another one
 
 
@@ -131,20 +138,15 @@ def test_what_we_add_is_judged_by_the_same_rule():
 
 
 def line(name: str, published: float | None, mean: float) -> dict:
-    return {
-        "id": name,
-        "claim": "c",
-        "published": published,
-        "reproduced_mean": mean,
-        "sd": 0.5,
-        "n": 2,
-        "verdict": "holds",
-    }
+    plain = report._line(name, "c", "", published, [], [], {"place": "", "repeats": 2})
+    numbers = {"reproduced_mean": 44.0, "n": 2, "difference": mean, "pairs": 2, "short": False}
+    ends = {"low": mean - 0.5, "high": mean + 0.5, "p": 0.01}
+    return report.judged([plain | numbers | ends])[0]
 
 
 LINES = {
     "claims": [
-        line("table2.x", 54.2, 44.0),
+        line("table2.x", 54.2, 1.0),
         line("claim.x", 1.6, 2.0),
         line("ours.x", None, 3.0),
         line("ours.y", 1, -3.0),
@@ -153,11 +155,12 @@ LINES = {
 
 
 def test_differences_are_signed_and_numbers_are_not():
+    end = " | holds | not run | not run |"
     assert report.markdown(LINES).splitlines()[2:] == [
-        "| `table2.x` | c | 54.2 | 44.0 ± 0.5 (2) | holds | not run | not run |",
-        "| `claim.x` | c | +1.6 | +2.0 ± 0.5 (2) | holds | not run | not run |",
-        "| `ours.x` | c | — | +3.0 ± 0.5 (2) | holds | not run | not run |",
-        "| `ours.y` | c | +1.0 | -3.0 ± 0.5 (2) | holds | not run | not run |",
+        f"| `table2.x` | c | 54.2 | 44.0; +1.0 [+0.5, +1.5] (2) | — | holds{end}",
+        f"| `claim.x` | c | +1.6 | +2.0 [+1.5, +2.5] (2) | — | holds{end}",
+        f"| `ours.x` | c | — | +3.0 [+2.5, +3.5] (2) | — | holds{end}",
+        f"| `ours.y` | c | +1.0 | -3.0 [-3.5, -2.5] (2) | — | {'fails | fails' + end[8:]}",
     ]
 
 
