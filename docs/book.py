@@ -25,6 +25,18 @@ FIGURES = ROOT / "figures"
 FRAMES = ROOT / "docs" / "static" / "frames"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 GALLERY = "docs/gallery"
+MAIN_CLAIMS = (
+    "claim.gpp_beats_gap",
+    "claim.gpp_is_more_precise",
+    "claim.gates_beat_average",
+    "claim.rigid_overexpands",
+    "claim.soft_raises_recall",
+    "claim.triplet_is_best",
+    "ours.beats_classification",
+    "claim.refinement",
+    "claim.network_beats_labels",
+)
+ITEM = re.compile(r"([a-z_][\w.]*(?:, [a-z_]\w*)*): ")  # of a docstring: name: meaning
 
 
 def setup(app: Any) -> dict[str, bool]:
@@ -50,24 +62,29 @@ def _math(app: Any, kind: str) -> Any:
 def plain_docstring(
     app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]
 ) -> None:
-    """Docstrings are plain text: ``name: meaning`` lines become a list, signs of markup stay signs.
+    """Docstrings are plain text: ``name: meaning`` becomes a list item, ``|`` and ``*`` stay signs.
 
-    Continued lines are indented there; a doctest is left as it is.
+    Doctests, bullets and blocks after ``::`` are left as they are.
     """
-    item, written = False, []
+    written, kind = [], ""  # of the block: "", "item", "bullets", "literal"
     for line in lines:
-        if re.match(r"\s*(>>>|\.\.\. )", line) or (written and written[-1].startswith(">>>")):
-            written.append(line.strip())
-            continue
         text = line.strip() if "``" in line else re.sub(r"([|*])", r"\\\1", line.strip())
-        if start := re.match(r"([a-z_][\w.]*(?:, [a-z_]\w*)*): ", line):
-            item, text = True, f"- ``{start[1]}``: {text[start.end() :]}"
+        is_indented, item = line.startswith(" "), ITEM.match(line)
+        if not text:
+            kind = "" if kind == "item" else kind
+        elif kind == "literal" and is_indented:
+            text = line
+        elif line.startswith("- ") or (kind == "bullets" and is_indented):
+            kind, text = "bullets", f"  {text}" if is_indented else text
+        elif item:
+            kind, text = "item", f"- ``{item[1]}``: {text[item.end() :]}"
             written.append("")
-        elif item and line.startswith(" "):
+        elif kind == "item" and is_indented:
             text = f"  {text}"
-        elif item and text:
-            item = False
-            written.append("")
+        else:
+            written += [""] * (kind == "item")
+            kind = ""
+        kind = "literal" if text.endswith("::") else kind
         written.append(text)
     lines[:] = written
 
@@ -88,8 +105,21 @@ def read_page(app: Any, name: str, content: list[str]) -> None:
         content[0] = json.dumps(node)
     elif name == "figures/report":
         content[0] = f"# Published against reproduced\n\n{content[0]}"
+    elif name == "docs/start_here":
+        content[0] = content[0].replace("%verdicts%", verdicts())
     elif name == GALLERY:
         content[0] += "\n".join(map(_shown, filter(is_saved, captions())))
+
+
+def verdicts() -> str:
+    """What the committed report says of the main claims, as a Markdown table."""
+    report = json.loads((FIGURES / "report.json").read_text(encoding="utf-8"))
+    lines = ["| claim | on collages | on photos |", "|---|---|---|"]
+    for claim in report["claims"]:
+        if claim["id"] in MAIN_CLAIMS:
+            cells = (claim["claim"], claim["verdict"], claim["photos_verdict"])
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def describe(cell: dict[str, Any]) -> None:

@@ -5,7 +5,6 @@ is as well kept but needs Node.  The source folder is the repository, so links b
 notebooks, documents and files are the same here as anywhere else.  ``make book`` builds it.
 """
 
-import re
 import sys
 from pathlib import Path
 
