@@ -170,7 +170,7 @@ def frames(source: str) -> str:
         label, last, start = html.escape(control["name"]), len(control["values"]) - 1, control["at"]
         if control["slides"]:
             moved = f'<input type="range" min="0" max="{last}" value="{start}">'
-            options = f'<select hidden>{options}</select><output></output>'
+            options = f"<select hidden>{options}</select><output></output>"
         else:
             moved, options = "", f'<select data-at="{start}">{options}</select>'
         lines.append(f"<label><span>{label}</span> {moved}{options}</label>")

@@ -46,6 +46,7 @@ html_theme = "furo"
 html_title = project
 html_copy_source = False
 html_show_sourcelink = False
+html_show_search_summary = False  # it would be fetched, which browsers refuse to pages of a folder
 html_show_copyright = False
 html_static_path = ["static"]
 html_css_files = ["book.css"]
