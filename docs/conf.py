@@ -11,8 +11,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 
-import book  # noqa: E402
-
 project = "AEFT, reproducible"
 author = "the AEFT companion authors"
 copyright = "MIT"
