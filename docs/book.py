@@ -41,6 +41,7 @@ ITEM = re.compile(r"([a-z_][\w.]*(?:, [a-z_]\w*)*): ")  # of a docstring: name: 
 
 def setup(app: Any) -> dict[str, bool]:
     """Sphinx's door: pages are changed as they are read."""
+    app.setup_extension("sphinx.ext.autodoc")  # whose event is used
     inline, display = (_math(app, kind) for kind in ("inline", "block"))
     app.add_html_math_renderer("mathml", (inline, None), (display, None))
     app.connect("source-read", read_page)

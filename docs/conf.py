@@ -30,7 +30,7 @@ exclude_patterns = [".*", "runs", "build", "**/.ipynb_checkpoints"]
 
 nb_execution_mode = "off"  # the committed outputs are shown
 nb_merge_streams = True
-myst_enable_extensions = ["dollarmath", "amsmath", "deflist", "attrs_inline"]
+myst_enable_extensions = ["dollarmath", "amsmath", "deflist", "colon_fence"]
 myst_heading_anchors = 4
 html_math_renderer = "mathml"
 
@@ -38,6 +38,7 @@ default_role = "code"
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
+autodoc_inherit_docstrings = False
 autodoc_default_options = {"members": True, "exclude-members": "forward"}
 
 html_theme = "furo"

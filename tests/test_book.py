@@ -104,6 +104,17 @@ def test_equations_are_drawn_and_none_is_left_raw(site, pages):
         assert pages[site / "notebooks" / f"{file.stem}.html"].equations >= dollars
 
 
+def test_no_markup_is_left_raw(pages):
+    raw = (":::", "{figure}", "```", "%verdicts%")
+    texts = {file.name: "".join(page.text) for file, page in pages.items()}
+    assert [(name, sign) for name, text in texts.items() for sign in raw if sign in text] == []
+
+
+def test_the_gallery_shows_every_saved_figure(site, pages):
+    shown = {Path(image["src"]).stem for image in pages[site / "docs" / "gallery.html"].images}
+    assert {file.stem for file in paths.FIGURES.glob("*.png")} <= shown
+
+
 def test_every_picture_has_an_alt_text(pages):
     bare = [
         (file.name, image.get("src"))
