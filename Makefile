@@ -1,4 +1,4 @@
-# Ten verbs.  The environment in .venv is made on first use; nothing else has to be installed.
+# Eleven verbs.  The environment in .venv is made on first use; nothing else has to be installed.
 PROFILE ?= laptop
 SEEDS   ?=
 REPEATS ?= $(SEEDS)
@@ -17,7 +17,7 @@ TEST_ENV  := env -u MPLBACKEND OMP_NUM_THREADS=1 AEFT_PROFILE=smoke AEFT_RUNS="$
 PYTEST     = $(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce smoke test report lab bench publish clean
+.PHONY: help setup reproduce smoke test report lab book bench publish clean
 
 help:  ## say what there is
 	@echo "make VERB [PROFILE=laptop] [REPEATS=3] [PYTHON=python3]"
@@ -44,6 +44,10 @@ report: $(STAMP)  ## published against reproduced, from what is in the store
 
 lab: $(STAMP)  ## open the notebooks
 	$(BIN)/jupyter lab notebooks
+
+book: $(STAMP)  ## notebooks, documents, API and figures as one site in build/book, which needs no network
+	$(BIN)/python -m sphinx -q -b html -c docs . build/book
+	@echo "open build/book/index.html"
 
 bench: $(STAMP)  ## time sweep, training steps, seeds and predictions, CRF and random walk, each against its rival
 	$(BIN)/aeft bench evaluation

@@ -6,6 +6,7 @@ imports what it needs when it runs: help and wrong words answer at once.
 
 import argparse
 import json
+import os
 import runpy
 import sys
 from collections.abc import Sequence
@@ -94,6 +95,8 @@ def reproduce(arguments: argparse.Namespace) -> None:
             "--publish writes over the committed notebooks, which are of --profile laptop "
             f"--repeats {committed}; got {profile.name}, {n_repeats}"
         )
+    if arguments.publish:  # the kernels write what the book shows in place of widgets
+        os.environ["AEFT_FRAMES"] = str(paths.ROOT / "docs" / "static" / "frames")
     choice = {"only": arguments.only, "start": arguments.start, "publish": arguments.publish}
     # Refuse before the studies what would fail after them.
     parameters = {"profile": profile.name, "repeats": n_repeats}

@@ -42,10 +42,10 @@ def project() -> dict:
 
 
 def declared() -> list[Requirement]:
-    """What pyproject.toml asks for, development included."""
+    """What pyproject.toml asks for, development and the book included."""
+    extras = project()["optional-dependencies"]
     return [
-        Requirement(line)
-        for line in project()["dependencies"] + project()["optional-dependencies"]["dev"]
+        Requirement(line) for line in project()["dependencies"] + extras["dev"] + extras["book"]
     ]
 
 

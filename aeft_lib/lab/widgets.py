@@ -3,10 +3,17 @@
 Dependency choice: ipywidgets, the standard of JupyterLab.  The static picture always stands in a
 cell of its own above.  Pictures go into an Image widget, not through captured output: that needs a
 front end, and a papermill run has none.
+
+A book has no kernel: where AEFT_FRAMES names a folder (as in ``aeft reproduce --publish``), every
+widget also writes its frames there, the pictures of a grid of its controls' values.
 """
 
+import itertools
+import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import ipywidgets
@@ -16,6 +23,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from aeft_lib import paths
 from aeft_lib.lab import figures
 from aeft_lib.paper import erasing, gpp
 from aeft_lib.paper.classifier import CamOutput
@@ -39,7 +47,7 @@ def threshold(case: Mapping[str, np.ndarray], start: float = 0.3) -> ipywidgets.
         return figures.picture_grid([maps], ("image", "CAM", f"t = {t:.2f}")), words
 
     slider = ipywidgets.FloatSlider(start, min=0.0, max=0.95, step=0.05, description="t")
-    return _with_picture([slider], draw)
+    return _with_picture("threshold", [slider], draw, [np.arange(0.0, 1.0, 0.05)])
 
 
 def pyramid(
@@ -59,7 +67,7 @@ def pyramid(
         figure = figures.picture_grid([pictures], ("image", "signed CAM f", attention))
         return figure, f"logit {logit:.2f}"
 
-    return _with_picture([_attention_menu(maps)], draw)
+    return _with_picture("pyramid", [_attention_menu(maps)], draw, [list(maps)])
 
 
 def triplet(
@@ -103,7 +111,8 @@ def triplet(
         ipywidgets.FloatSlider(start.residual_threshold, description="t_L", **limits),
         _attention_menu(maps),
     )
-    return _with_picture(controls, draw)
+    shown = [(0.3, 0.45, 0.6, 0.75), (0.1, 0.2, 0.3), list(maps)]
+    return _with_picture("triplet", controls, draw, shown)
 
 
 def affinity(case: Any, start: tuple[int, int]) -> ipywidgets.VBox:
@@ -133,7 +142,11 @@ def affinity(case: Any, start: tuple[int, int]) -> ipywidgets.VBox:
         ipywidgets.IntSlider(start[1], min=0, max=w - 1, description="column"),
         ipywidgets.SelectionSlider(options=options, value=16, description="steps"),
     )
-    return _with_picture(controls, draw)
+    rows, columns = (
+        sorted({at, *np.linspace(0, n - 1, 4).astype(int).tolist()})
+        for at, n in zip(start, (h, w), strict=True)
+    )
+    return _with_picture("affinity", controls, draw, [rows, columns, (1, 4, 16)])
 
 
 def _attentions(pooling: gpp.PyramidPooling, cam: Tensor) -> dict[str, Tensor]:
@@ -153,19 +166,71 @@ def _attention_menu(maps: Mapping[str, Tensor]) -> ipywidgets.Dropdown:
 
 
 def _with_picture(
-    controls: Sequence[ipywidgets.ValueWidget], draw: Callable[..., tuple[Figure, str]]
+    name: str,
+    controls: Sequence[ipywidgets.ValueWidget],
+    draw: Callable[..., tuple[Figure, str]],
+    shown: Sequence[Sequence[Any]],
 ) -> ipywidgets.VBox:
-    """Controls, the picture their values decide, and a line of text below."""
+    """Controls, the picture their values decide, and a line of text below.
+
+    name: of its folder of frames.  shown: the values of each control that have a frame.
+    """
+    if folder := os.environ.get("AEFT_FRAMES"):
+        write_frames(Path(folder) / name, controls, draw, shown)
     picture, text = ipywidgets.Image(format="png"), ipywidgets.Label()
 
     def show(_: object = None) -> None:
         figure, text.value = draw(*(control.value for control in controls))
-        png = BytesIO()
-        figure.savefig(png, format="png")
-        plt.close(figure)
-        picture.value = png.getvalue()
+        picture.value = _drawn(figure, "png")
 
     for control in controls:
         control.observe(show, names="value")
     show()
     return ipywidgets.VBox([*controls, picture, text])
+
+
+def write_frames(
+    folder: Path,
+    controls: Sequence[ipywidgets.ValueWidget],
+    draw: Callable[..., tuple[Figure, str]],
+    shown: Sequence[Sequence[Any]],
+) -> None:
+    """Write a picture ``I-J-K.webp`` for every combination of values, and ``frames.json``.
+
+    I, J, K are the values' places in `shown`.  The table has the controls with the place of the
+    value they stand at, and the line of text of every picture.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.webp"):
+        old.unlink()
+    texts = {}
+    for places in itertools.product(*(range(len(values)) for values in shown)):
+        figure, text = draw(*(values[i] for values, i in zip(shown, places, strict=True)))
+        frame = "-".join(map(str, places))
+        texts[frame] = text
+        with paths.replacing(folder / f"{frame}.webp") as aside:
+            aside.write_bytes(_drawn(figure, "webp", pil_kwargs={"quality": 60}))
+    described = [
+        {
+            "name": control.description,
+            "slides": not isinstance(control, ipywidgets.Dropdown),
+            "values": [f"{v:.2f}" if isinstance(v, float) else str(v) for v in values],
+            "at": min(range(len(values)), key=lambda i: _distance(values[i], control.value)),
+        }
+        for control, values in zip(controls, shown, strict=True)
+    ]
+    table = json.dumps({"controls": described, "texts": texts}, indent=1)
+    paths.write_text(folder / "frames.json", f"{table}\n")
+
+
+def _distance(value: Any, other: Any) -> float:
+    """Between numbers; 0 for equal words and 1 for others."""
+    return float(value != other) if isinstance(value, str) else abs(value - other)
+
+
+def _drawn(figure: Figure, kind: str, **options: Any) -> bytes:
+    """The figure as a file of this kind; it is closed."""
+    content = BytesIO()
+    figure.savefig(content, format=kind, **options)
+    plt.close(figure)
+    return content.getvalue()
