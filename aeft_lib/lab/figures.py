@@ -5,7 +5,7 @@ redrawn anywhere.  Colours: maps in one sequential scale, classes of masks in VO
 agreement and error in colour-blind-safe hues.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 from aeft_lib import paths
-from aeft_lib.maps.labels import voc_palette
+from aeft_lib.maps.labels import VOID, voc_palette
 
 plt.style.use(Path(__file__).with_name("style.mplstyle"))
 
@@ -65,6 +65,51 @@ def stretched(small: np.ndarray, image: np.ndarray) -> np.ndarray:
     sides = zip(image.shape[:2], small.shape, strict=True)
     rows, columns = (np.arange(n) * m // n for n, m in sides)
     return small[np.ix_(rows, columns)]
+
+
+def class_colours(maps: Iterable[np.ndarray], classes: Sequence[str]) -> dict[str, np.ndarray]:
+    """Name and colour (3,) in 0..1 of every label in some maps (H, W), in the labels' order.
+
+    classes: K names; label 0 is the background, 255 void.
+    """
+    names = {0: "background", VOID: "void"} | dict(enumerate(classes, start=1))
+    present = sorted(set().union(*(np.unique(labels).tolist() for labels in maps)))
+    return {names[label]: voc_palette()[label] / 255 for label in present}
+
+
+def label_overlay(image: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> Figure:
+    """A label map (H, W) over its photo (H, W, 3) uint8, with a legend of its classes."""
+    mixed = image / 255
+    there = labels != 0
+    mixed[there] = 0.4 * mixed[there] + 0.6 * voc_palette()[labels[there]] / 255
+    figure = picture_grid([[image, mixed]], ("photo", "labels over the photo"))
+    colour_legend(figure, class_colours([labels], classes))
+    return figure
+
+
+def cam_panels(image: np.ndarray, cams: np.ndarray, titles: Sequence[str]) -> Figure:
+    """A photo (H, W, 3) uint8 and CAMs (K', H, W) in 0..1 over it, at most four in a row."""
+    pictures = [image, *(overlay(image, cam) for cam in cams)]
+    columns = max(2, min(4, len(pictures)))
+    lines, (height, width) = -(-len(pictures) // columns), image.shape[:2]
+    cell = TEXT_WIDTH / columns
+    size = (TEXT_WIDTH, lines * (cell * height / width + 0.25) + 0.45)
+    figure, axes = plt.subplots(lines, columns, squeeze=False, figsize=size)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, picture, title in zip(axes.flat, pictures, ("photo", *titles), strict=False):
+        show(axis, picture)
+        axis.set_title(title, fontsize=6)
+    cam_bar(figure, axes)
+    return figure
+
+
+def cam_bar(figure: Figure, axes: np.ndarray) -> None:
+    """The colour bar of CAMs, below some panels."""
+    scale = plt.cm.ScalarMappable(plt.Normalize(0, 1), CAM_COLOURS)
+    words = "CAM of a class, relative to its maximum"
+    bar = figure.colorbar(scale, ax=axes, location="bottom", aspect=60, pad=0.02, shrink=0.6)
+    bar.set_label(words, fontsize=6)
 
 
 def agreement(image: np.ndarray, predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -183,7 +228,8 @@ def repeats_legend(figure: Figure, diamonds: str = "") -> None:
 def colour_legend(figure: Figure, colours: Mapping[str, np.ndarray]) -> None:
     """Names of colours, below the panels."""
     handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in colours.values()]
-    figure.legend(handles, list(colours), loc="outside lower right", ncols=len(colours))
+    columns = min(len(colours), 6)
+    figure.legend(handles, list(colours), loc="outside lower right", ncols=columns)
 
 
 def show(axis: Axes, picture: np.ndarray) -> None:
