@@ -169,7 +169,8 @@ def picture(read: Read, classes: Sequence[str]) -> Figure:
         axis.axis("off")
     for line, shown in ((axes[0], above), (axes[1][-len(read.maps) :], read.maps)):
         for axis, (title, pixels) in zip(line, shown.items(), strict=False):
-            figures.show(axis, pixels)
+            drawn = figures.labelled(image, pixels) if pixels.ndim == 2 else pixels
+            figures.show(axis, drawn)
             axis.set_title(title)
     if "truth" not in read.maps:
         words = read.tags.replace(": ", ":\n").replace(" (", "\n(")

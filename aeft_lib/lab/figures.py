@@ -68,21 +68,27 @@ def stretched(small: np.ndarray, image: np.ndarray) -> np.ndarray:
 
 
 def class_colours(maps: Iterable[np.ndarray], classes: Sequence[str]) -> dict[str, np.ndarray]:
-    """Name and colour (3,) in 0..1 of every label in some maps (H, W), in the labels' order.
+    """Name and colour (3,) in 0..1 of every class in some maps (H, W), in the labels' order.
 
-    classes: K names; label 0 is the background, 255 void.
+    classes: K names; label 0 is the background and is left out, 255 is void.
     """
-    names = {0: "background", VOID: "void"} | dict(enumerate(classes, start=1))
-    present = sorted(set().union(*(np.unique(labels).tolist() for labels in maps)))
-    return {names[label]: voc_palette()[label] / 255 for label in present}
+    names = {VOID: "void"} | dict(enumerate(classes, start=1))
+    present = set().union(*(np.unique(labels).tolist() for labels in maps)) - {0}
+    return {names[label]: voc_palette()[label] / 255 for label in sorted(present)}
+
+
+def labelled(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """A label map (H, W) in VOC's palette over the greyed photo (H, W, 3) uint8; RGB in 0..1."""
+    mixed = np.repeat(0.3 + 0.7 * image.mean(axis=2, keepdims=True) / 255, 3, axis=2)
+    there = labels != 0
+    mixed[there] = 0.25 * mixed[there] + 0.75 * voc_palette()[labels[there]] / 255
+    return mixed
 
 
 def label_overlay(image: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> Figure:
     """A label map (H, W) over its photo (H, W, 3) uint8, with a legend of its classes."""
-    mixed = image / 255
-    there = labels != 0
-    mixed[there] = 0.4 * mixed[there] + 0.6 * voc_palette()[labels[there]] / 255
-    figure = picture_grid([[image, mixed]], ("photo", "labels over the photo"))
+    pictures, titles = [image, labelled(image, labels)], ("photo", "labels over the photo")
+    figure = picture_grid([pictures], titles)
     colour_legend(figure, class_colours([labels], classes))
     return figure
 
@@ -226,7 +232,9 @@ def repeats_legend(figure: Figure, diamonds: str = "") -> None:
 
 
 def colour_legend(figure: Figure, colours: Mapping[str, np.ndarray]) -> None:
-    """Names of colours, below the panels."""
+    """Names of colours, below the panels; nothing where there are none."""
+    if not colours:
+        return
     handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in colours.values()]
     columns = min(len(colours), 6)
     figure.legend(handles, list(colours), loc="outside lower right", ncols=columns)

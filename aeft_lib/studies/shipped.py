@@ -13,7 +13,6 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +79,9 @@ def _beside(step: Tensor, tensor: Tensor) -> Tensor:
     return step.reshape(-1, *(1,) * (tensor.ndim - 1))
 
 
-@lru_cache(maxsize=4)
-def manifest(folder: Path = FOLDER) -> dict[str, Any]:
+def manifest() -> dict[str, Any]:
     """What stands in the manifest: ``classes``, ``trained_on``, and ``networks`` by row."""
-    return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    return json.loads((FOLDER / MANIFEST).read_text(encoding="utf-8"))
 
 
 def known() -> list[str]:
@@ -91,9 +89,9 @@ def known() -> list[str]:
     return list(manifest()["networks"])
 
 
-def entry(row: str, folder: Path = FOLDER) -> dict[str, Any]:
+def entry(row: str) -> dict[str, Any]:
     """A network's part of the manifest.  Raises ValueError for a row without one."""
-    networks = manifest(folder)["networks"]
+    networks = manifest()["networks"]
     if row not in networks:
         there = f"the package brings trained weights of {', '.join(networks)}"
         raise ValueError(f"{there}, not of {row}: train it with {command(row)}")
@@ -124,13 +122,13 @@ def _training(profile: Profile, row: Row) -> Any:
     return pipeline.classifier_spec(profile, replace(row, keep_epochs=False), REPEAT)
 
 
-def read(row: str, start: Mapping[str, Tensor], folder: Path = FOLDER) -> dict[str, Tensor]:
+def read(row: str, start: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The trained tensors of a row's file, in fp32.  start: of the untrained network, by name.
 
     Raises ValueError, naming the file and the remedy, where it is missing or damaged.
     """
-    known = entry(row, folder)
-    file = folder / known["file"]
+    known = entry(row)
+    file = FOLDER / known["file"]
     if not file.is_file():
         raise ValueError(f"{file} is missing: {REMEDY}")
     content = file.read_bytes()
@@ -142,10 +140,10 @@ def read(row: str, start: Mapping[str, Tensor], folder: Path = FOLDER) -> dict[s
         raise ValueError(f"{file} does not fit its network ({error}): {REMEDY}") from error
 
 
-def network(row: str, folder: Path = FOLDER) -> nn.Module:
+def network(row: str) -> nn.Module:
     """A row's network with the shipped weights, in eval mode.  Raises ValueError as `read` does."""
     built = _untrained(training(row))
-    state.load_trained_state(built, read(row, built.state_dict(), folder))
+    state.load_trained_state(built, read(row, built.state_dict()))
     return built.eval()
 
 
@@ -196,7 +194,7 @@ def probes() -> list[Any]:
     return [scenes.image(index) for index in range(PROBES)]
 
 
-def write(folder: Path = FOLDER) -> list[str]:
+def write() -> list[str]:
     """Write the files and the manifest anew from the store; returns a line a network.
 
     A network that the store lacks stays as it is.  Raises ValueError where the store has none.
@@ -209,11 +207,11 @@ def write(folder: Path = FOLDER) -> list[str]:
         except LookupError:
             lines.append(f"{name}: not in the store, left as it was; train it with {command(name)}")
             continue
-        entries[name] = _write(folder, name, profile, made)
+        entries[name] = _write(name, profile, made)
         lines.append(f"{name}: {entries[name]['bytes'] / 1e6:.1f} MB")
     if not entries:
         raise ValueError(f"nothing to write; {'; '.join(lines)}")
-    old = manifest(folder)["networks"] if (folder / MANIFEST).is_file() else {}
+    old = manifest()["networks"] if (FOLDER / MANIFEST).is_file() else {}
     networks = {name: (old | entries)[name] for name in ROWS if name in old | entries}
     content = {
         "made_by": "aeft weights --write",
@@ -223,19 +221,18 @@ def write(folder: Path = FOLDER) -> list[str]:
         "trained_on": f"{len(scenes)} collages of {profile.train.size} px",
         "networks": networks,
     }
-    paths.write_text(folder / MANIFEST, json.dumps(content, indent=1) + "\n")
-    manifest.cache_clear()
+    paths.write_text(FOLDER / MANIFEST, json.dumps(content, indent=1) + "\n")
     return lines
 
 
-def _write(folder: Path, name: str, profile: Profile, made: pipeline.Artefacts) -> dict[str, Any]:
+def _write(name: str, profile: Profile, made: pipeline.Artefacts) -> dict[str, Any]:
     """Write one file; its part of the manifest."""
     row = catalogue.row(name)
     artefact = made["segmenter" if row.segmenter else "classifier"]
     trained = loaded(_untrained, artefact)
     start = _untrained(artefact.spec).state_dict()
     content = save(encoded(state.trained_state(trained), start))
-    file = folder / f"{name}.safetensors"
+    file = FOLDER / f"{name}.safetensors"
     with paths.replacing(file) as aside:
         aside.write_bytes(content)
     return {
