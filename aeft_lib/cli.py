@@ -164,13 +164,13 @@ def export(arguments: argparse.Namespace) -> None:
 
 def predict(arguments: argparse.Namespace) -> None:
     """``aeft predict IMAGE...``: label maps of any photos, overlays and CAMs, as PNGs."""
-    from aeft_lib.lab import own_photos
+    from aeft_lib.lab import outputs, own_photos
     from aeft_lib.studies import profiles
 
     if not arguments.out:
         raise ValueError("--out is empty: name a folder")
     profile, folder = profiles.get(arguments.profile), Path(arguments.out)
-    outputs = own_photos.planned([Path(file) for file in arguments.images], folder)
+    planned = own_photos.planned([Path(file) for file in arguments.images], folder)
     reader = own_photos.open_reader(profile, arguments.row, arguments.repeat)
     folder.mkdir(parents=True, exist_ok=True)
     print(f"{arguments.row}, repeat {arguments.repeat}: trained on {reader.trained_on}")
@@ -178,7 +178,7 @@ def predict(arguments: argparse.Namespace) -> None:
     if reader.classifier is None:
         print(f"no CAM pictures: {arguments.row} learned from masks, without a classifier")
     failed = []
-    for photo, output in outputs.items():
+    for photo, output in planned.items():
         try:
             labels = reader.label_map(photo)
         except ValueError as error:  # the others need not wait for it
@@ -186,10 +186,10 @@ def predict(arguments: argparse.Namespace) -> None:
             continue
         own_photos.write(output, labels, photo)
         beside = own_photos.write_pictures(output, labels, photo, reader)
-        print(f"{photo} -> {output}: {own_photos.shares(labels, reader.classes)}", flush=True)
+        print(f"{photo} -> {output}: {outputs.shares(labels, reader.classes)}", flush=True)
         print(f"  beside it {', '.join(file.name for file in beside)}", flush=True)
     if failed:
-        raise ValueError(f"{len(failed)} of {len(outputs)} photos failed: {'; '.join(failed)}")
+        raise ValueError(f"{len(failed)} of {len(planned)} photos failed: {'; '.join(failed)}")
 
 
 def demo(arguments: argparse.Namespace) -> None:
@@ -252,9 +252,9 @@ def weights(arguments: argparse.Namespace) -> None:
     if arguments.write == bool(arguments.file):
         raise ValueError("name a FILE to look into, or give --write alone")
     if arguments.write:
-        from aeft_lib.studies import shipped
+        from aeft_lib.studies import shipping
 
-        for line in shipped.write():
+        for line in shipping.write():
             print(line)
         return
     from aeft_lib.data.folder import MAX_CLASSES

@@ -8,6 +8,7 @@ import html
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -19,12 +20,13 @@ from aeft_lib.data.images import image_size, read_resized
 from aeft_lib.data.scene import Scenes
 from aeft_lib.engine.device import device
 from aeft_lib.lab import figures, outputs
-from aeft_lib.lab.own_photos import CamReader, likely, readable, shares, shipped_cams
+from aeft_lib.lab.cams import CamReader, likely
 from aeft_lib.maps.labels import label_map
 from aeft_lib.refinement import dense_crf
 from aeft_lib.refinement.background import powers_around
 from aeft_lib.stages.predict_labels import predict
-from aeft_lib.studies import profiles, shipped
+from aeft_lib.studies import catalogue, profiles, shipped
+from aeft_lib.studies.settings import Profile
 
 WRITER = "aeft demo"
 PAGE, SUFFIX = "index.html", ".demo.png"
@@ -83,7 +85,7 @@ def run(photos: Sequence[Path], folder: Path) -> Iterator[str]:
     Raises ValueError, before any work, for a photo that cannot be read and for a file in the way.
     """
     scenes = list(example_scenes(profiles.get(shipped.PROFILE).val.open()))
-    planned = {f"{photo.stem}{SUFFIX}": photo for photo in readable(photos)}
+    planned = {f"{photo.stem}{SUFFIX}": photo for photo in outputs.readable(photos)}
     outputs.check_apart((photo, folder / f"{photo.stem}{SUFFIX}") for photo in photos)
     if taken := planned.keys() & {scene.name + SUFFIX for scene in scenes}:
         raise ValueError(f"{planned[min(taken)]} has the name of an embedded scene: rename it")
@@ -106,14 +108,22 @@ def run(photos: Sequence[Path], folder: Path) -> Iterator[str]:
 def open_networks() -> Networks:
     """The package's own networks.  Raises ValueError where a file of theirs is damaged."""
     profile, last = profiles.get(shipped.PROFILE), shipped.CLASSIFIERS[-1]
-    segmenter = shipped.network(shipped.SEGMENTER) if shipped.SEGMENTER in shipped.known() else None
+    segmenter = None
+    if shipped.SEGMENTER in shipped.known():
+        segmenter = shipped.network(profile, catalogue.row(shipped.SEGMENTER)).to(device())
     return Networks(
-        cams={NAMES[row]: shipped_cams(row) for row in shipped.CLASSIFIERS},
-        segmenter=segmenter and segmenter.to(device()),
+        cams={NAMES[row]: _cams(profile, row) for row in shipped.CLASSIFIERS},
+        segmenter=segmenter,
         scales=profile.segmentation.scales,
         threshold=shipped.entry(last)["numbers"]["threshold_maskless"],
         classes=tuple(shipped.manifest()["classes"]),
     )
+
+
+def _cams(profile: Profile, name: str) -> CamReader:
+    row = catalogue.row(name)
+    network, method = shipped.network(profile, row), shipped.training(profile, row).method
+    return CamReader(network.to(device()), method, row.reader.fitted(profile.seed_scales))
 
 
 def example_scenes(scenes: Scenes) -> Iterator[Shown]:
@@ -182,7 +192,7 @@ def picture(read: Read, classes: Sequence[str]) -> Figure:
 
 def alternative(read: Read, classes: Sequence[str]) -> str:
     """What a picture shows, for those who do not see it."""
-    parts = [f"{name}: {shares(labels, classes)}" for name, labels in read.maps.items()]
+    parts = [f"{name}: {outputs.shares(labels, classes)}" for name, labels in read.maps.items()]
     cams = ", ".join(read.cams)
     return f"{read.shown.name}, {read.tags}. Photo and CAMs ({cams}). {'. '.join(parts)}."
 
@@ -190,7 +200,7 @@ def alternative(read: Read, classes: Sequence[str]) -> str:
 def section(read: Read, file: str, classes: Sequence[str]) -> str:
     """A picture of the page, with its caption."""
     words, alt = (html.escape(text) for text in (read.tags, alternative(read, classes)))
-    name, source = html.escape(read.shown.name), html.escape(file, quote=True)
+    name, source = html.escape(read.shown.name), quote(file)
     kind = "an embedded scene that no network saw in training"
     kind = kind if read.shown.file is None else "your photo; nobody knows its true mask"
     return (

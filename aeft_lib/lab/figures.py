@@ -14,6 +14,7 @@ import pandas as pd
 import seaborn as sns
 from IPython import get_ipython
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
@@ -24,6 +25,7 @@ plt.style.use(Path(__file__).with_name("style.mplstyle"))
 
 TEXT_WIDTH = 4.8  # inches, LNCS
 CAM_COLOURS = "magma"
+SIGNED_COLOURS = LinearSegmentedColormap.from_list("signed", ["#0072B2", "white", "#D55E00"])
 # Truth against prediction: agreement, spill (predicted only), miss (true only).
 HIT, SPILL, MISS = (
     np.array(colour) / 255 for colour in ((0, 158, 115), (213, 94, 0), (86, 180, 233))
@@ -89,6 +91,7 @@ def label_overlay(image: np.ndarray, labels: np.ndarray, classes: Sequence[str])
     """A label map (H, W) over its photo (H, W, 3) uint8, with a legend of its classes."""
     pictures, titles = [image, labelled(image, labels)], ("photo", "labels over the photo")
     figure = picture_grid([pictures], titles)
+    figure.set_figheight(figure.get_figheight() + 0.25)
     colour_legend(figure, class_colours([labels], classes))
     return figure
 
@@ -127,21 +130,39 @@ def agreement(image: np.ndarray, predicted: np.ndarray, truth: np.ndarray) -> np
     return grey
 
 
-def signed_colours(signed: np.ndarray) -> np.ndarray:
-    """A signed map (h, w) as RGB in 0..1: relu(x) red, relu(-x) green, on the larger's scale."""
-    scale = max(np.abs(signed).max(), 1e-12)
-    picture = np.zeros((*signed.shape, 3))
-    picture[..., 0] = np.maximum(signed, 0) / scale
-    picture[..., 1] = np.maximum(-signed, 0) / scale
-    return picture
+def signed_scale(maps: Iterable[np.ndarray]) -> float:
+    """The largest absolute value of some signed maps: one scale for all of them."""
+    return max(float(np.abs(signed).max()) for signed in maps) or 1.0
+
+
+def signed_colours(signed: np.ndarray, scale: float = 0.0) -> np.ndarray:
+    """A signed map (h, w) as RGB in 0..1: white is 0, orange speaks for the class, blue against it.
+
+    scale: the value of the full colour, shared by maps that are compared; 0: the map's own largest.
+    """
+    return SIGNED_COLOURS((signed / (scale or signed_scale([signed])) + 1) / 2)[..., :3]
+
+
+def signed_bar(figure: Figure, scale: float) -> None:
+    """The colour bar of signed maps, at the right of all panels."""
+    colours = plt.cm.ScalarMappable(plt.Normalize(-scale, scale), SIGNED_COLOURS)
+    bar = figure.colorbar(colours, ax=figure.axes, location="right", aspect=30, pad=0.02)
+    bar.set_label("against the class | for it", fontsize=6)
+    bar.ax.tick_params(labelsize=5)
 
 
 def picture_grid(
-    rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], labels: Sequence[str] = ()
+    rows: Sequence[Sequence[np.ndarray]],
+    titles: Sequence[str],
+    labels: Sequence[str] = (),
+    classes: Sequence[str] = (),
 ) -> Figure:
-    """Pictures in rows under column titles; each (H, W, 3), or (H, W) labels in VOC's palette."""
+    """Pictures in rows under column titles; each (H, W, 3), or (H, W) labels in VOC's palette.
+
+    labels: of the rows.  classes: K names, for a legend of those that the label maps have.
+    """
     cell = TEXT_WIDTH / len(titles)
-    size = (TEXT_WIDTH, cell * len(rows) + 0.2)
+    size = (TEXT_WIDTH, cell * len(rows) + (0.45 if classes else 0.2))
     figure, axes = plt.subplots(len(rows), len(titles), squeeze=False, figsize=size)
     for r, row in enumerate(rows):
         for c, picture in enumerate(row):
@@ -150,6 +171,9 @@ def picture_grid(
                 axes[r, c].set_title(titles[c], fontsize=6)
         if labels:
             axes[r, 0].set_ylabel(labels[r], fontsize=6)
+    if classes:
+        maps = [picture for row in rows for picture in row if picture.ndim == 2]
+        colour_legend(figure, class_colours(maps, classes))
     return figure
 
 

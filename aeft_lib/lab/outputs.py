@@ -5,7 +5,7 @@ A PNG's text and a page's last line hold the writer, a digest of the content and
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image, PngImagePlugin
 
 from aeft_lib import paths
+from aeft_lib.data.images import image_size
 from aeft_lib.maps.foreign import Unreadable, picture
 
 WRITER, CONTENT = "Software", "Labels"  # names of a PNG's text; the second says pixels today
@@ -127,3 +128,21 @@ def _origin(photo: Path) -> dict[str, str]:
     """By what a photo is known again: its place where it was changed, its content where moved."""
     place = os.fsencode(photo.resolve())
     return {"Place": digest_of(place), "Photo": digest_of(photo.read_bytes())}
+
+
+def readable(photos: Sequence[Path]) -> Sequence[Path]:
+    """The photos.  Raises ValueError for one that is missing or not readable."""
+    for photo in photos:
+        if not photo.is_file():
+            kind = "a folder: name the photos in it" if photo.is_dir() else "not there"
+            raise ValueError(f"{photo} is {kind}")
+        image_size(photo)  # raises where it is not readable
+    return photos
+
+
+def shares(labels: np.ndarray, classes: Sequence[str]) -> str:
+    """What a label map holds, in words: its classes by area, then the background."""
+    parts = np.array(Image.fromarray(labels).histogram()[: len(classes) + 1]) / labels.size
+    present = [(part, name) for part, name in zip(parts[1:], classes, strict=True) if part]
+    shown = [f"{name} {part:.1%}" for part, name in sorted(present, reverse=True)]
+    return ", ".join([*shown, f"background {parts[0]:.1%}"])

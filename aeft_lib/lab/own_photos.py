@@ -15,7 +15,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
-from PIL import Image
 from torch import Tensor, nn
 
 from aeft_lib.data.images import image_size, read_resized, resized
@@ -23,15 +22,13 @@ from aeft_lib.data.photos import Photos
 from aeft_lib.data.scene import Scenes, SceneSet
 from aeft_lib.engine.device import device
 from aeft_lib.lab import figures, outputs
+from aeft_lib.lab.cams import CamReader, likely
 from aeft_lib.maps.labels import write_label_map
 from aeft_lib.refinement.dense_crf import DenseCRF, unary_of
 from aeft_lib.stages import store
 from aeft_lib.stages.loading import load_network, load_segmenter
-from aeft_lib.stages.method import Method
-from aeft_lib.stages.method import Reader as SeedReader
 from aeft_lib.stages.predict_labels import multi_scale_probabilities
-from aeft_lib.stages.predict_logits import normalised
-from aeft_lib.studies import catalogue, pipeline, profiles, run, shipped
+from aeft_lib.studies import catalogue, pipeline, run, shipped
 from aeft_lib.studies.names import unknown
 from aeft_lib.studies.pipeline import Artefacts, products
 from aeft_lib.studies.rows import Row
@@ -47,31 +44,6 @@ SAMPLED = 200  # photos whose headers tell the usual size of a set
 
 class NotStored(ValueError):
     """A row's networks are not in the store."""
-
-
-@dataclass(frozen=True)
-class CamReader:
-    """A trained classifier, and how its CAMs are read."""
-
-    network: nn.Module
-    method: Method
-    reader: SeedReader
-
-    @torch.inference_mode()
-    def logits(self, image: np.ndarray) -> Tensor:
-        """The logits (K,) of a photo (h, w, 3) uint8: above 0 a class is rather there than not."""
-        return self.network(normalised(self.network, [image])).logits[0].cpu()
-
-    @torch.inference_mode()
-    def cams(self, image: np.ndarray, class_ids: Tensor) -> Tensor:
-        """CAMs (K', h, w) in 0..1 of these classes, each over its own maximum."""
-        return self.reader.from_images(self.method, self.network, [image], [class_ids])[0].cam
-
-
-def likely(logits: Tensor) -> Tensor:
-    """Class ids (K',) int64 with a logit above 0, ascending; the largest alone where none has."""
-    ids = (logits > 0).nonzero()[:, 0]
-    return ids if len(ids) else logits.argmax()[None]
 
 
 @dataclass(frozen=True)
@@ -178,8 +150,11 @@ def open_reader(profile: Profile, name: str, repeat: int) -> Reader:
     except NotStored:
         if (profile.name, name, repeat) != SHIPPED or name not in shipped.known():
             raise
-        network, classifier = shipped.network(name), shipped_cams(shipped.CLASSIFIERS[-1])
-        row, source = catalogue.row(name), ", weights that come with the package"
+        row, teacher = catalogue.row(name), catalogue.row(shipped.CLASSIFIERS[-1])
+        network, source = shipped.network(profile, row), ", weights that come with the package"
+        trained = shipped.network(profile, teacher).to(device())
+        reader = row.reader.fitted(profile.seed_scales)
+        classifier = CamReader(trained, shipped.training(profile, teacher).method, reader)
     else:
         network, source = load_segmenter(made["segmenter"]), ""
         classifier = _stored_cams(profile, row, repeat)
@@ -197,13 +172,6 @@ def open_reader(profile: Profile, name: str, repeat: int) -> Reader:
         trained_on=f"{len(scenes)} {'photos' if are_photos else 'collages'} of {side} px{source}",
         classifier=classifier,
     )
-
-
-def shipped_cams(row: str) -> CamReader:
-    """A classifier that the package brings.  Raises ValueError where it has none of this row."""
-    profile, method = profiles.get(shipped.PROFILE), shipped.training(row).method
-    reader = catalogue.row(row).reader.fitted(profile.seed_scales)
-    return CamReader(shipped.network(row).to(device()), method, reader)
 
 
 def _stored_cams(profile: Profile, row: Row, repeat: int) -> CamReader | None:
@@ -242,7 +210,7 @@ def planned(photos: Sequence[Path], folder: Path) -> dict[Path, Path]:
     that would be one file, and where a file that something else wrote stands in the way.
     """
     planned: dict[Path, Path] = {}
-    for photo in readable(photos):
+    for photo in outputs.readable(photos):
         if not written_here(photo):
             planned[photo] = folder / f"{photo.stem}{SUFFIX}"
     if not planned:
@@ -251,16 +219,6 @@ def planned(photos: Sequence[Path], folder: Path) -> dict[Path, Path]:
     files = {file: photo for photo, to in planned.items() for file in (to, *pictures_of(to))}
     outputs.check_free(files, folder, WRITER, "label map")
     return planned
-
-
-def readable(photos: Sequence[Path]) -> Sequence[Path]:
-    """The photos.  Raises ValueError for one that is missing or not readable."""
-    for photo in photos:
-        if not photo.is_file():
-            kind = "a folder: name the photos in it" if photo.is_dir() else "not there"
-            raise ValueError(f"{photo} is {kind}")
-        image_size(photo)  # raises where it is not readable
-    return photos
 
 
 def pictures_of(labels: Path) -> tuple[Path, Path]:
@@ -297,11 +255,3 @@ def shown_size(size: tuple[int, int]) -> tuple[int, int]:
     factor = min(1.0, SHOWN / max(size))
     height, width = (max(1, round(side * factor)) for side in size)
     return height, width
-
-
-def shares(labels: np.ndarray, classes: Sequence[str]) -> str:
-    """What a label map holds, in words: its classes by area, then the background."""
-    parts = np.array(Image.fromarray(labels).histogram()[: len(classes) + 1]) / labels.size
-    present = [(part, name) for part, name in zip(parts[1:], classes, strict=True) if part]
-    shown = [f"{name} {part:.1%}" for part, name in sorted(present, reverse=True)]
-    return ", ".join([*shown, f"background {parts[0]:.1%}"])

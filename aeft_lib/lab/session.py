@@ -142,7 +142,7 @@ class Session:
         chosen = catalogue.row(row)
         if run.stored(self.profile, chosen, repeat) is None:
             if not self.train:
-                return shipped.artefacts(chosen)
+                return shipped.artefacts(self.profile, chosen)
             run.run_study(catalogue.study_of(row), self.profile, [repeat], rows=[chosen])
         return pipeline.artefacts(self.profile, chosen, repeat)
 

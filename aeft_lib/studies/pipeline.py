@@ -44,7 +44,7 @@ def artefacts(
     if masks_to_score(profile, row, repeat):
         return made
     profile = with_fast_steps(row.setting.applied(profile, repeat))
-    return made | measures(profile, row, repeat, made, obtain)
+    return made | _measures(profile, row, repeat, made, obtain)
 
 
 def products(
@@ -135,24 +135,10 @@ def classifiers(profile: Profile, row: Row, repeat: int, obtain: Obtain) -> Arte
 
     Rows with a second phase share one warm start: the whole first phase of the row they start from.
     """
-    spec, second = classifier_spec(profile, row, repeat), row.starts_from is not None
-    inputs = {"features": features(profile, "train", obtain)} if profile.cached else {}
-    made = {}
-    if second:
-        earlier = classifiers(profile, row.starts_from, repeat, obtain)
-        made[WARM_START] = inputs[WARM_START] = earlier["classifier"]
-    for name, judge in row.judges:
-        trained = classifiers(profile, judge, repeat, obtain)["classifier"]
-        inputs[f"{JUDGE}{name}"] = trained
-    return {"classifier": obtain(train_classifier, spec, inputs)} | made
-
-
-def classifier_spec(profile: Profile, row: Row, repeat: int) -> ClassifierSpec:
-    """The training of a row's classifier."""
     second, phase = row.starts_from is not None, row.setting.second_phase(profile.erasing)
     strength = phase.loss_scale if second else 1.0
     compute = (profile.erasing_compute or profile.compute) if second else profile.compute
-    return ClassifierSpec(
+    spec = ClassifierSpec(
         method=row.method.fitted(profile.map_side, strength),
         num_classes=profile.num_classes,
         backbone=profile.backbone,
@@ -164,6 +150,15 @@ def classifier_spec(profile: Profile, row: Row, repeat: int) -> ClassifierSpec:
         compute=compute,
         keep_epochs=row.keep_epochs and profile.cached,
     )
+    inputs = {"features": features(profile, "train", obtain)} if profile.cached else {}
+    made = {}
+    if second:
+        earlier = classifiers(profile, row.starts_from, repeat, obtain)
+        made[WARM_START] = inputs[WARM_START] = earlier["classifier"]
+    for name, judge in row.judges:
+        trained = classifiers(profile, judge, repeat, obtain)["classifier"]
+        inputs[f"{JUDGE}{name}"] = trained
+    return {"classifier": obtain(train_classifier, spec, inputs)} | made
 
 
 def seeds(
@@ -177,7 +172,9 @@ def seeds(
     return obtain(infer_seeds, spec, inputs)
 
 
-def measures(profile: Profile, row: Row, repeat: int, made: Artefacts, obtain: Obtain) -> Artefacts:
+def _measures(
+    profile: Profile, row: Row, repeat: int, made: Artefacts, obtain: Obtain
+) -> Artefacts:
     """Everything that compares what a row made with masks."""
     scenes = profile.scenes(row.scored_on)
     truth = scenes.open().truth
@@ -203,10 +200,12 @@ def measures(profile: Profile, row: Row, repeat: int, made: Artefacts, obtain: O
     return measures
 
 
-def segmenter_spec(profile: Profile, row: Row, repeat: int) -> SegmenterSpec:
-    """The training of a row's segmentation network."""
+def _segmentation(
+    profile: Profile, row: Row, repeat: int, teacher: Artefact, obtain: Obtain
+) -> Artefacts:
+    """The end of a row with a segmenter: trained on the teacher's labels, read without tags."""
     numbers = profile.segmentation
-    return SegmenterSpec(
+    spec = SegmenterSpec(
         segmenter=row.segmenter.fitted(numbers.hidden),
         num_classes=profile.num_classes,
         backbone=profile.backbone,
@@ -217,13 +216,6 @@ def segmenter_spec(profile: Profile, row: Row, repeat: int) -> SegmenterSpec:
         compute=profile.compute,
         data=profile.train.open().fingerprint,
     )
-
-
-def _segmentation(
-    profile: Profile, row: Row, repeat: int, teacher: Artefact, obtain: Obtain
-) -> Artefacts:
-    """The end of a row with a segmenter: trained on the teacher's labels, read without tags."""
-    spec = segmenter_spec(profile, row, repeat)
     segmenter = obtain(train_segmenter, spec, {"labels": teacher})
     labels = _predictions(profile, row, segmenter, obtain)
     return {"teacher": teacher, "segmenter": segmenter, "labels": labels}

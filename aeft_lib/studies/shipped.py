@@ -1,6 +1,6 @@
 """Small trained weights that come with the package: three classifiers, one segmentation network.
 
-They are the laptop's first repeat, made by ``aeft weights --write`` (``make weights``).  A file
+They are the laptop's first repeat, made by `shipping`, ``aeft weights --write``.  A file
 holds what training changed; frozen tensors come with the ImageNet weights.
 
 Tensors that start from ImageNet are kept as their way from there, in int8 steps of each output
@@ -18,17 +18,18 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
-from aeft_lib import paths
 from aeft_lib.networks import state
 from aeft_lib.stages import store
-from aeft_lib.stages.artefact import Artefact
+from aeft_lib.stages.artefact import Artefact, Inputs, Stage
+from aeft_lib.stages.cache_features import cache_features
 from aeft_lib.stages.keys import decisive
-from aeft_lib.stages.loading import WEIGHTS, build_network, build_segmenter, loaded
+from aeft_lib.stages.loading import WEIGHTS, build_network, build_segmenter
 from aeft_lib.stages.predict_logits import normalised
-from aeft_lib.studies import catalogue, pipeline, profiles, run
+from aeft_lib.stages.train_classifier import train_classifier
+from aeft_lib.studies import pipeline
 from aeft_lib.studies.rows import Row
 from aeft_lib.studies.settings import Profile
 
@@ -93,33 +94,32 @@ def entry(row: str) -> dict[str, Any]:
     """A network's part of the manifest.  Raises ValueError for a row without one."""
     networks = manifest()["networks"]
     if row not in networks:
-        there = f"the package brings trained weights of {', '.join(networks)}"
-        raise ValueError(f"{there}, not of {row}: train it with {command(row)}")
+        there = f"the package brings trained weights of {', '.join(networks)}, not of {row}"
+        raise ValueError(f"{there}: train it, by `train = True` in a notebook or make reproduce")
     return networks[row]
 
 
-def command(row: str) -> str:
-    """The command that trains a row's first repeat."""
-    study = catalogue.study_of(row).name
-    return f"aeft run {study} --profile {PROFILE} --row {row} --repeat {REPEAT}"
-
-
-def training(row: str) -> Any:
+def training(profile: Profile, row: Row) -> Any:
     """The spec of the training behind a row's network.
 
     Raises ValueError where it is not the one that the shipped weights are of.
     """
-    profile, chosen = profiles.get(PROFILE), catalogue.row(row)
-    spec = _training(profile, chosen)
-    if json.loads(json.dumps(decisive(spec))) != entry(row)["training"]:
-        raise ValueError(f"the weights of {row} are of other settings or data: {REMEDY}")
+    spec = last_training(profile, row)
+    if json.loads(json.dumps(decisive(spec))) != entry(row.name)["training"]:
+        raise ValueError(f"the weights of {row.name} are of other settings or data: {REMEDY}")
     return spec
 
 
-def _training(profile: Profile, row: Row) -> Any:
-    if row.segmenter:
-        return pipeline.segmenter_spec(profile, row, REPEAT)
-    return pipeline.classifier_spec(profile, replace(row, keep_epochs=False), REPEAT)
+def last_training(profile: Profile, row: Row) -> Any:
+    """The spec of a row's last training, from a pass through its stages that runs none."""
+    specs: dict[str, Any] = {}
+
+    def note(stage: Stage, spec: Any, inputs: Inputs | None = None) -> Artefact:
+        specs[stage.__name__] = spec  # the last one stays: a warm start comes before
+        return Artefact(stage.__name__, "", Path(), {}, spec)
+
+    pipeline.products(profile, replace(row, keep_epochs=False), REPEAT, note)
+    return specs["train_segmenter" if row.segmenter else "train_classifier"]
 
 
 def read(row: str, start: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -140,33 +140,45 @@ def read(row: str, start: Mapping[str, Tensor]) -> dict[str, Tensor]:
         raise ValueError(f"{file} does not fit its network ({error}): {REMEDY}") from error
 
 
-def network(row: str) -> nn.Module:
-    """A row's network with the shipped weights, in eval mode.  Raises ValueError as `read` does."""
-    built = _untrained(training(row))
-    state.load_trained_state(built, read(row, built.state_dict()))
+def network(profile: Profile, row: Row) -> nn.Module:
+    """A row's network with the shipped weights, in eval mode.
+
+    Raises ValueError as `training` and `read` do.
+    """
+    built = untrained(training(profile, row))
+    state.load_trained_state(built, read(row.name, built.state_dict()))
     return built.eval()
 
 
-def _untrained(spec: Any) -> nn.Module:
+def untrained(spec: Any) -> nn.Module:
+    """The network of a training's spec, before the training."""
     return build_segmenter(spec) if hasattr(spec, "segmenter") else build_network(spec)
 
 
-def artefacts(row: Row) -> pipeline.Artefacts:
+def artefacts(profile: Profile, row: Row) -> pipeline.Artefacts:
     """What a row that ends in seeds makes with the shipped weights: as `pipeline.artefacts`.
 
     It trains nothing.  Its results have keys of their own and never stand in for trained ones.
     Raises ValueError for a row without shipped weights.
     """
     if row.segmenter or row.refiner:
-        raise ValueError(f"row {row.name} needs trainings: {command(row.name)}")
-    spec, profile = training(row.name), profiles.get(PROFILE)
-    files = store.obtain(unpack_weights, ShippedSpec(spec, entry(row.name)["sha256"]))
-    classifier = Artefact("train_classifier", files.key, files.folder, files.record, spec)
-    reader = row.reader.fitted(profile.seed_scales)
-    seeds = pipeline.seeds(profile, reader, classifier, row.scored_on, store.obtain)
-    made = {"classifier": classifier, "seeds": seeds}
-    plain = replace(row, keep_epochs=False)
-    return made | pipeline.measures(profile, plain, REPEAT, made, store.obtain)
+        raise ValueError(f"row {row.name} needs trainings: set train = True, or make reproduce")
+    specs: list[tuple[str, Any]] = []
+    start: Row | None = row
+    while start is not None:
+        specs.append((start.name, training(profile, start)))
+        start = start.starts_from
+
+    def obtain(stage: Stage, spec: Any, inputs: Inputs | None = None) -> Artefact:
+        if stage is cache_features and spec.scenes == profile.train:
+            return Artefact(stage.__name__, "", Path(), {}, spec)  # nothing is trained on them
+        if stage is not train_classifier:
+            return store.obtain(stage, spec, inputs)
+        name = next(name for name, known in specs if known == spec)
+        files = store.obtain(unpack_weights, ShippedSpec(spec, entry(name)["sha256"]))
+        return Artefact(stage.__name__, files.key, files.folder, files.record, spec)
+
+    return pipeline.artefacts(profile, replace(row, keep_epochs=False), REPEAT, obtain)
 
 
 def unpack_weights(
@@ -174,7 +186,7 @@ def unpack_weights(
 ) -> dict[str, float]:
     """Stage: the shipped weights as a training would have left them."""
     row = next(name for name in known() if entry(name)["sha256"] == spec.sha256)
-    tensors = read(row, _untrained(spec.training).state_dict())
+    tensors = read(row, untrained(spec.training).state_dict())
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS)
     return {"tensors": len(tensors)}
 
@@ -188,62 +200,7 @@ def outputs(network: nn.Module, images: Sequence[Any]) -> Tensor:
         return network(pictures).logits
 
 
-def probes() -> list[Any]:
+def probes(profile: Profile) -> list[Any]:
     """The images whose `outputs` stand in the manifest: the first unseen scenes."""
-    scenes = profiles.get(PROFILE).val.open()
+    scenes = profile.val.open()
     return [scenes.image(index) for index in range(PROBES)]
-
-
-def write() -> list[str]:
-    """Write the files and the manifest anew from the store; returns a line a network.
-
-    A network that the store lacks stays as it is.  Raises ValueError where the store has none.
-    """
-    profile = profiles.get(PROFILE)
-    scenes, entries, lines = profile.train.open(), {}, []
-    for name in ROWS:
-        try:
-            made = pipeline.artefacts(profile, catalogue.row(name), REPEAT, store.lookup)
-        except LookupError:
-            lines.append(f"{name}: not in the store, left as it was; train it with {command(name)}")
-            continue
-        entries[name] = _write(name, profile, made)
-        lines.append(f"{name}: {entries[name]['bytes'] / 1e6:.1f} MB")
-    if not entries:
-        raise ValueError(f"nothing to write; {'; '.join(lines)}")
-    old = manifest()["networks"] if (FOLDER / MANIFEST).is_file() else {}
-    networks = {name: (old | entries)[name] for name in ROWS if name in old | entries}
-    content = {
-        "made_by": "aeft weights --write",
-        "profile": PROFILE,
-        "repeat": REPEAT,
-        "classes": list(scenes.classes),
-        "trained_on": f"{len(scenes)} collages of {profile.train.size} px",
-        "networks": networks,
-    }
-    paths.write_text(FOLDER / MANIFEST, json.dumps(content, indent=1) + "\n")
-    return lines
-
-
-def _write(name: str, profile: Profile, made: pipeline.Artefacts) -> dict[str, Any]:
-    """Write one file; its part of the manifest."""
-    row = catalogue.row(name)
-    artefact = made["segmenter" if row.segmenter else "classifier"]
-    trained = loaded(_untrained, artefact)
-    start = _untrained(artefact.spec).state_dict()
-    content = save(encoded(state.trained_state(trained), start))
-    file = FOLDER / f"{name}.safetensors"
-    with paths.replacing(file) as aside:
-        aside.write_bytes(content)
-    return {
-        "file": file.name,
-        "sha256": hashlib.sha256(content).hexdigest(),
-        "bytes": len(content),
-        "command": command(name),
-        "commit": store.commit(),
-        "made_on": artefact.record["machine"],
-        "key": artefact.key,
-        "training": json.loads(json.dumps(decisive(_training(profile, row)))),
-        "numbers": run.numbers(made),
-        "outputs": outputs(trained, probes()).tolist(),
-    }

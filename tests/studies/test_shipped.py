@@ -8,7 +8,8 @@ import torch
 
 from aeft_lib.lab.session import Session, open_session
 from aeft_lib.networks import state
-from aeft_lib.studies import catalogue, run, shipped
+from aeft_lib.stages.loading import loaded
+from aeft_lib.studies import catalogue, pipeline, run, shipped, shipping
 from aeft_lib.studies.profiles import LAPTOP, SMOKE
 
 pytestmark = pytest.mark.usefixtures("stored")
@@ -39,8 +40,8 @@ def test_the_package_brings_all_classifiers_in_less_than_20_mb():
     assert sum(file.stat().st_size for file in shipped.FOLDER.iterdir()) < 20e6
     assert shipped.manifest()["classes"] == list(LAPTOP.train.open().classes)
     for row in KNOWN:
-        assert shipped.entry(row)["command"] == shipped.command(row)
-        assert shipped.training(row).seed == shipped.REPEAT
+        assert shipped.entry(row)["command"] == shipping.command(row)
+        assert shipped.training(LAPTOP, catalogue.row(row)).seed == shipped.REPEAT
 
 
 def test_what_is_kept_is_near_to_what_was_trained(rng):
@@ -68,7 +69,7 @@ def reach(network, row: str) -> tuple[torch.Tensor, torch.Tensor]:
     trained = {name: p for name, p in network.named_parameters() if name in kept(row)}
     for parameter in trained.values():
         parameter.requires_grad_(True)
-    (image, *_) = shipped.probes()
+    (image, *_) = shipped.probes(LAPTOP)
     picture = shipped.normalised(network, [image])
     is_segmenter = hasattr(network, "coarse")
     out = network.coarse(picture).mean(dim=(2, 3)) if is_segmenter else network(picture).logits
@@ -83,16 +84,18 @@ def reach(network, row: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("row", KNOWN)
 def test_shipped_weights_give_the_trained_networks_outputs(row):
-    network = shipped.network(row)
+    network = shipped.network(LAPTOP, catalogue.row(row))
     before = torch.tensor(shipped.entry(row)["outputs"][0])
     after, limits = reach(network, row)
     assert ((after - before).abs() <= limits).all(), (after - before, limits)
     # The bound tells weights apart: with a last layer off by a tenth it is left.
     assert limits.max() < 0.02 * before.abs().max()
-    last = [p for name, p in network.named_parameters() if name.endswith(("fc9.weight", "conv7.weight"))]
+    last = [
+        p for name, p in network.named_parameters() if name.endswith(("fc9.weight", "conv7.weight"))
+    ]
     with torch.no_grad():
         last[0].mul_(1.1)
-    other = shipped.outputs(network, shipped.probes())[0]
+    other = shipped.outputs(network, shipped.probes(LAPTOP))[0]
     assert ((other - before).abs() > limits).any()
 
 
@@ -111,13 +114,13 @@ def test_damaged_and_missing_files_are_refused_with_a_remedy(own):
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
     with pytest.raises(ValueError, match=r"gap\.safetensors is damaged, .*: make weights"):
-        shipped.network("gap")
+        shipped.network(LAPTOP, catalogue.row("gap"))
     file.write_bytes(content[:1000])
     with pytest.raises(ValueError, match="is damaged"):
-        shipped.network("gap")
+        shipped.network(LAPTOP, catalogue.row("gap"))
     file.unlink()
     with pytest.raises(ValueError, match=r"gap\.safetensors is missing: .*make weights"):
-        shipped.network("gap")
+        shipped.network(LAPTOP, catalogue.row("gap"))
 
 
 def test_weights_of_other_settings_and_of_other_rows_are_refused(own):
@@ -125,9 +128,9 @@ def test_weights_of_other_settings_and_of_other_rows_are_refused(own):
     content["networks"]["gap"]["training"]["schedule"]["epochs"] += 1
     (own / shipped.MANIFEST).write_text(json.dumps(content))
     with pytest.raises(ValueError, match="the weights of gap are of other settings or data"):
-        shipped.network("gap")
-    with pytest.raises(ValueError, match="not of level2: train it with aeft run pyramid_ablation"):
-        shipped.network("level2")
+        shipped.network(LAPTOP, catalogue.row("gap"))
+    with pytest.raises(ValueError, match="not of level2: train it"):
+        shipped.network(LAPTOP, catalogue.row("level2"))
 
 
 @pytest.fixture
@@ -136,22 +139,22 @@ def smoke_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(shipped, "PROFILE", "smoke")
     monkeypatch.setattr(shipped, "FOLDER", tmp_path)
     run.run_study(catalogue.get("gap_vs_gpp"), SMOKE, [0], rows=[catalogue.row("gap")], workers=1)
-    return shipped.write()
+    return shipping.write()
 
 
 def test_weights_are_written_from_the_store_and_others_stay(smoke_weights, monkeypatch, tmp_path):
     assert [line.split(":")[0] for line in smoke_weights] == list(shipped.ROWS)
     assert "not in the store, left as it was; train it with aeft run" in smoke_weights[1]
     assert shipped.known() == ["gap"]
-    made = shipped.pipeline.artefacts(SMOKE, catalogue.row("gap"), 0)
-    trained = state.trained_state(shipped.loaded(shipped._untrained, made["classifier"]))
-    for name, tensor in shipped.network("gap").state_dict().items():
+    made = pipeline.artefacts(SMOKE, catalogue.row("gap"), 0)
+    trained = state.trained_state(loaded(shipped.untrained, made["classifier"]))
+    for name, tensor in shipped.network(SMOKE, catalogue.row("gap")).state_dict().items():
         if name in trained:
             assert ((tensor - trained[name]).abs() <= 2 * HALF * trained[name].abs()).all()
     before = shipped.manifest()
     monkeypatch.setenv("AEFT_RUNS", str(tmp_path / "empty"))
     with pytest.raises(ValueError, match="nothing to write; gap: not in the store"):
-        shipped.write()
+        shipping.write()
     assert shipped.manifest() == before
 
 
