@@ -80,11 +80,11 @@ def run_study(arguments: argparse.Namespace) -> None:
 
 def reproduce(arguments: argparse.Namespace) -> None:
     """``aeft reproduce``: every study, then every notebook, then the report."""
-    from aeft_lib.lab.notebooks import plan
+    from aeft_lib.lab.notebooks import checked_home, plan
     from aeft_lib.lab.notebooks import reproduce as run_notebooks
-    from aeft_lib.lab.session import check_masks
-    from aeft_lib.stages import store
+    from aeft_lib.lab.session import Session, check_masks
     from aeft_lib.studies import catalogue, profiles, run
+    from aeft_lib.studies import report as reports
 
     profile = profiles.get(arguments.profile)
     n_repeats = profiles.repeats(profile, arguments.repeats)
@@ -96,9 +96,11 @@ def reproduce(arguments: argparse.Namespace) -> None:
         )
     choice = {"only": arguments.only, "start": arguments.start, "publish": arguments.publish}
     # Refuse before the studies what would fail after them.
-    plan({"profile": profile.name, "repeats": n_repeats}, **choice)
+    parameters = {"profile": profile.name, "repeats": n_repeats}
+    sources = plan(parameters, **choice)
     check_masks(profile, ("train", "scored"))
-    store.check_writable()
+    checked_home(parameters, sources)
+    reports.outputs(Session(profile, n_repeats).figures_folder)
     chosen = []
     for study in [] if arguments.only else catalogue.STUDIES.values():
         if run.left_out(study, profile, n_repeats):
@@ -133,6 +135,7 @@ def write_report(profile: "Profile", n_repeats: int) -> None:
 
     store.check_writable()
     session = Session(profile, n_repeats)
+    reports.outputs(session.figures_folder)  # refused before the work
     built = session.report()
     for file in reports.write(built, session.figures_folder):
         print(file)
@@ -210,6 +213,7 @@ def bench(arguments: argparse.Namespace) -> None:
     files = _benchmarks()
     if arguments.name not in files:
         raise unknown(f"unknown benchmark {arguments.name!r}", arguments.name, files)
+    sys.path.append(str(files[arguments.name].parent))  # they share a module
     rows = runpy.run_path(str(files[arguments.name]))["benchmarks"]()
     print(json.dumps({"benchmarks": rows, "machine": store.environment()["machine"]}, indent=1))
 

@@ -6,9 +6,10 @@ in the form of ``sha256sum``: a digit that changed on a disk or in a merge still
 digest shows it.
 """
 
+import errno
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -18,6 +19,7 @@ COLLAGES = ROOT / "data" / "collages"
 NOTEBOOKS = ROOT / "notebooks"
 FIGURES = ROOT / "figures"
 SUMS = ROOT / "SHA256SUMS"
+FULL = (errno.ENOSPC, errno.EDQUOT)
 # Committed files that are read, by patterns below the checkout.
 COMMITTED = ("figures/*.csv", "figures/report.json", "docs/*.csv")
 COMMITTED += ("data/collages/manifest.csv", "aeft_lib/studies/published.toml")
@@ -61,8 +63,10 @@ def replacing(file: Path) -> Iterator[Path]:
 
     Contents reach the disk before the rename, and permissions follow the umask, whatever a library
     sets.  A link stays, its target is replaced.
+    Raises ValueError as `check_outputs` does; errors of a full disk name the file.
     """
     file = Path(os.path.realpath(file))
+    check_outputs([file])
     aside = file.with_name(f".{os.getpid()}-{file.name}")
     try:
         aside.write_bytes(b"")
@@ -72,8 +76,25 @@ def replacing(file: Path) -> Iterator[Path]:
         sync(aside)
         aside.replace(file)
         sync(file.parent)
+    except OSError as error:
+        if error.errno in FULL:
+            raise OSError(error.errno, error.strerror, str(file)) from error
+        raise
     finally:
         aside.unlink(missing_ok=True)
+
+
+def check_outputs(files: Iterable[Path]) -> None:
+    """Raises ValueError where a file to be written is a folder, or what it is to stand in is none.
+
+    To be called before the work whose results they are.
+    """
+    for file in files:
+        if file.is_dir():
+            raise ValueError(f"{file} is a folder, a file is to be written there: move it away")
+        above = next(folder for folder in file.absolute().parents if os.path.lexists(folder))
+        if not above.is_dir():
+            raise ValueError(f"{above} is no folder, {file.name} is to stand in one: move it away")
 
 
 def write_text(file: Path, text: str) -> None:

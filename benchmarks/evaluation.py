@@ -7,24 +7,18 @@ does.  Both must give equal counts.  Time: CPU seconds of one thread, both in tu
 process of its own needs at most beyond its inputs, from /proc (null where there is none).
 """
 
-import json
-import subprocess
 import sys
-import time
 from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 import torch
+from measure import in_turn, peak_of, print_peak
 
 from aeft_lib.maps import evaluation
 
 # VOC's usual photo, its 20 classes, three tags.
 IMAGES, HEIGHT, WIDTH, CLASSES, PRESENT = 6, 375, 500, 20, 3
 THRESHOLDS = [round(0.10 + 0.01 * i, 2) for i in range(25)]  # the reference's sweep
-ROUNDS = 3
-STATUS = Path("/proc/self/status")
 
 
 def benchmarks() -> list[dict]:
@@ -35,7 +29,7 @@ def benchmarks() -> list[dict]:
     """
     torch.set_num_threads(1)
     ours, peer = _sweeps()
-    seconds, results = _times({"ours": ours, "peer": peer})
+    seconds, results = in_turn({"ours": ours, "peer": peer})
     difference = np.abs(results["ours"] - results["peer"]).max()
     return [
         {
@@ -46,8 +40,8 @@ def benchmarks() -> list[dict]:
             "peer_s": seconds["peer"],
             "ratio": seconds["peer"] / seconds["ours"],
             "max_abs_diff": int(difference),
-            "ours_peak_mb": _peak_of("ours"),
-            "peer_peak_mb": _peak_of("peer"),
+            "ours_peak_mb": peak_of(__file__, "ours"),
+            "peer_peak_mb": peak_of(__file__, "peer"),
         }
     ]
 
@@ -83,42 +77,5 @@ def literal_sweep(
     return counts
 
 
-def _times(runs: dict[str, Callable]) -> tuple[dict[str, float], dict]:
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    results = {}
-    for _ in range(ROUNDS):  # in turn, so that all see the same machine
-        for name, run in runs.items():
-            start = time.process_time()
-            results[name] = run()
-            seconds[name].append(time.process_time() - start)
-    return {name: float(np.median(times)) for name, times in seconds.items()}, results
-
-
-def _peak_of(who: str) -> float | None:
-    """Megabytes, measured by this file as a program."""
-    child = subprocess.run(
-        [sys.executable, __file__, who], capture_output=True, text=True, check=True
-    )
-    return json.loads(child.stdout)
-
-
-def _measure_peak(who: str) -> float | None:
-    torch.set_num_threads(1)
-    run = _sweeps()[("ours", "peer").index(who)]
-    if not STATUS.exists():
-        return None
-    with suppress(OSError):  # the peak of setting up does not count, where Linux can forget it
-        Path("/proc/self/clear_refs").write_text("5")
-    before = _status("VmRSS")
-    run()
-    return (_status("VmHWM") - before) / 1e3
-
-
-def _status(field: str) -> int:
-    """Kilobytes that Linux tells of this process."""
-    lines = STATUS.read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field))
-
-
 if __name__ == "__main__":
-    print(json.dumps(_measure_peak(*sys.argv[1:])))
+    print_peak(dict(zip(("ours", "peer"), _sweeps(), strict=True))[sys.argv[1]])

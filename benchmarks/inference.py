@@ -10,17 +10,12 @@ A row in bf16 stands beside the one in fp32 where the machine has instructions f
 stays in fp32.
 """
 
-import json
-import subprocess
 import sys
-import time
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
-from pathlib import Path
 
-import numpy as np
 import torch
+from measure import in_turn, peak_of, print_peak
 from torch import Tensor
 
 from aeft_lib.engine.batches import together
@@ -39,8 +34,6 @@ from aeft_lib.studies import profiles
 PROFILE = profiles.LAPTOP
 SIZE = (PROFILE.val.size,) * 2
 SCENES, PHOTOS = 32, 8
-ROUNDS = 3
-STATUS = Path("/proc/self/status")
 
 
 def benchmarks() -> list[dict]:
@@ -55,7 +48,7 @@ def benchmarks() -> list[dict]:
 
 def _row(part: str, precision: str) -> dict:
     ours, peer = PARTS[part](precision)
-    seconds, results = _times({"ours": ours, "peer": peer})
+    seconds, results = in_turn({"ours": ours, "peer": peer})
     return {
         "name": part,
         "peer": PEERS[part],
@@ -66,8 +59,8 @@ def _row(part: str, precision: str) -> dict:
         "peer_s": seconds["peer"],
         "ratio": seconds["peer"] / seconds["ours"],
         "max_abs_diff": (results["ours"] - results["peer"]).abs().max().item(),
-        "ours_peak_mb": _peak_of(part, precision, "ours"),
-        "peer_peak_mb": _peak_of(part, precision, "peer"),
+        "ours_peak_mb": peak_of(__file__, part, precision, "ours"),
+        "peer_peak_mb": peak_of(__file__, part, precision, "peer"),
     }
 
 
@@ -151,44 +144,6 @@ PEERS = {
 }
 
 
-# --- time and memory -----------------------------------------------------------------------------
-
-
-def _times(runs: dict[str, Callable]) -> tuple[dict[str, float], dict]:
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    results = {}
-    for _ in range(ROUNDS):  # in turn, so that all see the same machine
-        for name, run in runs.items():
-            start = time.process_time()
-            results[name] = run()
-            seconds[name].append(time.process_time() - start)
-    return {name: float(np.median(times)) for name, times in seconds.items()}, results
-
-
-def _peak_of(part: str, precision: str, who: str) -> float | None:
-    """Megabytes, measured by this file as a program."""
-    words = [sys.executable, __file__, part, precision, who]
-    child = subprocess.run(words, capture_output=True, text=True, check=True)
-    return json.loads(child.stdout)
-
-
-def _measure_peak(part: str, precision: str, who: str) -> float | None:
-    torch.set_num_threads(1)
-    run = PARTS[part](precision)[("ours", "peer").index(who)]
-    if not STATUS.exists():
-        return None
-    with suppress(OSError):  # the peak of setting up does not count, where Linux can forget it
-        Path("/proc/self/clear_refs").write_text("5")
-    before = _status("VmRSS")
-    run()
-    return (_status("VmHWM") - before) / 1e3
-
-
-def _status(field: str) -> int:
-    """Kilobytes that Linux tells of this process."""
-    lines = STATUS.read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field))
-
-
 if __name__ == "__main__":
-    print(json.dumps(_measure_peak(*sys.argv[1:])))
+    part, precision, who = sys.argv[1:]
+    print_peak(PARTS[part](precision)[("ours", "peer").index(who)])

@@ -11,18 +11,16 @@ share it.  Memory: what a process of its own needs at most beyond its inputs, on
 /proc (null where there is none), after a run on a small image, which loads the code.
 """
 
-import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from measure import in_turn, peak_of, print_peak
 from torch import Tensor
 
 from aeft_lib.data.collages import Collages, SceneSpec
@@ -34,9 +32,7 @@ SIZE, SMALL, CELL = (375, 500), (96, 96), 8  # VOC's usual photo; one that loads
 ALPHAS = (2, 21)  # AffinityNet's two CRFs: sure of the foreground, sure of the background
 BETA, SQUARINGS = 8, 6
 CAMERA_NOISE = 4  # grey levels, because an enlarged cut-out is smoother than a photo
-ROUNDS = 3
 THREADS = min(2, os.cpu_count() or 1)
-STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def benchmarks() -> list[dict]:
@@ -51,7 +47,7 @@ def benchmarks() -> list[dict]:
 
 def _row(part: str, peer_name: str) -> dict:
     ours, peer = PARTS[part]()
-    seconds, results = _times({"ours": ours, "peer": peer})
+    seconds, results = in_turn({"ours": ours, "peer": peer}, clock=time.perf_counter)
     difference, labels = (
         (results["ours"] - results["peer"]).abs(),
         (results[name].argmax(dim=-3) for name in results),
@@ -64,8 +60,8 @@ def _row(part: str, peer_name: str) -> dict:
         "ratio": seconds["peer"] / seconds["ours"],
         "max_abs_diff": difference.max().item(),
         "equal_labels": float(torch.eq(*labels).double().mean()),
-        "ours_peak_mb": _peak_of(part, "ours"),
-        "peer_peak_mb": _peak_of(part, "peer"),
+        "ours_peak_mb": peak_of(__file__, part, "ours"),
+        "peer_peak_mb": peak_of(__file__, part, "peer"),
     }
 
 
@@ -75,16 +71,16 @@ def _crf_row() -> dict:
         row = _row(part, peer)
     else:
         ours, _ = PARTS[part]()
-        seconds, _ = _times({"ours": ours})
+        seconds, _ = in_turn({"ours": ours}, clock=time.perf_counter)
         row = {
             "name": part,
             "peer": f"{peer}: not installed",
             "ours_s": seconds["ours"],
             "peer_s": None,
         }
-        row |= {"ratio": None, "ours_peak_mb": _peak_of(part, "ours"), "peer_peak_mb": None}
+        row |= {"ratio": None, "ours_peak_mb": peak_of(__file__, part, "ours"), "peer_peak_mb": None}
     image, cam = _scene()
-    cached, _ = _times(
+    cached, _ = in_turn(
         {"ours": lambda: dense_crf.refine(image, cam, ALPHAS)}
     )  # all images of one size share a lattice
     ratio = row["peer_s"] / cached["ours"] if row["peer_s"] else None
@@ -165,47 +161,7 @@ def _scene(size: tuple[int, int] = SIZE) -> tuple[np.ndarray, Tensor]:
     ].clamp(0, 1)
 
 
-# --- time and memory -----------------------------------------------------------------------------
-
-
-def _times(runs: dict[str, Callable]) -> tuple[dict[str, float], dict]:
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    results = {}
-    for _ in range(ROUNDS):  # in turn, so that all see the same machine
-        for name, run in runs.items():
-            start = time.perf_counter()
-            results[name] = run()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: float(np.median(times)) for name, times in seconds.items()}, results
-
-
-def _peak_of(part: str, who: str) -> float | None:
-    """Megabytes, measured by this file as a program."""
-    child = subprocess.run(
-        [sys.executable, __file__, part, who], capture_output=True, text=True, check=True
-    )
-    return json.loads(child.stdout)
-
-
-def _measure_peak(part: str, who: str) -> float | None:
-    torch.set_num_threads(1)
-    warm, run = (PARTS[part](size)[("ours", "peer").index(who)] for size in (SMALL, SIZE))
-    warm()
-    if RESET.exists():
-        RESET.write_text("5")  # the peak so far counts no more
-    before = _status("VmRSS")
-    run()
-    return None if before is None else (_status("VmHWM") - before) / 1e3
-
-
-def _status(field: str) -> int | None:
-    """Kilobytes that Linux tells of this process; getrusage would count its parent's before the exec."""
-    if not STATUS.exists():
-        return None
-    return next(
-        int(line.split()[1]) for line in STATUS.read_text().splitlines() if line.startswith(field)
-    )
-
-
 if __name__ == "__main__":
-    print(json.dumps(_measure_peak(*sys.argv[1:])))
+    part, who = sys.argv[1:]
+    small, full = (PARTS[part](size)[("ours", "peer").index(who)] for size in (SMALL, SIZE))
+    print_peak(full, warm=small)

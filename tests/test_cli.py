@@ -160,9 +160,27 @@ def test_repeats_that_cannot_be_are_refused_before_work(capsys, nothing_is_built
 
 def test_profile_of_the_environment(capsys, nothing_is_built, monkeypatch):
     monkeypatch.setenv("AEFT_PROFILE", "labtop")
-    assert "unknown profile 'labtop'; there are smoke, laptop" in failure(
+    assert "unknown profile 'labtop' (AEFT_PROFILE=labtop); there are smoke, laptop" in failure(
         capsys, "run", "gap_vs_gpp"
     )
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("AEFT_DEVICE", "gpu", "AEFT_DEVICE=gpu cannot be used"),
+        ("AEFT_DEVICE", "cuda:x", "AEFT_DEVICE=cuda:x cannot be used"),
+        ("AEFT_PRECISION", "fp16", "AEFT_PRECISION must be one of fp32, bf16, auto, got 'fp16'"),
+        ("AEFT_RUNS", "~nobody-here/runs", "AEFT_RUNS=~nobody-here/runs"),
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "explain"])
+def test_variables_are_named_with_their_values(
+    capsys, nothing_is_built, monkeypatch, command, variable, value, said
+):
+    monkeypatch.setenv(variable, value)
+    monkeypatch.setattr(run, "_compute", run._compute)
+    assert said in failure(capsys, command, "gap_vs_gpp", "--profile", "smoke")
 
 
 @pytest.mark.parametrize("below", ["", "runs"])
@@ -180,6 +198,23 @@ def test_report_to_a_store_that_cannot_be_written(capsys, monkeypatch, tmp_path)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("AEFT_RUNS", str(tmp_path / "file" / "runs"))
     assert "AEFT_RUNS" in failure(capsys, "report", "--profile", "smoke")
+
+
+@pytest.mark.parametrize("words", [["report"], ["reproduce"]], ids=" ".join)
+def test_a_folder_in_the_place_of_an_output_is_refused_before_work(
+    capsys, nothing_is_built, monkeypatch, stored, words
+):
+    monkeypatch.setattr(run, "prepare", None)
+    monkeypatch.setattr(notebooks, "plan", lambda *_, **__: [])
+    taken = stored / "figures" / "smoke-1repeats" / "report.md"
+    taken.mkdir(parents=True)
+    said = f"{taken} is a folder, a file is to be written there: move it away"
+    assert said in failure(capsys, *words, "--profile", "smoke")
+    assert list(taken.parent.iterdir()) == [taken]
+    taken.rmdir()
+    taken.parent.rmdir()
+    taken.parent.write_text("")
+    assert f"{taken.parent} is no folder" in failure(capsys, *words, "--profile", "smoke")
 
 
 def test_error_with_notes_and_interruption(capsys, monkeypatch):
@@ -410,7 +445,7 @@ def test_report_of_an_empty_store_never_replaces_the_committed_one(
 def reproduced(monkeypatch):
     """What `reproduce` would compute: (study, repeats); notebooks and report are left out."""
     asked = []
-    monkeypatch.setattr(notebooks, "plan", lambda *_, **__: None)
+    monkeypatch.setattr(notebooks, "plan", lambda *_, **__: [])
     monkeypatch.setattr(notebooks, "reproduce", lambda **_: "there")
     monkeypatch.setattr(cli, "write_report", lambda *_: None)
 

@@ -169,3 +169,37 @@ def test_all_that_is_committed_and_read_is_as_listed():
     for file in files:
         paths.read_committed(file)
     assert len(paths.SUMS.read_text().splitlines()) == len(files)
+
+
+# --- what stands in the way -----------------------------------------------------------------------
+
+
+def test_a_folder_in_the_place_of_a_file_is_refused_and_stays(tmp_path):
+    (tmp_path / "report.md" / "mine").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"report\.md is a folder, a file is to be written there"):
+        paths.write_text(tmp_path / "report.md", "text")
+    (tmp_path / "file").write_text("mine")
+    paths.check_outputs([tmp_path / "new" / "deep" / "a.md", tmp_path / "file"])
+    with pytest.raises(ValueError, match=r"file is no folder, a\.md is to stand in one: move it"):
+        paths.check_outputs([tmp_path / "file" / "deep" / "a.md"])
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "mine", "report.md"]
+
+
+@pytest.mark.parametrize("code", paths.FULL)
+@pytest.mark.parametrize("call", ["write_bytes", "sync", "replace"])
+def test_a_disk_that_is_full_leaves_the_old_file_and_is_named_with_it(
+    tmp_path, monkeypatch, call, code
+):
+    """A write's own error names no file, and a rename's names the one aside."""
+    file = tmp_path / "a.md"
+    file.write_text("old")
+
+    def full(*_):
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(*((paths, "sync") if call == "sync" else (Path, call)), full)
+        with pytest.raises(OSError, match=r"a\.md'$") as caught:
+            paths.write_text(file, "new")
+    assert (caught.value.errno, file.read_text()) == (code, "old")
+    assert list(tmp_path.iterdir()) == [file]

@@ -11,23 +11,34 @@ Scores, the notebooks and the row `segment_truth` read masks, nothing else does.
 The folder is `paths.photos_root`, ``AEFT_PHOTOS_ROOT``.
 """
 
+import codecs
 import csv
+import re
 import unicodedata
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from aeft_lib import paths
-from aeft_lib.data.listing import Entry, Listing, near_miss, odd_name
-from aeft_lib.data.photos import Photos, check_selection, contents, selected
+from aeft_lib.data.listing import (
+    Entry,
+    Listing,
+    files_below,
+    named,
+    near_miss,
+    odd_name,
+    same_names,
+)
+from aeft_lib.data.photos import Photos, check_selection, contents, read_mask, selected
 from aeft_lib.data.scene import opened
 from aeft_lib.maps.foreign import reading
-from aeft_lib.maps.labels import read_label_map
 
 COLUMNS = ("image", "split", "tags")
 MAX_CLASSES = 254  # labels 1..254, 255 is void
+# What ends a line to some programs and none to others, and what UTF-16 without its mark leaves.
+ODD_ENDS = re.compile("[\0\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 
 
 @dataclass(frozen=True)
@@ -68,11 +79,14 @@ class Folder(Photos):
             file = self.root / "tags.csv"
             raise ValueError(f"{file} has no split {spec.split!r}; there are {splits}")
         self._tags = {line["image"]: line["tags"] for line in table}
+        self._photos, self._masks = (files_below(self.root / part) for part in ("images", "masks"))
+        if same := same_names(self._photos) + same_names(self._masks):
+            raise ValueError(same[0])
         self.names = selected(images, spec.count)
 
     def image_file(self, name: str) -> Path:
         """Where the photo of this name stands."""
-        return self.root / "images" / name
+        return _file(self.root / "images", self._photos, name)
 
     def read_tags(self, name: str) -> np.ndarray:
         """Its tags."""
@@ -80,15 +94,18 @@ class Folder(Photos):
 
     def read_mask(self, name: str) -> np.ndarray:
         """Its mask, where there is one."""
-        file = mask_file(self.root, name)
+        file = self._mask_file(name)
         if not file.is_file():
             text = "without masks there are seeds and label maps, but no mIoU"
             raise ValueError(f"{name} has no mask {file}: {text}")
-        return read_label_map(file, num_classes=len(self.classes))
+        return read_mask(file, num_classes=len(self.classes))
 
     def mask_digest(self, name: str) -> bytes:
         """Of its mask's file."""
-        return contents(mask_file(self.root, name))
+        return contents(self._mask_file(name))
+
+    def _mask_file(self, name: str) -> Path:
+        return _file(self.root / "masks", self._masks, mask_name(name))
 
 
 def listing(root: Path) -> Listing:
@@ -108,22 +125,29 @@ def listing(root: Path) -> Listing:
         problems.append(f"{images}: no such folder" + (f"; {remedy}" if remedy else ""))
     if near := near_miss(root / "masks"):
         problems.append(f"{near}: rename it to masks")
-    if table:
-        problems += _masks_of_nothing(root / "masks", {line["image"] for line in table})
+    photos, masks = (files_below(root / part) for part in ("images", "masks"))
+    problems += same_names(photos) + same_names(masks)
+    if (root / "masks").exists() and not (root / "masks").is_dir():
+        remedy = "remove it, or put the masks into one"
+        problems.append(f"{root / 'masks'}: no folder; {remedy}")
+    if table and (strangers := named(masks.keys() - {mask_name(line["image"]) for line in table})):
+        rule = "a mask has its image's name with the suffix .png"
+        problems.append(f"in masks/, but of no listed image: {strangers}; {rule}")
     problems += [] if problems else _unusable(root / "tags.csv", table)
     tags = {line["image"]: line["tags"] for line in table}
     splits: dict[str, list[str]] = {}
     for line in sorted(table, key=lambda line: line["split"]):
         splits.setdefault(line["split"] or "(without a split)", []).append(line["image"])
-    remarks = _unlisted(root / "images", tags)
-    return Listing(problems, splits, {}, partial(_entry, root, tags), classes, remarks)
+    unlisted = named(photos.keys() - {Path(name).as_posix() for name in tags})
+    remarks = [f"in images/, but not in tags.csv: {unlisted}"] if unlisted else []
 
+    def entry(name: str) -> Entry:
+        mask = _file(root / "masks", masks, mask_name(name))
+        photo = _file(images, photos, name) if images.is_dir() else None
+        there = [mask] if mask.is_file() else []
+        return Entry(photo, frozenset(tags[name]), masked=bool(there), masks=there)
 
-def _entry(root: Path, tags: dict[str, set[str]], name: str) -> Entry:
-    mask, photos = mask_file(root, name), root / "images"
-    masks = [mask] if mask.is_file() else []
-    photo = photos / name if photos.is_dir() else None
-    return Entry(photo, frozenset(tags[name]), masked=bool(masks), masks=masks)
+    return Listing(problems, splits, {}, entry, classes, remarks)
 
 
 def _unusable(file: Path, table: list[dict]) -> list[str]:
@@ -138,33 +162,14 @@ def _unusable(file: Path, table: list[dict]) -> list[str]:
     return problems + ([] if tagged else [f"{file}: no image has a tag"])
 
 
-def _unlisted(images: Path, tags: dict[str, set[str]]) -> list[str]:
-    """A remark about the files below images/ that the table does not name."""
-    listed = {Path(name).as_posix() for name in tags}
-    files = [file.relative_to(images) for file in sorted(images.rglob("*")) if file.is_file()]
-    visible = [file.as_posix() for file in files if not file.name.startswith(".")]
-    names = [name for name in visible if name not in listed]
-    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-    return [f"in images/, but not in tags.csv: {len(names)} ({shown})"] if names else []
+def mask_name(image: str) -> str:
+    """The name of an image's mask below masks/: its own, in its subfolder, as a PNG."""
+    return Path(image).with_suffix(".png").as_posix()
 
 
-def _masks_of_nothing(masks: Path, images: set[str]) -> list[str]:
-    """A problem with the files below masks/ that no listed image has for its mask."""
-    if not masks.is_dir():
-        return (
-            [f"{masks}: no folder; remove it, or put the masks into one"] if masks.exists() else []
-        )
-    wanted = {mask_file(masks.parent, image) for image in images}
-    files = [file for file in sorted(masks.rglob("*")) if not file.is_dir()]
-    names = [file.name for file in files if file not in wanted and not file.name.startswith(".")]
-    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-    rule = "a mask has its image's name with the suffix .png"
-    return [f"in masks/, but of no listed image: {len(names)} ({shown}); {rule}"] if names else []
-
-
-def mask_file(root: Path, image: str) -> Path:
-    """Where the mask of an image stands: under its name, in its subfolder, as a PNG."""
-    return (root / "masks" / image).with_suffix(".png")
+def _file(folder: Path, files: Mapping[str, Sequence[Path]], name: str) -> Path:
+    """Where a file of `files_below` stands, whatever the form of its accents."""
+    return files.get(Path(name).as_posix(), [folder / name])[0]
 
 
 def read_classes(file: Path) -> tuple[str, ...]:
@@ -205,10 +210,15 @@ def table_lines(file: Path, classes: tuple[str, ...]) -> tuple[list[dict], list[
     Raises ValueError where there is no table, or one without the columns.
     """
     lines, wrong, images = [], [], {}
-    for number, row in _rows(file):
+    head, rows, separator = _rows(file)
+    for number, row in rows:
         try:
-            line = _line(row, classes)
-            image, name = line["image"], Path(line["image"]).with_suffix("")  # its mask's name
+            if len(row) != len(head):
+                quoted = ", in quotes" if separator == ";" else ""
+                rule = f"tags stand apart by ';'{quoted}"
+                raise ValueError(f"more or fewer fields than columns; {rule}")
+            line = _line(dict(zip(head, row, strict=True)), classes)
+            image, name = line["image"], mask_name(line["image"])
             if name in images:
                 same = images[name] == image
                 text = "stands twice" if same else f"has the name of {images[name]!r}"
@@ -222,8 +232,21 @@ def table_lines(file: Path, classes: tuple[str, ...]) -> tuple[list[dict], list[
 
 
 def _text(file: Path) -> str:
-    """A file of UTF-8; letters with accents in one form, whoever composed them."""
-    return unicodedata.normalize("NFC", file.read_text(encoding="utf-8-sig"))
+    """A file of UTF-8, or of UTF-16 with its mark; accents in one form, whoever composed them.
+
+    Raises ValueError naming the line of what is neither, or ends a line to some programs alone.
+    """
+    content = file.read_bytes()
+    marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = content.decode("utf-16" if marked else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = len(content[: error.start + 1].splitlines())
+        raise ValueError(f"line {line} is not in {error.encoding}") from error
+    if odd := ODD_ENDS.search(text):
+        line = len(re.findall("\r\n?|\n", text[: odd.start()])) + 1
+        raise ValueError(f"line {line} holds U+{ord(odd[0]):04X}, a line's end to some: remove it")
+    return unicodedata.normalize("NFC", text)
 
 
 def _rename(file: Path) -> str:
@@ -232,26 +255,35 @@ def _rename(file: Path) -> str:
     return f"rename {near.name}" if near else ""
 
 
-def _rows(file: Path) -> list[tuple[int, dict]]:
-    """The rows of the table, each with the number of its line."""
+def _rows(file: Path) -> tuple[list[str], list[tuple[int, list[str]]], str]:
+    """The table's columns, its rows, each with the number of its line, and what separates fields.
+
+    That is what the first line has most of: a comma, or ";" or a tab as spreadsheets of some
+    countries write them.  Rows without any entry are left out, and empty fields beyond the columns.
+    """
     if not file.is_file():
         remedy = f"write the columns {', '.join(COLUMNS)}"
         raise ValueError(f"no {file}: {_rename(file) or remedy}")
     with reading(file, "not a readable table", "save it as UTF-8"):
-        table = csv.DictReader(_text(file).splitlines())
-        table.fieldnames = [name.strip().lower() for name in table.fieldnames or ()]
-        rows = [(table.line_num, row) for row in table]
-    if missing := [column for column in COLUMNS if column not in (table.fieldnames or ())]:
-        actual = ", ".join(table.fieldnames or ()) or "none"
-        rule = f"the columns {', '.join(COLUMNS)} are needed"
-        raise ValueError(f"{file}: {rule}, {missing[0]} is missing; found {actual}")
-    return rows
+        lines = _text(file).splitlines()
+        first = next((line for line in lines if line.strip()), "")
+        separator = max(",;\t", key=first.count)
+        table = csv.reader(lines, delimiter=separator)
+        rows = [(table.line_num, row) for row in table if any(map(str.strip, row))]
+    head = [name.strip().lower() for name in rows[0][1]] if rows else []
+    rule, actual = f"the columns {', '.join(COLUMNS)} are needed", ", ".join(head) or "none"
+    for column in COLUMNS:
+        if head.count(column) != 1:
+            problem = "stands twice" if column in head else "is missing"
+            raise ValueError(f"{file}: {rule}, {column} {problem}; found {actual}")
+    for _, row in rows:
+        while len(row) > len(head) and not row[-1].strip():
+            row.pop()
+    return head, rows[1:], separator
 
 
 def _line(row: dict, classes: tuple[str, ...]) -> dict:
     """One row as `read_tags` has it.  Raises ValueError saying what is wrong with it."""
-    if None in row or None in row.values():
-        raise ValueError("more or fewer fields than columns; tags stand apart by ';'")
     image, tags = row["image"].strip(), {tag.strip() for tag in row["tags"].split(";")} - {""}
     if classes and (unknown := sorted(tags - set(classes))):
         raise ValueError(f"class {unknown[0][:100]!r} is none of {', '.join(classes)}")

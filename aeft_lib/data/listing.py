@@ -1,7 +1,9 @@
 """What a data set on disk lists, in the form in which every reader hands it to the data doctor."""
 
+import os
 import re
-from collections.abc import Callable, Hashable, Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,6 +49,34 @@ class Listing(NamedTuple):
 def odd_name(name: str) -> bool:
     """Whether a listed name cannot be that of a file in its folder."""
     return bool(ODD.search(name)) or len(name.encode(errors="replace")) > LONGEST_NAME
+
+
+def files_below(folder: Path) -> dict[str, list[Path]]:
+    """The files below a folder by their paths in it, with accents composed (NFC).
+
+    Lists here name them so; macOS stores accents decomposed, and a folder copied from there to
+    Linux may hold both forms, two files of one name.
+    """
+    files: dict[str, list[Path]] = {}
+    for home, _, names in os.walk(folder):
+        for file in (Path(home, name) for name in sorted(names)):
+            name = unicodedata.normalize("NFC", file.relative_to(folder).as_posix())
+            files.setdefault(name, []).append(file)
+    return files
+
+
+def same_names(files: Mapping[str, Sequence[Path]]) -> list[str]:
+    """A problem for every name that several of `files_below` have."""
+    rule = "differ in the form of their accents alone (NFC, NFD): remove or rename one"
+    several = [map(ascii, map(str, same)) for same in files.values() if same[1:]]
+    return [f"{' and '.join(same)} {rule}" for same in several]
+
+
+def named(names: Iterable[str]) -> str:
+    """How many files there are, hidden ones aside, and the first names; "" without any."""
+    visible = [name for name in sorted(names) if not Path(name).name.startswith(".")]
+    shown = ", ".join(visible[:3]) + (", ..." if visible[3:] else "")
+    return f"{len(visible)} ({shown})" if visible else ""
 
 
 def near_miss(file: Path) -> Path | None:

@@ -10,7 +10,11 @@ import numpy as np
 from aeft_lib.data.images import image_size, read_image, squared
 from aeft_lib.data.scene import Scene, SceneSet
 from aeft_lib.engine import fields
-from aeft_lib.maps.labels import VOID
+from aeft_lib.maps.labels import VOID, read_label_map
+
+ALL_VOID = (
+    f"every pixel is void ({VOID}), so none counts; {VOID} means unknown, 0 is the background"
+)
 
 
 class Photos:
@@ -84,6 +88,17 @@ class Photos:
     @cached_property
     def _mask_digests(self) -> dict[str, bytes]:
         return {name: self.mask_digest(name) for name in self.names}
+
+
+def read_mask(file: Path, *, num_classes: int) -> np.ndarray:
+    """A mask from its file, (H, W) uint8.
+
+    Raises ValueError as `read_label_map` does, and where every pixel is void.
+    """
+    labels = read_label_map(file, num_classes=num_classes)
+    if labels.min() == VOID:
+        raise ValueError(f"{file}: {ALL_VOID}")
+    return labels
 
 
 def contents(file: Path) -> bytes:

@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from aeft_lib import paths
-from aeft_lib.data.listing import Entry, Listing, near_miss, odd_name
-from aeft_lib.data.photos import Photos, check_selection, contents, relabelled, selected
+from aeft_lib.data.listing import Entry, Listing, files_below, named, near_miss, odd_name
+from aeft_lib.data.photos import Photos, check_selection, contents, read_mask, relabelled, selected
 from aeft_lib.data.scene import opened
 from aeft_lib.engine import fields
 from aeft_lib.maps.foreign import Unreadable, reading
-from aeft_lib.maps.labels import VOID, read_label_map
+from aeft_lib.maps.labels import VOID
 
 CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -88,7 +88,7 @@ class Voc(Photos):
         if not files:
             places = " nor ".join(str(self.home / folder / f"{name}.png") for folder in MASKS)
             raise ValueError(f"{name} has no mask: neither {places}; see `aeft data check voc`")
-        return relabelled(read_label_map(files[0], num_classes=len(CLASSES)), self._numbers)
+        return relabelled(read_mask(files[0], num_classes=len(CLASSES)), self._numbers)
 
     def mask_digest(self, name: str) -> bytes:
         """Of its mask's file."""
@@ -113,7 +113,18 @@ def listing(root: Path) -> Listing:
         problems.append(
             f"{name}: stands in {where}, and in val too; results on val would not count"
         )
-    return Listing(problems, lists, SPLITS, partial(_entry, home), CLASSES)
+    strangers = _masks_of_no_photo(home) if folders[0].is_dir() else []
+    if not all(_mask_files(home, name) for split in lists.values() for name in split):
+        problems, strangers = problems + strangers, []  # they may be those that are missing
+    return Listing(problems, lists, SPLITS, partial(_entry, home), CLASSES, strangers)
+
+
+def _masks_of_no_photo(home: Path) -> list[str]:
+    """A line for each folder of masks with files whose names are no photo's."""
+    masks = {f"{Path(name).stem}.png" for name in files_below(home / "JPEGImages")}
+    strangers = {part: named(files_below(home / part).keys() - masks) for part in MASKS}
+    rule = "a mask has its photo's name, with the suffix .png"
+    return [f"in {part}/, but of no photo: {n}; {rule}" for part, n in strangers.items() if n]
 
 
 def _entry(home: Path, name: str) -> Entry:

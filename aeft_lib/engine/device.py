@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 SHARE = 4  # data that is kept on the device takes at most one part in so many of its free memory
+DEVICE = "AEFT_DEVICE"
 PRECISION = "AEFT_PRECISION"
 INFERENCE_PRECISIONS = ("fp32", "bf16")
 BF16_FLAGS = {"amx_bf16", "avx512_bf16"}  # of a CPU that computes in bf16
@@ -29,28 +30,33 @@ CPU_INFO = Path("/proc/cpuinfo")
 
 def check_device() -> None:
     """Raises ValueError where ``AEFT_DEVICE`` names no device of this machine."""
-    asked = os.environ.get("AEFT_DEVICE")
     try:
         torch.zeros(1, device=device()).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        remedy = "take cpu, cuda or cuda:N of a GPU that is there"
-        raise ValueError(f"AEFT_DEVICE={asked} cannot be used ({reason}): {remedy}") from error
+        raise _unusable(error) from error
 
 
 def device() -> torch.device:
     """``AEFT_DEVICE`` (cpu, cuda, cuda:1) where it is set, else a GPU, else the CPU.
 
-    Under torchrun "cuda" is this process's own GPU.  Raises RuntimeError for an unknown name.
+    Under torchrun "cuda" is this process's own GPU.  Raises ValueError for an unknown name.
     """
-    chosen = torch.device(
-        os.environ.get("AEFT_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
-    )
+    try:
+        chosen = torch.device(
+            os.environ.get(DEVICE) or ("cuda" if torch.cuda.is_available() else "cpu")
+        )
+    except RuntimeError as error:
+        raise _unusable(error) from error
     if chosen.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cudnn.benchmark = True
     return chosen
+
+
+def _unusable(error: BaseException) -> ValueError:
+    problem = f"{DEVICE}={os.environ.get(DEVICE, '')} cannot be used ({str(error).splitlines()[0]})"
+    return ValueError(f"{problem}: take cpu, cuda or cuda:N of a GPU that is there")
 
 
 def inference_precision(default: str = "auto") -> str:

@@ -18,7 +18,7 @@ from torch import nn
 
 from aeft_lib.data.images import image_size, read_resized
 from aeft_lib.data.scene import Scenes
-from aeft_lib.engine.device import device
+from aeft_lib.engine.device import check_device, device
 from aeft_lib.lab import figures, outputs
 from aeft_lib.lab.cams import CamReader, likely
 from aeft_lib.maps.labels import label_map
@@ -92,6 +92,7 @@ def run(photos: Sequence[Path], folder: Path) -> Iterator[str]:
     files = {folder / f"{scene.name}{SUFFIX}": None for scene in scenes}
     files |= {folder / name: photo for name, photo in planned.items()}
     outputs.check_free(files | {folder / PAGE: None}, folder, WRITER, "picture")
+    check_device()
     networks = open_networks()
     folder.mkdir(parents=True, exist_ok=True)
     sections = []

@@ -109,14 +109,13 @@ def reproduce(
     only: names to run, such as ``02_gap_vs_gpp``; empty means all.  start: the name to begin with.
     publish: when all have finished, copy the executed notebooks over their sources, `cleaned`.
 
-    Raises ValueError, before anything runs, for what `plan` refuses; NotebookFailed when a notebook
+    Raises ValueError, before anything runs, for what `plan` and `checked_home` refuse; NotebookFailed when a notebook
     does not finish; RuntimeError where another run writes to the same folder; StoreError where
     nothing can be written.
     """
     parameters = {"profile": profile, "repeats": repeats}
     sources = plan(parameters, only=only, start=start, publish=publish, folder=folder)
-    store.check_writable()
-    home = paths.runs().resolve() / "notebooks" / f"{profile}-{repeats}repeats"
+    home = checked_home(parameters, sources)
     home.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(home / ".lock", timeout=0):
@@ -154,6 +153,18 @@ def plan(
     for source in sources:
         check_parameters(source, parameters)
     return sources
+
+
+def checked_home(parameters: Mapping[str, Any], sources: Sequence[Source]) -> Path:
+    """Where executed notebooks stand.
+
+    Raises StoreError where it cannot be written, ValueError where a folder stands in a file's place.
+    """
+    store.check_writable()
+    home = paths.runs().resolve() / "notebooks" / "{profile}-{repeats}repeats".format(**parameters)
+    for suffix in (".ipynb", ".html"):
+        paths.check_outputs(home / f"{source.name}{suffix}" for source in sources)
+    return home
 
 
 def read_sources(folder: Path) -> list[Source]:

@@ -5,6 +5,7 @@ A PNG's text and a page's last line hold the writer, a digest of the content and
 
 import hashlib
 import os
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,8 @@ def check_apart(pairs: Iterable[tuple[Path, Path]]) -> None:
     """Raises ValueError for two photos that would be one file.  pairs: photo and output."""
     photo_of: dict[str, Path] = {}
     for photo, output in pairs:
-        name = output.name.casefold()  # some file systems do not tell A from a
+        # Some file systems do not tell A from a, nor an accent from one that is composed otherwise.
+        name = unicodedata.normalize("NFC", output.name).casefold()
         if name in photo_of:
             both = f"{photo_of[name]} and {photo} would both be written to {output}"
             raise ValueError(f"{both}: predict them apart, with another --out each")

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from aeft_lib.data.images import image_size, read_resized, resized
 from aeft_lib.data.photos import Photos
 from aeft_lib.data.scene import Scenes, SceneSet
-from aeft_lib.engine.device import device
+from aeft_lib.engine.device import check_device, device
 from aeft_lib.lab import figures, outputs
 from aeft_lib.lab.cams import CamReader, likely
 from aeft_lib.maps.labels import write_label_map
@@ -145,6 +145,7 @@ def open_reader(profile: Profile, name: str, repeat: int) -> Reader:
 
     Raises ValueError as `network_row` does, and for a row that is told the tags of what it reads.
     """
+    check_device()
     try:
         made, row = network_row(profile, name, repeat), catalogue.row(name)
     except NotStored:

@@ -203,6 +203,12 @@ def confusion(
     return Counts(square.diagonal().copy(), square.sum(axis=0), square.sum(axis=1))
 
 
+def check_counted(counts: Counts) -> None:
+    """Raises ValueError where no pixel counts: the numbers would be 0 whatever is scored."""
+    if not counts.true.any():
+        raise ValueError(f"no pixel can be scored: every mask is void ({VOID}); 0 is background")
+
+
 def mean_average_precision(logits: Tensor, tags: Tensor) -> float:
     """mAP of the tags in percent: average precision per class, mean over the classes that occur.
 

@@ -14,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 # Pillow opens others by programs of the system, an EPS by Ghostscript, whatever the file's suffix.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 LENGTH = 300  # characters of a parser's own words that are repeated
+POINTER = b"version https://git-lfs"  # stands where Git LFS would have put a large file
 
 
 class Unreadable(ValueError):
@@ -25,18 +26,27 @@ def reading(file: Path, problem: str, remedy: str = "fetch it again") -> Iterato
     """Stands around the parser of a file: its errors become `Unreadable`.
 
     problem: "not a readable image", say.  remedy: not given where the file is only missing or
-    forbidden.  What we raise inside as `Unreadable` stays; so does a name that our own lines
-    misspell.
+    forbidden, and another one for a picture that is too large and a pointer of Git LFS.  What we
+    raise inside as `Unreadable` stays; so does a name that our own lines misspell.
     """
     if file.exists() and not (file.is_file() or file.is_dir()):  # a pipe would be waited for
         raise Unreadable(f"{file}: {problem} (no regular file)")
     try:
         yield
-    except (Unreadable, KeyboardInterrupt, SystemExit, GeneratorExit):
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:  # a panic of Rust code is no Exception
+        if _is_pointer(file):
+            text = f"{file}: {problem} (a pointer of Git LFS, not the file itself)"
+            raise Unreadable(f"{text}; get the file with: git lfs pull") from None
+        if isinstance(error, Unreadable):
+            raise
         if isinstance(error, NameError | AttributeError) and _is_ours(error):
             raise
+        if isinstance(error, Image.DecompressionBombError):
+            pixels = 2 * Image.MAX_IMAGE_PIXELS / 1e6
+            text = f"{file}: {problem} (more than {pixels:.0f} million pixels)"
+            raise Unreadable(f"{text}; save it smaller, or cut it into parts") from error
         text = f"{file}: {problem} ({_reason(error)})"
         absent = isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError)
         raise Unreadable(text if absent or not remedy else f"{text}; {remedy}") from error
@@ -49,6 +59,14 @@ def picture(
     """A picture of one of `FORMATS`, opened and not decoded; errors as `reading` makes them."""
     with reading(file, problem, remedy), Image.open(file, formats=FORMATS) as opened:
         yield opened
+
+
+def _is_pointer(file: Path) -> bool:
+    try:
+        with file.open("rb") as opened:
+            return opened.read(len(POINTER)) == POINTER
+    except OSError:
+        return False
 
 
 def _reason(error: BaseException) -> str:

@@ -8,6 +8,7 @@ TorchScript, with the lines that save its tensors as safetensors.
 import pickle
 import re
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from aeft_lib.maps.foreign import Unreadable, reading
 from aeft_lib.networks.weights import (
     MXNET_LIST,
     UNCOUNTED,
+    check_values,
     counted,
     read_mxnet_params,
     resnet38d_name,
@@ -58,11 +60,12 @@ class Loaded:
 def read_tensors(file: Path) -> dict[str, Tensor]:
     """The tensors of a ``.params``, ``.safetensors`` or PyTorch file, by the names they have there.
 
-    Raises ValueError naming the file: missing, damaged, without tensors by name, a TorchScript
-    archive, or a pickle with code.
+    Raises ValueError naming the file: missing, damaged, without tensors by name, with several
+    networks, with two tensors of one name, a TorchScript archive, or a pickle with code.
     """
     if not file.is_file():
-        raise ValueError(f"no file {file}")
+        folder = f"{file} is a folder: name the file of weights in it"
+        raise ValueError(folder if file.is_dir() else f"no file {file}")
     with reading(file, "cannot be read as a checkpoint"), file.open("rb") as opened:
         head = opened.read(9)
     if file.suffix == ".params" or head[:8] == MXNET_LIST.to_bytes(8, "little"):
@@ -72,7 +75,22 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
             content = load_file(file)
     else:
         content = _read_pickle(file)
-    return {_unwrapped(name): value for name, value in _state(file, content).items()}
+    tensors = _state(file, content).items()
+    return _renamed(file, {name: (_unwrapped(name), tensor) for name, tensor in tensors})
+
+
+def _renamed(file: Path, tensors: Mapping[str, tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """Tensors under new names, given by their old ones.
+
+    Raises ValueError where two that differ would have one.
+    """
+    renamed: dict[str, tuple[str, Tensor]] = {}
+    for old, (new, tensor) in tensors.items():
+        first, same = renamed.setdefault(new, (old, tensor))
+        if old != first and not torch.equal(same, tensor):
+            problem = f"{file}: {first!r} and {old!r} are both {new!r}, and differ"
+            raise Unreadable(f"{problem}; save one of them alone")
+    return {new: tensor for new, (_, tensor) in renamed.items()}
 
 
 class _Inert:
@@ -119,25 +137,50 @@ def _recipe(file: Path, load: str, state: str) -> str:
 
 
 def _state(file: Path, content: Any) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, inside their wrapper, whatever stands beside them."""
-    for _ in WRAPPERS:  # a dict may hold itself
-        inner = content if isinstance(content, dict) else {}
-        inner = next((inner[name] for name in WRAPPERS if isinstance(inner.get(name), dict)), None)
-        content = content if inner is None else inner
-    if tensors := _tensors(content):
-        return tensors
-    items = content.items() if isinstance(content, dict) else ()
-    holders = {str(key)[:40]: found for key, value in items if (found := _tensors(value))}
-    if len(holders) == 1:
-        return next(iter(holders.values()))
-    keys = [f"{name} ({len(found)} tensors)" for name, found in holders.items()]
-    keys += [str(key)[:40] for key, value in items if str(key)[:40] not in holders]
-    shown = ", ".join(keys[:SHOWN]) + (", ..." if len(keys) > SHOWN else "") or "none"
-    problem = f"{file} holds no tensors by name, so it is no checkpoint of a network"
+    """The tensors of a checkpoint, inside their wrapper, whatever stands beside them.
+
+    Raises ValueError where there are none, or several networks, two versions of one say.
+    """
+    networks = _networks(content)
+    plain = [place for place, (_, wrapped) in networks.items() if wrapped] or list(networks)
+    if not networks:
+        keys = [str(key)[:40] for key in content] if isinstance(content, dict) else []
+        shown = ", ".join(keys[:SHOWN]) + (", ..." if len(keys) > SHOWN else "") or "none"
+        problem = f"{file} holds no tensors by name, so it is no checkpoint of a network"
+        raise Unreadable(f"{problem}; its keys: {shown}")
+    chosen, names = networks[plain[0]][0], _names(networks[plain[0]][0])
+    versions = [place for place, (found, _) in networks.items() if names & _names(found)]
+    if len(plain) == len(versions) == 1:
+        return chosen
+    count = {place: f"{place} ({len(found)} tensors)" for place, (found, _) in networks.items()}
+    problem = f"{file} holds several networks: {', '.join(list(count.values())[:SHOWN])}"
     load = f"torch.load({str(file)!r}, map_location='cpu', weights_only=True)"
-    lines = _recipe(file, load, f"content[{next(iter(holders), 'KEY')!r}]")
-    remedy = f"; save those of one key alone:{lines}" if holders else ""
-    raise Unreadable(f"{problem}; its keys: {shown}{remedy}")
+    raise Unreadable(f"{problem}; save the tensors of one:{_recipe(file, load, plain[0])}")
+
+
+def _networks(
+    content: Any, place: str = "content", wrapped: bool = True, above: tuple = ()
+) -> dict[str, tuple[dict[str, Tensor], bool]]:
+    """The dicts of tensors in a checkpoint, by the expression that leads to each.
+
+    They stand at any key, and inside of `WRAPPERS`; with each, whether these alone lead to it.
+    """
+    if not isinstance(content, dict) or len(above) > len(WRAPPERS):
+        return {}
+    if any(content is other for other in above):  # a dict may hold itself
+        return {}
+    tensors = _tensors(content)
+    networks = {place: (tensors, wrapped)} if tensors else {}
+    for key, value in content.items():
+        is_wrapper = isinstance(key, str) and key in WRAPPERS
+        if wrapped or is_wrapper:
+            inside = f"{place}[{repr(key)[:40]}]"
+            networks |= _networks(value, inside, wrapped and is_wrapper, (*above, content))
+    return networks
+
+
+def _names(tensors: Mapping[str, Tensor]) -> set[str]:
+    return set(map(_unwrapped, tensors))
 
 
 def _tensors(content: Any) -> dict[str, Tensor]:
@@ -156,9 +199,10 @@ def load_checkpoint(network: nn.Module, file: Path) -> Loaded:
 
     Everything is compared first, and nothing is loaded on a mismatch.  Raises ValueError naming a
     tensor of another shape (with a hint where K differs), or where the network would not be usable:
-    a tensor of the backbone is not in the file, or one holds NaN; and what `read_tensors` raises.
+    a tensor of the backbone is not in the file, or as `check_values` says; and what `read_tensors`
+    raises.
     """
-    own, tensors, unused = counted(network), {}, []
+    own, fitting, unused = counted(network), {}, []
     for published, tensor in read_tensors(file).items():
         name = next((n for n in own_names(published) if n in own), None)
         if name is None:
@@ -170,7 +214,8 @@ def load_checkpoint(network: nn.Module, file: Path) -> Loaded:
             theirs, ours = tuple(tensor.shape), tuple(own[name].shape)
             raise ValueError(f"{file}: {published} is {theirs}, the network's {name} {ours}{hint}")
         else:
-            tensors[name] = tensor
+            fitting[published] = (name, tensor)
+    tensors = _renamed(file, fitting)
     if not tensors:
         problem = f"{file} holds {len(unused)} tensors and none fits this network"
         raise ValueError(f"{problem}; its first is {unused[0]!r}")
@@ -183,12 +228,8 @@ def load_checkpoint(network: nn.Module, file: Path) -> Loaded:
 def _check_usable(
     file: Path, tensors: dict[str, Tensor], own: dict[str, Tensor], loaded: Loaded
 ) -> None:
-    """Raises ValueError for NaN, and for a backbone of which a part is missing."""
-    if odd := [name for name, tensor in tensors.items() if not tensor.float().isfinite().all()]:
-        count = f"{len(odd)} of {len(tensors)} tensors hold NaN or infinity, first {odd[0]}"
-        raise ValueError(
-            f"{file} is not usable: {count}; take a checkpoint from before it diverged"
-        )
+    """Raises ValueError as `check_values` does, and for a backbone of which a part is missing."""
+    check_values(file, tensors)
     needed = [name for name in own if name.startswith("backbone.")] or list(own)
     there = sum(name in tensors for name in needed)
     if there < len(needed):

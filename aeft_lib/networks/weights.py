@@ -10,6 +10,7 @@ import hashlib
 import math
 import re
 import struct
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -25,6 +26,14 @@ MXNET_VERSIONS = {0xF993FAC8: 1, 0xF993FAC9: 2, 0xF993FACA: 3}
 MXNET_TYPES = (np.float32, np.float64, np.float16, np.uint8, np.int32, np.int8, np.int64)
 MAX_DIMENSIONS = 32
 UNCOUNTED = "num_batches_tracked"  # torch's counter, which no published file has to hold
+LARGEST = 1e18  # about the root of what float32 holds: the product of two such weights overflows
+EARLIER = "take a checkpoint from before it diverged"
+FAULTS = {
+    "hold integers": "is it quantised? Save its weights as floats",
+    "hold NaN or infinity": EARLIER,
+    f"hold values beyond {LARGEST:.0e}, which overflow": EARLIER,
+    "hold zeros alone": "was it saved before its weights were filled in?",
+}
 BATCH_NORM = {
     **{"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "mean": "running_mean"},
     **{"moving_var": "running_var", "var": "running_var"},
@@ -66,6 +75,29 @@ def counted(network: nn.Module) -> dict[str, Tensor]:
     """The tensors of a network that a published file has to hold, by name."""
     tensors = network.state_dict().items()
     return {name: tensor for name, tensor in tensors if not name.endswith(UNCOUNTED)}
+
+
+def check_values(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raises ValueError for weights that compute nothing: NaN, overflow, integers, zeros alone."""
+    faults = {name: fault for name, tensor in tensors.items() if (fault := _fault(tensor))}
+    if not faults:
+        return
+    name, fault = next(iter(faults.items()))
+    count = f"{sum(other == fault for other in faults.values())} of {len(tensors)} tensors {fault}"
+    raise ValueError(f"{file} is not usable: {count}, first {name}; {FAULTS[fault]}")
+
+
+def _fault(tensor: Tensor) -> str:
+    """What is wrong with a tensor of weights, a key of `FAULTS`; "" for a right one."""
+    integers, not_finite, huge, zeros = FAULTS
+    if not tensor.is_floating_point():
+        return integers
+    values = tensor.double() if tensor.dtype == torch.float64 else tensor.float()
+    if not values.isfinite().all():
+        return not_finite
+    if values.abs().amax() > LARGEST:
+        return huge
+    return zeros if values.ndim > 1 and not values.any() else ""
 
 
 def load_in_order(network: nn.Module, file: Path) -> None:
@@ -118,7 +150,8 @@ def load_mxnet_resnet38d(network: nn.Module, file: Path) -> list[str]:
     """Fill a `ResNet38d` from its published ImageNet weights; returns the names without a place.
 
     Everything is compared first; nothing is loaded on a mismatch.  Raises ValueError naming the
-    first tensor that is missing or of another shape, and whatever `read_mxnet_params` raises.
+    first tensor that is missing or of another shape, and whatever `read_mxnet_params` and
+    `check_values` raise.
     """
     own, tensors, unused = counted(network), {}, []
     for published, tensor in read_mxnet_params(file).items():
@@ -133,6 +166,7 @@ def load_mxnet_resnet38d(network: nn.Module, file: Path) -> list[str]:
         theirs, ours = tuple(tensors[name].shape), tuple(tensor.shape)
         if theirs != ours:
             raise ValueError(f"{file}: {name} has shape {theirs}, the network {ours}")
+    check_values(file, tensors)
     network.load_state_dict(tensors, strict=False)
     return unused
 

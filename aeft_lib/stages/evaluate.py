@@ -98,10 +98,15 @@ def _headline_of(counts: evaluation.Counts) -> dict[str, float]:
 
 
 def _absence(counts: evaluation.Counts) -> dict[str, float]:
-    """How many classes no mask has, and the mIoU of the others, where there are such classes."""
+    """How many classes no mask has, and the mIoU of the others, where there are such classes.
+
+    ``no_background`` where the background is one of them.  Raises ValueError as `check_counted`.
+    """
+    evaluation.check_counted(counts)
     if not counts.absent:
         return {}
-    return {"absent": int(counts.absent), "miou_present": float(counts.miou_present)}
+    numbers = {"absent": int(counts.absent), "miou_present": float(counts.miou_present)}
+    return numbers if counts.true[0] else numbers | {"no_background": 1}
 
 
 def _headline(swept: evaluation.Sweep) -> dict[str, float]:

@@ -57,6 +57,7 @@ def evaluate_epochs(
         readings = _Readings(spec, inputs, network)
         counts = (readings, masks, spec.thresholds)
         swept = evaluation.sweep(*counts, num_classes=len(scenes.classes))
+        evaluation.check_counted(swept)
         curves.append(swept.table().assign(epoch=epoch))
         lines.append({"epoch": epoch} | readings.summary() | mean_gates(network, gated))
     pd.concat(curves).to_csv(folder / "epochs.csv", index=False)

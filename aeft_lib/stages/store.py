@@ -40,10 +40,8 @@ from aeft_lib.stages.keys import described, key_of
 
 RECORD = "record.json"
 MIN_FREE_BYTES = 200 * 2**20
-UNWRITABLE = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS),
-    *(errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY),
-)
+IN_THE_WAY = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ELOOP)
+UNWRITABLE = (*paths.FULL, errno.EROFS, errno.EACCES, errno.EPERM, *IN_THE_WAY)
 ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 MALFORMED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 LEFT_BY_DESKTOPS = {".DS_Store", "Thumbs.db", "desktop.ini"}
@@ -327,7 +325,7 @@ def _store_trouble(error: Exception) -> StoreError | None:
 
 
 def _store_error(error: OSError) -> StoreError:
-    if error.errno == errno.ENOSPC:
+    if error.errno in paths.FULL:
         remedy = "free some space, or point AEFT_RUNS at another disk"
         return StoreError(f"the disk that holds {paths.runs()} is full: {remedy}")
     if error.errno in (errno.EACCES, errno.EPERM) and error.filename:
@@ -335,4 +333,10 @@ def _store_error(error: OSError) -> StoreError:
         place = f"the store {paths.runs()}: no permission for {error.filename}"
         return StoreError(f"cannot read or write to {place}; {remedy}")
     remedy = "point AEFT_RUNS at a folder that can be written"
+    if error.errno in IN_THE_WAY and error.filename:
+        place, remedy = Path(os.fsdecode(error.filename)), f"move it away, or {remedy}"
+        if place != paths.runs() and place.is_relative_to(paths.runs()):
+            kind = "folder" if place.is_dir() else "file"
+            problem = f"the {kind} {place} stands in the way"
+            return StoreError(f"cannot write to the store {paths.runs()}: {problem}; {remedy}")
     return StoreError(f"cannot write to the store {paths.runs()} ({error}): {remedy}")

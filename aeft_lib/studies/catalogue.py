@@ -6,9 +6,9 @@ from dataclasses import replace
 from aeft_lib.networks.segmenter import LargeFov
 from aeft_lib.paper.gpp import Pyramid
 from aeft_lib.paper.triplet import CORRECTED, LOSS_QUIRKS
-from aeft_lib.rivals.occse import OcCse
 from aeft_lib.rivals.ours import OURS
 from aeft_lib.stages.psa import Psa
+from aeft_lib.studies import rivals
 from aeft_lib.studies.conditions import CONDITION_STUDIES
 from aeft_lib.studies.names import near_misses, unknown
 from aeft_lib.studies.rows import (
@@ -114,7 +114,6 @@ def _settings(
     return tuple(rows)
 
 
-RIVALS = (GAP, Row("occse", "OC-CSE", OcCse(), judges=(("oc", GAP),)))
 STUDIES = {
     study.name: study
     for study in (
@@ -261,9 +260,10 @@ STUDIES = {
         ),
         Study(
             "rivals",
-            "Do other methods of the poster's results table give better seeds than GAP, in the "
-            "same harness?",
-            RIVALS,
+            "Do other methods of the poster's results table give better seeds, pseudo-labels and "
+            "networks than GAP, in one harness, and does what they claim to do happen?",
+            rivals.ROWS,
+            long=True,
         ),
         *CONDITION_STUDIES,
     )

@@ -1,12 +1,16 @@
 """From a row to its numbers: which stages run, on which inputs, in which order."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
 from aeft_lib.data.scene import missing_masks
 from aeft_lib.engine.device import device
+from aeft_lib.engine.schedule import Schedule
 from aeft_lib.engine.step import Compute
+from aeft_lib.networks.backbone import BackboneSpec
 from aeft_lib.networks.resnet38d import ResNet38dSpec
+from aeft_lib.networks.tapped import TappedSpec
 from aeft_lib.stages.artefact import Artefact
 from aeft_lib.stages.cache_features import FeatureSpec, cache_features
 from aeft_lib.stages.evaluate import (
@@ -17,19 +21,22 @@ from aeft_lib.stages.evaluate import (
 )
 from aeft_lib.stages.evaluate_epochs import EpochsSpec, evaluate_epochs
 from aeft_lib.stages.infer_seeds import SeedSpec, infer_seeds
+from aeft_lib.stages.labeller import LABELS
 from aeft_lib.stages.measure_objects import ObjectsSpec, measure_objects
-from aeft_lib.stages.method import Reader, Workshop
+from aeft_lib.stages.method import Method, Workshop
 from aeft_lib.stages.predict_labels import PredictionSpec, predict_labels
 from aeft_lib.stages.predict_logits import LogitSpec, predict_logits
 from aeft_lib.stages.store import obtain as obtain_artefact
 from aeft_lib.stages.train_classifier import JUDGE, WARM_START, ClassifierSpec, train_classifier
+from aeft_lib.stages.train_labelled import train_labelled
 from aeft_lib.stages.train_segmenter import SegmenterSpec, train_segmenter
 from aeft_lib.stages.write_labels import TruthSpec, true_labels
-from aeft_lib.studies.rows import Row
+from aeft_lib.studies.rows import Row, passes_of
 from aeft_lib.studies.settings import Profile
 
 Obtain = Callable[..., Artefact]
 Artefacts = dict[str, Artefact]
+MECHANISM = "mechanism_"
 
 
 def artefacts(
@@ -37,13 +44,16 @@ def artefacts(
 ) -> Artefacts:
     """One row with one repeat from tags to numbers: its `products`, and what is measured on them.
 
-    ``evaluation``; ``epochs`` where they are kept, ``objects`` on controlled collages.  They need
-    masks, and are left out where a scene that the row is scored on has none.
+    ``mechanism_<number>`` of seeds; ``evaluation``; ``epochs`` where they are kept, ``objects`` on
+    controlled collages.  All but the first need masks, and are left out where a scene that the row
+    is scored on has none.
     """
-    made = products(profile, row, repeat, obtain)
-    if masks_to_score(profile, row, repeat):
-        return made
+    made, given = products(profile, row, repeat, obtain), profile
     profile = with_fast_steps(row.setting.applied(profile, repeat))
+    if "classifier" in made:
+        made |= _mechanisms(profile, row, made["classifier"], obtain)
+    if masks_to_score(given, row, repeat):
+        return made
     return made | _measures(profile, row, repeat, made, obtain)
 
 
@@ -65,13 +75,11 @@ def products(
         return _segmentation(profile, row, repeat, obtain(true_labels, spec), obtain)
     inputs = classifiers(profile, row, repeat, obtain)
     if row.refiner is None:
-        reader = row.reader.fitted(profile.seed_scales)
-        read = seeds(profile, reader, inputs["classifier"], row.scored_on, obtain)
+        read = seeds(profile, row, inputs["classifier"], row.scored_on, obtain)
         return {"classifier": inputs["classifier"], "seeds": read}
-    reader = row.reader.fitted(profile.seed_scales)
     workshop = Workshop(
         obtain=obtain,
-        seeds=lambda split: seeds(profile, reader, inputs["classifier"], split, obtain),
+        seeds=lambda split: seeds(profile, row, inputs["classifier"], split, obtain),
         scenes=profile.scenes,
         numbers=profile.refinement,
         thresholds=profile.thresholds,
@@ -116,11 +124,30 @@ def with_fast_steps(profile: Profile) -> Profile:
     return replace(profile, **changes)
 
 
-def features(profile: Profile, split: str, obtain: Obtain = obtain_artefact) -> Artefact:
-    """The cached trunk features of a split, shared by every row and repeat."""
-    scenes = profile.scenes(split)
-    given = (profile.backbone, profile.seed_scales, scenes.open().fingerprint, profile.precision)
+def features(
+    profile: Profile, split: str, obtain: Obtain = obtain_artefact, *, taps: bool = False
+) -> Artefact:
+    """The cached trunk features of a split, shared by every row and repeat.
+
+    taps: with what a refinement head reads, for the rows whose method needs it.
+    """
+    scenes, backbone = profile.scenes(split), _backbone(profile, taps)
+    given = (backbone, profile.seed_scales, scenes.open().fingerprint, profile.precision)
     return obtain(cache_features, FeatureSpec(scenes, *given))
+
+
+def _backbone(profile: Profile, taps: bool) -> BackboneSpec:
+    return TappedSpec(profile.backbone) if taps else profile.backbone
+
+
+def _mechanisms(profile: Profile, row: Row, classifier: Artefact, obtain: Obtain) -> Artefacts:
+    """An artefact for every number of the row's mechanisms, as ``mechanism_<number>``."""
+    scenes = profile.scenes(row.scored_on)
+    return {
+        f"{MECHANISM}{name}": mechanism.measure(obtain, scenes, classifier, profile.precision)
+        for mechanism in row.mechanisms
+        for name in mechanism.names
+    }
 
 
 def objects(profile: Profile, made: Artefacts, obtain: Obtain = obtain_artefact) -> Artefact:
@@ -137,37 +164,59 @@ def classifiers(profile: Profile, row: Row, repeat: int, obtain: Obtain) -> Arte
     """
     second, phase = row.starts_from is not None, row.setting.second_phase(profile.erasing)
     strength = phase.loss_scale if second else 1.0
+    schedule = phase.schedule() if second else _lengthened(profile, row.as_long_as)
     compute = (profile.erasing_compute or profile.compute) if second else profile.compute
     spec = ClassifierSpec(
         method=row.method.fitted(profile.map_side, strength),
         num_classes=profile.num_classes,
-        backbone=profile.backbone,
+        backbone=_backbone(profile, _needs_taps(row)),
         scenes=profile.train,
-        schedule=phase.schedule() if second else profile.schedule,
+        schedule=schedule,
         seed=repeat,
         data=profile.train.open().fingerprint,
         view=profile.view,
         compute=compute,
         keep_epochs=row.keep_epochs and profile.cached,
     )
-    inputs = {"features": features(profile, "train", obtain)} if profile.cached else {}
-    made = {}
+    cached = _features_of(profile, row, "train", obtain)
+    inputs = {"features": cached} if cached else {}
+    made, stage = {}, train_classifier
     if second:
         earlier = classifiers(profile, row.starts_from, repeat, obtain)
         made[WARM_START] = inputs[WARM_START] = earlier["classifier"]
     for name, judge in row.judges:
         trained = classifiers(profile, judge, repeat, obtain)["classifier"]
         inputs[f"{JUDGE}{name}"] = trained
-    return {"classifier": obtain(train_classifier, spec, inputs)} | made
+    if row.taught_by:
+        labeller, teacher = row.taught_by
+        earlier = classifiers(profile, teacher, repeat, obtain)["classifier"]
+        read = _features_of(profile, teacher, "train", obtain)
+        inputs[LABELS] = labeller.label(obtain, profile.train, earlier, read)
+        stage = train_labelled
+    return {"classifier": obtain(stage, spec, inputs)} | made
 
 
-def seeds(
-    profile: Profile, reader: Reader, classifier: Artefact, split: str, obtain: Obtain
-) -> Artefact:
+def _lengthened(profile: Profile, as_long_as: Method | float) -> Schedule:
+    """The profile's schedule of classifiers, with as many epochs as give as many passes in all."""
+    epochs = math.ceil(passes_of(as_long_as, profile) * profile.schedule.epochs)
+    return replace(profile.schedule, epochs=epochs)
+
+
+def _features_of(profile: Profile, row: Row, split: str, obtain: Obtain) -> Artefact | None:
+    """The features that a row's classifier reads, where they are cached."""
+    return features(profile, split, obtain, taps=_needs_taps(row)) if profile.cached else None
+
+
+def _needs_taps(row: Row) -> bool:
+    return "taps" in row.method.needs
+
+
+def seeds(profile: Profile, row: Row, classifier: Artefact, split: str, obtain: Obtain) -> Artefact:
     """The seeds of a split's scenes, from cached features where there are some."""
     scenes, inputs = profile.scenes(split), {"classifier": classifier}
-    if profile.cached:
-        inputs["features"] = features(profile, split, obtain)
+    reader = row.reader.fitted(profile.seed_scales)
+    if cached := _features_of(profile, row, split, obtain):
+        inputs["features"] = cached
     spec = SeedSpec(scenes, reader, scenes.open().fingerprint, profile.precision)
     return obtain(infer_seeds, spec, inputs)
 
@@ -192,7 +241,7 @@ def _measures(
         if row.starts_from is not None:
             earlier = classifiers(profile, row.starts_from, repeat, obtain)
             inputs[WARM_START] = earlier["classifier"]
-        inputs["features"] = features(profile, row.scored_on, obtain)
+        inputs["features"] = _features_of(profile, row, row.scored_on, obtain)
         measures["epochs"] = obtain(evaluate_epochs, epochs, inputs)
     measures["evaluation"] = obtain(evaluate_seeds, spec, {"seeds": made["seeds"]})
     if row.setting.condition:

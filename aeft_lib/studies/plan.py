@@ -3,7 +3,7 @@
 Nothing is computed.  Work and memory are counted, not guessed: operations and the tensors that
 autograd keeps, on the networks themselves, with tensors without contents.  Hours are that work at
 a stated rate.  A training step is three forward passes (four with checkpointing, one more in
-parts), and twice that with a masked image.
+parts), and twice that with a masked image, or as often as its method says.
 """
 
 from collections.abc import Callable, Sequence
@@ -255,7 +255,8 @@ def _training(
     together = -(-schedule.batch_size // compute.parts)
     image = forward(profile.backbone, size, compute, together)
     erased = isinstance(spec, ClassifierSpec) and getattr(spec.method, "attract", "off") != "off"
-    views = 2 if erased else 1  # of a scene: the masked image too
+    # Views of a scene, by their pixels: the masked image too, or what a method says.
+    views = getattr(getattr(spec, "method", None), "passes", 2 if erased else 1)
     images = schedule.epochs * schedule.epoch_steps(count) * schedule.batch_size
     passes = views * (3 + compute.checkpointing + (compute.parts > 1))
     memory = _memory(image, views)
@@ -319,9 +320,9 @@ def choices(profile: Profile) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def _memory(counted: Forward, views: int) -> int:
+def _memory(counted: Forward, views: float) -> int:
     """Bytes of weights, gradients, momentum, and what a pass over each view keeps."""
-    return 4 * counted.parameters + 8 * counted.trained + views * counted.saved
+    return round(4 * counted.parameters + 8 * counted.trained + views * counted.saved)
 
 
 def _view(spec: Any) -> tuple[int, int] | None:

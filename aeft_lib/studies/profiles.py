@@ -232,9 +232,11 @@ def get(name: str = "") -> Profile:
     On VOC ``AEFT_VOC_CLASSES`` may name the classes that count, apart by commas; the others' pixels
     are void.  Raises ValueError for an unknown name or class.
     """
-    name = name or os.environ.get("AEFT_PROFILE") or LAPTOP.name
+    asked, variable = name, os.environ.get("AEFT_PROFILE")
+    name = asked or variable or LAPTOP.name
     if name not in PROFILES:
-        raise unknown(f"unknown profile {name!r}", name, PROFILES)
+        source = "" if asked else f" (AEFT_PROFILE={variable})"
+        raise unknown(f"unknown profile {name!r}{source}", name, PROFILES)
     profile, classes = PROFILES[name], os.environ.get(VOC_CLASSES)
     if not classes or not isinstance(profile.train, VocSpec):
         return profile

@@ -26,8 +26,9 @@ import pandas as pd
 
 from aeft_lib import paths
 from aeft_lib.stages import store
-from aeft_lib.studies import levels, photo_results
+from aeft_lib.studies import levels, photo_results, rivals
 from aeft_lib.studies.effects import effect, paired
+from aeft_lib.studies.profiles import PROFILES
 
 try:
     import tomllib
@@ -80,7 +81,9 @@ def build(tables: Mapping[str, pd.DataFrame], profile: str) -> dict[str, Any]:
     tables: per study its long table (`studies.run`); a missing study is reported as not run.
     """
     numbers = published()["numbers"].items()
-    rows = [_number(*number, tables) for number in numbers if number[0] != "known.gap_seed"]
+    rows = [
+        _number(*number, tables, profile) for number in numbers if number[0] != "known.gap_seed"
+    ]
     rows += [_result(column) for column in ("voc_val", "voc_test", "coco_val")]
     rows += [_claim(claim, tables) for claim in published()["claims"]]
     rows += [_condition(claim, tables) for claim in levels.claims()]
@@ -111,10 +114,17 @@ def _richer(line: dict[str, Any], earlier: Mapping[str, Any]) -> dict[str, Any]:
     return line | kept
 
 
+def outputs(folder: Path) -> list[Path]:
+    """The files that `write` writes.  Raises ValueError as `paths.check_outputs` does."""
+    files = [folder / f"report.{suffix}" for suffix in ("json", "csv", "md")]
+    paths.check_outputs(files)
+    return files
+
+
 def write(report: Mapping[str, Any], folder: Path) -> list[Path]:
     """Write ``report.json``, ``.csv`` and ``.md`` to `folder`; returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / f"report.{suffix}" for suffix in ("json", "csv", "md")]
+    files = outputs(folder)
     options = {"index": False, "float_format": "%.4f", "lineterminator": "\n"}
     table = pd.DataFrame(report["claims"]).to_csv(**options)
     paths.write_committed(files[0], (json.dumps(report, indent=1) + "\n").encode())
@@ -211,7 +221,7 @@ def _by_interval(differences: Sequence[float]) -> str:
 
 
 def _number(
-    name: str, number: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]
+    name: str, number: Mapping[str, Any], tables: Mapping[str, pd.DataFrame], profile: str
 ) -> dict[str, Any]:
     """A published number beside ours of its row; the verdict is on its table's baseline."""
     study, baseline = number.get("study", "pyramid_ablation"), number.get("baseline", "gap")
@@ -227,7 +237,14 @@ def _number(
     above = verdict(differences) if len(differences) else "inconclusive"
     rival = "GAP" if baseline == "gap" else "GPP only"
     text = number.get("text", f"{number['label']} gives better seeds than {rival}")
+    if cost := _cost(number["row"], profile):
+        text += f", at {cost:.3g} times its passes"
     return _line(name, text, "mIoU", number["value"], values, above, number | {"study": study})
+
+
+def _cost(row: str, profile: str) -> float | None:
+    """What a rival's classifier costs on a profile, in trainings of a GAP classifier."""
+    return rivals.cost(row, PROFILES[profile]) if profile in PROFILES else None
 
 
 def _result(column: str) -> dict[str, Any]:

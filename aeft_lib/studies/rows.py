@@ -3,12 +3,16 @@
 Below them the methods that several studies compare.  `pipeline` goes from a row to its numbers.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
+from aeft_lib.data.scene import SceneSet
 from aeft_lib.paper.classifier import Classification
 from aeft_lib.paper.gpp import Gap, Pyramid
 from aeft_lib.paper.triplet import CORRECTED, REFERENCE, Triplet
+from aeft_lib.stages.artefact import Artefact
+from aeft_lib.stages.labeller import Labeller
 from aeft_lib.stages.method import Method, Reader, Refiner, Segmenter
 from aeft_lib.stages.reading import MultiScale
 from aeft_lib.studies.names import unknown
@@ -29,6 +33,38 @@ class Prediction:
 PLAIN = Prediction()
 
 
+class Mechanism(Protocol):
+    """What a method claims to do, as numbers that need no mask.  names: of the numbers."""
+
+    names: tuple[str, ...]
+
+    def measure(
+        self,
+        obtain: Callable[..., Artefact],
+        scenes: SceneSet,
+        classifier: Artefact,
+        precision: str,
+    ) -> Artefact:
+        """An artefact whose summary has the numbers of a trained classifier."""
+
+
+@dataclass(frozen=True)
+class Logged:
+    """Numbers that the training logged: their means over its last epoch."""
+
+    names: tuple[str, ...]
+
+    def measure(
+        self,
+        obtain: Callable[..., Artefact],
+        scenes: SceneSet,
+        classifier: Artefact,
+        precision: str,
+    ) -> Artefact:
+        """The classifier itself."""
+        return classifier
+
+
 @dataclass(frozen=True)
 class Row:
     """One way from tags to numbers; its last part is its end.
@@ -40,6 +76,10 @@ class Row:
         the true masks, the fully supervised ceiling.
     starts_from: the row whose classifier is the warm start of a second phase.
     judges: trained classifiers that the method asks, by name.
+    taught_by: who labels the training scenes by the classifier of which row; such a row may itself
+        be taught, which makes rounds.
+    mechanisms: measured on the scored scenes where the row ends in seeds.
+    as_long_as: a method, or its passes a step: the row trains for at least as many in all.
     scored_on: the split whose scenes the end is scored on.
     published: the id of its number in published.toml.
     setting: changes of the profile.  keep_epochs: evaluate after every epoch of the last phase.
@@ -54,6 +94,9 @@ class Row:
     segmenter: Segmenter | None = None
     prediction: Prediction = PLAIN
     judges: tuple[tuple[str, "Row"], ...] = ()
+    taught_by: "tuple[Labeller, Row] | None" = None
+    mechanisms: tuple[Mechanism, ...] = ()
+    as_long_as: Method | float = 1.0
     scored_on: str = "scored"
     published: str | None = None
     setting: Setting = AS_PROFILED
@@ -109,6 +152,13 @@ SOFT = replace(SOFT_REPEL, repel_weight=0.0)
 RIGID = replace(SOFT, attract="rigid")
 # The fair baseline: same optimiser, same samples.
 NOTHING_ADDED = replace(CORRECTED, attract="off", repel_weight=0.0)
+
+
+def passes_of(method: Method | float, profile: Profile) -> float:
+    """Passes of a step through the classifier, against plain classification's, on a profile."""
+    if isinstance(method, int | float):
+        return method
+    return getattr(method.fitted(profile.map_side), "passes", 1.0)
 
 
 def classified(name: str, label: str, pooling: Gap | Pyramid, **fields: Any) -> Row:

@@ -20,10 +20,12 @@ from aeft_lib import paths
 from aeft_lib.engine import ranks, shards
 from aeft_lib.engine.device import device
 from aeft_lib.maps.evaluation import mean_average_precision
+from aeft_lib.maps.labels import VOID
 from aeft_lib.stages import store
 from aeft_lib.stages.reading import load_logits
 from aeft_lib.studies import preflight
 from aeft_lib.studies.pipeline import (
+    MECHANISM,
     Artefacts,
     artefacts,
     features,
@@ -47,15 +49,21 @@ PRODUCTS = {
 
 
 def numbers(made: Artefacts) -> dict[str, float]:
-    """The numbers of a row's artefacts: its evaluation, and the CAMs' spread of its objects.
+    """The numbers of a row's artefacts: its evaluation, its objects' spread, its mechanism.
 
     Without masks there is no evaluation: the tag mAP is left where the row ends in seeds.
     """
+    mechanism = {
+        name.removeprefix(MECHANISM): artefact.summary[name.removeprefix(MECHANISM)]
+        for name, artefact in made.items()
+        if name.startswith(MECHANISM)
+    }
     if "evaluation" not in made:
-        with_tags = "classifier" in made
-        return {"tag_map": mean_average_precision(*load_logits(made["seeds"]))} if with_tags else {}
+        if "classifier" not in made:
+            return {}
+        return {"tag_map": mean_average_precision(*load_logits(made["seeds"]))} | mechanism
     spread = made["objects"].summary if "objects" in made else {}
-    return made["evaluation"].summary | spread
+    return made["evaluation"].summary | spread | mechanism
 
 
 def run_study(
@@ -191,6 +199,12 @@ def remarks(profile: Profile, jobs: Sequence[Job], table: pd.DataFrame) -> list[
             f"{names}: {count:.0f} of {total} classes (background is one) are in no scored mask "
             f"and count as 0: a perfect map has an mIoU of {best:.1f}; miou_present leaves out "
             "classes that neither masks nor maps have"
+        )
+    if "no_background" in table:
+        names = ", ".join(table.dropna(subset="no_background")["row"].unique())
+        lines.append(
+            f"{names}: no pixel of the scored masks is background (0): is it painted {VOID}, which "
+            "is void? `aeft data check` says more"
         )
     return lines
 

@@ -578,7 +578,11 @@ def test_a_damaged_member_of_a_zip_leaves_no_half_file(tmp_path, root):
 
 
 @pytest.mark.parametrize("name", KINDS)
-@pytest.mark.parametrize("content", [b"", b"no archive" * 100, gzip.compress(b"no tar"), None])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"no archive" * 100, gzip.compress(b"no tar"), None],
+    ids=["empty", "text", "gzip", "missing"],  # gzip holds the time
+)
 def test_what_is_no_archive(tmp_path, root, name, content):
     if content is not None:
         (tmp_path / name).write_bytes(content)

@@ -613,8 +613,23 @@ FOLDER_DAMAGE = {
         lambda r: (r / "masks" / "photo_001.png").rename(r / "masks" / "photo_001.png.PNG"),
         "in masks/, but of no listed image: 1 (photo_001.png.PNG); a mask has its image's name",
     ),
+    "photo is a pointer": (
+        lambda r: (r / "images" / "photo_001.jpg").write_text(f"{POINTER}\noid sha256:0\n"),
+        "photo_001.jpg: not a readable image (a pointer of Git LFS, not the file itself); get the",
+    ),
+    "mask is a pointer": (
+        lambda r: (r / "masks" / "photo_001.png").write_text(f"{POINTER}\noid sha256:0\n"),
+        "photo_001.png: not a readable mask (a pointer of Git LFS",
+    ),
+    "photo is enormous": (
+        lambda r: (r / "images" / "photo_001.jpg").write_bytes(b"P6 20000 20000 255\n"),
+        "(more than 179 million pixels); save it smaller, or cut it into parts",
+    ),
     "photo is a pipe": (lambda r: pipe(r / "images" / "photo_001.jpg"), "photo_001.jpg"),
 }
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1"
 
 
 def pipe(file: Path) -> None:
@@ -708,6 +723,42 @@ def test_masks_of_grey_values_are_named_one_by_one_and_together(photos):
     assert len(problems) == 6
     assert "is outside 0..3 and is not void" in problems[0]
     assert "they hold labels beyond 3: grey values of colours" in problems[-1]
+
+
+def test_masks_whose_background_is_void_are_a_problem(photos):
+    for file in (photos / "masks").iterdir():
+        labels = np.asarray(Image.open(file))
+        write_label_map(file, np.where(labels, labels, 255).astype(np.uint8))
+    text = problem(check(str(photos)))
+    assert text == (
+        "5 of 5 masks compared have no background pixel (label 0): is the background painted 255? "
+        "255 is void, and does not count"
+    )
+
+
+def test_objects_that_fill_their_photos_are_no_problem(photos):
+    for file in (photos / "masks").iterdir():
+        labels = np.asarray(Image.open(file))
+        write_label_map(file, np.full(SIZE, labels.max(), np.uint8))
+    assert check(str(photos)).ok
+
+
+def test_a_mask_that_is_void_alone_is_a_problem_of_its_file(voc):
+    write_label_map(png(voc), np.full(SIZE, 255, np.uint8))
+    problems = check("voc", voc).problems
+    assert problems[0].startswith(f"{png(voc)}: every pixel is void (255), so none counts; 255")
+    assert "1 of 5 masks compared contradict" in problems[1]
+
+
+def test_masks_of_no_photo_are_a_line_or_a_problem_where_masks_are_missing(voc):
+    extra = png(voc, f"{SECOND}_mask")
+    shutil.copy(png(voc, SECOND), extra)
+    findings = check("voc", voc)
+    assert findings.ok
+    line = f"in SegmentationClass/, but of no photo: 1 ({extra.name}); a mask has its photo's name"
+    assert any(text.startswith(line) for text in findings.lines)
+    png(voc, SECOND).unlink()
+    assert problem(check("voc", voc)).startswith(line)
 
 
 def test_a_tag_without_a_label_is_a_line_and_no_problem(voc):

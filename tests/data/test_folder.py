@@ -1,6 +1,7 @@
 """Own photos: the table of tags as people write it, masks or none, all that can be wrong."""
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from photo_sets import colour_map, cut, make_folder, recode, save_jpeg, turn, write_table
 
 from aeft_lib.data.folder import MAX_CLASSES, Folder, FolderSpec, read_classes, read_tags
+from aeft_lib.data.prepare.doctor import check
 from aeft_lib.maps.labels import VOID, write_label_map
 
 NAMES = ("cup", "key", "leaf")
@@ -291,9 +293,66 @@ def test_a_missing_column_is_refused_with_rows_and_without(root, missing, rows):
         read_tags(file, NAMES)
 
 
-def test_a_table_that_stands_apart_by_semicolons_is_refused(root):
-    (root / "tags.csv").write_text(f"image;split;tags\n{FIRST};train;cup\n")
-    with pytest.raises(ValueError, match="image is missing; found image;split;tags"):
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_a_table_of_another_separator_is_read(root, separator):
+    """Spreadsheets write ";" where a comma is a decimal's point, and tabs beside UTF-16."""
+    line = separator.join([FIRST, "train", '"cup;leaf"'])
+    (root / "tags.csv").write_text(f"{separator.join(('image', 'split', 'tags'))}\n{line}\n")
+    assert folder(root).tags(0).tolist() == [True, False, True]
+
+
+def test_a_tag_too_many_in_a_table_of_semicolons_is_told_to_be_quoted(root):
+    (root / "tags.csv").write_text(f"image;split;tags\n{FIRST};train;cup;leaf\n")
+    with pytest.raises(ValueError, match=r"line 2: more or fewer .* apart by ';', in quotes"):
+        folder(root)
+
+
+@pytest.mark.parametrize("lines", [",,\n", " , \n", "\n \n", '"",""\n', ",,,,\n"])
+def test_rows_without_any_entry_are_left_out(root, lines):
+    """Spreadsheets leave them below a table; the lines after them keep their numbers."""
+    table(root, f"{lines}{FIRST},train,cup,,\n{lines}")
+    assert folder(root).names == [FIRST]
+    table(root, f"{lines}{FIRST},train,spoon\n")
+    with pytest.raises(ValueError, match=rf"line {2 + lines.count(chr(10))}: class 'spoon'"):
+        folder(root)
+
+
+def test_blank_lines_above_the_columns_do_not_matter(root):
+    (root / "tags.csv").write_text(f"\n\nimage,split,tags\n{FIRST},train,cup\n")
+    assert folder(root).names == [FIRST]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be-sig"])
+def test_utf_16_with_its_mark_is_read(root, encoding):
+    def write(name: str, text: str) -> None:
+        mark = "\ufeff" if encoding.endswith("sig") else ""
+        (root / name).write_bytes((mark + text).encode(encoding.removesuffix("-sig")))
+
+    write("classes.txt", "Löffel\nkey\n")
+    write("tags.csv", f"image\tsplit\ttags\n{FIRST}\ttrain\tLöffel\n")
+    assert folder(root).tags(0).tolist() == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (f"{FIRST},train,cup\u2028photo_002.jpg,train,key\n".encode(), "line 2 holds U\\+2028"),
+        (f"{FIRST},train,cup\n\x85x,train,\n".encode(), "line 3 holds U\\+0085"),
+        (f"{FIRST},train,cup\r\na\x0b,train,\r\n".encode(), "line 3 holds U\\+000B"),
+        (f"{FIRST},train,cup\n".encode("utf-16-le"), "line 2 holds U\\+0000"),
+        (f"{FIRST},train,cup\nü.jpg,train,\n".encode("cp1252"), "line 3 is not in utf-8"),
+    ],
+    ids=["U+2028", "U+0085", "vertical tab", "UTF-16 without mark", "cp1252"],
+)
+def test_lines_that_end_oddly_are_refused_by_number(root, content, said):
+    (root / "tags.csv").write_bytes(b"image,split,tags\n" + content)
+    with pytest.raises(ValueError, match=rf"tags\.csv: not a readable table \({said}.*UTF-8"):
+        folder(root)
+
+
+def test_a_column_that_stands_twice_is_refused(root):
+    (root / "tags.csv").write_text(f"image,split,tags,tags\n{FIRST},train,cup,key\n")
+    with pytest.raises(ValueError, match=r"tags\.csv: the columns .* tags stands twice"):
         folder(root)
 
 
@@ -353,6 +412,9 @@ def test_odd_masks_are_refused(root):
     strange[0, :2] = 3, VOID
     write_label_map(file, strange)
     assert folder(root).mask(0).tolist() == strange.tolist()
+    write_label_map(file, np.full((height, width), VOID, np.uint8))
+    with pytest.raises(ValueError, match=r"photo_001\.png: every pixel is void \(255\), so none"):
+        folder(root).mask(0)
     write_label_map(file, np.array([[0, 4]], np.uint8))
     with pytest.raises(ValueError, match=r"photo_001\.png: label 4 is outside 0\.\.3"):
         folder(root).mask(0)
@@ -369,3 +431,37 @@ def test_columns_in_capitals_and_accents_composed_otherwise_are_read(root):
         "Image, Split ,TAGS\nphoto_001.jpg,train,t\u00e4sse\n", encoding="utf-8"
     )
     assert folder(root).tags(0).tolist() == [False, True]
+
+
+# --- accents --------------------------------------------------------------------------------------
+
+COMPOSED, DECOMPOSED = "h\u00e4user/\u00fc.jpg", "ha\u0308user/u\u0308.jpg"
+
+
+@pytest.mark.parametrize("listed", [COMPOSED, DECOMPOSED])
+@pytest.mark.parametrize("stored", [COMPOSED, DECOMPOSED])
+def test_files_are_found_whatever_the_form_of_their_accents(tmp_path, listed, stored):
+    """macOS stores them decomposed, and a spreadsheet composes them."""
+    drawn = make_folder(tmp_path, {"train": [stored]}, NAMES)
+    table(tmp_path, f"{listed},train,cup\n")
+    scenes = folder(tmp_path)
+    assert scenes.names == [COMPOSED]
+    assert (scenes.mask(0) == drawn[stored]).all()
+    assert scenes.unmasked == ()
+    findings = check(str(tmp_path))
+    assert "no image of the split 'val'" in findings.text()
+    assert len(findings.problems) == 1
+    assert "train: 1 images, 1 with a mask" in findings.lines
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_two_files_of_one_name_are_reported(tmp_path, masks):
+    make_folder(tmp_path, {"train": [COMPOSED, DECOMPOSED], "val": 1}, NAMES, masks=masks)
+    if len(list((tmp_path / "images").iterdir())) < 3:
+        pytest.skip("this file system tells no form from another")
+    table(tmp_path, f"{COMPOSED},train,cup\nphoto_003.jpg,val,\n")
+    said = r"u\u0308.jpg' differ in the form of their accents alone (NFC, NFD): remove or rename"
+    with pytest.raises(ValueError, match=re.escape(said)):
+        folder(tmp_path)
+    found = [problem for problem in check(str(tmp_path)).problems if "accents" in problem]
+    assert len(found) == 1 + masks

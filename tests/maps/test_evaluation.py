@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from aeft_lib.maps.evaluation import VOID, Counts, confusion, mean_average_precision, sweep
+from aeft_lib.maps.evaluation import (
+    VOID,
+    Counts,
+    check_counted,
+    confusion,
+    mean_average_precision,
+    sweep,
+)
 
 GRID = np.arange(0.05, 1.0, 0.05)
 
@@ -411,3 +418,12 @@ def test_an_image_without_classes_is_background_at_every_threshold_and_has_no_sa
     assert (both.true - alone.true == [mask.numel() - 1, 1, 0]).all()
     assert (both.tp - alone.tp == [mask.numel() - 1, 0, 0]).all()
     assert both.top.tolist() == alone.top.tolist()
+
+
+def test_masks_that_are_void_alone_are_refused_and_not_scored_as_nothing():
+    cam, void = torch.rand(2, 4, 5), torch.full((4, 5), VOID, dtype=torch.uint8)
+    for counts in (sweep([cam], [void], GRID), confusion([void * 0], [void], num_classes=2)):
+        with pytest.raises(ValueError, match=r"no pixel can be scored: every mask is void \(255\)"):
+            check_counted(counts)
+    void[0, 0] = 1
+    check_counted(confusion([void * 0], [void], num_classes=2))

@@ -181,12 +181,51 @@ def test_other_wrappers_and_an_only_dict_of_tensors_are_opened(tmp_path, wrapper
 def test_of_several_dicts_the_keys_are_named_and_how_to_save_each(tmp_path):
     state = {"fc.weight": torch.ones(2)}
     torch.save({"epoch": 3, "teacher": state, "student": state}, tmp_path / "x.pth")
-    with pytest.raises(ValueError, match="holds no tensors by name") as caught:
+    with pytest.raises(ValueError, match="holds several networks") as caught:
         read_tensors(tmp_path / "x.pth")
     said = str(caught.value)
-    assert "its keys: teacher (1 tensors), student (1 tensors), epoch" in said
+    assert "content['teacher'] (1 tensors), content['student'] (1 tensors); save" in said
     run_recipe(said)
     assert read_tensors(tmp_path / "x.safetensors").keys() == state.keys()
+
+
+@pytest.mark.parametrize("other", ["model_ema", "net", 3])
+@pytest.mark.parametrize("inner", [False, True], ids=["plain", "wrapped"])
+def test_of_two_versions_none_is_taken_in_silence(tmp_path, other, inner):
+    """They have the same names, bar a wrapper's prefix."""
+    weights = torch.ones(2, 2)
+    states = {"model": {"fc.weight": weights}, other: {"module.fc.weight": 2 * weights}}
+    if inner:
+        states = {key: {"state_dict": state} for key, state in states.items()}
+    torch.save(states | {"optimizer": {"state": {0: {"exp_avg": weights}}}}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=r"x\.pth holds several networks: ") as caught:
+        read_tensors(tmp_path / "x.pth")
+    assert f"content[{other!r}]" in str(caught.value)
+    run_recipe(str(caught.value))
+    assert read_tensors(tmp_path / "x.safetensors")["fc.weight"].equal(weights)
+
+
+def test_tensors_of_other_names_beside_a_wrapper_do_not_count(tmp_path):
+    content = {"state_dict": {"fc.weight": torch.ones(2)}, "normalise": {"mean": torch.ones(3)}}
+    torch.save(content, tmp_path / "x.pth")
+    assert read_tensors(tmp_path / "x.pth").keys() == {"fc.weight"}
+
+
+@pytest.mark.parametrize("form", ["module.backbone.{}", "{}"])
+def test_two_tensors_of_one_name_are_refused_unless_they_are_equal(tmp_path, form):
+    """Each form is read: the last one would decide."""
+    own = next(n for n in small().state_dict() if n.startswith("backbone."))
+    state = {n: tensor.clone() for n, tensor in small(seed=1).state_dict().items()}
+    twin = form.format(own.removeprefix("backbone."))
+    state[twin] = state[own].clone()
+    torch.save(state, tmp_path / "x.pth")
+    network = small(seed=2)
+    load_checkpoint(network, tmp_path / "x.pth")
+    assert same(network, small(seed=1))
+    state[twin] += 1
+    torch.save(state, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=r"x\.pth: '.*' and '.*' are both '.*', and differ; save"):
+        load_checkpoint(network, tmp_path / "x.pth")
 
 
 def run_recipe(said: str) -> None:
@@ -234,6 +273,45 @@ def test_nan_is_not_usable_and_nothing_is_loaded(tmp_path, value):
     with pytest.raises(ValueError, match=r"not usable: 1 of \d+ tensors hold NaN .*head\.fc9\.w"):
         load_checkpoint(network, tmp_path / "x.pth")
     assert same(network, small(seed=2))
+
+
+UNUSABLE = {
+    "zeros alone": lambda tensor: torch.zeros_like(tensor),
+    "integers": lambda tensor: (127 * tensor).to(torch.int8),
+    r"values beyond 1e\+18": lambda tensor: torch.full_like(tensor, 1e30),
+    r"values beyond 1e\+18, which": lambda tensor: tensor.double() * 1e200,
+}
+
+
+@pytest.mark.parametrize("fault", UNUSABLE)
+def test_weights_that_compute_nothing_are_not_usable(tmp_path, fault):
+    state = {name: tensor.clone() for name, tensor in small(seed=1).state_dict().items()}
+    state["head.fc9.weight"] = UNUSABLE[fault](state["head.fc9.weight"])
+    torch.save(state, tmp_path / "x.pth")
+    network = small(seed=2)
+    with pytest.raises(ValueError, match=rf"1 of \d+ tensors hold {fault}.*, first head\.fc9\.w"):
+        load_checkpoint(network, tmp_path / "x.pth")
+    assert same(network, small(seed=2))
+
+
+def test_half_precision_is_usable(tmp_path):
+    state = {name: tensor.half() for name, tensor in small(seed=1).state_dict().items()}
+    torch.save(state, tmp_path / "x.pth")
+    assert not load_checkpoint(small(seed=2), tmp_path / "x.pth").missing
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".params", ".safetensors"])
+def test_a_pointer_of_git_lfs_is_named_as_such(tmp_path, suffix):
+    file = tmp_path / f"x{suffix}"
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(ValueError, match=r"pointer of Git LFS, not the file itself.*git lfs pull"):
+        read_tensors(file)
+
+
+def test_a_folder_is_told_to_name_its_file(tmp_path, capsys):
+    assert main(["weights", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert said == f"aeft: {tmp_path} is a folder: name the file of weights in it\n"
 
 
 @pytest.mark.parametrize("kind", ["sparse", "complex", "meta"])

@@ -613,6 +613,29 @@ def test_a_linked_leftover_is_dropped_and_what_it_leads_to_stays(stored, count, 
     assert [file.name for file in mine.iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize("kind", ["stage", "lock", "lock of a damaged one", "lock without end"])
+def test_what_stands_in_the_way_in_the_store_is_named_and_stays(stored, count, monkeypatch, kind):
+    key = store.key_for(count, Spec())
+    lock = stored / "count" / f"{key}.lock"
+    if kind == "stage":
+        stored.mkdir()
+        (place := stored / "count").write_text("mine")
+    else:
+        if kind == "lock of a damaged one":
+            flip_a_byte(store.obtain(count, Spec()).folder)
+            other_process(monkeypatch)
+            lock.unlink(missing_ok=True)
+        place = lock
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(place.name) if kind == "lock without end" else place.mkdir()
+    before = count.calls
+    what = "folder" if place.is_dir() else "file"
+    with pytest.raises(StoreError, match=rf"the {what} {place} stands in the way; move it away"):
+        store.obtain(count, Spec())
+    assert count.calls == before
+    assert os.path.lexists(place)
+
+
 @pytest.mark.parametrize("below", ["", "store", "deep/store"])
 def test_store_that_is_a_file_or_below_one(tmp_path, monkeypatch, count, below):
     (tmp_path / "file").write_text("mine")

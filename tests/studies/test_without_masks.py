@@ -13,10 +13,10 @@ import pytest
 from photo_sets import make_folder
 
 from aeft_lib import cli
-from aeft_lib.data.folder import FolderSpec, mask_file
+from aeft_lib.data.folder import FolderSpec, mask_name
 from aeft_lib.data.scene import missing_masks, opened
 from aeft_lib.lab.session import Session, open_session
-from aeft_lib.maps.labels import read_label_map, write_label_map
+from aeft_lib.maps.labels import VOID, read_label_map, write_label_map
 from aeft_lib.stages.write_labels import label_files
 from aeft_lib.studies import catalogue, pipeline, preflight, profiles, run
 from aeft_lib.studies.profiles import SMOKE
@@ -59,7 +59,7 @@ def add_masks(photos, tmp_path, monkeypatch, split: str) -> None:
     opened.cache_clear()
     scenes = FolderSpec(split).open()
     for index, name in enumerate(scenes.names):
-        file = mask_file(tmp_path / "masked", name)
+        file = tmp_path / "masked" / "masks" / mask_name(name)
         file.parent.mkdir(exist_ok=True)
         mask = np.zeros((48, 64), np.uint8)
         mask[8:40, 8:40] = 1 + scenes.tags(index).argmax()
@@ -141,7 +141,7 @@ def test_masks_that_come_later_are_scored_and_nothing_is_trained_again(
 def test_one_missing_mask_leaves_the_scores_out_and_is_named(photos, tmp_path, monkeypatch):
     add_masks(photos, tmp_path, monkeypatch, "val")
     scenes = PROFILE.val.open()
-    mask_file(tmp_path / "masked", scenes.names[2]).unlink()
+    (tmp_path / "masked" / "masks" / mask_name(scenes.names[2])).unlink()
     opened.cache_clear()
     expected = f"1 of 4 scenes of the split 'val' has no mask (the first: {scenes.names[2]})"
     assert missing_masks(PROFILE.val) == expected
@@ -175,3 +175,27 @@ def test_the_doctor_says_what_masks_are_for(photos, capsys):
     assert "16 images, 0 with a mask" in out
     assert "without a mask: 16; seeds, label maps and networks need none, scores do" in out
     assert "nothing is wrong" in out
+
+
+def test_masks_without_background_are_scored_with_a_remark_and_void_ones_are_not(
+    photos, tmp_path, monkeypatch
+):
+    add_masks(photos, tmp_path, monkeypatch, "val")
+    study = catalogue.get("gap_vs_gpp")
+
+    def scored_on(change) -> tuple[pd.DataFrame, list[str]]:
+        for file in (tmp_path / "masked" / "masks").iterdir():
+            labels = read_label_map(file, num_classes=3)
+            write_label_map(file, change(labels).astype(np.uint8))
+        opened.cache_clear()
+        table = run.run_study(study, PROFILE, [0], rows=[catalogue.GAP])
+        return table, run.remarks(PROFILE, [(catalogue.GAP, 0)], table)
+
+    table, remarks = scored_on(lambda labels: labels)
+    assert "no_background" not in table
+    assert not any("no pixel" in line for line in remarks)
+    table, remarks = scored_on(lambda labels: np.where(labels, labels, VOID))
+    assert 0 < table.loc[0, "miou"] < 75  # of four classes one is absent
+    assert remarks[-1].startswith("gap: no pixel of the scored masks is background (0): is it")
+    with pytest.raises(ValueError, match=r"photo_0..\.png: every pixel is void"):
+        scored_on(lambda labels: np.full(labels.shape, VOID))

@@ -42,14 +42,22 @@ def judged(masks: Sequence[Compared], classes: Sequence[str]) -> tuple[list[str]
     readable = [mask for mask in masks if None not in (mask.labels, mask.tags)]
     differing = sum(mask.objects != mask.tags for mask in readable)
     odd = [mask for mask in readable if mask.contradicts]
-    if not differing:
-        return [], []
     lines = [f"masks whose labels differ from the tags: {differing} of {len(readable)} compared"]
+    lines = lines if differing else []
     if len(odd) <= TOLERATED * len(readable):
-        return lines, []
+        return lines, _no_background(readable)
     names = ", ".join(mask.file.name for mask in odd[:3]) + (", ..." if len(odd) > 3 else "")
     count = f"{len(odd)} of {len(readable)} masks compared contradict the tags of their images"
     return lines, [f"{count} ({names}): {_cause(odd, classes)}"]
+
+
+def _no_background(masks: Sequence[Compared]) -> list[str]:
+    """A problem where most masks are right but for their background, which is void."""
+    bare = sum(VOID in mask.labels and 0 not in mask.labels for mask in masks)
+    if 2 * bare <= len(masks):
+        return []
+    count = f"{bare} of {len(masks)} masks compared have no background pixel (label 0)"
+    return [f"{count}: is the background painted {VOID}? {VOID} is void, and does not count"]
 
 
 def _cause(odd: Sequence[Compared], classes: Sequence[str]) -> str:

@@ -20,6 +20,7 @@ from aeft_lib import paths
 from aeft_lib.data import coco, folder, voc
 from aeft_lib.data.images import Header, read_header, read_image
 from aeft_lib.data.listing import Entry, Listing
+from aeft_lib.data.photos import ALL_VOID
 from aeft_lib.data.prepare import agreement
 from aeft_lib.maps.foreign import picture, reading
 from aeft_lib.maps.labels import VOID, check_labels, present_labels, read_label_map
@@ -226,6 +227,8 @@ def _read_labels(file: Path, num_classes: int) -> tuple[frozenset[int] | None, l
     try:
         labels = frozenset(present_labels(read_label_map(file, num_classes=VOID - 1)))
         check_labels(file, sorted(labels), num_classes=num_classes)
+        if labels == {VOID}:
+            return labels, [f"{file}: {ALL_VOID}"]
     except ValueError as error:
         return labels, [str(error)]
     return labels, []

@@ -1,0 +1,134 @@
+"""The study `rivals`: an entry a method, from which its rows and lines of the report follow."""
+
+from dataclasses import dataclass, replace
+
+from aeft_lib.networks.segmenter import LargeFov
+from aeft_lib.parts.equivariance import Equivariance
+from aeft_lib.parts.refined import RefinedMaps
+from aeft_lib.rivals.occse import OcCse
+from aeft_lib.rivals.seam import Seam
+from aeft_lib.stages.method import Method, Refiner
+from aeft_lib.stages.psa import Psa
+from aeft_lib.studies.rows import GAP, Logged, Row, passes_of
+from aeft_lib.studies.settings import Profile
+
+PSA = Psa(crf=True, walk=True)  # AffinityNet's refinement, as most methods of the table have it
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A method of the results table: the row of its seeds, and what is compared with it.
+
+    passes: forward and backward passes of a step through the classifier, by pixels, against plain
+        classification; None: the method's own.
+    refiner: from its seeds to pseudo-labels.
+    ablations: rows of its seeds with its idea, or a part of it, switched off.
+    """
+
+    seed: Row
+    passes: float | None = None
+    refiner: Refiner = PSA
+    ablations: tuple[Row, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Of its seeds' row."""
+        return self.seed.name
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """Seeds, ablations, GAP at the same cost, pseudo-labels, segmentation."""
+        pseudo, segmentation = ends(self.seed, self.refiner)
+        return (self.seed, *self.ablations, *self.same_cost, pseudo, segmentation)
+
+    @property
+    def as_long_as(self) -> Method | float:
+        """What `Row.as_long_as` takes: its method, or its passes."""
+        return self.seed.method if self.passes is None else self.passes
+
+    @property
+    def same_cost(self) -> tuple[Row, ...]:
+        """GAP, trained for as many passes as the method; none where the method trains as GAP."""
+        as_long_as = self.as_long_as
+        if as_long_as == 1:
+            return ()
+        label = f"GAP, passes of {self.seed.label}"
+        return (replace(BASE, name=f"gap_as_{self.name}", label=label, as_long_as=as_long_as),)
+
+
+def ends(seed: Row, refiner: Refiner) -> tuple[Row, Row]:
+    """The rows of pseudo-labels and of a segmentation network that begin with a row's seeds."""
+    plain = replace(seed, refiner=refiner, mechanisms=())
+    ids = (None, None)
+    if seed != BASE:
+        ids = tuple(f"rival.{seed.name}.{end}" for end in ("pseudo", "segmentation"))
+    name, label = seed.name, seed.label
+    return (
+        replace(
+            plain,
+            name=f"{name}_pseudo",
+            label=f"{label}, pseudo-labels",
+            scored_on="train",
+            published=ids[0],
+        ),
+        replace(
+            plain,
+            name=f"{name}_segmentation",
+            label=f"{label}, segmentation",
+            segmenter=LargeFov(),
+            scored_on="val",
+            published=ids[1],
+        ),
+    )
+
+
+BASE = replace(GAP, mechanisms=(Equivariance(),))
+SEAM = Row(
+    "seam",
+    "SEAM",
+    Seam(),
+    reader=RefinedMaps(),
+    mechanisms=(Equivariance(),),
+    published="rival.seam.seed",
+)
+RIVALS = (
+    Rival(
+        Row(
+            "occse",
+            "OC-CSE",
+            OcCse(),
+            judges=(("oc", GAP),),
+            mechanisms=(Logged(("p_erased", "p_kept")),),
+            published="rival.occse.seed",
+        ),
+        passes=2.0,
+    ),
+    Rival(
+        SEAM,
+        ablations=(
+            replace(
+                SEAM,
+                name="seam_off",
+                label="SEAM, both losses off",
+                method=Seam(equivariance=0.0, refinement=0.0),
+                published=None,
+            ),
+            replace(
+                SEAM,
+                name="seam_raw",
+                label="SEAM, CAM before refinement",
+                reader=RefinedMaps(refined=False),
+                published=None,
+            ),
+        ),
+    ),
+)
+ROWS = (BASE, *ends(BASE, PSA), *(row for rival in RIVALS for row in rival.rows))
+
+
+def cost(row: str, profile: Profile) -> float | None:
+    """Passes of the classifier behind a row, against GAP's; None for a row of no method here."""
+    for rival in RIVALS:
+        if row in [known.name for known in (rival.seed, *ends(rival.seed, rival.refiner))]:
+            return passes_of(rival.as_long_as, profile)
+    return None
