@@ -1,8 +1,9 @@
-# Eleven verbs.  The environment in .venv is made on first use; nothing else has to be installed.
+# Thirteen verbs.  The environment in .venv is made on first use; nothing else has to be installed.
 PROFILE ?= laptop
 SEEDS   ?=
 REPEATS ?= $(SEEDS)
 PYTHON  ?= python3
+PHOTOS  ?=
 
 BIN       := .venv/bin
 PIP       := $(BIN)/python -m pip install -qq --disable-pip-version-check
@@ -17,13 +18,16 @@ TEST_ENV  := env -u MPLBACKEND OMP_NUM_THREADS=1 AEFT_PROFILE=smoke AEFT_RUNS="$
 PYTEST     = $(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce smoke test report lab book bench publish clean
+.PHONY: help setup demo reproduce smoke test report lab book bench weights publish clean
 
 help:  ## say what there is
-	@echo "make VERB [PROFILE=laptop] [REPEATS=3] [PYTHON=python3]"
+	@echo "make VERB [PROFILE=laptop] [REPEATS=3] [PHOTOS=\"a.jpg b.jpg\"] [PYTHON=python3]"
 	@sed -n 's/^\([a-z]*\):.*## /  \1	/p' Makefile
 
 setup: $(STAMP)  ## make the environment in .venv (every other verb does so on first use)
+
+demo: $(STAMP)  ## what each step makes of embedded scenes and of PHOTOS: pictures and a page in runs/demo
+	$(BIN)/aeft demo $(PHOTOS) --out runs/demo
 
 reproduce: $(STAMP)  ## train, evaluate, draw and report on PROFILE, with REPEATS repeats (default: the profile's number)
 	$(BIN)/aeft reproduce $(CHOICE)
@@ -42,8 +46,9 @@ test: $(STAMP)  ## lint, unit tests and doctests, some again under noise, then e
 report: $(STAMP)  ## published against reproduced, from what is in the store
 	$(BIN)/aeft report $(CHOICE)
 
-lab: $(STAMP)  ## open the notebooks
-	$(BIN)/jupyter lab notebooks
+lab: $(STAMP)  ## open a copy of the notebooks in runs/lab; what was changed there stays
+	@mkdir -p runs/lab; for file in $(NOTEBOOKS); do test -e runs/lab/$${file##*/} || cp $$file runs/lab; done
+	$(BIN)/jupyter lab runs/lab
 
 book: $(STAMP)  ## notebooks, documents, API and figures as one site in build/book, which needs no network
 	$(BIN)/python -m sphinx -q -b html -c docs . build/book
@@ -54,6 +59,9 @@ bench: $(STAMP)  ## time sweep, training steps, seeds and predictions, CRF and r
 	$(BIN)/aeft bench training
 	$(BIN)/aeft bench inference
 	$(BIN)/aeft bench refinement
+
+weights: $(STAMP)  ## write the trained weights that come with the package anew, from the store
+	$(BIN)/aeft weights --write
 
 publish: $(STAMP)  ## reproduce on laptop with three repeats, and make its notebooks, figures and report the committed ones
 	$(BIN)/aeft reproduce --profile laptop --repeats 3 --publish

@@ -175,29 +175,43 @@ def export(arguments: argparse.Namespace) -> None:
 
 
 def predict(arguments: argparse.Namespace) -> None:
-    """``aeft predict IMAGE...``: label maps of any photos as palette PNGs."""
-    from aeft_lib.lab import own_photos
+    """``aeft predict IMAGE...``: label maps of any photos, overlays and CAMs, as PNGs."""
+    from aeft_lib.lab import outputs, own_photos
     from aeft_lib.studies import profiles
 
     if not arguments.out:
         raise ValueError("--out is empty: name a folder")
     profile, folder = profiles.get(arguments.profile), Path(arguments.out)
-    outputs = own_photos.planned([Path(file) for file in arguments.images], folder)
+    planned = own_photos.planned([Path(file) for file in arguments.images], folder)
     reader = own_photos.open_reader(profile, arguments.row, arguments.repeat)
     folder.mkdir(parents=True, exist_ok=True)
     print(f"{arguments.row}, repeat {arguments.repeat}: trained on {reader.trained_on}")
-    print(f"it knows {', '.join(reader.classes)}")
+    print(f"it knows {', '.join(reader.classes)}; it takes everything else for background")
+    if reader.classifier is None:
+        print(f"no CAM pictures: {arguments.row} learned from masks, without a classifier")
     failed = []
-    for photo, output in outputs.items():
+    for photo, output in planned.items():
         try:
             labels = reader.label_map(photo)
         except ValueError as error:  # the others need not wait for it
             failed.append(str(error))
             continue
         own_photos.write(output, labels, photo)
-        print(f"{photo} -> {output}: {own_photos.shares(labels, reader.classes)}", flush=True)
+        beside = own_photos.write_pictures(output, labels, photo, reader)
+        print(f"{photo} -> {output}: {outputs.shares(labels, reader.classes)}", flush=True)
+        print(f"  beside it {', '.join(file.name for file in beside)}", flush=True)
     if failed:
-        raise ValueError(f"{len(failed)} of {len(outputs)} photos failed: {'; '.join(failed)}")
+        raise ValueError(f"{len(failed)} of {len(planned)} photos failed: {'; '.join(failed)}")
+
+
+def demo(arguments: argparse.Namespace) -> None:
+    """``aeft demo [PHOTO...]``: pictures of scenes and photos by the package's own networks."""
+    from aeft_lib.lab import demo as shown
+
+    if not arguments.out:
+        raise ValueError("--out is empty: name a folder")
+    for line in shown.run([Path(file) for file in arguments.photos], Path(arguments.out)):
+        print(line, flush=True)
 
 
 def bench(arguments: argparse.Namespace) -> None:
@@ -247,7 +261,15 @@ def explain(arguments: argparse.Namespace) -> None:
 
 
 def weights(arguments: argparse.Namespace) -> None:
-    """``aeft weights FILE``: the doctor of published weights."""
+    """``aeft weights FILE``: the doctor of published weights; ``--write``: the package's own."""
+    if arguments.write == bool(arguments.file):
+        raise ValueError("name a FILE to look into, or give --write alone")
+    if arguments.write:
+        from aeft_lib.studies import shipping
+
+        for line in shipping.write():
+            print(line)
+        return
     from aeft_lib.data.folder import MAX_CLASSES
     from aeft_lib.networks.checkpoints import load_checkpoint
     from aeft_lib.paper.classifier import Classification
@@ -374,18 +396,29 @@ def _parser() -> argparse.ArgumentParser:
 
     help_ = "which tensors of a published file find their place in a network"
     doctor = commands.add_parser("weights", help=help_)
-    doctor.add_argument("file", help="a .params of MXNet, a PyTorch checkpoint, or safetensors")
+    kinds = "a .params of MXNet, a PyTorch checkpoint, or safetensors"
+    doctor.add_argument("file", nargs="?", help=kinds)
+    own = "write the weights that come with the package anew, from the store"
+    doctor.add_argument("--write", action="store_true", help=own)
     doctor.add_argument("--backbone", default="resnet38d", help="its name (default resnet38d)")
     classes = "K, without background (default 20)"
     doctor.add_argument("--classes", type=int, default=20, help=classes)
     doctor.set_defaults(command=weights)
 
-    help_ = "label maps of any photos by a row's segmentation network, as palette PNGs"
+    help_ = "CAMs, seed, pseudo-label and prediction of scenes and photos, as pictures and a page"
+    show = commands.add_parser("demo", help=help_)
+    show.add_argument("photos", nargs="*", metavar="PHOTO")
+    out = "of the pictures and index.html (default demo); no other file is overwritten"
+    show.add_argument("--out", default="demo", metavar="FOLDER", help=out)
+    show.set_defaults(command=demo)
+
+    help_ = "label maps of any photos by a row's segmentation network, with overlays and CAMs"
     maps = commands.add_parser("predict", parents=[single], help=help_)
     maps.add_argument("images", nargs="+", metavar="IMAGE")
     row = "of the study segmentation (default segment_aeft)"
     maps.add_argument("--row", default="segment_aeft", help=row)
-    out = "of the maps, NAME.labels.png each (default predictions); no other file is overwritten"
+    names = "NAME.labels.png, NAME.overlay.png, NAME.cam.png"
+    out = f"of {names} (default predictions); no other file is overwritten"
     maps.add_argument("--out", default="predictions", metavar="FOLDER", help=out)
     maps.set_defaults(command=predict)
 

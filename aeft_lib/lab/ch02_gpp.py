@@ -69,16 +69,18 @@ def gpp_pyramid(
     fused: Mapping[str, np.ndarray],
     detail: np.ndarray,
 ) -> Figure:
-    """The poster's picture of the layer for one class: signed maps (h, w), red for, green against.
+    """The poster's picture of the layer for one class: signed maps (h, w) on one scale.
 
+    Orange speaks for the class, blue against it (the poster: red and green).
     levels: name -> pooled map P_r.  fused: name -> gated map, below the level that enters it.
     detail: 4 |P^ - P_finest|, what the gates add, beside the object.
     """
-    top = [image, *(figures.signed_colours(m) for m in levels.values())]
+    scale = figures.signed_scale([*levels.values(), *fused.values()])
+    top = [image, *(figures.signed_colours(m, scale) for m in levels.values())]
     bright = np.clip(detail / max(detail.max(), 1e-6), 0, 1)
     added = plt.get_cmap(figures.CAM_COLOURS)(bright)[..., :3]
     object_ = np.repeat(mask[..., None] * 1.0, 3, axis=2)
-    bottom = [object_, added, *(figures.signed_colours(m) for m in fused.values())]
+    bottom = [object_, added, *(figures.signed_colours(m, scale) for m in fused.values())]
     columns = max(len(top), len(bottom))
     width = figures.TEXT_WIDTH
     figure, axes = plt.subplots(2, columns, figsize=(width, 2 * width / columns + 0.25))
@@ -89,4 +91,5 @@ def gpp_pyramid(
             if column < len(pictures):
                 figures.show(axes[row, column], pictures[column])
                 axes[row, column].set_title(titles[column], fontsize=6)
+    figures.signed_bar(figure, scale)
     return figure

@@ -5,7 +5,7 @@ redrawn anywhere.  Colours: maps in one sequential scale, classes of masks in VO
 agreement and error in colour-blind-safe hues.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -14,16 +14,18 @@ import pandas as pd
 import seaborn as sns
 from IPython import get_ipython
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 from aeft_lib import paths
-from aeft_lib.maps.labels import voc_palette
+from aeft_lib.maps.labels import VOID, voc_palette
 
 plt.style.use(Path(__file__).with_name("style.mplstyle"))
 
 TEXT_WIDTH = 4.8  # inches, LNCS
 CAM_COLOURS = "magma"
+SIGNED_COLOURS = LinearSegmentedColormap.from_list("signed", ["#0072B2", "white", "#D55E00"])
 # Truth against prediction: agreement, spill (predicted only), miss (true only).
 HIT, SPILL, MISS = (
     np.array(colour) / 255 for colour in ((0, 158, 115), (213, 94, 0), (86, 180, 233))
@@ -67,6 +69,58 @@ def stretched(small: np.ndarray, image: np.ndarray) -> np.ndarray:
     return small[np.ix_(rows, columns)]
 
 
+def class_colours(maps: Iterable[np.ndarray], classes: Sequence[str]) -> dict[str, np.ndarray]:
+    """Name and colour (3,) in 0..1 of every class in some maps (H, W), in the labels' order.
+
+    classes: K names; label 0 is the background and is left out, 255 is void.
+    """
+    names = {VOID: "void"} | dict(enumerate(classes, start=1))
+    present = set().union(*(np.unique(labels).tolist() for labels in maps)) - {0}
+    return {names[label]: voc_palette()[label] / 255 for label in sorted(present)}
+
+
+def labelled(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """A label map (H, W) in VOC's palette over the greyed photo (H, W, 3) uint8; RGB in 0..1."""
+    mixed = np.repeat(0.3 + 0.7 * image.mean(axis=2, keepdims=True) / 255, 3, axis=2)
+    there = labels != 0
+    mixed[there] = 0.25 * mixed[there] + 0.75 * voc_palette()[labels[there]] / 255
+    return mixed
+
+
+def label_overlay(image: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> Figure:
+    """A label map (H, W) over its photo (H, W, 3) uint8, with a legend of its classes."""
+    pictures, titles = [image, labelled(image, labels)], ("photo", "labels over the photo")
+    figure = picture_grid([pictures], titles)
+    figure.set_figheight(figure.get_figheight() + 0.25)
+    colour_legend(figure, class_colours([labels], classes))
+    return figure
+
+
+def cam_panels(image: np.ndarray, cams: np.ndarray, titles: Sequence[str]) -> Figure:
+    """A photo (H, W, 3) uint8 and CAMs (K', H, W) in 0..1 over it, at most four in a row."""
+    pictures = [image, *(overlay(image, cam) for cam in cams)]
+    columns = max(2, min(4, len(pictures)))
+    lines, (height, width) = -(-len(pictures) // columns), image.shape[:2]
+    cell = TEXT_WIDTH / columns
+    size = (TEXT_WIDTH, lines * (cell * height / width + 0.25) + 0.45)
+    figure, axes = plt.subplots(lines, columns, squeeze=False, figsize=size)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, picture, title in zip(axes.flat, pictures, ("photo", *titles), strict=False):
+        show(axis, picture)
+        axis.set_title(title, fontsize=6)
+    cam_bar(figure, axes)
+    return figure
+
+
+def cam_bar(figure: Figure, axes: np.ndarray) -> None:
+    """The colour bar of CAMs, below some panels."""
+    scale = plt.cm.ScalarMappable(plt.Normalize(0, 1), CAM_COLOURS)
+    words = "CAM of a class, relative to its maximum"
+    bar = figure.colorbar(scale, ax=axes, location="bottom", aspect=60, pad=0.02, shrink=0.6)
+    bar.set_label(words, fontsize=6)
+
+
 def agreement(image: np.ndarray, predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Hits, spill and misses of two boolean masks (H, W) over the greyed image; RGB in 0..1."""
     grey = np.repeat(image.mean(axis=2, keepdims=True) / 255, 3, axis=2)
@@ -76,21 +130,39 @@ def agreement(image: np.ndarray, predicted: np.ndarray, truth: np.ndarray) -> np
     return grey
 
 
-def signed_colours(signed: np.ndarray) -> np.ndarray:
-    """A signed map (h, w) as RGB in 0..1: relu(x) red, relu(-x) green, on the larger's scale."""
-    scale = max(np.abs(signed).max(), 1e-12)
-    picture = np.zeros((*signed.shape, 3))
-    picture[..., 0] = np.maximum(signed, 0) / scale
-    picture[..., 1] = np.maximum(-signed, 0) / scale
-    return picture
+def signed_scale(maps: Iterable[np.ndarray]) -> float:
+    """The largest absolute value of some signed maps: one scale for all of them."""
+    return max(float(np.abs(signed).max()) for signed in maps) or 1.0
+
+
+def signed_colours(signed: np.ndarray, scale: float = 0.0) -> np.ndarray:
+    """A signed map (h, w) as RGB in 0..1: white is 0, orange speaks for the class, blue against it.
+
+    scale: the value of the full colour, shared by maps that are compared; 0: the map's own largest.
+    """
+    return SIGNED_COLOURS((signed / (scale or signed_scale([signed])) + 1) / 2)[..., :3]
+
+
+def signed_bar(figure: Figure, scale: float) -> None:
+    """The colour bar of signed maps, at the right of all panels."""
+    colours = plt.cm.ScalarMappable(plt.Normalize(-scale, scale), SIGNED_COLOURS)
+    bar = figure.colorbar(colours, ax=figure.axes, location="right", aspect=30, pad=0.02)
+    bar.set_label("against the class | for it", fontsize=6)
+    bar.ax.tick_params(labelsize=5)
 
 
 def picture_grid(
-    rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], labels: Sequence[str] = ()
+    rows: Sequence[Sequence[np.ndarray]],
+    titles: Sequence[str],
+    labels: Sequence[str] = (),
+    classes: Sequence[str] = (),
 ) -> Figure:
-    """Pictures in rows under column titles; each (H, W, 3), or (H, W) labels in VOC's palette."""
+    """Pictures in rows under column titles; each (H, W, 3), or (H, W) labels in VOC's palette.
+
+    labels: of the rows.  classes: K names, for a legend of those that the label maps have.
+    """
     cell = TEXT_WIDTH / len(titles)
-    size = (TEXT_WIDTH, cell * len(rows) + 0.2)
+    size = (TEXT_WIDTH, cell * len(rows) + (0.45 if classes else 0.2))
     figure, axes = plt.subplots(len(rows), len(titles), squeeze=False, figsize=size)
     for r, row in enumerate(rows):
         for c, picture in enumerate(row):
@@ -99,6 +171,9 @@ def picture_grid(
                 axes[r, c].set_title(titles[c], fontsize=6)
         if labels:
             axes[r, 0].set_ylabel(labels[r], fontsize=6)
+    if classes:
+        maps = [picture for row in rows for picture in row if picture.ndim == 2]
+        colour_legend(figure, class_colours(maps, classes))
     return figure
 
 
@@ -181,9 +256,12 @@ def repeats_legend(figure: Figure, diamonds: str = "") -> None:
 
 
 def colour_legend(figure: Figure, colours: Mapping[str, np.ndarray]) -> None:
-    """Names of colours, below the panels."""
+    """Names of colours, below the panels; nothing where there are none."""
+    if not colours:
+        return
     handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in colours.values()]
-    figure.legend(handles, list(colours), loc="outside lower right", ncols=len(colours))
+    columns = min(len(colours), 6)
+    figure.legend(handles, list(colours), loc="outside lower right", ncols=columns)
 
 
 def show(axis: Axes, picture: np.ndarray) -> None:

@@ -37,6 +37,7 @@ from aeft_lib.stages import store
 
 PATTERN = "[0-9][0-9]_*.ipynb"
 INJECTED_TAG = "injected-parameters"
+TRAIN = "train"  # a parameter that some notebooks have: a reproduction reads no shipped weights
 LINES_OF_ERROR = 12
 KERNEL_START_SECONDS = 120  # two cores busy with a training start a kernel slowly
 ANSI_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -60,6 +61,12 @@ class Source:
     def name(self) -> str:
         """The file's stem, by which the command line knows it."""
         return self.file.stem
+
+    @property
+    def parameters(self) -> list[str]:
+        """The names that its cells tagged ``parameters`` assign."""
+        cells = [cell for cell in self.node.cells if _has_tag(cell, "parameters")]
+        return [name for cell in cells for name in assigned_names(cell.source)]
 
 
 class ThisPython(AsyncKernelManager):
@@ -259,10 +266,11 @@ def _run(source: Source, parameters: Mapping[str, Any], home: Path, resume: str)
 
 
 def _execute(source: Source, parameters: Mapping[str, Any], partial: Path) -> NotebookNode:
+    trains = {TRAIN: True} if TRAIN in source.parameters else {}
     return papermill.execute_notebook(
         copy.deepcopy(source.node),
         _papermill_path(partial),
-        parameters=dict(parameters),
+        parameters=dict(parameters) | trains,
         cwd=str(source.file.parent),
         kernel_name="python3",  # a label only: ThisPython decides
         language="python",

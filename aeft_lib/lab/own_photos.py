@@ -1,4 +1,4 @@
-"""Label maps of any photos by a row's segmentation network: ``aeft predict``.
+"""Label maps, overlays and CAMs of any photos by a row's networks: ``aeft predict``.
 
 A network knows objects at the sizes it was trained on.  So a photo is read at the size of the
 training scenes, at the profile's test scales, whatever size it has.  Its scores, not its labels,
@@ -7,40 +7,43 @@ are brought back to the photo's size, in strips: what is held at once does not g
 Nothing is overwritten but what `aeft predict` wrote for the same photo, and nobody edited since.
 """
 
-import hashlib
-import os
-import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, PngImagePlugin
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from aeft_lib import paths
-from aeft_lib.data.images import image_size, read_resized
+from aeft_lib.data.images import image_size, read_resized, resized
 from aeft_lib.data.photos import Photos
 from aeft_lib.data.scene import Scenes, SceneSet
 from aeft_lib.engine.device import check_device, device
-from aeft_lib.maps.foreign import Unreadable, picture
+from aeft_lib.lab import figures, outputs
+from aeft_lib.lab.cams import CamReader, likely
 from aeft_lib.maps.labels import write_label_map
 from aeft_lib.refinement.dense_crf import DenseCRF, unary_of
 from aeft_lib.stages import store
-from aeft_lib.stages.loading import load_segmenter
+from aeft_lib.stages.loading import load_network, load_segmenter
 from aeft_lib.stages.predict_labels import multi_scale_probabilities
-from aeft_lib.studies import catalogue, run
+from aeft_lib.studies import catalogue, pipeline, run, shipped
 from aeft_lib.studies.names import unknown
 from aeft_lib.studies.pipeline import Artefacts, products
+from aeft_lib.studies.rows import Row
 from aeft_lib.studies.settings import Profile
 
-SUFFIX = ".labels.png"
+SUFFIX, OVERLAY, CAMS = ".labels.png", ".overlay.png", ".cam.png"
 WRITER = "aeft predict"  # in the PNG text "Software" of what is written here
-LONGEST = 230  # bytes of a file's name, with room for the one it is written under first
+SHIPPED = (shipped.PROFILE, shipped.SEGMENTER, shipped.REPEAT)
+SHOWN = 640  # the longer side of a photo in the overlay and the CAM picture
 STRIP = 2**22  # scores that are held at once at a photo's own size
 SAMPLED = 200  # photos whose headers tell the usual size of a set
+
+
+class NotStored(ValueError):
+    """A row's networks are not in the store."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class Reader:
     scales: tuple[float, ...]
     crf_iterations: int
     trained_on: str
+    classifier: CamReader | None = None
 
     def size(self, photo: tuple[int, int]) -> tuple[int, int]:
         """The (height, width) at which a photo of this (height, width) is read."""
@@ -83,6 +87,20 @@ class Reader:
         """The labels (H, W) uint8 of a photo at its own size: 0 background, class + 1."""
         size = image_size(file)
         return labels_at(self.scores(read_resized(file, self.size(size))), size)
+
+    def cam_picture(self, file: Path) -> Figure | None:
+        """The CAMs of the classes that the classifier sees in a photo, None without one."""
+        if self.classifier is None:
+            return None
+        size = image_size(file)
+        image = read_resized(file, self.size(size))
+        logits = self.classifier.logits(image)
+        ids = likely(logits)
+        cams = self.classifier.cams(image, ids)
+        shown = read_resized(file, shown_size(size))
+        maps = F.interpolate(cams[None], size=shown.shape[:2], mode="bilinear")[0].numpy()
+        titles = [f"{self.classes[k]}, logit {logits[k]:.1f}" for k in ids.tolist()]
+        return figures.cam_panels(shown, maps, titles)
 
 
 def labels_at(scores: Tensor, size: tuple[int, int], strip: int = STRIP) -> np.ndarray:
@@ -123,25 +141,48 @@ def usual_side(scenes: Scenes, spec: SceneSet) -> int:
 
 
 def open_reader(profile: Profile, name: str, repeat: int) -> Reader:
-    """The network of a row as a `Reader`.
+    """The network of a row as a `Reader`: from the store, else the one that the package brings.
 
     Raises ValueError as `network_row` does, and for a row that is told the tags of what it reads.
     """
     check_device()
-    made, row = network_row(profile, name, repeat), catalogue.row(name)
+    try:
+        made, row = network_row(profile, name, repeat), catalogue.row(name)
+    except NotStored:
+        if (profile.name, name, repeat) != SHIPPED or name not in shipped.known():
+            raise
+        row, teacher = catalogue.row(name), catalogue.row(shipped.CLASSIFIERS[-1])
+        network, source = shipped.network(profile, row), ", weights that come with the package"
+        trained = shipped.network(profile, teacher).to(device())
+        reader = row.reader.fitted(profile.seed_scales)
+        classifier = CamReader(trained, shipped.training(profile, teacher).method, reader)
+    else:
+        network, source = load_segmenter(made["segmenter"]), ""
+        classifier = _stored_cams(profile, row, repeat)
     if row.prediction.tags_known:
         raise ValueError(f"row {name} is told the tags, and a new photo has none: choose another")
     scenes, numbers = profile.train.open(), profile.segmentation
     side, are_photos = usual_side(scenes, profile.train), isinstance(scenes, Photos)
     return Reader(
-        network=load_segmenter(made["segmenter"]).to(device()),
+        network=network.to(device()),
         classes=scenes.classes,
         side=side,
         squares=are_photos and profile.train.size > 0,
         scales=numbers.scales,
         crf_iterations=numbers.crf_iterations if row.prediction.crf else 0,
-        trained_on=f"{len(scenes)} {'photos' if are_photos else 'collages'} of {side} px",
+        trained_on=f"{len(scenes)} {'photos' if are_photos else 'collages'} of {side} px{source}",
+        classifier=classifier,
     )
+
+
+def _stored_cams(profile: Profile, row: Row, repeat: int) -> CamReader | None:
+    """The classifier that a row's labels come from, where it has one."""
+    if row.method is None:
+        return None
+    profile = pipeline.with_fast_steps(row.setting.applied(profile, repeat))
+    made = pipeline.classifiers(profile, row, repeat, store.lookup)["classifier"]
+    reader = row.reader.fitted(profile.seed_scales)
+    return CamReader(load_network(made).to(device()), made.spec.method, reader)
 
 
 def network_row(profile: Profile, name: str, repeat: int) -> Artefacts:
@@ -158,99 +199,60 @@ def network_row(profile: Profile, name: str, repeat: int) -> Artefacts:
     except LookupError as error:
         command = f"aeft run segmentation --profile {profile.name} --row {name} --repeat {repeat}"
         missing = f"row {name}, repeat {repeat} is not in the store, make it with: {command}"
-        raise ValueError(missing) from error
+        raise NotStored(missing) from error
 
 
 def planned(photos: Sequence[Path], folder: Path) -> dict[Path, Path]:
     """The file that each photo's label map is written to: ``<folder>/<its stem>.labels.png``.
 
-    Label maps among the photos that `aeft predict` wrote are left out.
+    The overlay and the CAM picture stand beside it (`pictures_of`).  Pictures among the photos that
+    `aeft predict` wrote are left out.
     Raises ValueError, before any work, for a photo that is missing or not readable, for two photos
     that would be one file, and where a file that something else wrote stands in the way.
     """
-    outputs: dict[Path, Path] = {}
-    for photo in photos:
-        if not photo.is_file():
-            kind = "a folder: name the photos in it" if photo.is_dir() else "not there"
-            raise ValueError(f"{photo} is {kind}")
-        image_size(photo)  # raises where it is not readable
+    planned: dict[Path, Path] = {}
+    for photo in outputs.readable(photos):
         if not written_here(photo):
-            outputs[photo] = folder / f"{photo.stem}{SUFFIX}"
-    if not outputs:
+            planned[photo] = folder / f"{photo.stem}{SUFFIX}"
+    if not planned:
         raise ValueError("no photo: all files named are label maps that aeft predict wrote")
-    _check_free(outputs, folder)
-    return outputs
+    outputs.check_apart(planned.items())
+    files = {file: photo for photo, to in planned.items() for file in (to, *pictures_of(to))}
+    outputs.check_free(files, folder, WRITER, "label map")
+    return planned
 
 
-def _check_free(outputs: Mapping[Path, Path], folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--out {folder} is a file, and must be a folder")
-    photo_of: dict[str, Path] = {}
-    for photo, output in outputs.items():
-        # Some file systems do not tell A from a, nor an accent from one that is composed otherwise.
-        name = unicodedata.normalize("NFC", output.name).casefold()
-        if name in photo_of:
-            both = f"{photo_of[name]} and {photo} would both be written to {output}"
-            raise ValueError(f"{both}: predict them apart, with another --out each")
-        photo_of[name] = photo
-        if len(output.name.encode()) > LONGEST:
-            raise ValueError(f"{output}: the name is too long, give the photo a shorter one")
-        if (output.exists() or output.is_symlink()) and (problem := _foreign(output, photo)):
-            raise ValueError(f"{output} {problem}: choose another --out, or move it")
-
-
-def _foreign(file: Path, photo: Path) -> str:
-    """Why a file must not be overwritten by the label map of a photo; "" where it may be."""
-    signed = signature(file)
-    if signed.get("Software") != WRITER:
-        return "is there and was not written by aeft predict"
-    if all(signed.get(name) != digest for name, digest in _origin(photo).items()):
-        return "is the label map of another photo"
-    with picture(file) as opened:
-        edited = signed.get("Labels") != _digest(np.array(opened).tobytes())
-    return "was edited since aeft predict wrote it" if edited else ""
-
-
-def signature(file: Path) -> dict[str, str]:
-    """What a PNG's text says of its origin; nothing for any other file."""
-    try:
-        with picture(file) as opened:
-            return dict(opened.info) if opened.format == "PNG" else {}
-    except Unreadable:
-        return {}
+def pictures_of(labels: Path) -> tuple[Path, Path]:
+    """The overlay and the CAM picture beside a label map."""
+    stem = labels.name.removesuffix(SUFFIX)
+    return labels.with_name(stem + OVERLAY), labels.with_name(stem + CAMS)
 
 
 def written_here(file: Path) -> bool:
-    """Whether a file is a label map that `aeft predict` wrote: its PNG text says so."""
-    return signature(file).get("Software") == WRITER
+    """Whether a file is a picture that `aeft predict` wrote: its PNG text says so."""
+    return outputs.signature(file).get(outputs.WRITER) == WRITER
 
 
 def write(file: Path, labels: np.ndarray, photo: Path) -> None:
-    """Write the labels (H, W) uint8 of a photo as a palette PNG in VOC's colours, or not at all.
-
-    Its text holds digests of the labels, of the photo and of the photo's place.
-    """
-    text = {"Software": WRITER, "Labels": _digest(labels.tobytes())} | _origin(photo)
-    signed = PngImagePlugin.PngInfo()
-    for name, value in text.items():
-        signed.add_text(name, value)
-    with paths.replacing(file) as aside:
-        write_label_map(aside, labels, pnginfo=signed)
+    """Write the labels (H, W) uint8 of a photo as a palette PNG in VOC's colours, or not at all."""
+    outputs.write_png(file, labels, photo, WRITER, save=write_label_map)
 
 
-def _origin(photo: Path) -> dict[str, str]:
-    """By what a photo is known again: its place where it was changed, its content where moved."""
-    place = os.fsencode(photo.resolve())
-    return {"Place": _digest(place), "Photo": _digest(photo.read_bytes())}
+def write_pictures(file: Path, labels: np.ndarray, photo: Path, reader: Reader) -> list[Path]:
+    """Write what stands beside a label map: the overlay, and CAMs where there is a classifier."""
+    overlay, cams = pictures_of(file)
+    size = shown_size(labels.shape)
+    image, small = read_resized(photo, size), resized(labels, size, labels=True)
+    drawn = {overlay: figures.label_overlay(image, small, reader.classes)}
+    drawn[cams] = reader.cam_picture(photo)
+    kept = {path: figure for path, figure in drawn.items() if figure is not None}
+    for path, figure in kept.items():
+        outputs.write_figure(path, figure, photo, WRITER)
+    return list(kept)
 
 
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def shares(labels: np.ndarray, classes: Sequence[str]) -> str:
-    """What a label map holds, in words: its classes by area, then the background."""
-    parts = np.array(Image.fromarray(labels).histogram()[: len(classes) + 1]) / labels.size
-    present = [(part, name) for part, name in zip(parts[1:], classes, strict=True) if part]
-    shown = [f"{name} {part:.1%}" for part, name in sorted(present, reverse=True)]
-    return ", ".join([*shown, f"background {parts[0]:.1%}"])
+def shown_size(size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) at which a photo of a size is shown: no side above `SHOWN`."""
+    factor = min(1.0, SHOWN / max(size))
+    height, width = (max(1, round(side * factor)) for side in size)
+    return height, width

@@ -22,16 +22,21 @@ from aeft_lib.maps.seeds import Seed, read_seeds
 from aeft_lib.paper.classifier import CamClassifier, CamOutput
 from aeft_lib.stages import store
 from aeft_lib.stages.loading import load_network
-from aeft_lib.studies import catalogue, objects, pipeline, profiles, report, run
+from aeft_lib.studies import catalogue, objects, pipeline, profiles, report, run, shipped
 from aeft_lib.studies.settings import Profile
 
 
 @dataclass(frozen=True)
 class Session:
-    """A profile and the repeats 0 .. n_repeats-1.  Make it with `open_session`."""
+    """A profile and the repeats 0 .. n_repeats-1.  Make it with `open_session`.
+
+    train: whether rows that the store lacks are trained; else the weights that come with the
+    package take their place.
+    """
 
     profile: Profile
     n_repeats: int
+    train: bool = True
 
     @property
     def scenes(self) -> Scenes:
@@ -63,7 +68,8 @@ class Session:
         """``figures/`` for what may stand beside the committed results, else one in ``runs/``."""
         if self.profile.name == "laptop" and self.n_repeats >= profiles.COMMITTED_REPEATS:
             return paths.FIGURES
-        return paths.runs() / "figures" / f"{self.profile.name}-{self.n_repeats}repeats"
+        repeats = f"{self.n_repeats}repeats" if self.train else "shipped"
+        return paths.runs() / "figures" / f"{self.profile.name}-{repeats}"
 
     def provenance(self) -> str:
         """One line: what the numbers of this session depend on."""
@@ -73,14 +79,21 @@ class Session:
         return (
             f"profile {p.name}: {len(self.training_scenes)} + {len(self.scenes)} {self.pictures} "
             f"of {size}, {p.map_side}x{p.map_side} map, levels {p.levels}, "
-            f"{self.n_repeats} repeat(s), {source} {data}"
+            f"{self.n_repeats} repeat(s), {source} {data}{self._weights}"
         )
+
+    @property
+    def _weights(self) -> str:
+        if self.train:
+            return ""
+        return "; rows that the store lacks: the package's trained weights (train = True trains)"
 
     def table(self, study: str) -> pd.DataFrame:
         """The study's long table, a line per row and repeat (percent); computes what is missing.
 
         A study that does not fit the scenes, or is too long for so few repeats, is not computed:
         its committed table is read, and a line of output says so.
+        Without training, rows that the store lacks are read off the package's weights.
         """
         chosen = catalogue.get(study)
         if run.left_out(chosen, self.profile, self.n_repeats):
@@ -91,6 +104,14 @@ class Session:
             repeats = f"{table['repeat'].nunique()} repeats"
             print(f"committed table {file.name}{whose}, {repeats} (aeft run {study} computes it)")
             return table
+        if not self.train:
+            lines = [
+                {"row": row.name, "label": row.label, "repeat": repeat}
+                | run.numbers(self.artefacts(row.name, repeat))
+                for repeat in chosen.repeats(self.n_repeats)
+                for row in chosen.rows
+            ]
+            return pd.DataFrame(lines)
         return run.run_study(chosen, self.profile, chosen.repeats(self.n_repeats))
 
     def stored_table(self, study: str) -> pd.DataFrame:
@@ -114,9 +135,14 @@ class Session:
         return pd.read_csv(BytesIO(paths.read_committed(paths.FIGURES / f"{name}.csv")))
 
     def artefacts(self, row: str, repeat: int = 0) -> dict[str, store.Artefact]:
-        """What a row has made in a repeat, by name; computed where the store lacks it."""
+        """What a row has made in a repeat, by name; computed where the store lacks it.
+
+        Raises ValueError without training, for a row without weights in the package.
+        """
         chosen = catalogue.row(row)
         if run.stored(self.profile, chosen, repeat) is None:
+            if not self.train:
+                return shipped.artefacts(self.profile, chosen)
             run.run_study(catalogue.study_of(row), self.profile, [repeat], rows=[chosen])
         return pipeline.artefacts(self.profile, chosen, repeat)
 
@@ -198,8 +224,11 @@ class Session:
         return pd.concat(parts, ignore_index=True)
 
 
-def open_session(profile: str = "", repeats: int = 0) -> Session:
+def open_session(profile: str = "", repeats: int = 0, train: bool = True) -> Session:
     """A session on a profile ("" is AEFT_PROFILE, else laptop); repeats: 0 is the profile's number.
+
+    train: False reads the package's weights, of the laptop's first repeat, where the store lacks a
+    row; other profiles have none and train.
 
     Raises ValueError for an unknown profile, a wrong number of repeats, missing data, scored scenes
     without masks, or a parameter of papermill's that the notebook does not have; StoreError where
@@ -207,7 +236,11 @@ def open_session(profile: str = "", repeats: int = 0) -> Session:
     """
     parameters.check(cells_run())
     chosen = profiles.get(profile)
-    session = Session(chosen, profiles.repeats(chosen, repeats))
+    train = train or chosen.name != shipped.PROFILE
+    session = Session(chosen, profiles.repeats(chosen, repeats), train)
+    if not train and session.n_repeats > 1:
+        given = f"repeats = {session.n_repeats}"
+        raise ValueError(f"the package's weights are of one repeat: set train = True for {given}")
     figures.use_inline_jpeg()
     check_masks(chosen, ("scored",))
     store.check_writable()

@@ -53,18 +53,20 @@ def threshold(case: Mapping[str, np.ndarray], start: float = 0.3) -> ipywidgets.
 def pyramid(
     image: np.ndarray, cam: Tensor, pooling: gpp.PyramidPooling, class_id: int
 ) -> ipywidgets.VBox:
-    """Choose an attention and see its map for one class, positive in red, negative in green.
+    """Choose an attention and see its map for one class: orange for it, blue against it.
 
     image: (H, W, 3) uint8.  cam: (1, K, h, w) signed.
     pooling: a trained gated layer; its levels and gates are used.
     """
     maps = _attentions(pooling, cam)
+    scale = figures.signed_scale(m[0, class_id].numpy() for m in (cam, *maps.values()))
 
     def draw(attention: str) -> tuple[Figure, str]:
         logit = gpp.sign_preserving_prediction(cam, maps[attention])[0, class_id].item()
         signed = (m[0, class_id].numpy() for m in (cam, maps[attention]))
-        pictures = [image, *map(figures.signed_colours, signed)]
+        pictures = [image, *(figures.signed_colours(m, scale) for m in signed)]
         figure = figures.picture_grid([pictures], ("image", "signed CAM f", attention))
+        figures.signed_bar(figure, scale)
         return figure, f"logit {logit:.2f}"
 
     return _with_picture("pyramid", [_attention_menu(maps)], draw, [list(maps)])
@@ -81,6 +83,7 @@ def triplet(
     maps = _attentions(pooling, output.cam)
     tags = torch.zeros(output.cam.shape[:2])
     tags[:, class_id] = 1
+    scale = figures.signed_scale(m[0, class_id].numpy() for m in maps.values())
     picture = torch.from_numpy(image.copy()).permute(2, 0, 1)[None] / 255
 
     def draw(t_high: float, t_low: float, attention: str) -> tuple[Figure, str]:
@@ -100,7 +103,7 @@ def triplet(
         ]
         pictures = [image, *(figures.overlay(image, figures.stretched(m, image)) for m in shown)]
         pictures.insert(3, erased.images[0].permute(1, 2, 0).numpy())
-        pictures.append(figures.signed_colours(chosen[0, class_id].numpy()))
+        pictures.append(figures.signed_colours(chosen[0, class_id].numpy(), scale))
         titles = ("anchor", "A_fg", "mask m", "positive", "residual", attention)
         words = f"e_A = {e:.3f} (attract)   a = {a:.3f} (repel)"
         return figures.picture_grid([pictures], titles), words

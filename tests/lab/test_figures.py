@@ -71,9 +71,33 @@ def test_the_colours_of_agreement_differ_for_every_eye():
 
 
 def test_signed_colours_put_both_signs_on_one_scale():
+    orange, blue = (np.array(c) / 255 for c in ((213, 94, 0), (0, 114, 178)))
+    step = 1 / 127  # of the colour map's 256, between white and a full colour
     rgb = figures.signed_colours(np.array([[4.0, -2.0, 0.0]]))
-    np.testing.assert_allclose(rgb, [[[1, 0, 0], [0, 0.5, 0], [0, 0, 0]]])
-    assert (figures.signed_colours(np.zeros((2, 2))) == 0).all()
+    expected = [[orange, (1 + blue) / 2, np.ones(3)]]
+    np.testing.assert_allclose(rgb, expected, atol=step)
+    shared = figures.signed_colours(np.array([[4.0, -2.0, 0.0]]), scale=8.0)
+    expected = [[(1 + orange) / 2, 0.75 + blue / 4, np.ones(3)]]
+    np.testing.assert_allclose(shared, expected, atol=step)
+    np.testing.assert_allclose(figures.signed_colours(np.zeros((2, 2))), 1, atol=step)
+    assert figures.signed_scale([np.array([1.0, -3.0]), np.array([2.0])]) == 3
+
+
+def test_a_grid_of_label_maps_names_the_classes_that_they_have():
+    image, labels = grey_image(), np.zeros((4, 4), np.uint8)
+    labels[0], labels[1, 0] = 2, 255
+    figure = figures.picture_grid([[image, labels]], ("image", "seed"), classes=("cat", "dog"))
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["dog", "void"]
+    colours = [np.array(patch.get_facecolor()[:3]) * 255 for patch in legend.get_patches()]
+    np.testing.assert_allclose(colours, voc_palette()[[2, 255]], atol=0.5)
+    empty = figures.picture_grid([[image, labels * 0]], ("image", "seed"), classes=("cat", "dog"))
+    assert not empty.legends
+    over = figures.labelled(image, labels)
+    np.testing.assert_allclose(
+        over[0], 0.25 * (0.3 + 0.7 * image[0] / 255) + 0.75 * voc_palette()[2] / 255, atol=1e-6
+    )
+    np.testing.assert_allclose(over[2], 0.3 + 0.7 * image[2] / 255, atol=1e-6)
 
 
 def test_overlay_mixes_the_greyed_image_with_the_colour_of_the_cam():
@@ -148,10 +172,13 @@ def test_gpp_pyramid_shows_signed_levels_fused_maps_and_scaled_detail():
     fused = {f"G{i}": rng.normal(size=(4, 4)) for i in (1, 2)}
     mask, detail = np.eye(4, dtype=bool), rng.random((4, 4)) / 4
     figure = ch02_gpp.gpp_pyramid(grey_image(), mask, levels, fused, detail)
-    shown = dict(zip([axis.get_title() for axis in figure.axes], pictures(figure), strict=True))
+    *panels, bar = figure.axes
+    scale = max(np.abs(signed).max() for signed in (levels | fused).values())
+    assert bar.get_ylim() == pytest.approx((-scale, scale))
+    shown = dict(zip([axis.get_title() for axis in panels], pictures(figure), strict=True))
     assert list(shown) == ["image", "P1", "P2", "P4", "object", "4·|P̂ − P|", "G1", "G2"]
     for name, signed in (levels | fused).items():
-        np.testing.assert_allclose(shown[name], figures.signed_colours(signed))
+        np.testing.assert_allclose(shown[name], figures.signed_colours(signed, scale))
     np.testing.assert_array_equal(shown["object"], np.stack([mask] * 3, axis=-1))
     np.testing.assert_allclose(
         shown["4·|P̂ − P|"], plt.get_cmap("magma")(detail / detail.max())[..., :3]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,11 +18,13 @@ from torch import nn
 
 from aeft_lib import cli, paths
 from aeft_lib.data.images import read_image, read_resized, resized
-from aeft_lib.lab import own_photos
+from aeft_lib.lab import outputs, own_photos
+from aeft_lib.lab.cams import CamReader, likely
 from aeft_lib.lab.own_photos import Reader, labels_at
 from aeft_lib.maps.labels import read_label_map, write_label_map
 from aeft_lib.stages import store
 from aeft_lib.stages.predict_labels import predict
+from aeft_lib.stages.reading import MultiScale
 from aeft_lib.studies import catalogue, pipeline
 from aeft_lib.studies.profiles import LAPTOP, PHOTOS, SMOKE
 
@@ -175,12 +178,12 @@ import sys, torch
 from pathlib import Path
 sys.path[:0] = {folders!r}
 from test_own_photos import reader
-from aeft_lib.lab import own_photos
+from aeft_lib.lab import outputs, own_photos
 torch.set_num_threads(1)
 for name in ("small.jpg", "small.png", "large.jpg", "large.png"):
     labels = reader(scales=(1.0,)).label_map(Path(name))
     own_photos.write(Path(name + own_photos.SUFFIX), labels, Path(name))
-    own_photos.shares(labels, ("red", "green"))
+    outputs.shares(labels, ("red", "green"))
     (peak,) = (line for line in open("/proc/self/status") if line.startswith("VmHWM"))
     print(name, int(peak.split()[1]) * 1024)
 """
@@ -237,9 +240,11 @@ def test_a_photo_beside_its_map_stays_as_it_is(photos, capsys):
     assert code == 0
     after = contents(photos)
     assert {name: after[name] for name in before} == before
-    assert set(after) - set(before) == {"cat.labels.png", "dog.labels.png"}
+    pictures = {f"{name}.{kind}.png" for name in ("cat", "dog") for kind in ("labels", "overlay")}
+    assert set(after) - set(before) == pictures
+    assert "no CAM pictures: segment_aeft learned from masks" in out
     assert "trained on 16 photos of 96 px" in out
-    assert "it knows red, green" in out
+    assert "it knows red, green; it takes everything else for background" in out
     assert "cat.png -> cat.labels.png: " in out
     labels = read_label_map(photos / "cat.labels.png", num_classes=2, size=(60, 90))
     assert f"background {(labels == 0).mean():.1%}" in out
@@ -259,11 +264,12 @@ def test_what_predict_wrote_is_written_anew_and_not_read_as_a_photo(photos, caps
     assert (code, "label maps that aeft predict wrote" in err) == (1, True)
 
 
+@pytest.mark.parametrize("suffix", ["labels", "overlay", "cam"])
 @pytest.mark.parametrize("kind", ["photo", "label map", "text", "folder", "link", "dangling link"])
 def test_a_name_that_something_else_has_is_refused_before_any_work(
-    photos, capsys, monkeypatch, kind
+    photos, capsys, monkeypatch, kind, suffix
 ):
-    taken = photos / "dog.labels.png"
+    taken = photos / f"dog.{suffix}.png"
     if kind == "photo":
         saved(taken, waves(20, 20))
     elif kind == "label map":
@@ -279,7 +285,7 @@ def test_a_name_that_something_else_has_is_refused_before_any_work(
     code, out, err = called(capsys, "cat.png", "dog.jpg", "--out", ".")
     assert (code, out, contents(photos)) == (1, "", before)
     assert err == (
-        "aeft: dog.labels.png is there and was not written by aeft predict: "
+        f"aeft: {taken.name} is there and was not written by aeft predict: "
         "choose another --out, or move it\n"
     )
 
@@ -336,13 +342,65 @@ def test_a_map_of_another_photo_and_an_edited_one_are_left_alone(tmp_path):
     with pytest.raises(ValueError, match=r"x\.labels\.png is the label map of another photo"):
         own_photos.planned([other], output.parent)
     text = PngImagePlugin.PngInfo()
-    for name, value in own_photos.signature(output).items():
+    for name, value in outputs.signature(output).items():
         if isinstance(value, str):
             text.add_text(name, value)
     labels[3, 3] = 1
     own_photos.write_label_map(output, labels, pnginfo=text)
     with pytest.raises(ValueError, match=r"x\.labels\.png was edited since aeft predict wrote it"):
         own_photos.planned([first], output.parent)
+
+
+class Reds(nn.Module):
+    """A signed CAM (B, 2, h, w): how red and how green a place is, above the mean of the photo."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone, self.pooling = self, lambda cam: SimpleNamespace(logits=cam.mean(dim=(2, 3)))
+        self.nothing = nn.Parameter(torch.zeros(()))
+
+    def normalise(self, images):
+        return images.float() / 255
+
+    def forward(self, images):
+        cam = images[:, :2] - 0.4
+        return SimpleNamespace(cam=cam, logits=cam.mean(dim=(2, 3)))
+
+    def cam(self, network, batch):
+        return network(batch.images).cam
+
+
+def test_cams_of_the_likely_classes_stand_beside_a_map(tmp_path):
+    image = np.zeros((40, 60, 3), np.uint8)
+    image[:, :30, 0], image[20:, :, 1] = 250, 20
+    photo = saved(tmp_path / "x.png", image)
+    network = Reds()
+    classifier = CamReader(network, network, MultiScale((1.0,)))
+    asked = reader(classifier=classifier)
+    logits = classifier.logits(image)
+    assert logits.tolist() == pytest.approx([250 / 255 / 2 - 0.4, 20 / 255 / 2 - 0.4], abs=1e-5)
+    assert likely(logits).tolist() == [0]
+    assert likely(logits - 1).tolist() == [0]  # none above 0: the largest
+    (cam,) = classifier.cams(image, likely(logits))
+    assert (cam[:, :25].min() > 0.99, cam[:, 35:].max() == 0) == (True, True)
+    output = own_photos.planned([photo], tmp_path)[photo]
+    labels = asked.label_map(photo)
+    own_photos.write(output, labels, photo)
+    written = own_photos.write_pictures(output, labels, photo, asked)
+    assert [file.name for file in written] == ["x.overlay.png", "x.cam.png"]
+    assert all(own_photos.written_here(file) for file in written)
+    assert own_photos.planned([photo, *written], tmp_path) == {photo: output}
+    saved(written[1], image)
+    with pytest.raises(
+        ValueError, match=r"x\.cam\.png is there and was not written by aeft predict"
+    ):
+        own_photos.planned([photo], tmp_path)
+
+
+def test_a_large_photo_is_shown_small():
+    assert own_photos.shown_size((3000, 4000)) == (480, 640)
+    assert own_photos.shown_size((30, 4000)) == (5, 640)
+    assert own_photos.shown_size((200, 100)) == (200, 100)
 
 
 def test_a_name_too_long_for_its_map_is_refused_before_any_work(tmp_path):
@@ -390,6 +448,7 @@ def test_a_row_reads_photos_as_it_reads_its_own_scenes(tmp_path, monkeypatch):
         return made if inputs[1].name.startswith("segment_aeft") else lookup(*inputs)
 
     monkeypatch.setattr(own_photos, "products", trained_on_truth)
+    monkeypatch.setattr(own_photos, "_stored_cams", lambda *_: None)
     with_crf = own_photos.open_reader(SMOKE, "segment_aeft_crf", 0)
     assert with_crf.crf_iterations == SMOKE.segmentation.crf_iterations
     with pytest.raises(ValueError, match="row segment_aeft_tags is told the tags"):

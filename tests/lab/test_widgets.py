@@ -103,7 +103,9 @@ def test_triplet_draws_foreground_mask_positive_and_residual_region(pooling, dra
     np.testing.assert_allclose(
         shown["positive"], np.repeat([[[0.0], [0.05]], [[0.0], [0.0]]], 3, axis=2), atol=1e-4
     )
-    np.testing.assert_allclose(shown["level 2"], figures.signed_colours(CAM[0, 1].numpy()))
+    maps = widgets._attentions(pooling, CAM).values()
+    scale = figures.signed_scale(m[0, 1].numpy() for m in maps)
+    np.testing.assert_allclose(shown["level 2"], figures.signed_colours(CAM[0, 1].numpy(), scale))
 
 
 @pytest.mark.parametrize(("name", "value"), [("t_H", 0.2), ("t_L", 0.3), ("attention", "level 2")])
@@ -155,7 +157,10 @@ def test_pyramid_says_the_logit_of_the_chosen_attention_and_redraws(pooling, dra
     controls["attention"].value = "level 2"
     assert text.value == "logit 3.25"  # (16 + 1 - 4) / 4
     assert picture.value != before
-    np.testing.assert_allclose(drawn[-1]["level 2"], figures.signed_colours(CAM[0, 1].numpy()))
+    maps = (CAM, *widgets._attentions(pooling, CAM).values())
+    scale = figures.signed_scale(m[0, 1].numpy() for m in maps)
+    expected = figures.signed_colours(CAM[0, 1].numpy(), scale)
+    np.testing.assert_allclose(drawn[-1]["level 2"], expected)
     controls["attention"].value = "level 1"
     assert text.value == "logit 0.94"  # 3/4 (4 + 1) / 4
 

@@ -1,0 +1,35 @@
+"""A trained classifier on any photo: its tags, and its CAMs."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from aeft_lib.stages.method import Method, Reader
+from aeft_lib.stages.predict_logits import normalised
+
+
+@dataclass(frozen=True)
+class CamReader:
+    """A trained classifier, and how its CAMs are read."""
+
+    network: nn.Module
+    method: Method
+    reader: Reader
+
+    @torch.inference_mode()
+    def logits(self, image: np.ndarray) -> Tensor:
+        """The logits (K,) of a photo (h, w, 3) uint8: above 0 a class is rather there than not."""
+        return self.network(normalised(self.network, [image])).logits[0].cpu()
+
+    @torch.inference_mode()
+    def cams(self, image: np.ndarray, class_ids: Tensor) -> Tensor:
+        """CAMs (K', h, w) in 0..1 of these classes, each over its own maximum."""
+        return self.reader.from_images(self.method, self.network, [image], [class_ids])[0].cam
+
+
+def likely(logits: Tensor) -> Tensor:
+    """Class ids (K',) int64 with a logit above 0, ascending; the largest alone where none has."""
+    ids = (logits > 0).nonzero()[:, 0]
+    return ids if len(ids) else logits.argmax()[None]
