@@ -16,13 +16,15 @@ from IPython import get_ipython
 from matplotlib.figure import Figure
 
 from aeft_lib import paths
+from aeft_lib.data.photos import Photos
 from aeft_lib.data.scene import Scenes, missing_masks
 from aeft_lib.lab import figures, parameters
 from aeft_lib.maps.seeds import Seed, read_seeds
 from aeft_lib.paper.classifier import CamClassifier, CamOutput
 from aeft_lib.stages import store
 from aeft_lib.stages.loading import load_network
-from aeft_lib.studies import catalogue, pipeline, profiles, report, run
+from aeft_lib.studies import catalogue, pipeline, profiles, report, run, saturation
+from aeft_lib.studies.rows import Row
 from aeft_lib.studies.settings import Profile
 
 
@@ -56,7 +58,7 @@ class Session:
     @property
     def pictures(self) -> str:
         """What the scenes are: "collages" or "photos"."""
-        return "photos" if self.profile.controlled is None else "collages"
+        return "photos" if isinstance(self.training_scenes, Photos) else "collages"
 
     @property
     def figures_folder(self) -> Path:
@@ -106,7 +108,8 @@ class Session:
                 if "miou" in numbers:  # without masks there is nothing to compare
                     names = {"row": row.name, "label": row.label, "repeat": repeat}
                     lines.append(names | numbers)
-        return run.at_common_threshold(chosen, self.profile, pd.DataFrame(lines))
+        table = run.at_common_threshold(chosen, self.profile, pd.DataFrame(lines))
+        return saturation.marked(table)
 
     @staticmethod
     def committed(name: str) -> pd.DataFrame:
@@ -115,10 +118,15 @@ class Session:
 
     def artefacts(self, row: str, repeat: int = 0) -> dict[str, store.Artefact]:
         """What a row has made in a repeat, by name; computed where the store lacks it."""
+        chosen = self._finished(row, repeat)
+        return pipeline.artefacts(self.profile, chosen, repeat)
+
+    def _finished(self, row: str, repeat: int) -> Row:
+        """The row of this name, computed where neither store nor ledger has it."""
         chosen = catalogue.row(row)
         if run.stored(self.profile, chosen, repeat) is None:
             run.run_study(catalogue.study_of(row), self.profile, [repeat], rows=[chosen])
-        return pipeline.artefacts(self.profile, chosen, repeat)
+        return chosen
 
     def network(self, row: str, repeat: int = 0) -> CamClassifier:
         """The trained classifier of a row."""
@@ -152,17 +160,17 @@ class Session:
         built = report.build({study: self.table(study)}, self.profile.name)
         return report.markdown({"claims": [c for c in built["claims"] if c["id"] in ids]})
 
-    def report(self) -> dict:
+    def report(self, *, carry_over: bool = True) -> dict:
         """The report over all studies that the store holds for these repeats; computes nothing.
 
         Where it may replace the committed report, lines that this store cannot make stay as they
-        were committed.
+        were committed, if they are to be carried over.
         """
         tables = {name: self.stored_table(name) for name in catalogue.STUDIES}
         tables = {name: table for name, table in tables.items() if not table.empty}
         built = report.build(tables, self.profile.name)
         is_committed = self.figures_folder == paths.FIGURES
-        return report.carry_over(built, paths.FIGURES) if is_committed else built
+        return report.carry_over(built, paths.FIGURES) if is_committed and carry_over else built
 
     def save(self, figure: Figure, name: str, table: pd.DataFrame) -> None:
         """Keep a figure and its numbers in the session's figures folder."""
@@ -176,7 +184,9 @@ class Session:
         parts = []
         for row in map(catalogue.row, rows):
             for repeat in range(self.n_repeats):
-                part = pd.read_csv(self.artefacts(row.name, repeat)["evaluation"].folder / file)
+                self._finished(row.name, repeat)
+                made = run.read(self.profile, row, repeat)["evaluation"]
+                part = pd.read_csv(made.folder / file)
                 parts.append(part.assign(row=row.name, label=row.label, repeat=repeat))
         return pd.concat(parts, ignore_index=True)
 
