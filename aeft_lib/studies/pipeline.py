@@ -261,7 +261,7 @@ def _measures(
             inputs[WARM_START] = earlier["classifier"]
         # A curve is read at scale 1, so features of the others are not needed.
         read = replace(profile, seed_scales=(1.0,)) if profile.curve else profile
-        inputs["features"] = _features_of(read, row, row.scored_on, obtain)
+        inputs["features"] = features(read, row.scored_on, obtain, taps=_needs_taps(row))
         epochs = obtain(evaluate_epochs, EpochsSpec(*given), inputs)
         if profile.curve:
             steps = StepsSpec(scenes, probe(row.method))
