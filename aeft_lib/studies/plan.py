@@ -43,10 +43,11 @@ COCO_CLASSES = 80
 PHOTO = (375, 500)  # VOC's usual size, where scenes have their own
 # Of a GPU that is kept busy: an A100 in bf16 reaches about this on such convolutions; not measured.
 TFLOPS = 60.0
-# Of a core, measured: training EfficientNet-Lite0 (five stages, 256 px, new collages; views and
-# composing with it).  Depthwise convolutions wait for memory; ResNet38d gets several times as much.
-CORE_GFLOPS = 30.0
-CORE = f"at {CORE_GFLOPS:.0f} GFLOP/s a core, as measured for EfficientNet-Lite0"
+# Of a core that other jobs share caches with: 3.8 images of a training of EfficientNet-Lite0 (five
+# stages, 256 px, new collages) a second of its time were measured; an idle core has more, and
+# ResNet38d several times as much.
+CORE_GFLOPS = 25.0
+CORE = f"at {CORE_GFLOPS:.0f} GFLOP/s a core, about what EfficientNet-Lite0 gets on a busy machine"
 MEMORIES = (4, 8, 12, 24)  # of GPUs, in GB, that `choices` speaks of
 SHARE = 0.75  # of a device's memory that what is counted may take
 
