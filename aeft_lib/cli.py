@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from aeft_lib.studies.settings import Profile
 
 # What help lists, without the modules that define them; tests compare.
-PROFILES = ("smoke", "laptop", "voc-lite", "photos", "voc", "voc-corrected", "coco")
+PROFILES = ("smoke", "laptop", "evening", "evening-voc", "evening-fine", "voc-lite", "photos")
+PROFILES += ("voc", "voc-corrected", "coco")
 STUDIES = (
     *("gap_vs_gpp", "pyramid_ablation", "triplet_ablation", "ours_ablation", "quirks"),
     *("erasing_settings", "refinement", "segmentation", "rivals", "conditions"),
     *("conditions_brief", "mechanism", "settings", "erasing_strength", "photo_depth"),
+    *("pooling_over_steps", "triplet_versions", "levels_over_steps", "longer_trainings"),
 )
 
 
@@ -59,7 +61,7 @@ def _run(arguments: argparse.Namespace) -> None:
 def run_study(arguments: argparse.Namespace) -> None:
     """``aeft run STUDY``: compute or read a study, print its table."""
     from aeft_lib.engine import ranks
-    from aeft_lib.studies import catalogue, profiles, run
+    from aeft_lib.studies import catalogue, ledger, profiles, run
 
     study, profile = catalogue.get(arguments.study), profiles.get(arguments.profile)
     rows = list(study.rows) if arguments.row is None else [study.row(arguments.row)]
@@ -71,11 +73,17 @@ def run_study(arguments: argparse.Namespace) -> None:
     table = run.run_study(study, profile, repeats, rows=rows, workers=arguments.workers)
     if not ranks.is_main():
         return
+    jobs = [(row, repeat) for row in rows for repeat in repeats]
+    if arguments.keep:
+        for job in jobs:
+            run.keep(profile, *job)
+        print(f"kept {len(jobs)} row(s) x repeat(s) in {ledger.home() / profile.name}")
     shown = ["label", "n", "miou", "miou_sd", "precision", "recall", "miou_maskless", "tag_map"]
     summary = run.summarise(table)
-    shown = [column for column in (*shown, "miou_present") if column in summary]
+    shown += ["tag_gain", "saturated", "miou_present"]
+    shown = [column for column in shown if column in summary]
     print(summary[shown].round(1).to_string(index=False))
-    for line in run.remarks(profile, [(row, repeat) for row in rows for repeat in repeats], table):
+    for line in run.remarks(profile, jobs, table):
         print(line)
 
 
@@ -84,7 +92,7 @@ def reproduce(arguments: argparse.Namespace) -> None:
     from aeft_lib.lab.notebooks import checked_home, plan
     from aeft_lib.lab.notebooks import reproduce as run_notebooks
     from aeft_lib.lab.session import Session, check_masks
-    from aeft_lib.studies import catalogue, profiles, run
+    from aeft_lib.studies import catalogue, profiles, publish, run
     from aeft_lib.studies import report as reports
 
     profile = profiles.get(arguments.profile)
@@ -95,7 +103,9 @@ def reproduce(arguments: argparse.Namespace) -> None:
             "--publish writes over the committed notebooks, which are of --profile laptop "
             f"--repeats {committed}; got {profile.name}, {n_repeats}"
         )
-    if arguments.publish:  # the kernels write what the book shows in place of widgets
+    if arguments.publish:
+        publish.check_current()
+        # The kernels write what the book shows in place of widgets.
         os.environ["AEFT_FRAMES"] = str(paths.ROOT / "docs" / "static" / "frames")
     choice = {"only": arguments.only, "start": arguments.start, "publish": arguments.publish}
     # Refuse before the studies what would fail after them.
@@ -109,8 +119,9 @@ def reproduce(arguments: argparse.Namespace) -> None:
         if run.left_out(study, profile, n_repeats):
             reason = f"below {profile.long_from} repeats"
             reason = reason if study.fits(profile) else f"because it needs {study.needs}"
-            left = f"study {study.name}: left out {reason}, its committed table is shown"
-            print(left, flush=True)
+            there = run.committed_table(study).is_file()
+            shown = ", its committed table is shown" if there else ""
+            print(f"study {study.name}: left out {reason}{shown}", flush=True)
             continue
         repeats = study.repeats(n_repeats)
         chosen.append((study, repeats))
@@ -119,7 +130,7 @@ def reproduce(arguments: argparse.Namespace) -> None:
     run.prepare(chosen, profile, workers=arguments.workers)
     folder = run_notebooks(profile=profile.name, repeats=n_repeats, **choice)
     print(f"notebooks with outputs: {folder}")
-    write_report(profile, n_repeats)
+    write_report(profile, n_repeats, carry_over=not arguments.publish)
 
 
 def report(arguments: argparse.Namespace) -> None:
@@ -131,10 +142,13 @@ def report(arguments: argparse.Namespace) -> None:
     write_report(profile, n_repeats, decided=arguments.verdicts)
 
 
-def write_report(profile: "Profile", n_repeats: int, *, decided: bool = False) -> None:
+def write_report(
+    profile: "Profile", n_repeats: int, *, decided: bool = False, carry_over: bool = True
+) -> None:
     """Write the report where it belongs; the README's block too, where it is the committed one.
 
     decided: raise ValueError, and write nothing, where a verdict needs more repeats.
+    carry_over: keep committed lines that this store cannot make, though of another commit.
     """
     from aeft_lib.lab.session import Session
     from aeft_lib.stages import store
@@ -143,7 +157,7 @@ def write_report(profile: "Profile", n_repeats: int, *, decided: bool = False) -
     store.check_writable()
     session = Session(profile, n_repeats)
     reports.outputs(session.figures_folder)  # refused before the work
-    built = session.report()
+    built = session.report(carry_over=carry_over)
     if decided:
         reports.check_repeats(built)
     for file in reports.write(built, session.figures_folder):
@@ -172,6 +186,28 @@ def export(arguments: argparse.Namespace) -> None:
     named = zip(scenes.names, maps, strict=True)
     count = submission.write(file, named, num_classes=classes, split="val")
     print(f"{file}: {count} label maps")
+
+
+def score(arguments: argparse.Namespace) -> None:
+    """``aeft score CHECKPOINT``: a published checkpoint's seeds, beside the poster's."""
+    from aeft_lib.stages import store
+    from aeft_lib.studies import profiles, report
+    from aeft_lib.studies import score as scores
+
+    profile = profiles.get(arguments.profile or "voc")
+    store.check_writable()
+    numbers = scores.score(profile, Path(arguments.checkpoint))
+    print(f"{arguments.checkpoint}: seeds on {len(profile.scenes('scored').open())} images")
+    for suffix, told in (("", "at its best threshold"), ("_maskless", "chosen without masks")):
+        at = {name: numbers[f"{name}{suffix}"] for name in ("miou", "precision", "recall")}
+        shown = ", ".join(f"{name} {value:.1f}" for name, value in at.items())
+        print(f"{shown} at {numbers[f'threshold{suffix}']:.2f}, {told}")
+    print(f"tag mAP {numbers['tag_map']:.1f}")
+    if "absent" in numbers:
+        present = f"the others' mIoU is {numbers['miou_present']:.1f}"
+        print(f"{numbers['absent']} classes are in no mask and count as 0: {present}")
+    published = report.published()["numbers"]["table2.attract_soft_repel"]["value"]
+    print(f"published for AEFT (poster, table 2): mIoU {published} at its best threshold")
 
 
 def predict(arguments: argparse.Namespace) -> None:
@@ -236,11 +272,17 @@ def _benchmarks() -> dict[str, Path]:
 
 
 def explain(arguments: argparse.Namespace) -> None:
-    """``aeft explain STUDY``: what would run, what the store has of it, and the work left."""
+    """``aeft explain STUDY``: what would run, what the store has of it, and the work left.
+
+    Without a study: a line for each that needs this profile, and the sum.
+    """
     from aeft_lib.engine.device import device
     from aeft_lib.studies import catalogue, plan, profiles
 
-    study, profile = catalogue.get(arguments.study), profiles.get(arguments.profile)
+    profile = profiles.get(arguments.profile)
+    if not arguments.study:
+        return _explain_all(profile, arguments)
+    study = catalogue.get(arguments.study)
     rows = study.rows if arguments.row is None else [study.row(arguments.row)]
     repeats = range(profiles.repeats(profile, arguments.repeats))
     profile, assumed = plan.with_data(profile)
@@ -253,9 +295,28 @@ def explain(arguments: argparse.Namespace) -> None:
         f"GPU hours: the PFLOP at {plan.TFLOPS:.0f} TFLOP/s; '-': work that is not a network's "
         "(CRF, walk, scores)"
     )
-    if not profile.cached:
+    if hours := plan.core_hours(profile, planned):
+        print(f"on cores without a GPU: {hours:.1f} core hours, {plan.CORE}")
+    if profile.refinement.view:
         print(f"Compute by a GPU's memory; {profile.name} is set for {profiles.GPU_GB} GB:")
         print(plan.choices(profile).to_string(index=False))
+    if assumed:
+        print(assumed)
+
+
+def _explain_all(profile: "Profile", arguments: argparse.Namespace) -> None:
+    """The budget of a profile: what is shared by two studies counts for the first."""
+    from aeft_lib.studies import catalogue, plan, profiles
+
+    if arguments.row:
+        raise ValueError("--row picks one row of a study: name the study")
+    fitting = [study for study in catalogue.STUDIES.values() if study.fits(profile)]
+    needed = [study for study in fitting if study.needs == "curves"] if profile.curve else fitting
+    profile, assumed = plan.with_data(profile)
+    count = profiles.repeats(profile, arguments.repeats)
+    budget = plan.budget(profile, [(study, study.repeats(count)) for study in needed])
+    print(f"{profile.name}: what is not in the store, {plan.CORE}")
+    print(budget.to_string(index=False, float_format="{:,.1f}".format, na_rep="-"))
     if assumed:
         print(assumed)
 
@@ -371,6 +432,8 @@ def _parser() -> argparse.ArgumentParser:
     study.add_argument("--row", help="only this row (a job of a cluster array)")
     only = "only this repeat, counted from 0"
     study.add_argument("--repeat", "--seed", type=int, help=only)
+    kept = "write the finished rows' small tables to figures/ledger, to be committed"
+    study.add_argument("--keep", action="store_true", help=kept)
     study.set_defaults(command=run_study)
 
     help_ = "all studies, notebooks, figures and the report"
@@ -390,7 +453,8 @@ def _parser() -> argparse.ArgumentParser:
 
     help_ = "what a study would run, and what that costs"
     plan = commands.add_parser("explain", parents=[common], help=help_)
-    plan.add_argument("study", help=studies)
+    all_of = "; none: a line for each study of the profile"
+    plan.add_argument("study", nargs="?", default="", help=studies + all_of)
     plan.add_argument("--row", help="only this row")
     plan.set_defaults(command=explain)
 
@@ -404,6 +468,13 @@ def _parser() -> argparse.ArgumentParser:
     classes = "K, without background (default 20)"
     doctor.add_argument("--classes", type=int, default=20, help=classes)
     doctor.set_defaults(command=weights)
+
+    help_ = "seeds of a published checkpoint: its mIoU beside the poster's"
+    checkpoint = commands.add_parser("score", help=help_)
+    file = "the authors' PyTorch file of the classifier, or safetensors"
+    checkpoint.add_argument("checkpoint", help=file)
+    checkpoint.add_argument("--profile", default="", help="voc (default) or voc-corrected")
+    checkpoint.set_defaults(command=score)
 
     help_ = "CAMs, seed, pseudo-label and prediction of scenes and photos, as pictures and a page"
     show = commands.add_parser("demo", help=help_)

@@ -22,6 +22,7 @@ SUMS = ROOT / "SHA256SUMS"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 # Committed files that are read, by patterns below the checkout.
 COMMITTED = ("figures/*.csv", "figures/report.json", "docs/*.csv")
+COMMITTED += ("figures/ledger/*/*/*/*/*",)
 COMMITTED += ("data/collages/manifest.csv", "aeft_lib/studies/published.toml")
 
 

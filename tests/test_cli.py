@@ -464,7 +464,7 @@ def reproduced(monkeypatch):
     asked = []
     monkeypatch.setattr(notebooks, "plan", lambda *_, **__: [])
     monkeypatch.setattr(notebooks, "reproduce", lambda **_: "there")
-    monkeypatch.setattr(cli, "write_report", lambda *_: None)
+    monkeypatch.setattr(cli, "write_report", lambda *_, **__: None)
 
     def prepare(chosen, profile, **_):
         asked.extend((study.name, list(repeats)) for study, repeats in chosen)
@@ -482,7 +482,7 @@ def test_reproduce_leaves_long_studies_out_below_their_repeats_and_says_so(
     assert reproduced == [
         (s.name, list(s.repeats(2)))
         for s in catalogue.STUDIES.values()
-        if s.name not in ("quirks", "photo_depth")
+        if s.name != "quirks" and s.needs not in ("photos", "curves")
     ]
     assert (
         "study quirks: left out below 3 repeats, its committed table is shown\n"
@@ -497,11 +497,18 @@ def test_reproduce_leaves_long_studies_out_below_their_repeats_and_says_so(
         "erasing_strength": [0, 1],
     }
     assert dict(reproduced) == {
-        name: bounded.get(name, [0, 1, 2]) for name in catalogue.STUDIES if name != "photo_depth"
+        name: bounded.get(name, [0, 1, 2])
+        for name, study in catalogue.STUDIES.items()
+        if study.needs not in ("photos", "curves")
     }
     left_out = [line for line in capsys.readouterr().out.splitlines() if "left out" in line]
     assert left_out == [
-        "study photo_depth: left out because it needs photos, its committed table is shown"
+        "study photo_depth: left out because it needs photos",
+        *(
+            f"study {study.name}: left out because it needs curves"
+            for study in catalogue.STUDIES.values()
+            if study.needs == "curves"
+        ),
     ]
 
 

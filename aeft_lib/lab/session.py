@@ -16,13 +16,24 @@ from IPython import get_ipython
 from matplotlib.figure import Figure
 
 from aeft_lib import paths
+from aeft_lib.data.photos import Photos
 from aeft_lib.data.scene import Scenes, missing_masks
 from aeft_lib.lab import figures, parameters
 from aeft_lib.maps.seeds import Seed, read_seeds
 from aeft_lib.paper.classifier import CamClassifier, CamOutput
 from aeft_lib.stages import store
 from aeft_lib.stages.loading import load_network
-from aeft_lib.studies import catalogue, objects, pipeline, profiles, report, run, shipped
+from aeft_lib.studies import (
+    catalogue,
+    objects,
+    pipeline,
+    profiles,
+    report,
+    run,
+    saturation,
+    shipped,
+)
+from aeft_lib.studies.rows import Row
 from aeft_lib.studies.settings import Profile
 
 
@@ -61,7 +72,7 @@ class Session:
     @property
     def pictures(self) -> str:
         """What the scenes are: "collages" or "photos"."""
-        return "photos" if self.profile.controlled is None else "collages"
+        return "photos" if isinstance(self.training_scenes, Photos) else "collages"
 
     @property
     def figures_folder(self) -> Path:
@@ -127,7 +138,8 @@ class Session:
                 if "miou" in numbers:  # without masks there is nothing to compare
                     names = {"row": row.name, "label": row.label, "repeat": repeat}
                     lines.append(names | numbers)
-        return run.at_common_threshold(chosen, self.profile, pd.DataFrame(lines))
+        table = run.at_common_threshold(chosen, self.profile, pd.DataFrame(lines))
+        return saturation.marked(table)
 
     @staticmethod
     def committed(name: str) -> pd.DataFrame:
@@ -140,11 +152,20 @@ class Session:
         Raises ValueError without training, for a row without weights in the package.
         """
         chosen = catalogue.row(row)
-        if run.stored(self.profile, chosen, repeat) is None:
-            if not self.train:
-                return shipped.artefacts(self.profile, chosen)
-            run.run_study(catalogue.study_of(row), self.profile, [repeat], rows=[chosen])
+        if self._is_shipped(chosen, repeat):
+            return shipped.artefacts(self.profile, chosen)
+        self._finish(chosen, repeat)
         return pipeline.artefacts(self.profile, chosen, repeat)
+
+    def _is_shipped(self, row: Row, repeat: int) -> bool:
+        """Whether the package's weights stand for a row, which nothing is to train."""
+        return not self.train and run.stored(self.profile, row, repeat) is None
+
+    def _finish(self, row: Row, repeat: int) -> None:
+        """Compute a row where neither store nor ledger has it."""
+        if run.stored(self.profile, row, repeat) is None:
+            study = catalogue.study_of(row.name)
+            run.run_study(study, self.profile, [repeat], rows=[row])
 
     def network(self, row: str, repeat: int = 0) -> CamClassifier:
         """The trained classifier of a row."""
@@ -182,12 +203,14 @@ class Session:
         """What the table of a study says of its claims, a sentence each, as Markdown."""
         return report.conclusions(self.report({study: self.table(study)}), self._claims_of(study))
 
-    def report(self, tables: Mapping[str, pd.DataFrame] | None = None) -> dict:
+    def report(
+        self, tables: Mapping[str, pd.DataFrame] | None = None, *, carry_over: bool = True
+    ) -> dict:
         """The report over all studies that the store holds for these repeats; computes nothing.
 
         tables: of studies, in place of the store's.
         Where it may replace the committed report, lines that this store cannot make stay as they
-        were committed.
+        were committed, if they are to be carried over.
         """
         tables = tables or {}
         stored = {name: self.stored_table(name) for name in catalogue.STUDIES if name not in tables}
@@ -195,7 +218,7 @@ class Session:
         options = {"short": report.is_short(self.profile), "over_objects": self._over_objects}
         built = report.build(tables, self.profile.name, **options)
         is_committed = self.figures_folder == paths.FIGURES
-        return report.carry_over(built, paths.FIGURES) if is_committed else built
+        return report.carry_over(built, paths.FIGURES) if is_committed and carry_over else built
 
     def _over_objects(
         self, more: str, less: str, metric: str, repeats: Sequence[int]
@@ -219,9 +242,16 @@ class Session:
         parts = []
         for row in map(catalogue.row, rows):
             for repeat in range(self.n_repeats):
-                part = pd.read_csv(self.artefacts(row.name, repeat)["evaluation"].folder / file)
+                part = pd.read_csv(self._measured(row, repeat).folder / file)
                 parts.append(part.assign(row=row.name, label=row.label, repeat=repeat))
         return pd.concat(parts, ignore_index=True)
+
+    def _measured(self, row: Row, repeat: int) -> store.Artefact:
+        """The evaluation of a row, from the store, the ledger or the package's weights."""
+        if self._is_shipped(row, repeat):
+            return shipped.artefacts(self.profile, row)["evaluation"]
+        self._finish(row, repeat)
+        return run.read(self.profile, row, repeat)["evaluation"]
 
 
 def open_session(profile: str = "", repeats: int = 0, train: bool = True) -> Session:

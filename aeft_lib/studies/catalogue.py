@@ -9,6 +9,7 @@ from aeft_lib.rivals.ours import OURS
 from aeft_lib.stages.psa import Psa
 from aeft_lib.studies import label_rivals, rivals
 from aeft_lib.studies.conditions import CONDITION_STUDIES
+from aeft_lib.studies.evening import FIRST_SOFT, FIRST_SOFT_REPEL, LONGER, MATCHED, PARTS
 from aeft_lib.studies.names import near_misses, unknown
 from aeft_lib.studies.rows import (
     GAP,
@@ -65,6 +66,10 @@ AEFT = second(
     "attract_soft_repel", "soft + repel", SOFT_REPEL, published="table2.attract_soft_repel", **KEPT
 )
 OURS_ROW = second("ours", "ours", OURS, quirks=(), **KEPT)
+CORRECTED_ROW = _with_quirks("corrected", "corrected", ())
+CORRECTED_BASELINE = second(
+    "gpp_only_corrected", "GPP only, corrected optimiser", NOTHING_ADDED, quirks=()
+)
 OURS_WEIGHTS = {name: getattr(OURS, name) for name in ("attract_weight", "repel_weight")}
 TRIPLET_ROWS = (
     GPP_ONLY,
@@ -143,9 +148,7 @@ STUDIES = {
             "ours_ablation",
             "Is it the triplet that makes ours better, or its optimiser, and which part of it?",
             (
-                second(
-                    "gpp_only_corrected", "GPP only, corrected optimiser", NOTHING_ADDED, quirks=()
-                ),
+                CORRECTED_BASELINE,
                 OURS_ROW,
                 second(
                     "ours_anchor_moves",
@@ -179,7 +182,7 @@ STUDIES = {
                     _with_quirks(f"without_{q}", f"reference, {q} corrected", DETACHED - {q})
                     for q in TAKEN_AWAY
                 ),
-                _with_quirks("corrected", "corrected", ()),
+                CORRECTED_ROW,
                 *(
                     _with_quirks(f"with_{q}", f"corrected, {q} as the reference", {q})
                     for q in MEASURED_QUIRKS
@@ -257,6 +260,45 @@ STUDIES = {
             long=True,
         ),
         *CONDITION_STUDIES,
+        Study(
+            "pooling_over_steps",
+            "Do CAMs of GPP fit better than those of GAP once both have learned their tags, and "
+            "from which step on?",
+            (GAP, replace(AVERAGE, published="table1.A"), GATED),
+            needs="curves",
+        ),
+        Study(
+            "triplet_versions",
+            "What do attract and repel do in each of the two losses that the authors published, "
+            "and which part of the first makes the difference?",
+            (
+                GPP_ONLY,
+                MATCHED,
+                RIGID_ROW,
+                SOFT_ROW,
+                AEFT,
+                FIRST_SOFT,
+                FIRST_SOFT_REPEL,
+                *PARTS,
+                CORRECTED_BASELINE,
+                CORRECTED_ROW,
+                OURS_ROW,
+            ),
+            common="gpp_only",
+            needs="curves",
+        ),
+        Study(
+            "levels_over_steps",
+            "Which levels of the pyramid, and which direction, fit better once they have learned?",
+            (*SINGLE_LEVELS, replace(INVERSE, published="table1.G_I")),
+            needs="curves",
+        ),
+        Study(
+            "longer_trainings",
+            "Does the difference between GAP and G go on growing with the steps?",
+            LONGER,
+            needs="curves",
+        ),
     )
 }
 
@@ -267,13 +309,16 @@ def row(name: str) -> Row:
 
 
 def study_of(row: str) -> Study:
-    """The largest study that has this row.  Raises ValueError where none has."""
+    """The largest study that has this row, of those that need nothing where there is one.
+
+    Raises ValueError where none has.
+    """
     studies = STUDIES.values()
     having = [study for study in studies if any(known.name == row for known in study.rows)]
     if not having:
         names = dict.fromkeys(known.name for study in studies for known in study.rows)
         raise ValueError(f"no study has a row {row!r}{near_misses(row, names)}")
-    return max(having, key=lambda study: len(study.rows))
+    return max(having, key=lambda study: (not study.needs, len(study.rows)))
 
 
 def get(name: str) -> Study:

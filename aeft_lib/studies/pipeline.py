@@ -3,6 +3,8 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from aeft_lib.data.scene import missing_masks
 from aeft_lib.engine.device import device
@@ -11,7 +13,7 @@ from aeft_lib.engine.step import Compute
 from aeft_lib.networks.backbone import BackboneSpec
 from aeft_lib.networks.resnet38d import ResNet38dSpec
 from aeft_lib.networks.tapped import TappedSpec
-from aeft_lib.stages.artefact import Artefact
+from aeft_lib.stages.artefact import Artefact, Inputs, Stage
 from aeft_lib.stages.cache_features import FeatureSpec, cache_features
 from aeft_lib.stages.count_images import ImagesSpec, count_images
 from aeft_lib.stages.evaluate import (
@@ -21,18 +23,21 @@ from aeft_lib.stages.evaluate import (
     evaluate_seeds,
 )
 from aeft_lib.stages.evaluate_epochs import EpochsSpec, evaluate_epochs
+from aeft_lib.stages.evaluate_steps import StepsSpec, evaluate_steps
 from aeft_lib.stages.infer_seeds import SeedSpec, infer_seeds
 from aeft_lib.stages.labeller import LABELS
 from aeft_lib.stages.measure_objects import ObjectsSpec, measure_objects
 from aeft_lib.stages.method import Method, Workshop
 from aeft_lib.stages.predict_labels import PredictionSpec, predict_labels
 from aeft_lib.stages.predict_logits import LogitSpec, predict_logits
+from aeft_lib.stages.store import key_for
 from aeft_lib.stages.store import obtain as obtain_artefact
 from aeft_lib.stages.train_classifier import JUDGE, WARM_START, ClassifierSpec, train_classifier
 from aeft_lib.stages.train_labelled import train_labelled
+from aeft_lib.stages.train_on_views import ViewsSpec, train_on_views
 from aeft_lib.stages.train_segmenter import SegmenterSpec, train_segmenter
 from aeft_lib.stages.write_labels import TruthSpec, true_labels
-from aeft_lib.studies.rows import Row, passes_of
+from aeft_lib.studies.rows import Row, passes_of, probe
 from aeft_lib.studies.settings import Profile
 
 Obtain = Callable[..., Artefact]
@@ -45,9 +50,10 @@ def artefacts(
 ) -> Artefacts:
     """One row with one repeat from tags to numbers: its `products`, and what is measured on them.
 
-    ``mechanism_<number>`` of seeds; ``evaluation``; ``epochs`` where they are kept; ``objects`` on
-    controlled collages, ``images`` (counts of each) on all others.  All but the first need masks,
-    and are left out where a scene that the row is scored on has none.
+    ``mechanism_<number>`` of seeds; ``evaluation``; ``epochs`` where they are kept, ``curve`` over
+    the steps where the profile has one; ``objects`` on controlled collages, ``images`` (counts of
+    each) on all others.  All but the first need masks, and are left out where a scene that the row
+    is scored on has none.
     """
     made, given = products(profile, row, repeat, obtain), profile
     profile = with_fast_steps(row.setting.applied(profile, repeat))
@@ -56,6 +62,16 @@ def artefacts(
     if masks_to_score(given, row, repeat):
         return made
     return made | _measures(profile, row, repeat, made, obtain)
+
+
+def laid_out(profile: Profile, row: Row, repeat: int) -> Artefacts:
+    """As `artefacts`, by stage and key alone: nothing is read, computed, or has a folder."""
+
+    def named(stage: Stage, spec: Any, inputs: Inputs | None = None) -> Artefact:
+        key, empty = key_for(stage, spec, inputs), {"summary": {}, "spec": {}}
+        return Artefact(stage.__name__, key, Path(stage.__name__, key), empty, spec)
+
+    return artefacts(profile, row, repeat, named)
 
 
 def products(
@@ -194,6 +210,9 @@ def classifiers(profile: Profile, row: Row, repeat: int, obtain: Obtain) -> Arte
         read = _features_of(profile, teacher, "train", obtain)
         inputs[LABELS] = labeller.label(obtain, profile.train, earlier, read)
         stage = train_labelled
+    elif profile.curve:
+        fields = {name: value for name, value in vars(spec).items() if name != "keep_epochs"}
+        stage, spec = train_on_views, ViewsSpec(**fields, points=profile.curve)
     return {"classifier": obtain(stage, spec, inputs)} | made
 
 
@@ -241,14 +260,21 @@ def _measures(
             measures["evaluation"] = obtain(evaluate_scores, spec, inputs)
         return measures | {"images": obtain(count_images, images, labels)}
     spec = EvaluationSpec(scenes, profile.thresholds, truth)
-    if row.keep_epochs and profile.cached:
-        epochs = EpochsSpec(scenes, profile.thresholds, truth, profile.precision)
+    if profile.curve or (row.keep_epochs and profile.cached):
+        given = (scenes, profile.thresholds, truth, profile.precision)
         inputs = {"classifier": made["classifier"]}
         if row.starts_from is not None:
             earlier = classifiers(profile, row.starts_from, repeat, obtain)
             inputs[WARM_START] = earlier["classifier"]
-        inputs["features"] = _features_of(profile, row, row.scored_on, obtain)
-        measures["epochs"] = obtain(evaluate_epochs, epochs, inputs)
+        # A curve is read at scale 1, so features of the others are not needed.
+        read = replace(profile, seed_scales=(1.0,)) if profile.curve else profile
+        inputs["features"] = features(read, row.scored_on, obtain, taps=_needs_taps(row))
+        epochs = obtain(evaluate_epochs, EpochsSpec(*given), inputs)
+        if profile.curve:
+            steps = StepsSpec(scenes, probe(row.method))
+            measures["curve"] = obtain(evaluate_steps, steps, inputs | {"epochs": epochs})
+        else:
+            measures["epochs"] = epochs
     measures["evaluation"] = obtain(evaluate_seeds, spec, {"seeds": made["seeds"]})
     if row.setting.condition:  # whose repeats draw scenes of their own
         measures["objects"] = objects(profile, made | measures, obtain)

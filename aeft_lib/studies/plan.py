@@ -23,6 +23,7 @@ from aeft_lib.data.scene import SceneSet
 from aeft_lib.data.voc import VocSpec
 from aeft_lib.engine.step import PLAIN, PRECISIONS, Compute
 from aeft_lib.networks.backbone import BackboneSpec
+from aeft_lib.networks.efficientnet_lite import EfficientNetLiteSpec
 from aeft_lib.paper.classifier import CamClassifier
 from aeft_lib.paper.gpp import GlobalAveragePooling
 from aeft_lib.stages import store
@@ -32,15 +33,21 @@ from aeft_lib.stages.predict_labels import PredictionSpec
 from aeft_lib.stages.predict_logits import LogitSpec
 from aeft_lib.stages.train_affinity import AffinitySpec
 from aeft_lib.stages.train_classifier import ClassifierSpec
+from aeft_lib.stages.train_on_views import ViewsSpec
 from aeft_lib.stages.train_segmenter import SegmenterSpec
 from aeft_lib.studies.pipeline import artefacts
-from aeft_lib.studies.rows import Row
+from aeft_lib.studies.rows import Row, Study
 from aeft_lib.studies.settings import Profile
 
 COCO_CLASSES = 80
 PHOTO = (375, 500)  # VOC's usual size, where scenes have their own
 # Of a GPU that is kept busy: an A100 in bf16 reaches about this on such convolutions; not measured.
 TFLOPS = 60.0
+# Of a core that other jobs share caches with: 3.8 images of a training of EfficientNet-Lite0 (five
+# stages, 256 px, new collages) a second of its time were measured; an idle core has more, and
+# ResNet38d several times as much.
+CORE_GFLOPS = 25.0
+CORE = f"at {CORE_GFLOPS:.0f} GFLOP/s a core, about what EfficientNet-Lite0 gets on a busy machine"
 MEMORIES = (4, 8, 12, 24)  # of GPUs, in GB, that `choices` speaks of
 SHARE = 0.75  # of a device's memory that what is counted may take
 
@@ -162,6 +169,40 @@ def table(planned: Sequence[Planned]) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def core_hours(profile: Profile, planned: Sequence[Planned]) -> float:
+    """Hours of one core for what is missing; 0 for a backbone whose rate was not measured."""
+    if not isinstance(profile.backbone, EfficientNetLiteSpec):
+        return 0.0
+    work = sum(item.pflop or 0.0 for item in planned if not item.there)
+    return work * 1e6 / CORE_GFLOPS / 3600
+
+
+def budget(profile: Profile, chosen: Sequence[tuple[Study, range]]) -> pd.DataFrame:
+    """A line a study and their sum: rows, repeats, trainings that are missing, hours.
+
+    chosen: studies, each with its repeats.  What two of them share counts for the first.
+    """
+    lines, seen = [], set()
+    for study, repeats in chosen:
+        planned = [item for item in plan(profile, study.rows, repeats) if item.key not in seen]
+        seen |= {item.key for item in planned}
+        missing = [item for item in planned if not item.there]
+        work = sum(item.pflop or 0.0 for item in missing)
+        lines.append(
+            {
+                "study": study.name,
+                "rows": len(study.rows),
+                "repeats": len(repeats),
+                "trainings": sum(item.stage.startswith("train_") for item in missing),
+                "core hours": core_hours(profile, missing) or None,
+                "GPU hours": work * 1e3 / TFLOPS / 3600,
+            }
+        )
+    table = pd.DataFrame(lines)
+    total = table[["trainings", "core hours", "GPU hours"]].sum().to_dict() | {"study": "together"}
+    return pd.concat([table, pd.DataFrame([total])], ignore_index=True)
+
+
 class Forward(NamedTuple):
     """One image's way through backbone and CAM head.
 
@@ -237,7 +278,7 @@ def _cost(
         return 0, None, None, None
     count = len(scenes.open())
     whole = (scenes.size, scenes.size) if scenes.size else PHOTO
-    if isinstance(spec, ClassifierSpec | AffinitySpec | SegmenterSpec):
+    if isinstance(spec, ClassifierSpec | ViewsSpec | AffinitySpec | SegmenterSpec):
         return _training(profile, spec, count, _view(spec) or whole)
     inferred = FeatureSpec | SeedSpec | LogitSpec | PredictionSpec
     if not isinstance(spec, inferred) or (cached and isinstance(spec, SeedSpec | PredictionSpec)):
@@ -254,7 +295,7 @@ def _training(
     schedule, compute = spec.schedule, spec.compute
     together = -(-schedule.batch_size // compute.parts)
     image = forward(profile.backbone, size, compute, together)
-    erased = isinstance(spec, ClassifierSpec) and getattr(spec.method, "attract", "off") != "off"
+    erased = getattr(getattr(spec, "method", None), "attract", "off") != "off"
     # Views of a scene, by their pixels: the masked image too, or what a method says.
     views = getattr(getattr(spec, "method", None), "passes", 2 if erased else 1)
     images = schedule.epochs * schedule.epoch_steps(count) * schedule.batch_size

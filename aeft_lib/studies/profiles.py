@@ -1,8 +1,9 @@
 """Profiles: every number of a run in one place, as values.  All of them run the same lines of code.
 
-``smoke`` and ``laptop`` are on the embedded collages, ``voc-lite`` is the laptop's network on real
-photos, ``voc`` and ``coco`` are the paper's settings.  A profile is a frozen dataclass; `get` finds
-it by name.  Numbers that a stage reads are handed on in the stage's own spec, so editing this file
+``smoke`` and ``laptop`` are on the embedded collages, ``evening`` too, with trainings that are long
+enough to be judged; ``voc-lite`` and ``evening-voc`` are the same networks on real photos, ``voc``
+and ``coco`` are the paper's settings.  A profile is a frozen dataclass; `get` finds it by name.
+Numbers that a stage reads are handed on in the stage's own spec, so editing this file
 recomputes just what its numbers change.
 """
 
@@ -12,6 +13,7 @@ from dataclasses import replace
 from aeft_lib.data.augment import ViewSpec
 from aeft_lib.data.coco import CocoSpec
 from aeft_lib.data.collages import SceneSpec
+from aeft_lib.data.compositions import CompositionSpec
 from aeft_lib.data.controlled import ControlledSpec
 from aeft_lib.data.folder import FolderSpec
 from aeft_lib.data.scene import SceneSet
@@ -19,6 +21,7 @@ from aeft_lib.data.voc import VocSpec
 from aeft_lib.engine.schedule import Schedule
 from aeft_lib.engine.step import Compute
 from aeft_lib.networks.efficientnet_lite import EfficientNetLiteSpec
+from aeft_lib.networks.efficientnet_lite_fine import EfficientNetLiteFineSpec
 from aeft_lib.networks.resnet38d import ResNet38dSpec
 from aeft_lib.studies.names import unknown
 from aeft_lib.studies.settings import (
@@ -115,6 +118,42 @@ LAPTOP = _collages(
     ),
 )
 
+EVENING = replace(
+    LAPTOP,
+    name="evening",
+    train=CompositionSpec("train", 1200, 256),  # an epoch's; the next epoch has others
+    # The paper freezes its first two stages.
+    backbone=EfficientNetLiteSpec(trained_stages=5),
+    # The paper's view, in its proportions (long side 256..512 for a crop of 320); same jitter.
+    view=ViewSpec(crop=256, long_side=(205, 410)),
+    # 1,800 steps, by the rule of `saturation` and as an evening has time for.  Rates: the laptop's,
+    # kept because classification trains with them (tag mAP alone was looked at; none was searched).
+    schedule=Schedule(
+        epochs=24,
+        batch_size=16,
+        lr=3e-4,
+        head_lr=1e-3,
+        weight_decay=1e-2,
+        warmup_steps=20,
+        steps_per_epoch=75,
+    ),
+    # 912 steps: half as many images as the first phase, where the paper has 1.2 times; time forbids
+    # more.  Rate and weights are the paper's own.
+    erasing=SecondPhase(epochs=24, steps_per_epoch=38, batch_size=16, rate=0.01),
+    # Against the views' mean side they are what 1 and 1.5 are in the paper.
+    seed_scales=(1.0, 1.5),
+    compute=Compute(lookahead=2),
+    long_from=MAX_REPEATS + 1,
+    controlled=None,
+    curve=8,
+)
+"""Trainings that are long enough to be judged, on collages that never come again.
+
+Five of seven stages trained, random views; tags and seeds of unseen scenes at every eighth of both
+phases.  `saturation` says whether a row has learned its tags.
+Cost: ``aeft explain --profile evening``; command: ``aeft run pooling_over_steps --profile evening
+--keep``.
+"""
 VOC_LITE = replace(
     LAPTOP,
     name="voc-lite",
@@ -138,6 +177,18 @@ PHOTOS = replace(
 """Your own photos and tags (data/folder.py), as ``voc-lite``.
 
 Command: ``aeft run gap_vs_gpp --profile photos``.
+"""
+
+EVENING_FINE = replace(
+    EVENING, name="evening-fine", backbone=EfficientNetLiteFineSpec(trained_stages=5)
+)
+"""As ``evening`` on a map of 32x32 cells, the paper's has 40x40: a check of the geometry."""
+EVENING_VOC = replace(
+    EVENING, name="evening-voc", train=VocSpec("train_aug", size=256), val=VocSpec("val", size=256)
+)
+"""As ``evening`` on VOC 2012, or on those classes of it that ``AEFT_VOC_CLASSES`` names.
+
+Photos squared to 256 px; an epoch is 75 batches of them, in an order of its own.
 """
 
 
@@ -221,7 +272,11 @@ Expected (poster): segmentation val 44.8.  Not run here.
 """
 
 PROFILES = {
-    profile.name: profile for profile in (SMOKE, LAPTOP, VOC_LITE, PHOTOS, VOC, VOC_CORRECTED, COCO)
+    profile.name: profile
+    for profile in (
+        *(SMOKE, LAPTOP, EVENING, EVENING_VOC, EVENING_FINE, VOC_LITE, PHOTOS),
+        *(VOC, VOC_CORRECTED, COCO),
+    )
 }
 VOC_CLASSES = "AEFT_VOC_CLASSES"
 

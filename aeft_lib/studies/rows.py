@@ -113,8 +113,8 @@ class Study:
     long: too many rows for a first reproduction on two cores (see `Profile.long_from`).
     most_repeats: how many a reproduction gives it, whatever it was asked for; 0 is no bound.
     first: rows that begin first, because they share nothing and need not wait for others' parts.
-    needs: "collages" (whose knobs its rows turn) or "photos"; on the other kind of scenes the
-        committed table is shown.
+    needs: "collages" (whose knobs its rows turn), "photos", or "curves" over the steps
+        (`Profile.curve`); on a profile without them the committed table is shown.
     committed: the study whose committed table has its rows; "" is its own.
     """
 
@@ -134,6 +134,8 @@ class Study:
 
     def fits(self, profile: Profile) -> bool:
         """Whether its rows can be computed on the scenes of a profile."""
+        if self.needs == "curves":
+            return profile.curve > 0
         return not self.needs or (self.needs == "collages") == (profile.controlled is not None)
 
     def row(self, name: str) -> Row:
@@ -195,3 +197,16 @@ def segmented(name: str, label: str, teacher: Row, prediction: Prediction = PLAI
 
 
 SEGMENT_TRUTH = segmented("segment_truth", "true masks", Row("truth", "true masks", None))
+
+
+def probe(method: Method) -> Triplet | None:
+    """The attraction whose embeddings are followed over the steps of a method; None without a GPP.
+
+    A method that attracts softly is followed under its own mask, others under the paper's; norms
+    are left as they are, so that shrinking shows.
+    """
+    if not isinstance(getattr(method, "pooling", None), Pyramid):
+        return None
+    soft = isinstance(method, Triplet) and method.attract == "soft"
+    own = ("keep", "erase_threshold", "space") if soft else ()
+    return replace(SOFT, **{name: getattr(method, name) for name in own})

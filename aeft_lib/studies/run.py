@@ -23,12 +23,13 @@ from aeft_lib.maps.evaluation import mean_average_precision
 from aeft_lib.maps.labels import VOID
 from aeft_lib.stages import store
 from aeft_lib.stages.reading import load_logits
-from aeft_lib.studies import preflight
+from aeft_lib.studies import ledger, preflight, saturation
 from aeft_lib.studies.pipeline import (
     MECHANISM,
     Artefacts,
     artefacts,
     features,
+    laid_out,
     masks_to_learn,
     masks_to_score,
     products,
@@ -51,6 +52,7 @@ PRODUCTS = {
 def numbers(made: Artefacts) -> dict[str, float]:
     """The numbers of a row's artefacts: its evaluation, its objects' spread, its mechanism.
 
+    ``tag_gain`` too, where there is a curve over its steps (see `saturation`).
     Without masks there is no evaluation: the tag mAP is left where the row ends in seeds.
     """
     mechanism = {
@@ -63,6 +65,8 @@ def numbers(made: Artefacts) -> dict[str, float]:
             return {}
         return {"tag_map": mean_average_precision(*load_logits(made["seeds"]))} | mechanism
     spread = made["objects"].summary if "objects" in made else {}
+    if "curve" in made:
+        spread = spread | {"tag_gain": saturation.gain(saturation.curve(made["curve"]))}
     return made["evaluation"].summary | spread | mechanism
 
 
@@ -92,7 +96,7 @@ def run_study(
     ]
     table = pd.DataFrame(lines)
     table[[name for name in METRICS if name not in table]] = np.nan
-    return at_common_threshold(study, profile, table)
+    return saturation.marked(at_common_threshold(study, profile, table))
 
 
 def prepare(
@@ -127,7 +131,7 @@ def at_common_threshold(study: Study, profile: Profile, table: pd.DataFrame) -> 
     best = table[table["row"] == study.common].set_index("repeat")["threshold"]
     at_threshold = []
     for line in table.itertuples():
-        made = artefacts(profile, study.row(line.row), line.repeat, store.lookup)
+        made = read(profile, study.row(line.row), line.repeat)
         curve = pd.read_csv(made["evaluation"].folder / "curve.csv").set_index("threshold")
         threshold = best.get(line.repeat)
         if threshold is None:
@@ -175,21 +179,73 @@ def cores() -> int:
 
 
 def stored(profile: Profile, row: Row, repeat: int) -> dict[str, Any] | None:
-    """The numbers of a row and repeat where the store has them, else None; computes nothing.
+    """The numbers of a row and repeat where store or ledger have them, else None.
+
+    It computes nothing.
 
     None of them where the row learns from masks that are missing: there is nothing to compute.
     """
     if masks_to_learn(profile, row, repeat):
         return {}
     try:
-        return numbers(artefacts(profile, row, repeat, store.lookup))
+        return numbers(read(profile, row, repeat))
     except LookupError:
         return None
 
 
+def read(profile: Profile, row: Row, repeat: int) -> Artefacts:
+    """What a row has made, from the store; else what measured it, from the ledger.
+
+    Raises LookupError where neither has it, ValueError for an entry that is damaged.
+    """
+    try:
+        return artefacts(profile, row, repeat, store.lookup)
+    except LookupError:
+        folder = ledger.place(profile.name, row.name, repeat)
+        if not folder.is_dir() or not (wanted := _measures(profile, row, repeat)):
+            raise
+        return ledger.read(folder, wanted)
+
+
+def keep(profile: Profile, row: Row, repeat: int) -> Path:
+    """Write what measured a finished row to the ledger; returns its folder there.
+
+    Raises LookupError where the row is not finished.
+    """
+    folder = ledger.place(profile.name, row.name, repeat)
+    ledger.keep(folder, _measures_of(read(profile, row, repeat)))
+    return folder
+
+
+def stale(profile: Profile, jobs: Iterable[Job]) -> list[str]:
+    """A line for every entry of the ledger of these jobs that is not of today's code and data."""
+    lines = []
+    for row, repeat in jobs:
+        if (folder := ledger.place(profile.name, row.name, repeat)).is_dir():
+            lines += ledger.stale(folder, _measures(profile, row, repeat))
+    return lines
+
+
+def _measures(profile: Profile, row: Row, repeat: int) -> Artefacts:
+    return _measures_of(laid_out(profile, row, repeat))
+
+
+def _measures_of(made: Artefacts) -> Artefacts:
+    """Those of a row's artefacts that are small tables."""
+    return {
+        name: artefact
+        for name, artefact in made.items()
+        if name in ledger.MEASURES or name.startswith(MECHANISM)
+    }
+
+
 def remarks(profile: Profile, jobs: Sequence[Job], table: pd.DataFrame) -> list[str]:
-    """What a reader of a study's table has to know: scores left out, classes that no mask has."""
-    lines = left_unscored(profile, jobs)
+    """What a reader of a study's table has to know.
+
+    Scores left out, trainings that have not saturated, entries of the ledger that are out of date,
+    classes that no mask has.
+    """
+    lines = left_unscored(profile, jobs) + saturation.remarks(table) + stale(profile, jobs)
     for count, rows in table.groupby("absent") if "absent" in table else ():
         total = profile.num_classes + 1
         names, best = ", ".join(rows["row"].unique()), 100 * (1 - count / total)
@@ -229,10 +285,11 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
 
     The sd of one repeat is NaN.
     """
-    columns = [column for column in table.columns if column not in ("row", "label", "repeat")]
+    names = ("row", "label", "repeat", "saturated")
+    columns = [column for column in table.columns if column not in names]
     grouped = table.groupby(["row", "label"], sort=False)[columns]
     summary = grouped.mean().join(grouped.std().add_suffix("_sd"))
-    return summary.assign(n=grouped.size()).reset_index()
+    return saturation.marked(summary.assign(n=grouped.size()).reset_index())
 
 
 def quiet_tracker() -> None:

@@ -167,6 +167,8 @@ class Profile:
     view: random views of photos that classifiers are trained on; None: whole scenes of one size,
         whose frozen features are cached once for all rows and repeats.
     controlled: trainings on controlled collages (`under`); None where scenes are photos.
+    curve: at so many equal parts of a training on views the seeds are scored, for curves over steps
+        and for the rule of `saturation`, which needs a multiple of 4; 0: at its end alone.
     compute: how steps are computed; erasing_compute: those of the second phase, where they need
         more memory.
     inference: precision in which networks are read, unless ``AEFT_PRECISION`` says otherwise:
@@ -191,8 +193,12 @@ class Profile:
     inference: str = "auto"
     scored: SceneSet | None = None
     controlled: ControlledTraining | None = None
+    curve: int = 0
 
     def __post_init__(self) -> None:
+        if self.curve and (self.cached or self.curve < 0 or self.curve % 4):
+            problem = f"curve must be a multiple of 4, and needs a view, got {self.curve}"
+            raise self._error(problem)
         if self.cached and not (self.train.size and self.val.size):
             raise self._error("without random views all scenes must be of one size")
         if 1.0 not in self.seed_scales:
@@ -289,12 +295,15 @@ class Setting:
     scale: of its scenes against the profile's, above 1: the same scenes on a finer map.
     trained_stages: of the backbone; None as the profile has it.
     phase: (field, value) of the second phase.
+    longer, second_longer: so many times the profile's epochs of the first and the second phase.
     """
 
     condition: Condition | None = None
     scale: float = 1.0
     trained_stages: int | None = None
     phase: tuple[tuple[str, Any], ...] = ()
+    longer: int = 1
+    second_longer: int = 1
 
     def applied(self, profile: Profile, repeat: int) -> Profile:
         """The profile of a row with this setting.  Raises ValueError where it has no such thing."""
@@ -309,10 +318,12 @@ class Setting:
                 raise ValueError(f"profile {profile.name}: {kind} has no trained_stages to set")
             backbone = replace(backbone, trained_stages=self.trained_stages)
             profile = replace(profile, backbone=backbone)
-        return profile
+        epochs = self.longer * profile.schedule.epochs
+        return replace(profile, schedule=replace(profile.schedule, epochs=epochs))
 
     def second_phase(self, phase: SecondPhase) -> SecondPhase:
         """The profile's second phase with this setting's fields."""
+        phase = replace(phase, epochs=self.second_longer * phase.epochs)
         return replace(phase, **dict(self.phase))
 
 

@@ -539,7 +539,7 @@ def test_profiles_are_sound(profile):
     assert profile.levels[-1] <= profile.map_side
     assert (profile.train.split[:5], profile.val.split[:3]) == ("train", "val")
     assert (profile.train.count or math.inf) >= profile.schedule.batch_size  # 0 is all there is
-    assert profile.cached == (profile.train.size > 0)
+    assert profile.cached == (profile.train.size > 0 and not profile.curve)
     assert all(a < b for a, b in zip(profile.thresholds, profile.thresholds[1:], strict=False))
     with pytest.raises(dataclasses.FrozenInstanceError):
         profile.repeats = 9
