@@ -228,7 +228,7 @@ def _number(
     table = tables.get(study)
     if table is None or "row" not in number or number["row"] not in set(table["row"]):
         text = f"{number['label']}: {number['task']}"
-        return _line(name, text, "mIoU", number["value"], [], "not run", number)
+        return _line(name, text, "mIoU", number.get("value"), [], "not run", number)
     values = table.loc[table["row"] == number["row"]].sort_values("repeat")["miou"].to_numpy()
     if baseline not in set(table["row"]):
         table = pd.concat([table, tables.get("pyramid_ablation")])
@@ -239,7 +239,7 @@ def _number(
     text = number.get("text", f"{number['label']} gives better seeds than {rival}")
     if cost := _cost(number["row"], profile):
         text += f", at {cost:.3g} times its passes"
-    return _line(name, text, "mIoU", number["value"], values, above, number | {"study": study})
+    return _line(name, text, "mIoU", number.get("value"), values, above, number | {"study": study})
 
 
 def _cost(row: str, profile: str) -> float | None:
