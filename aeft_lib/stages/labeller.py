@@ -8,13 +8,29 @@ from typing import Protocol
 
 from aeft_lib.data.scene import SceneSet
 from aeft_lib.stages.artefact import Artefact
+from aeft_lib.stages.method import Method
 
 LABELS = "labels"  # input of `train_labelled`, and the tensor in its file
 FILE = "labels.safetensors"
 
 
 class Labeller(Protocol):
-    """Labels each scene, for a training that starts anew."""
+    """Labels each scene, for a training that starts anew.
+
+    obtain: makes artefacts, or finds them.  features: of the scenes, where they are cached.
+    """
+
+    def taught(
+        self,
+        method: Method,
+        obtain: Callable[..., Artefact],
+        scenes: SceneSet,
+        features: Artefact | None,
+    ) -> Method:
+        """The method that learns from the labels, with what it has to know of them.
+
+        Raises ValueError, before anything is trained, where the scenes cannot be labelled.
+        """
 
     def label(
         self,
@@ -25,5 +41,5 @@ class Labeller(Protocol):
     ) -> Artefact:
         """An artefact with ``labels.safetensors``: ``labels``, (N, M) uint8, for N scenes.
 
-        features: of the scenes, where they are cached.
+        Its summary goes into that of the training as well.
         """

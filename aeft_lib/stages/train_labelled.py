@@ -31,6 +31,7 @@ def train_labelled(
 ) -> dict[str, float | str]:
     """Train by a `ClassifierSpec`; write ``weights.safetensors`` and logs.
 
+    The summary has that of the labels besides.
     inputs: ``labels``; ``features`` where there is no view.  A batch has its tags, and its labels
     as ``labels``, (B, M) uint8.
     Raises ValueError where there are more or fewer labels than scenes.
@@ -51,7 +52,7 @@ def train_labelled(
         compute=spec.compute,
         **fitting.options(folder),
     )
-    return fitting.finish(network, folder, rows)
+    return inputs[LABELS].summary | fitting.finish(network, folder, rows)
 
 
 def _source(

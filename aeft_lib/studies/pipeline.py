@@ -183,8 +183,12 @@ def classifiers(profile: Profile, row: Row, repeat: int, obtain: Obtain) -> Arte
     strength = phase.loss_scale if second else 1.0
     schedule = phase.schedule() if second else _lengthened(profile, row.as_long_as)
     compute = (profile.erasing_compute or profile.compute) if second else profile.compute
+    cached = _features_of(profile, row, "train", obtain)
+    method = row.method.fitted(profile.map_side, strength)
+    if row.taught_by:
+        method = row.taught_by[0].taught(method, obtain, profile.train, cached)
     spec = ClassifierSpec(
-        method=row.method.fitted(profile.map_side, strength),
+        method=method,
         num_classes=profile.num_classes,
         backbone=_backbone(profile, _needs_taps(row)),
         scenes=profile.train,
@@ -195,7 +199,6 @@ def classifiers(profile: Profile, row: Row, repeat: int, obtain: Obtain) -> Arte
         compute=compute,
         keep_epochs=row.keep_epochs and profile.cached,
     )
-    cached = _features_of(profile, row, "train", obtain)
     inputs = {"features": cached} if cached else {}
     made, stage = {}, train_classifier
     if second:

@@ -339,7 +339,7 @@ def _number(
     table = tables.get(study)
     if table is None or "row" not in number or number["row"] not in set(table["row"]):
         text = f"{number['label']}: {number['task']}"
-        return _line(name, text, "mIoU", number["value"], [], [], number)
+        return _line(name, text, "mIoU", number.get("value"), [], [], number)
     of_row = table.loc[table["row"] == number["row"]].sort_values("repeat")
     if baseline not in set(table["row"]):
         table = pd.concat([table, tables.get("pyramid_ablation")])
@@ -350,7 +350,7 @@ def _number(
     if cost := _cost(number["row"], profile):
         text += f", at {cost:.3g} times its passes"
     source = number | {"study": study}
-    line = _line(name, text, "mIoU", number["value"], of_row["miou"], differences, source)
+    line = _line(name, text, "mIoU", number.get("value"), of_row["miou"], differences, source)
     return line | _over_objects(over_objects, pair, differences)
 
 

@@ -5,7 +5,9 @@ from dataclasses import dataclass, replace
 from aeft_lib.networks.segmenter import LargeFov
 from aeft_lib.parts.equivariance import Equivariance
 from aeft_lib.parts.refined import RefinedMaps
+from aeft_lib.rivals.cpn import Cpn
 from aeft_lib.rivals.occse import OcCse
+from aeft_lib.rivals.sccam import ScCam, SubCategories
 from aeft_lib.rivals.seam import Seam
 from aeft_lib.stages.method import Method, Refiner
 from aeft_lib.stages.psa import Psa
@@ -91,6 +93,27 @@ SEAM = Row(
     mechanisms=(Equivariance(),),
     published="rival.seam.seed",
 )
+CPN = Row(
+    "cpn",
+    "CPN",
+    Cpn(),
+    reader=RefinedMaps(),
+    mechanisms=(Logged(("complementarity_error",)),),
+    published="rival.cpn.seed",
+)
+
+
+def _round(name: str, label: str, teacher: Row, **labeller: int) -> Row:
+    """A round of SC-CAM, after the teacher's.  labeller: fields of `SubCategories`."""
+    names = ("sub_ap", "sub_accuracy", "smallest_cluster", "largest_cluster")
+    mechanisms = (Logged(names),)
+    return Row(
+        name, label, ScCam(), taught_by=(SubCategories(**labeller), teacher), mechanisms=mechanisms
+    )
+
+
+SCCAM_1 = _round("sccam_round1", "SC-CAM, 1 round", GAP)
+SCCAM_2 = _round("sccam_round2", "SC-CAM, 2 rounds", SCCAM_1)
 RIVALS = (
     Rival(
         Row(
@@ -120,6 +143,28 @@ RIVALS = (
                 reader=RefinedMaps(refined=False),
                 published=None,
             ),
+        ),
+    ),
+    Rival(
+        CPN,
+        ablations=(
+            replace(
+                CPN,
+                name="cpn_off",
+                label="CPN, both losses off",
+                method=Cpn(complementary=0.0, refinement=0.0),
+                published=None,
+            ),
+        ),
+    ),
+    Rival(
+        replace(_round("sccam", "SC-CAM, 3 rounds", SCCAM_2), published="rival.sccam.seed"),
+        passes=4.0,  # round 0, the GAP classifier, and three more
+        ablations=(
+            SCCAM_1,
+            SCCAM_2,
+            _round("sccam_k1", "SC-CAM, 1 round, k = 1", GAP, k=1),
+            _round("sccam_fine", "SC-CAM, 1 round, finer", GAP, images=8),
         ),
     ),
 )

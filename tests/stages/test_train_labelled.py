@@ -46,7 +46,7 @@ def inputs(folder, labels: Tensor) -> dict[str, Artefact]:
     save_file({LABELS: labels}, folder / FILE)
     return {
         "features": pipeline.features(SMOKE, "train", obtain),
-        LABELS: Artefact("labels", "", folder, {}, None),
+        LABELS: Artefact("labels", "", folder, {"summary": {}}, None),
     }
 
 
