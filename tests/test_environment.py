@@ -157,8 +157,8 @@ def test_pillows_with_a_known_hole_are_refused(version):
     assert not any(range_.specifier.contains(version) for range_ in ranges)
 
 
-def test_the_makefile_has_at_most_twelve_verbs_and_explains_each():
+def test_the_makefile_has_at_most_thirteen_verbs_and_explains_each():
     text = (paths.ROOT / "Makefile").read_text(encoding="utf-8")
     verbs = re.search(r"^\.PHONY: (.*)$", text, re.M).group(1).split()
-    assert len(verbs) <= 12
+    assert len(verbs) <= 13
     assert re.findall(r"^([a-z]+):.*## \w", text, re.M) == verbs

@@ -16,10 +16,9 @@ from aeft_lib.data import cutouts
 from aeft_lib.data.collages import SceneSpec
 from aeft_lib.data.scene import SceneSet
 from aeft_lib.maps.evaluation import Counts
-from aeft_lib.stages import store
 from aeft_lib.stages.count_images import COUNTS, MASKLESS, read_counts
+from aeft_lib.studies import ledger
 from aeft_lib.studies.effects import LEVEL
-from aeft_lib.studies.pipeline import artefacts
 from aeft_lib.studies.rows import Row
 from aeft_lib.studies.settings import Profile
 
@@ -90,12 +89,12 @@ def interval(pairs: Sequence[Pair], objects: Sequence[tuple[str, ...]], metric: 
 def of_rows(
     profile: Profile, more: Row, less: Row, metric: str, repeats: Sequence[int]
 ) -> Interval | None:
-    """The interval over objects of row `more` minus row `less`, from what the store holds.
+    """The interval over objects of row `more` minus row `less`, from what store or ledger hold.
 
-    None where it lacks the counts of images, or the metric has none.
+    None where both lack the counts of images, or the metric has none.
     """
     try:
-        made = [[artefacts(profile, r, i, store.lookup) for r in (more, less)] for i in repeats]
+        made = [[ledger.read(profile, r, i) for r in (more, less)] for i in repeats]
     except LookupError:
         return None
     if not all("images" in row for pair in made for row in pair):
