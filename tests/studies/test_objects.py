@@ -87,7 +87,7 @@ def test_photos_are_their_own_objects_and_repeats_of_controlled_scenes_have_none
     spec = ControlledSpec("val", 3, 64)
     assert objects.shown(spec) == [(name,) for name in spec.open().names]
     rows = (catalogue.row("base.gated"), catalogue.row("base.gap"))
-    monkeypatch.setattr(objects, "artefacts", lambda *_: {"objects": None})
+    monkeypatch.setattr(objects.ledger, "read", lambda *_: {"objects": None})
     assert objects.of_rows(profiles.SMOKE, *rows, "miou", [0]) is None
 
 
