@@ -1,7 +1,6 @@
 """A CAM classifier with a refinement head beside its CAM, and how seeds are read of it.
 
-SEAM's skeleton, which CPN has too.  A method on it has ``read(network, batch, refined)``, which
-gives maps (B, K, h, w) and tag logits (B, K).
+SEAM's skeleton, which CPN has too (`RefinedMethod`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,14 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from aeft_lib.engine.fields import choice
 from aeft_lib.engine.samples import Batch, forward
 from aeft_lib.networks.tapped import Tapped
-from aeft_lib.paper.classifier import CamClassifier, CamHead
+from aeft_lib.paper.classifier import CamClassifier, CamHead, CamMethod
 from aeft_lib.paper.gpp import GlobalAveragePooling
+from aeft_lib.parts.map_losses import lowest_mean
+from aeft_lib.parts.pixel_correlation import PixelCorrelation, stretched_maps
 from aeft_lib.stages.method import Method, Reading
 from aeft_lib.stages.reading import MultiScale
 
 EPS = 1e-5
+SIZES = ("map", "image")
 
 
 class RefinedOutput(NamedTuple):
@@ -70,6 +73,66 @@ class RefinedClassifier(CamClassifier):
     def _output(self, features: Tensor, taps: Tensor) -> RefinedOutput:
         cam = self.head(features)[:, -self.num_classes :]
         return RefinedOutput(cam, self.pooling(cam).logits, None, taps)
+
+
+@dataclass(frozen=True)
+class RefinedMethod(CamMethod):
+    """A method with a refinement.
+
+    logit_from: "map", or the map at the "image"'s size.  compared_at: maps are compared at the size
+    of the "map" or of the "image".  background_channel: the head has one channel more, which
+    nothing trains.  l_min: SEAM's L_min is a term.  tags_in_refinement: it sees tagged classes
+    alone.
+    """
+
+    logit_from: str = "map"
+    compared_at: str = "map"
+    background_channel: bool = False
+    l_min: bool = False
+    tags_in_refinement: bool = True
+    needs = ("images", "taps")
+
+    def __post_init__(self) -> None:
+        choice(self, logit_from=SIZES, compared_at=SIZES)
+        switches = ("background_channel", "l_min", "tags_in_refinement")
+        choice(self, **dict.fromkeys(switches, (False, True)))
+
+    def correlation(self, tap_channels: tuple[int, int]) -> nn.Module:
+        """The refinement: (maps, taps) -> maps."""
+        return PixelCorrelation(tap_channels=tap_channels)
+
+    def build(self, backbone: nn.Module, num_classes: int) -> RefinedClassifier:
+        """The classifier with its refinement; random weights come from the global stream."""
+        return RefinedClassifier(
+            backbone=backbone,
+            refinement=self.correlation(backbone.tap_channels),
+            num_classes=num_classes,
+            unused=int(self.background_channel),
+        )
+
+    def cam(self, network: RefinedClassifier, batch: Batch) -> Tensor:
+        """R of the K classes, (B, K, h, w), not negative.  batch: its tags, where it has some."""
+        return self.read(network, batch)[0]
+
+    def read(
+        self, network: RefinedClassifier, batch: Batch, refined: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """R, or the signed C, (B, K, h, w), and the tag logits (B, K)."""
+        output = forward(network, batch)
+        maps = self.refined(network, output, batch.tags)[:, 1:] if refined else output.cam
+        return maps, output.logits
+
+    def refined(
+        self, network: RefinedClassifier, output: RefinedOutput, tags: Tensor | None
+    ) -> Tensor:
+        """R, (B, K + 1, h, w), of a view."""
+        tags = tags if self.tags_in_refinement else None
+        return network.refined(stretched_maps(output.cam, tags), output)
+
+
+def lowest_of(refined: Tensor, tags: Tensor) -> Tensor:
+    """L_min of R, (B, K + 1, H, W), of the tagged classes, (B,)."""
+    return lowest_mean(refined[:, 1:] * tags[:, :, None, None].to(refined.dtype))
 
 
 def view(network: nn.Module, images: Tensor) -> Any:

@@ -38,20 +38,11 @@ from torch import Tensor, nn
 from aeft_lib.engine.fields import choice, number, whole
 from aeft_lib.engine.samples import Batch, forward
 from aeft_lib.paper import losses
-from aeft_lib.paper.classifier import CamMethod
 from aeft_lib.paper.erasing import max_norm
-from aeft_lib.parts.map_losses import (
-    l1,
-    lowest_mean,
-    only_maxima,
-    resized,
-    top_fraction_mean,
-    with_background,
-)
-from aeft_lib.parts.pixel_correlation import PixelCorrelation, correlated, stretched_maps
-from aeft_lib.parts.refined import RefinedClassifier, RefinedOutput, view
+from aeft_lib.parts.map_losses import l1, only_maxima, resized, top_fraction_mean, with_background
+from aeft_lib.parts.pixel_correlation import PixelCorrelation, correlated
+from aeft_lib.parts.refined import RefinedClassifier, RefinedMethod, lowest_of, view
 
-SIZES = ("map", "image")
 KEYS = ("transposed", "reinterpreted")
 SCALES = ("features", "maps")
 DRAWS = ("half", "with_replacement")
@@ -60,7 +51,7 @@ RESOLUTION = 2**24  # of random numbers in float32
 
 
 @dataclass(frozen=True)
-class Cpn(CamMethod):
+class Cpn(RefinedMethod):
     """grid: superpixels along a side (17 x 17 is about 300).
 
     complementary, refinement: weights of L_tcp and L_cpcr.  hidings: how many different draws there
@@ -74,57 +65,32 @@ class Cpn(CamMethod):
     prcm_scale: str = "features"
     hide_draw: str = "half"
     hidings: int = 0
-    logit_from: str = "map"
-    compared_at: str = "map"
-    background_channel: bool = False
-    l_min: bool = False
-    tags_in_refinement: bool = True
     needs = ("images", "noise", "taps")
     passes = 3.0  # the whole scene and both halves
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         whole(self, "grid", least=2)
         whole(self, "hidings", most=RESOLUTION)
         number(self, "complementary", "refinement")
         choice(self, prcm_keys=KEYS, prcm_scale=SCALES, hide_draw=DRAWS)
-        choice(self, logit_from=SIZES, compared_at=SIZES)
-        switches = ("background_channel", "l_min", "tags_in_refinement")
-        choice(self, **dict.fromkeys(switches, (False, True)))
 
     def fitted(self, side: int, strength: float = 1.0) -> "Cpn":
         """With two cells of a map of `side` cells, or more, along a superpixel."""
         return replace(self, grid=max(2, min(self.grid, side // 2)))
 
-    def build(self, backbone: nn.Module, num_classes: int) -> RefinedClassifier:
-        """The classifier with PRCM; random weights come from the global stream."""
-        refinement = RegionCorrelation(
-            tap_channels=backbone.tap_channels, keys=self.prcm_keys, scale=self.prcm_scale
+    def correlation(self, tap_channels: tuple[int, int]) -> "RegionCorrelation":
+        """PRCM."""
+        return RegionCorrelation(
+            tap_channels=tap_channels, keys=self.prcm_keys, scale=self.prcm_scale
         )
-        return RefinedClassifier(
-            backbone=backbone,
-            refinement=refinement,
-            num_classes=num_classes,
-            unused=int(self.background_channel),
-        )
-
-    def cam(self, network: RefinedClassifier, batch: Batch) -> Tensor:
-        """R of the K classes, (B, K, h, w), not negative.  batch: its tags, where it has some."""
-        return self.read(network, batch)[0]
-
-    def read(
-        self, network: RefinedClassifier, batch: Batch, refined: bool = True
-    ) -> tuple[Tensor, Tensor]:
-        """R, or the signed C, (B, K, h, w), and the tag logits (B, K)."""
-        output = forward(network, batch)
-        maps = self._refined(network, output, batch.tags)[:, 1:] if refined else output.cam
-        return maps, output.logits
 
     def measure(self, network: RefinedClassifier, batch: Batch) -> dict[str, Tensor]:
         """Logits of the scene and of both halves, and every image's own losses."""
         visible = self._visible(batch.noise[:, 0], batch.images.shape[-2:]).to(batch.images.device)
         halves = halved(batch.images, visible)
         views = (forward(network, batch), *(view(network, half) for half in halves))
-        maps = [(v.cam, self._refined(network, v, batch.tags)) for v in views]
+        maps = [(v.cam, self.refined(network, v, batch.tags)) for v in views]
         size = batch.images.shape[-2:]
         full = [tuple(resized(m, size) for m in pair) for pair in maps]
         logits = [v.logits for v in views]
@@ -152,12 +118,6 @@ class Cpn(CamMethod):
             terms["l_min"] = measures["l_min"].mean()
         share = tags.float().mean().clamp(min=1 / tags.numel())  # untagged maps count as zeros
         return terms | {"complementarity_error": measures["tcp"].detach().mean() / share}
-
-    def _refined(
-        self, network: RefinedClassifier, output: RefinedOutput, tags: Tensor | None
-    ) -> Tensor:
-        tags = tags if self.tags_in_refinement else None
-        return network.refined(stretched_maps(output.cam, tags), output)
 
     def _visible(self, noise: Tensor, size: tuple[int, int]) -> Tensor:
         """What x1 shows of every image, (B, H, W) bool; noise: (B,) in 0..1, decides."""
@@ -241,11 +201,6 @@ def complementarity(
 def tagged(maps: Tensor, tags: Tensor, weights: Tensor) -> Tensor:
     """Each class over its maximum, times its image's weight (B,); 0 without the tag."""
     return max_norm(maps) * (weights[:, None] * tags.to(maps.dtype))[:, :, None, None]
-
-
-def lowest_of(refined: Tensor, tags: Tensor) -> Tensor:
-    """SEAM's L_min of R, (B, K + 1, H, W), of the tagged classes, (B,)."""
-    return lowest_mean(refined[:, 1:] * tags[:, :, None, None].to(refined.dtype))
 
 
 class RegionCorrelation(PixelCorrelation):

@@ -29,53 +29,38 @@ between.
 from dataclasses import dataclass, replace
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from aeft_lib.engine.fields import choice, fraction, number
+from aeft_lib.engine.fields import fraction, number
 from aeft_lib.engine.samples import Batch, forward
 from aeft_lib.paper import losses
-from aeft_lib.paper.classifier import CamMethod
 from aeft_lib.paper.erasing import max_norm
 from aeft_lib.parts.map_losses import (
     foreground_maxima,
     l1,
-    lowest_mean,
     resized,
     top_fraction_mean,
     with_background,
 )
-from aeft_lib.parts.pixel_correlation import PixelCorrelation, stretched_maps
-from aeft_lib.parts.refined import RefinedClassifier, RefinedOutput, view
+from aeft_lib.parts.refined import RefinedClassifier, RefinedMethod, lowest_of, view
 
-SIZES = ("map", "image")
 CELLS = 8  # along a side of view 2's map, where view 1's has twice as many
 TOP = 0.2
 
 
 @dataclass(frozen=True)
-class Seam(CamMethod):
-    """second_view: sides of view 2 against view 1's.  equivariance, refinement: weights.
-
-    logit_from, background_channel, l_min, tags_in_refinement, compared_at: see the module.
-    """
+class Seam(RefinedMethod):
+    """second_view: sides of view 2 against view 1's.  equivariance, refinement: weights."""
 
     second_view: float = 0.3
     equivariance: float = 1.0
     refinement: float = 1.0
-    logit_from: str = "map"
-    compared_at: str = "map"
-    background_channel: bool = False
-    l_min: bool = False
-    tags_in_refinement: bool = True
-    needs = ("images", "taps")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         fraction(self, "second_view")
         number(self, "second_view", positive=True)
         number(self, "equivariance", "refinement")
-        choice(self, logit_from=SIZES, compared_at=SIZES)
-        switches = ("background_channel", "l_min", "tags_in_refinement")
-        choice(self, **dict.fromkeys(switches, (False, True)))
 
     @property
     def passes(self) -> float:
@@ -86,27 +71,6 @@ class Seam(CamMethod):
         """With a second view whose map has eight cells, or half of `side`."""
         return replace(self, second_view=min(0.5, max(self.second_view, CELLS / side)))
 
-    def build(self, backbone: nn.Module, num_classes: int) -> RefinedClassifier:
-        """The classifier with its refinement; random weights come from the global stream."""
-        return RefinedClassifier(
-            backbone=backbone,
-            refinement=PixelCorrelation(tap_channels=backbone.tap_channels),
-            num_classes=num_classes,
-            unused=int(self.background_channel),
-        )
-
-    def cam(self, network: RefinedClassifier, batch: Batch) -> Tensor:
-        """R of the K classes, (B, K, h, w), not negative.  batch: its tags, where it has some."""
-        return self.read(network, batch)[0]
-
-    def read(
-        self, network: RefinedClassifier, batch: Batch, refined: bool = True
-    ) -> tuple[Tensor, Tensor]:
-        """R, or the signed C, (B, K, h, w), and the tag logits (B, K)."""
-        output = forward(network, batch)
-        maps = self._refined(network, output, batch.tags)[:, 1:] if refined else output.cam
-        return maps, output.logits
-
     def measure(self, network: RefinedClassifier, batch: Batch) -> dict[str, Tensor]:
         """Logits of both views, and every image's own losses.
 
@@ -114,7 +78,7 @@ class Seam(CamMethod):
         """
         small = smaller(batch.images.shape[-2:], self.second_view, network.backbone.stride)
         both = (forward(network, batch), view(network, resized(batch.images, small)))
-        maps = [(v.cam, self._refined(network, v, batch.tags)) for v in both]
+        maps = [(v.cam, self.refined(network, v, batch.tags)) for v in both]
         sizes = (batch.images.shape[-2:], small)
         full = [
             tuple(resized(m, size) for m in pair) for pair, size in zip(maps, sizes, strict=True)
@@ -141,12 +105,6 @@ class Seam(CamMethod):
             terms["l_min"] = measures["l_min"].mean()
         share = tags.float().mean().clamp(min=1 / tags.numel())  # untagged maps count as zeros
         return terms | {"equivariance_error": measures["er"].detach().mean() / share}
-
-    def _refined(
-        self, network: RefinedClassifier, output: RefinedOutput, tags: Tensor | None
-    ) -> Tensor:
-        tags = tags if self.tags_in_refinement else None
-        return network.refined(stretched_maps(output.cam, tags), output)
 
 
 # The authors' release.
@@ -204,8 +162,3 @@ def present(tags: Tensor, maps: Tensor) -> Tensor:
 def target(maps: Tensor) -> Tensor:
     """o, (B, K + 1, h, w), constant: a background, and the value of each pixel's largest class."""
     return foreground_maxima(with_background(maps.detach()))
-
-
-def lowest_of(refined: Tensor, tags: Tensor) -> Tensor:
-    """L_min of R, (B, K + 1, H, W), of the tagged classes, (B,)."""
-    return lowest_mean(refined[:, 1:] * tags[:, :, None, None].to(refined.dtype))

@@ -179,7 +179,7 @@ def test_golden_forward(case, assert_near):
     images = case["forward/img"]
     with torch.no_grad():
         output = network(images)
-        refined = REFERENCE._refined(network, output, None)
+        refined = REFERENCE.refined(network, output, None)
     size = images.shape[-2:]
     assert_near(resized(output.cam, size), case["forward/cam"][:, 1:], FORWARD, "C")
     assert_near(resized(refined, size), case["forward/cam_rv"], FORWARD, "R")

@@ -413,7 +413,7 @@ def test_tags_keep_absent_classes_out_of_the_refinement():
     def read(method: Seam, extra: Tensor) -> Tensor:
         output = network(samples.images)
         output = output._replace(cam=output.cam + extra[:, None, None])
-        return method._refined(network, output, shown.tags)[:, :2]
+        return method.refined(network, output, shown.tags)[:, :2]
 
     quiet, louder = (read(Seam(), extra) for extra in (torch.zeros(K), loud))
     assert torch.equal(quiet, louder)
