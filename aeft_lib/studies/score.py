@@ -9,10 +9,10 @@ from aeft_lib.networks.resnet38d import ResNet38dSpec
 from aeft_lib.rivals.published import Published
 from aeft_lib.stages.build_classifier import build_classifier
 from aeft_lib.stages.evaluate import EvaluationSpec, evaluate_seeds
-from aeft_lib.stages.reading import MultiScale
 from aeft_lib.stages.store import obtain
 from aeft_lib.stages.train_classifier import ClassifierSpec
 from aeft_lib.studies.pipeline import seeds
+from aeft_lib.studies.rows import Row
 from aeft_lib.studies.settings import Profile
 
 
@@ -43,7 +43,6 @@ def score(profile: Profile, file: Path) -> dict[str, float]:
         seed=0,
     )
     classifier = obtain(build_classifier, spec)
-    reader = MultiScale().fitted(profile.seed_scales)
-    read = seeds(profile, reader, classifier, "scored", obtain)
+    read = seeds(profile, Row("published", "published", method), classifier, "scored", obtain)
     scoring = EvaluationSpec(scored, profile.thresholds, scenes.truth)
     return obtain(evaluate_seeds, scoring, {"seeds": read}).summary
