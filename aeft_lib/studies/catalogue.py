@@ -7,7 +7,7 @@ from aeft_lib.paper.gpp import Pyramid
 from aeft_lib.paper.triplet import CORRECTED, LOSS_QUIRKS
 from aeft_lib.rivals.ours import OURS
 from aeft_lib.stages.psa import Psa
-from aeft_lib.studies import label_rivals, rivals
+from aeft_lib.studies import rivals
 from aeft_lib.studies.conditions import CONDITION_STUDIES
 from aeft_lib.studies.evening import FIRST_SOFT, FIRST_SOFT_REPEL, LONGER, MATCHED, PARTS
 from aeft_lib.studies.names import near_misses, unknown
@@ -256,7 +256,7 @@ STUDIES = {
             "rivals",
             "Do other methods of the poster's results table give better seeds, pseudo-labels and "
             "networks than GAP, in one harness, and does what they claim to do happen?",
-            (*rivals.ROWS, *label_rivals.ROWS),
+            rivals.ROWS,
             long=True,
         ),
         *CONDITION_STUDIES,

@@ -1,17 +1,21 @@
 """The study `rivals`: an entry a method, from which its rows and lines of the report follow."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from aeft_lib.networks.segmenter import LargeFov
 from aeft_lib.parts.equivariance import Equivariance
 from aeft_lib.parts.refined import RefinedMaps
+from aeft_lib.rivals import psa
 from aeft_lib.rivals.cpn import Cpn
 from aeft_lib.rivals.occse import OcCse
+from aeft_lib.rivals.pmm import Ppmg, Pus
 from aeft_lib.rivals.sccam import ScCam, SubCategories
 from aeft_lib.rivals.seam import Seam
 from aeft_lib.stages.method import Method, Refiner
+from aeft_lib.stages.multi_crop import MultiCrop
 from aeft_lib.stages.psa import Psa
-from aeft_lib.studies.rows import GAP, Logged, Row, passes_of
+from aeft_lib.studies.rows import GAP, SEGMENT_TRUTH, Logged, Row, passes_of, segmented
 from aeft_lib.studies.settings import Profile
 
 PSA = Psa(crf=True, walk=True)  # AffinityNet's refinement, as most methods of the table have it
@@ -82,6 +86,12 @@ def ends(seed: Row, refiner: Refiner) -> tuple[Row, Row]:
             published=ids[1],
         ),
     )
+
+
+def _labelled(name: str, label: str, base: Row, refiner: Refiner, **fields: Any) -> Row:
+    """Label maps of a row's seeds, made and scored on the training scenes.  fields: of `Row`."""
+    changes = {"scored_on": "train", "published": None} | fields
+    return replace(base, name=name, label=label, refiner=refiner, **changes)
 
 
 BASE = replace(GAP, mechanisms=(Equivariance(),))
@@ -168,7 +178,50 @@ RIVALS = (
         ),
     ),
 )
-ROWS = (BASE, *ends(BASE, PSA), *(row for rival in RIVALS for row in rival.rows))
+# Rivals that begin with the seeds of GAP or of another: label maps made, or learned from, otherwise.
+PSA_SEED = replace(
+    GAP, name="psa_seed", label="AffinityNet, seeds", reader=psa.READER, published="rival.psa.seed"
+)
+PSA_LABELS = _labelled(
+    "psa",
+    "AffinityNet",
+    PSA_SEED,
+    Psa(walk=True, powers=psa.POWERS, steps=psa.STEPS),
+    published="rival.psa.pseudo",
+)
+PSA_ROWS = (
+    PSA_SEED,
+    PSA_LABELS,
+    _labelled(
+        "psa_crf", "AffinityNet, no walk: its CRF", PSA_SEED, Psa(crf=True, powers=psa.POWERS)
+    ),
+    segmented("psa_segment", "AffinityNet, network", PSA_LABELS),
+)
+PMM_LABELS = _labelled("pmm", "PMM", GAP, Ppmg(), published="rival.pmm.pseudo")
+PMM_SEGMENT = segmented("pmm_segment", "PMM, network", PMM_LABELS)
+PMM_ROWS = (
+    replace(
+        GAP, name="pmm_crops", label="PMM, seeds in windows", reader=MultiCrop(), published=None
+    ),
+    PMM_LABELS,
+    _labelled("pmm_seam", "PMM on SEAM", SEAM, Ppmg(), mechanisms=()),
+    # Each part left out: smoothing, the proportion, both (the CRF of all classes together).
+    _labelled("pmm_no_cvs", "PMM, not smoothed", GAP, Ppmg(smoothing=0.0)),
+    _labelled("pmm_score", "PMM, by score", GAP, Ppmg(importance="score")),
+    _labelled("gap_crf", "GAP, one CRF of all classes", GAP, Psa(crf=True)),
+    PMM_SEGMENT,
+    replace(PMM_SEGMENT, name="pmm_pus", label="PMM, network with PUS", segmenter=Pus()),
+    # Without noise in the labels PUS has nothing to gain.
+    SEGMENT_TRUTH,
+    replace(SEGMENT_TRUTH, name="truth_pus", label="true masks, network with PUS", segmenter=Pus()),
+)
+ROWS = (
+    BASE,
+    *ends(BASE, PSA),
+    *(row for rival in RIVALS for row in rival.rows),
+    *PSA_ROWS,
+    *PMM_ROWS,
+)
 
 
 def cost(row: str, profile: Profile) -> float | None:

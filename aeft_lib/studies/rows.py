@@ -4,7 +4,7 @@ Below them the methods that several studies compare.  `pipeline` goes from a row
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from aeft_lib.data.scene import SceneSet
@@ -96,7 +96,7 @@ class Row:
     prediction: Prediction = PLAIN
     judges: tuple[tuple[str, "Row"], ...] = ()
     taught_by: "tuple[Labeller, Row] | None" = None
-    mechanisms: tuple[Mechanism, ...] = ()
+    mechanisms: tuple[Mechanism, ...] = field(default=(), compare=False)  # the same row without
     as_long_as: Method | float = 1.0
     scored_on: str = "scored"
     published: str | None = None
