@@ -178,7 +178,7 @@ RIVALS = (
         ),
     ),
 )
-# Rivals that begin with the seeds of GAP or of another: label maps made, or learned from, otherwise.
+# Rivals that begin with given seeds: they make label maps otherwise, or learn from them.
 PSA_SEED = replace(
     GAP, name="psa_seed", label="AffinityNet, seeds", reader=psa.READER, published="rival.psa.seed"
 )
