@@ -123,6 +123,10 @@ def reproduce(arguments: argparse.Namespace) -> None:
             shown = ", its committed table is shown" if there else ""
             print(f"study {study.name}: left out {reason}{shown}", flush=True)
             continue
+        if study.apart:
+            told = f"left out, no notebook reads it (aeft run {study.name} computes it)"
+            print(f"study {study.name}: {told}", flush=True)
+            continue
         repeats = study.repeats(n_repeats)
         chosen.append((study, repeats))
         size = f"{len(study.rows)} rows x {len(repeats)} repeat(s)"

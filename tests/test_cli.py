@@ -434,7 +434,7 @@ def test_report_that_is_asked_for_verdicts_refuses_too_few_repeats_and_writes_no
 ):
     table = pd.DataFrame({"row": ["gap", "gated"] * 2, "repeat": [0, 0, 1, 1], "miou": 40.0})
     few = report.build({"gap_vs_gpp": table}, "smoke")
-    monkeypatch.setattr(Session, "report", lambda _: few)
+    monkeypatch.setattr(Session, "report", lambda *_, **__: few)
     assert cli.main(["report", "--profile", "smoke", "--verdicts"]) == 1
     told = "claim.gpp_beats_gap has 2 repeats, its verdict needs 5: aeft run gap_vs_gpp --repeats 5"
     assert told in capsys.readouterr().err
@@ -482,7 +482,7 @@ def test_reproduce_leaves_long_studies_out_below_their_repeats_and_says_so(
     assert reproduced == [
         (s.name, list(s.repeats(2)))
         for s in catalogue.STUDIES.values()
-        if s.name != "quirks" and s.needs not in ("photos", "curves")
+        if s.name != "quirks" and not s.apart and s.needs not in ("photos", "curves")
     ]
     assert (
         "study quirks: left out below 3 repeats, its committed table is shown\n"
@@ -499,10 +499,11 @@ def test_reproduce_leaves_long_studies_out_below_their_repeats_and_says_so(
     assert dict(reproduced) == {
         name: bounded.get(name, [0, 1, 2])
         for name, study in catalogue.STUDIES.items()
-        if study.needs not in ("photos", "curves")
+        if not study.apart and study.needs not in ("photos", "curves")
     }
     left_out = [line for line in capsys.readouterr().out.splitlines() if "left out" in line]
     assert left_out == [
+        "study rivals: left out, no notebook reads it (aeft run rivals computes it)",
         "study photo_depth: left out because it needs photos",
         *(
             f"study {study.name}: left out because it needs curves"

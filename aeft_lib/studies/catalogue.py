@@ -257,6 +257,7 @@ STUDIES = {
             "Do other methods of the poster's results table give better seeds, pseudo-labels and "
             "networks than GAP, in one harness, and does what they claim to do happen?",
             rivals.ROWS,
+            apart=True,
             long=True,
         ),
         *CONDITION_STUDIES,
@@ -309,7 +310,7 @@ def row(name: str) -> Row:
 
 
 def study_of(row: str) -> Study:
-    """The largest study that has this row, of those that need nothing where there is one.
+    """The largest study that has this row, of those that need nothing and are not apart, if any.
 
     Raises ValueError where none has.
     """
@@ -318,7 +319,7 @@ def study_of(row: str) -> Study:
     if not having:
         names = dict.fromkeys(known.name for study in studies for known in study.rows)
         raise ValueError(f"no study has a row {row!r}{near_misses(row, names)}")
-    return max(having, key=lambda study: (not study.needs, len(study.rows)))
+    return max(having, key=lambda study: (not study.needs, not study.apart, len(study.rows)))
 
 
 def get(name: str) -> Study:

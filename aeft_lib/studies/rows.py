@@ -116,6 +116,7 @@ class Study:
     needs: "collages" (whose knobs its rows turn), "photos", or "curves" over the steps
         (`Profile.curve`); on a profile without them the committed table is shown.
     committed: the study whose committed table has its rows; "" is its own.
+    apart: no notebook reads it, so a reproduction leaves it out; `aeft run` computes it.
     """
 
     name: str
@@ -127,6 +128,7 @@ class Study:
     first: tuple[str, ...] = ()
     needs: str = ""
     committed: str = ""
+    apart: bool = False
 
     def repeats(self, asked: int) -> range:
         """The repeats of a reproduction that was asked for so many."""

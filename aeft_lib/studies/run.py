@@ -145,8 +145,10 @@ def at_common_threshold(study: Study, profile: Profile, table: pd.DataFrame) -> 
 
 
 def left_out(study: Study, profile: Profile, n_repeats: int) -> bool:
-    """Whether a study does not fit the scenes, or is too long for a first reproduction."""
-    return not study.fits(profile) or (study.long and n_repeats < profile.long_from)
+    """Whether a study does not fit the scenes, or is long and has a committed table to show."""
+    return not study.fits(profile) or (
+        study.long and n_repeats < profile.long_from and committed_table(study).is_file()
+    )
 
 
 def committed_table(study: Study) -> Path:

@@ -318,6 +318,8 @@ class Setting:
                 raise ValueError(f"profile {profile.name}: {kind} has no trained_stages to set")
             backbone = replace(backbone, trained_stages=self.trained_stages)
             profile = replace(profile, backbone=backbone)
+        if self.longer == 1:
+            return profile
         epochs = self.longer * profile.schedule.epochs
         return replace(profile, schedule=replace(profile.schedule, epochs=epochs))
 

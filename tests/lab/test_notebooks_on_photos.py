@@ -57,7 +57,8 @@ def photos(request, shared, monkeypatch) -> tuple[str, ...]:
         make_voc(root, {"train_aug": count, "val": 8}, classes, size=size)
     monkeypatch.setitem(profiles.PROFILES, PROFILE, profile)
     for study in catalogue.STUDIES.values():
-        for row in study.rows if not run.left_out(study, profile, 1) else ():
+        left_out = study.apart or run.left_out(study, profile, 1)
+        for row in () if left_out else study.rows:
             pipeline.artefacts(profile, row, 0)
     yield classes
     plt.close("all")
@@ -70,7 +71,7 @@ def run_cells(file) -> str:
     for cell in cells:
         code = cell.source
         if "parameters" in cell.metadata.get("tags", []):
-            code = f"profile, repeats = {PROFILE!r}, 1"
+            code = f"profile, repeats, train = {PROFILE!r}, 1, True"
         with contextlib.redirect_stdout(printed):
             exec(compile(code, f"{file.stem}, cell {cell.id}", "exec"), namespace)
         plt.close("all")

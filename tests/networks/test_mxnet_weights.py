@@ -171,7 +171,7 @@ def published(network) -> dict[str, np.ndarray]:
     }
     return {
         published_name(n): np.full(t.shape, i, np.float32)
-        for i, (n, t) in enumerate(tensors.items())
+        for i, (n, t) in enumerate(tensors.items(), 1)
     }
 
 

@@ -337,6 +337,8 @@ def test_what_was_kept_is_read_where_the_store_is_empty(book, elsewhere, monkeyp
         "curve/record.json",
         "curve/steps.csv",
         *(f"evaluation/{name}" for name in tables),
+        "images/images.npz",
+        "images/record.json",
     ]
     assert sum(f.stat().st_size for f in folder.rglob("*")) < 100_000
     elsewhere()
@@ -362,7 +364,7 @@ def test_an_entry_of_another_key_is_ignored_and_reported(book, elsewhere):
     assert run.stored(changed, GATED, 0) is None
     lines = run.stale(changed, [(GATED, 0), (GAP, 0)])
     assert [line.split(":")[0] for line in lines] == [
-        f"evening-test/gated/0/{name}" for name in ("curve", "evaluation")
+        f"evening-test/gated/0/{name}" for name in ("curve", "evaluation", "images")
     ]
     assert run.stale(PROFILE, [(GATED, 0)]) == []
     table = pd.DataFrame({"row": ["gated"], "repeat": [0], "miou": [40.0]})
@@ -381,7 +383,7 @@ def test_publish_refuses_entries_of_other_code_and_code_that_is_no_commit(book, 
     publish.check_current()
     changed = replace(PROFILE, thresholds=PROFILE.thresholds[::2])
     monkeypatch.setitem(profiles.PROFILES, PROFILE.name, changed)
-    with pytest.raises(ValueError, match=r"2 entries of .* are not of this code"):
+    with pytest.raises(ValueError, match=r"3 entries of .* are not of this code"):
         publish.check_current()
     monkeypatch.setitem(profiles.PROFILES, PROFILE.name, PROFILE)
     monkeypatch.setattr(store, "commit", lambda: "abc1234+")
@@ -400,7 +402,7 @@ def test_a_damaged_entry_is_an_error_with_a_remedy(tmp_path, monkeypatch, elsewh
     pipeline.artefacts(PROFILE, GATED, 0)
     folder = run.keep(PROFILE, GATED, 0)
     listed = (tmp_path / "SHA256SUMS").read_text()
-    assert listed.count("figures/ledger/evening-test/gated/0/") == 5
+    assert listed.count("figures/ledger/evening-test/gated/0/") == 7
     paths.list_committed()
     assert (tmp_path / "SHA256SUMS").read_text() == listed
     elsewhere()

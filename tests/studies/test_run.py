@@ -342,6 +342,7 @@ def test_kill_minus_nine_loses_nothing_and_changes_nothing(tmp_path):
     stages = Counter(f.parts[0] for f in after)
     assert stages == {
         "cache_features": 2,
+        "count_images": 4,
         "train_classifier": 4,
         "infer_seeds": 4,
         "evaluate_seeds": 4,

@@ -148,9 +148,11 @@ def test_weights_are_written_from_the_store_and_others_stay(smoke_weights, monke
     assert shipped.known() == ["gap"]
     made = pipeline.artefacts(SMOKE, catalogue.row("gap"), 0)
     trained = state.trained_state(loaded(shipped.untrained, made["classifier"]))
+    bounds, eps = error_bounds("gap", trained), torch.finfo(torch.float32).eps
     for name, tensor in shipped.network(SMOKE, catalogue.row("gap")).state_dict().items():
-        if name in trained:
-            assert ((tensor - trained[name]).abs() <= 2 * HALF * trained[name].abs()).all()
+        if name in trained:  # a step is rounded to half of it, then the sum in fp32
+            limit = bounds[name] + 4 * eps * trained[name].abs()
+            assert ((tensor - trained[name]).abs() <= limit).all(), name
     before = shipped.manifest()
     monkeypatch.setenv("AEFT_RUNS", str(tmp_path / "empty"))
     with pytest.raises(ValueError, match="nothing to write; gap: not in the store"):
