@@ -224,7 +224,7 @@ class Session:
         self, more: str, less: str, metric: str, repeats: Sequence[int]
     ) -> objects.Interval | None:
         rows = (catalogue.row(more), catalogue.row(less))
-        return objects.of_rows(self.profile, *rows, metric, repeats)
+        return objects.of_rows(self.profile, *rows, metric, repeats, run.read)
 
     @staticmethod
     def _claims_of(study: str) -> list[str]:

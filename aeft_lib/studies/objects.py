@@ -7,7 +7,7 @@ product of their numbers says (the pigeonhole bootstrap; Owen, Annals of Applied
 Thresholds stay where they are, and so do backgrounds and what was trained on.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,8 +17,8 @@ from aeft_lib.data.collages import SceneSpec
 from aeft_lib.data.scene import SceneSet
 from aeft_lib.maps.evaluation import Counts
 from aeft_lib.stages.count_images import COUNTS, MASKLESS, read_counts
-from aeft_lib.studies import ledger
 from aeft_lib.studies.effects import LEVEL
+from aeft_lib.studies.pipeline import Artefacts
 from aeft_lib.studies.rows import Row
 from aeft_lib.studies.settings import Profile
 
@@ -87,14 +87,19 @@ def interval(pairs: Sequence[Pair], objects: Sequence[tuple[str, ...]], metric: 
 
 
 def of_rows(
-    profile: Profile, more: Row, less: Row, metric: str, repeats: Sequence[int]
+    profile: Profile,
+    more: Row,
+    less: Row,
+    metric: str,
+    repeats: Sequence[int],
+    read: Callable[[Profile, Row, int], Artefacts],
 ) -> Interval | None:
-    """The interval over objects of row `more` minus row `less`, from what store or ledger hold.
+    """The interval over objects of row `more` minus row `less`, from what `read` finds: `run.read`.
 
-    None where both lack the counts of images, or the metric has none.
+    None where that lacks the counts of images, or the metric has none.
     """
     try:
-        made = [[ledger.read(profile, r, i) for r in (more, less)] for i in repeats]
+        made = [[read(profile, r, i) for r in (more, less)] for i in repeats]
     except LookupError:
         return None
     if not all("images" in row for pair in made for row in pair):

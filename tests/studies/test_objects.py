@@ -5,7 +5,7 @@ import pytest
 
 from aeft_lib.data.controlled import ControlledSpec
 from aeft_lib.maps.evaluation import Counts
-from aeft_lib.studies import catalogue, objects, profiles
+from aeft_lib.studies import catalogue, objects, profiles, run
 
 
 def counts(right: list[int], pixels: int = 100) -> Counts:
@@ -83,15 +83,14 @@ def test_counts_of_other_images_are_refused():
         objects.interval([(counts([1, 2]), counts([1, 2]))], [("a",), ("b",), ("c",)], "miou")
 
 
-def test_photos_are_their_own_objects_and_repeats_of_controlled_scenes_have_none(monkeypatch):
+def test_photos_are_their_own_objects_and_repeats_of_controlled_scenes_have_none():
     spec = ControlledSpec("val", 3, 64)
     assert objects.shown(spec) == [(name,) for name in spec.open().names]
     rows = (catalogue.row("base.gated"), catalogue.row("base.gap"))
-    monkeypatch.setattr(objects.ledger, "read", lambda *_: {"objects": None})
-    assert objects.of_rows(profiles.SMOKE, *rows, "miou", [0]) is None
+    assert objects.of_rows(profiles.SMOKE, *rows, "miou", [0], lambda *_: {"objects": None}) is None
 
 
 def test_a_store_without_the_rows_has_no_interval(tmp_path, monkeypatch):
     monkeypatch.setenv("AEFT_RUNS", str(tmp_path))
     rows = (catalogue.row("gated"), catalogue.row("gap"))
-    assert objects.of_rows(profiles.SMOKE, *rows, "miou", [0]) is None
+    assert objects.of_rows(profiles.SMOKE, *rows, "miou", [0], run.read) is None
