@@ -1,9 +1,7 @@
 """The study `rivals`: an entry a method, from which its rows and lines of the report follow."""
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
-from aeft_lib.networks.segmenter import LargeFov
 from aeft_lib.parts.equivariance import Equivariance
 from aeft_lib.parts.refined import RefinedMaps
 from aeft_lib.rivals import psa
@@ -12,89 +10,12 @@ from aeft_lib.rivals.occse import OcCse
 from aeft_lib.rivals.pmm import Ppmg, Pus
 from aeft_lib.rivals.sccam import ScCam, SubCategories
 from aeft_lib.rivals.seam import Seam
-from aeft_lib.stages.method import Method, Refiner
 from aeft_lib.stages.multi_crop import MultiCrop
 from aeft_lib.stages.psa import Psa
+from aeft_lib.studies.rival import BASE, PSA, Rival, ends, labelled
 from aeft_lib.studies.rows import GAP, SEGMENT_TRUTH, Logged, Row, passes_of, segmented
 from aeft_lib.studies.settings import Profile
 
-PSA = Psa(crf=True, walk=True)  # AffinityNet's refinement, as most methods of the table have it
-
-
-@dataclass(frozen=True)
-class Rival:
-    """A method of the results table: the row of its seeds, and what is compared with it.
-
-    passes: forward and backward passes of a step through the classifier, by pixels, against plain
-        classification; None: the method's own.
-    refiner: from its seeds to pseudo-labels.
-    ablations: rows of its seeds with its idea, or a part of it, switched off.
-    """
-
-    seed: Row
-    passes: float | None = None
-    refiner: Refiner = PSA
-    ablations: tuple[Row, ...] = ()
-
-    @property
-    def name(self) -> str:
-        """Of its seeds' row."""
-        return self.seed.name
-
-    @property
-    def rows(self) -> tuple[Row, ...]:
-        """Seeds, ablations, GAP at the same cost, pseudo-labels, segmentation."""
-        pseudo, segmentation = ends(self.seed, self.refiner)
-        return (self.seed, *self.ablations, *self.same_cost, pseudo, segmentation)
-
-    @property
-    def as_long_as(self) -> Method | float:
-        """What `Row.as_long_as` takes: its method, or its passes."""
-        return self.seed.method if self.passes is None else self.passes
-
-    @property
-    def same_cost(self) -> tuple[Row, ...]:
-        """GAP, trained for as many passes as the method; none where the method trains as GAP."""
-        as_long_as = self.as_long_as
-        if as_long_as == 1:
-            return ()
-        label = f"GAP, passes of {self.seed.label}"
-        return (replace(BASE, name=f"gap_as_{self.name}", label=label, as_long_as=as_long_as),)
-
-
-def ends(seed: Row, refiner: Refiner) -> tuple[Row, Row]:
-    """The rows of pseudo-labels and of a segmentation network that begin with a row's seeds."""
-    plain = replace(seed, refiner=refiner, mechanisms=())
-    ids = (None, None)
-    if seed != BASE:
-        ids = tuple(f"rival.{seed.name}.{end}" for end in ("pseudo", "segmentation"))
-    name, label = seed.name, seed.label
-    return (
-        replace(
-            plain,
-            name=f"{name}_pseudo",
-            label=f"{label}, pseudo-labels",
-            scored_on="train",
-            published=ids[0],
-        ),
-        replace(
-            plain,
-            name=f"{name}_segmentation",
-            label=f"{label}, segmentation",
-            segmenter=LargeFov(),
-            scored_on="val",
-            published=ids[1],
-        ),
-    )
-
-
-def _labelled(name: str, label: str, base: Row, refiner: Refiner, **fields: Any) -> Row:
-    """Label maps of a row's seeds, made and scored on the training scenes.  fields: of `Row`."""
-    changes = {"scored_on": "train", "published": None} | fields
-    return replace(base, name=name, label=label, refiner=refiner, **changes)
-
-
-BASE = replace(GAP, mechanisms=(Equivariance(),))
 SEAM = Row(
     "seam",
     "SEAM",
@@ -182,7 +103,7 @@ RIVALS = (
 PSA_SEED = replace(
     GAP, name="psa_seed", label="AffinityNet, seeds", reader=psa.READER, published="rival.psa.seed"
 )
-PSA_LABELS = _labelled(
+PSA_LABELS = labelled(
     "psa",
     "AffinityNet",
     PSA_SEED,
@@ -192,23 +113,23 @@ PSA_LABELS = _labelled(
 PSA_ROWS = (
     PSA_SEED,
     PSA_LABELS,
-    _labelled(
+    labelled(
         "psa_crf", "AffinityNet, no walk: its CRF", PSA_SEED, Psa(crf=True, powers=psa.POWERS)
     ),
     segmented("psa_segment", "AffinityNet, network", PSA_LABELS),
 )
-PMM_LABELS = _labelled("pmm", "PMM", GAP, Ppmg(), published="rival.pmm.pseudo")
+PMM_LABELS = labelled("pmm", "PMM", GAP, Ppmg(), published="rival.pmm.pseudo")
 PMM_SEGMENT = segmented("pmm_segment", "PMM, network", PMM_LABELS)
 PMM_ROWS = (
     replace(
         GAP, name="pmm_crops", label="PMM, seeds in windows", reader=MultiCrop(), published=None
     ),
     PMM_LABELS,
-    _labelled("pmm_seam", "PMM on SEAM", SEAM, Ppmg(), mechanisms=()),
+    labelled("pmm_seam", "PMM on SEAM", SEAM, Ppmg(), mechanisms=()),
     # Each part left out: smoothing, the proportion, both (the CRF of all classes together).
-    _labelled("pmm_no_cvs", "PMM, not smoothed", GAP, Ppmg(smoothing=0.0)),
-    _labelled("pmm_score", "PMM, by score", GAP, Ppmg(importance="score")),
-    _labelled("gap_crf", "GAP, one CRF of all classes", GAP, Psa(crf=True)),
+    labelled("pmm_no_cvs", "PMM, not smoothed", GAP, Ppmg(smoothing=0.0)),
+    labelled("pmm_score", "PMM, by score", GAP, Ppmg(importance="score")),
+    labelled("gap_crf", "GAP, one CRF of all classes", GAP, Psa(crf=True)),
     PMM_SEGMENT,
     replace(PMM_SEGMENT, name="pmm_pus", label="PMM, network with PUS", segmenter=Pus()),
     # Without noise in the labels PUS has nothing to gain.
