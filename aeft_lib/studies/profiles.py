@@ -143,6 +143,7 @@ EVENING = replace(
     # Against the views' mean side they are what 1 and 1.5 are in the paper.
     seed_scales=(1.0, 1.5),
     compute=Compute(lookahead=2),
+    inference="fp32",  # rows of a study come from many machines
     long_from=MAX_REPEATS + 1,
     controlled=None,
     curve=8,
