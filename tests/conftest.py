@@ -20,7 +20,26 @@ def pytest_addoption(parser) -> None:
     parser.addoption("--noise", type=float, default=0.0, help="relative noise, see tests/noise.py")
 
 
+# Files that train, the longest first: the two processes begin with them, so that neither is left
+# with one alone at the end.
+LONG = (
+    "test_notebooks_on_photos",
+    "test_solutions",
+    "test_campaign",
+    "test_ranks",
+    "test_run",
+    "test_condition_views",
+    "test_paper_scale",
+    "test_pretend_gpu",
+    "test_segmenter_stages",
+    "test_book",
+)
+
+
 def pytest_collection_modifyitems(config, items) -> None:
+    last = len(LONG)
+    order = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.stem, last))
     if config.getoption("noise"):
         noise.install(config.getoption("noise"))
         skipped = pytest.mark.skip(reason="exact: not under noise")
