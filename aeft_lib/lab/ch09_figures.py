@@ -12,13 +12,15 @@ from matplotlib.figure import Figure
 from aeft_lib.lab.ch08_figures import interval
 from aeft_lib.lab.figures import TEXT_WIDTH, picture_grid, show
 from aeft_lib.studies.findings import rank_correlation
-from aeft_lib.studies.systems import ENDS, FAMILIES, PLACES, SYSTEMS
+from aeft_lib.studies.systems import ENDS, FAMILIES, NOT_RUN, PLACES, SYSTEMS
 
 # The notebook has eleven figures and 300 KB; files are saved at the style's own resolution.
 SCREEN_DPI, PICTURES_DPI = 110, 90
 GREY = "0.55"
 IN_A_ROW = 2  # failures
 HEADS = {"seed": "seeds", "pseudo": "pseudo-labels", "segmentation": "network"}
+ROUND = "↺"
+NEAR = 0.35  # years, or points: names of near dots are set apart
 STARRED = {"marker": "*", "markersize": 8, "color": "C3"}
 
 
@@ -44,17 +46,17 @@ def colour_of(family: str) -> str:
 def field_map(run: Collection[str] = ()) -> Figure:
     """The way of an image and which method changes what, a line a method, by family.
 
-    A box is changed; a bent arrow says that a later place labels an earlier one again.  Names of
+    A box is changed; a round arrow says that a later place labels an earlier one again.  Names of
     systems that are not in `run` are grey.
     """
     ordered = [known for f in FAMILIES for known in SYSTEMS if known.family == f.name]
     figure, axis = plt.subplots(figsize=(TEXT_WIDTH, 4.2), dpi=SCREEN_DPI)
     for x, place in enumerate(PLACES):
         box = {"boxstyle": "round,pad=0.35", "facecolor": "0.92", "edgecolor": "0.4"}
-        axis.text(x, -1.6, place, ha="center", va="center", fontsize=6.5, bbox=box)
+        axis.text(x, -1.6, place, ha="center", va="center", fontsize=5.5, bbox=box)
         arrow = {"arrowstyle": "->", "color": "0.4", "linewidth": 0.8}
-        axis.annotate("", (x - 0.38, -1.6), (x - 0.62, -1.6), arrowprops=arrow)
-    axis.text(-0.68, -1.6, "image + tags", ha="right", va="center", fontsize=6.5)
+        axis.annotate("", (x - 0.42, -1.6), (x - 0.6, -1.6), arrowprops=arrow)
+    axis.text(-0.68, -1.6, "image + tags", ha="right", va="center", fontsize=6)
     y = 0.0
     for i, known in enumerate(ordered):
         y += 0.45 if i and known.family != ordered[i - 1].family else 0
@@ -62,14 +64,12 @@ def field_map(run: Collection[str] = ()) -> Figure:
         places = [PLACES.index(place) for place in known.changes]
         axis.plot(places, [y] * len(places), "s-", color=colour, markersize=6, linewidth=1.2)
         if known.rounds:
-            back = {"arrowstyle": "->", "color": colour, "linewidth": 0.8}
-            back |= {"connectionstyle": "arc3,rad=-0.5"}
-            axis.annotate("", (places[0] + 0.12, y - 0.1), (places[-1] + 0.5, y), arrowprops=back)
+            axis.text(places[0] - 0.22, y, ROUND, color=colour, ha="right", va="center")
         name = "0.1" if known.name in run else GREY
         axis.text(-0.68, y, known.title, ha="right", va="center", fontsize=6, color=name)
-        axis.text(3.45, y, known.idea, va="center", fontsize=5.5, color=colour)
+        axis.text(3.35, y, known.idea, va="center", fontsize=5.5, color=colour)
         y += 1
-    axis.set(xlim=(-1.9, 6.0), ylim=(y, -2.3))
+    axis.set(xlim=(-1.65, 5.35), ylim=(y, -2.3))
     axis.axis("off")
     return figure
 
@@ -106,8 +106,11 @@ def league_forest(lines: pd.DataFrame) -> Figure:
             face = colour if line.p_adjusted < 0.05 else "white"
             ends = (line.difference_low, line.difference_high)
             interval(axis, line.difference, *ends, place, colour, face)
-        axis.axvline(0, color="0.3", linewidth=0.6)
         axis.set(xlabel="mIoU − GAP (points)", title=HEADS[end])
+        if axis.lines:
+            axis.axvline(0, color="0.3", linewidth=0.6)
+        else:
+            axis.set_xticks([])
     axes[0].set_yticks(range(len(names)), names)
     axes[0].set_ylim(len(names) - 0.5, -0.5)
     return figure
@@ -126,7 +129,7 @@ def published_scatter(lines: pd.DataFrame) -> Figure:
             _dot(axis, line.published, line._asdict())
         ranks = rank_correlation(both["published"], both["mean"])
         told = f"ρ {ranks.rho:+.2f} [{ranks.low:+.2f}, {ranks.high:+.2f}]"
-        told = told if np.isfinite(ranks.rho) else f"{ranks.n} systems"
+        told = told if np.isfinite(ranks.rho) else f"n = {ranks.n}"
         axis.set(title=f"{HEADS[end]}\n{told}", xlabel="published, VOC (%)")
     axes[0].set_ylabel("here (%)")
     return figure
@@ -137,16 +140,15 @@ def over_the_years(results: pd.DataFrame, lines: pd.DataFrame) -> Figure:
 
     results: ``method, date, voc_test``, a line a method.  lines: of `league.lines`.
     """
-    size = {"figsize": (TEXT_WIDTH, 3.4), "dpi": SCREEN_DPI, "sharex": True}
-    figure, (above, below) = plt.subplots(2, 1, **size)
+    size = {"figsize": (TEXT_WIDTH, 4.0), "height_ratios": (3, 2), "dpi": SCREEN_DPI}
+    figure, (above, below) = plt.subplots(2, 1, sharex=True, **size)
     titles = dict(zip((s.method for s in SYSTEMS), SYSTEMS, strict=True))
     ours = lines[lines["end"] == "segmentation"].set_index("method")
     for line in results.itertuples():
         known = titles[line.method]
         style = STARRED if known.is_paper else {"marker": "o", "color": colour_of(known.family)}
         above.plot(line.date, line.voc_test, linestyle="", **style)
-        name = {"fontsize": 5, "xytext": (3, 2), "textcoords": "offset points"}
-        above.annotate(line.method, (line.date, line.voc_test), **name)
+        _named(above, line.method, line.date, line.voc_test, results["voc_test"], results["date"])
         own = ours.loc[known.title]
         if own["repeats"] and not own["shared"]:
             _dot(below, line.date, {**own, "method": line.method})
@@ -172,7 +174,20 @@ def _dot(axis: Axes, x: float, part: Mapping[str, Any]) -> None:
 def _empty(axis: Axes) -> None:
     """A panel that has nothing to show says so."""
     style = {"ha": "center", "va": "center", "transform": axis.transAxes, "color": GREY}
-    axis.text(0.5, 0.5, "not run", **style)
+    axis.text(0.5, 0.5, NOT_RUN, **style)
+    axis.set_yticks([])
+
+
+def _named(
+    axis: Axes, name: str, date: float, value: float, values: pd.Series, dates: pd.Series
+) -> None:
+    """A dot's name: at its left where a later dot is near, above or below a near one beside it."""
+    later = ((dates > date) & (dates < date + NEAR) & ((values - value).abs() < NEAR)).any()
+    beside = values[(dates == date) & ((values - value).abs() < NEAR)]
+    up = 2.5 * ((beside < value).sum() - (beside > value).sum())
+    place = {"ha": "right", "xytext": (-4, up)} if later else {"ha": "left", "xytext": (4, up)}
+    style = {"fontsize": 5, "va": "center", "textcoords": "offset points"}
+    axis.annotate(name, (date, value), **place, **style)
 
 
 def failure_grid(cases: Sequence[Failure]) -> Figure:

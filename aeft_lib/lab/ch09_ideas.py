@@ -25,6 +25,7 @@ from aeft_lib.rivals.sccam import clustered
 from aeft_lib.stages.cache_features import rescale
 from aeft_lib.studies import catalogue
 from aeft_lib.studies.rows import Row
+from aeft_lib.studies.systems import learned
 
 MANY = 60  # scenes of a class that are clustered, at most
 SURE = 0.8  # of a posterior; RRM keeps no pixel below it
@@ -34,7 +35,7 @@ Pictures = list[list[np.ndarray]]
 
 
 class Case(NamedTuple):
-    """A scene, and a GAP classifier.  class_id: of one of its tags.  seed: the whole seed.
+    """A scene, and a GAP classifier.  class_id: the tag it is surest of.  seed: the whole seed.
 
     threshold: of the background, chosen without masks.
     """
@@ -58,15 +59,21 @@ class Case(NamedTuple):
 
 
 def case(lab: Session, row: str = "gap") -> Case:
-    """The first scored scene with two tags, or the first of all, and the row's classifier."""
+    """The first scored scene with two tags, or with any, and the row's classifier.
+
+    Raises ValueError where no scene has a tag.
+    """
     scenes = lab.scenes
-    two = (i for i in range(len(scenes)) if scenes.tags(i).sum() == 2)
-    index = next(two, 0)
+    counts = [int(scenes.tags(i).sum()) for i in range(len(scenes))]
+    if not any(counts):
+        raise ValueError("no scored scene has a tag: there is nothing to show")
+    index = counts.index(2) if 2 in counts else next(i for i, n in enumerate(counts) if n)
     made = lab.artefacts(row)
     threshold = made["evaluation"].summary["threshold_maskless"]
-    class_id = int(scenes.tags(index).argmax())
-    seed = lab.seeds(row)[index]
-    return Case(scenes[index], index, lab.network(row), class_id, seed, threshold)
+    seed, network = lab.seeds(row)[index], lab.network(row)
+    surest = lab.output(network, index).logits[0, seed.class_ids].argmax()
+    class_id = int(seed.class_ids[surest])
+    return Case(scenes[index], index, network, class_id, seed, threshold)
 
 
 @torch.inference_mode()
@@ -178,10 +185,9 @@ def readers(lab: Session, chosen: Case) -> tuple[dict[str, np.ndarray], pd.DataF
 def _readers() -> list[Row]:
     """Rows that read GAP's classifier, one for each reader."""
     rows, found = catalogue.rows_by_name(), {}
-    gap = rows["gap"]
+    classifier = learned(rows["gap"], "reader")
     for row in rows.values():
-        same = (row.method, row.starts_from, row.judges, row.taught_by, row.setting)
-        same = same == (gap.method, gap.starts_from, gap.judges, gap.taught_by, gap.setting)
+        same = learned(row, "reader") == classifier
         if same and not (row.refiner or row.segmenter):
             found.setdefault(row.reader, row)
     return list(found.values())

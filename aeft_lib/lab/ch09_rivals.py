@@ -74,8 +74,9 @@ def _committed(lab: Session, there: set[str]) -> list[pd.DataFrame]:
     files = [run.committed_table(study) for study in (*first, *studies)]
     for file in dict.fromkeys(file for file in files if file.is_file()):
         table = lab.committed(file.stem)
-        parts.append(table[table["row"].isin(names)])
-        names -= set(parts[-1]["row"])
+        if "repeat" in table:  # others have means alone
+            parts.append(table[table["row"].isin(names)])
+            names -= set(parts[-1]["row"])
     return [part for part in parts if len(part)]
 
 
@@ -182,7 +183,7 @@ def failures(lab: Session) -> list[Failure]:
         row = ends(known, rows).get("seed") if known.is_paper else own_row(known, rows)
         if row is None:
             continue
-        base = rows["gap_pseudo" if row.refiner else "gap"]
+        base = rows["gap_pseudo" if row.scored_on == "train" else "gap"]
         if all(lab.at_hand(needed.name) for needed in (row, base)):
             found.append(_failure(lab, known, row, base))
     return found

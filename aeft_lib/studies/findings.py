@@ -24,13 +24,14 @@ class Sign:
     """A mechanism that should move: a number of a row, against one of another row, or its own.
 
     sign: -1 where it should be lower.  against: the other row; "" is the row itself.
-    other: the other row's number; "" is the same.
+    other: the other row's number; "" is the same.  level: a number to compare with, in their place.
     """
 
     number: str
     sign: int
     against: str = "gap"
     other: str = ""
+    level: float | None = None
 
 
 # What methods claim to do, where there is something to compare with.
@@ -38,6 +39,7 @@ SIGNS = {
     "seam": Sign("equivariance_error", -1),
     "cpn": Sign("complementarity_error", -1, against="cpn_off"),
     "occse": Sign("p_erased", -1, against="", other="p_kept"),
+    "advcam": Sign("amplification_ratio", 1, level=1.0),  # of what was weak against the peak
 }
 
 
@@ -66,10 +68,12 @@ def mechanism(table: pd.DataFrame, known: System, rows: Mapping[str, Row]) -> st
 
 def _moved(table: pd.DataFrame, row: str, claim: Sign) -> str:
     """A claim about a mechanism: the difference, and whether it has the sign."""
-    both = table[table["row"].isin((row, claim.against or row))]
-    ours = both[both["row"] == row].set_index("repeat")[claim.number]
-    theirs = both[both["row"] == (claim.against or row)].set_index("repeat")
-    theirs = theirs[claim.other or claim.number] if len(theirs) else pd.Series(dtype=float)
+    by_row = table.set_index(["row", "repeat"])
+    ours, theirs = by_row.loc[row, claim.number], pd.Series(dtype=float)
+    if claim.level is not None:
+        theirs = ours * 0 + claim.level
+    elif (claim.against or row) in by_row.index.get_level_values("row"):
+        theirs = by_row.loc[claim.against or row, claim.other or claim.number]
     mean, low, high, _, n = interval((ours - theirs).dropna())
     if n == 0:
         return f"{claim.number} {ours.mean():.3g}, nothing to compare"
@@ -96,7 +100,7 @@ class Ranks(NamedTuple):
 
     def __str__(self) -> str:
         if self.n < LEAST_SYSTEMS:
-            return f"{self.n} systems have both numbers, too few for ranks"
+            return f"Too few systems have both numbers ({self.n}) for ranks"
         return f"Spearman's rho {self.rho:+.2f} [{self.low:+.2f}, {self.high:+.2f}], n = {self.n}"
 
 

@@ -66,7 +66,10 @@ def crossed(table: pd.DataFrame, known: Iterable[Row]) -> pd.DataFrame:
     named = refiners(known)
     means = table.groupby("row")[METRIC].mean() if METRIC in table else pd.Series(dtype=float)
     lines: dict[str, dict[str, float]] = {}
-    for seed in [row for row in known if row.method and not (row.refiner or row.segmenter)]:
+    seeds: dict[tuple[object, ...], Row] = {}
+    for row in [row for row in known if row.method and not (row.refiner or row.segmenter)]:
+        seeds.setdefault(learned(row), row)
+    for seed in seeds.values():
         of_seed = [row for row in known if row.refiner and not row.segmenter]
         of_seed = [row for row in of_seed if learned(row) == learned(seed)]
         by_refiner = {row.refiner: row.name for row in of_seed if row.scored_on == "train"}

@@ -6,7 +6,7 @@ a method that moves in appears without an edit here.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from aeft_lib.networks.segmenter import LargeFov
 from aeft_lib.studies.rows import PLAIN, Row
@@ -14,6 +14,9 @@ from aeft_lib.studies.rows import PLAIN, Row
 PLACES = ("classifier", "reader", "refiner", "segmenter")  # the way of an image, as it goes
 ENDS = ("seed", "pseudo", "segmentation")
 PAPER = "AEFT (the paper)"
+# Fields of a row that no seed depends on.
+AFTER_SEEDS = ("name", "label", "refiner", "segmenter", "prediction", "mechanisms")
+AFTER_SEEDS += ("scored_on", "published", "keep_epochs")
 METRICS = {"seed": "miou", "pseudo": "miou_maskless", "segmentation": "miou_maskless"}
 NOT_RUN = "not run"
 GAP_ROWS = dict(zip(ENDS, ("gap", "gap_pseudo", "gap_segmentation"), strict=True))
@@ -91,7 +94,7 @@ SYSTEMS = (
     System("CDA", "cda", "rounds", ("classifier",), "objects are pasted elsewhere", rounds=True),
     System(
         "ECS",
-        "ecs",
+        "ecsnet",
         "erasing",
         ("classifier", "reader"),
         "the erased image labels the whole one",
@@ -123,9 +126,13 @@ def ids(chosen: System) -> dict[str, str]:
     return {end: f"rival.{chosen.name}.{end}" for end in ENDS}
 
 
-def learned(row: Row) -> tuple[object, ...]:
-    """What makes a row's seeds: equal for rows that share them."""
-    return (row.method, row.starts_from, row.reader, row.judges, row.taught_by, row.setting)
+def learned(row: Row, *without: str) -> tuple[object, ...]:
+    """What makes a row's seeds: equal for rows that share them.  without: fields that do not count.
+
+    With "reader" left out it is what makes the classifier.
+    """
+    names = [field.name for field in fields(row) if field.name not in (*AFTER_SEEDS, *without)]
+    return tuple(getattr(row, name) for name in names)
 
 
 def ends(chosen: System, rows: Mapping[str, Row]) -> dict[str, Row]:
@@ -162,18 +169,15 @@ def _taught(rows: list[Row], teacher: Row, chosen: System) -> list[Row]:
 
 
 def brief(rows: Mapping[str, Row]) -> list[Row]:
-    """GAP, and of every family the first system's own row: what a look at the field trains.
+    """GAP's seeds, and of every family those of the first system that makes seeds of its own.
 
-    Seeds, or where a system makes none of its own, its label maps, with GAP's to compare.
-    rows: all there are, by name.
+    It is what a look at the field trains.  rows: all there are, by name.
     """
     chosen = [rows["gap"]]
     for family in FAMILIES:
         own = [own_row(known, rows) for known in SYSTEMS if known.family == family.name]
-        chosen += [row for row in own if row][:1]
-    if any(row.refiner for row in chosen):
-        chosen.insert(1, rows["gap_pseudo"])
-    return [rows[name] for name in dict.fromkeys(row.name for row in chosen)]
+        chosen += [row for row in own if row and not row.refiner][:1]
+    return chosen
 
 
 def own_row(chosen: System, rows: Mapping[str, Row]) -> Row | None:
