@@ -186,7 +186,7 @@ def conclusions(league: pd.DataFrame, table: pd.DataFrame) -> str:
         few = len(words) - sum(words.count(word) for word in ("holds", "fails", "undecided"))
         text = f"**{WORDS[end]}**: {len(run)} of {len(SYSTEMS)} systems were run; against GAP"
         ranks = rank_correlation(of_end["published"], of_end["mean"])
-        items.append(f"- {text} {counts}, {few} with too few repeats. {ranks}.")
+        items.append(f"- {text} {counts}, {few} with too few repeats of both. {ranks}.")
     sentences = advice(league, table)
     none = "No system's interval lies above the GAP base's, so none is recommended over it."
     return "\n".join([*items, *(f"- {text}" for text in sentences or [none])])

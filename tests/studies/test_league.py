@@ -289,7 +289,7 @@ def test_conclusions_count_what_the_table_has(table):
     text = findings.conclusions(league.lines(table, ROWS), table)
     assert "**seeds**: 1 of 17 systems were run; against GAP 1 above, 0 below, 0 undecided" in text
     assert "**pseudo-labels**: 1 of 17 systems were run" in text
-    assert "1 with too few repeats" in text
+    assert "1 with too few repeats of both" in text
     assert "**a network**: 0 of 17 systems were run" in text
 
 
