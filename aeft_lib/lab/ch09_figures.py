@@ -15,7 +15,7 @@ from aeft_lib.studies.findings import rank_correlation
 from aeft_lib.studies.systems import ENDS, FAMILIES, NOT_RUN, PLACES, SYSTEMS
 
 # The notebook has eleven figures and 300 KB; files are saved at the style's own resolution.
-SCREEN_DPI, PICTURES_DPI = 110, 90
+SCREEN_DPI, PICTURES_DPI = 95, 75
 GREY = "0.55"
 IN_A_ROW = 2  # failures
 HEADS = {"seed": "seeds", "pseudo": "pseudo-labels", "segmentation": "network"}

@@ -29,7 +29,7 @@ from aeft_lib.studies.systems import learned
 
 MANY = 60  # scenes of a class that are clustered, at most
 SURE = 0.8  # of a posterior; RRM keeps no pixel below it
-READERS = 5  # columns of a figure
+READERS = 4  # beside the scene
 
 Pictures = list[list[np.ndarray]]
 
@@ -183,14 +183,14 @@ def readers(lab: Session, chosen: Case) -> tuple[dict[str, np.ndarray], pd.DataF
 
 
 def _readers() -> list[Row]:
-    """Rows that read GAP's classifier, one for each reader."""
+    """Rows that read GAP's classifier, one for each reader, those of published numbers first."""
     rows, found = catalogue.rows_by_name(), {}
     classifier = learned(rows["gap"], "reader")
     for row in rows.values():
         same = learned(row, "reader") == classifier
         if same and not (row.refiner or row.segmenter):
             found.setdefault(row.reader, row)
-    return list(found.values())
+    return sorted(found.values(), key=lambda row: row.published is None)
 
 
 def _read(lab: Session, chosen: Case, row: Row) -> Tensor | None:
