@@ -23,8 +23,8 @@ PROFILES = ("smoke", "laptop", "evening", "evening-voc", "evening-fine", "voc-li
 PROFILES += ("voc", "voc-corrected", "coco")
 STUDIES = (
     *("gap_vs_gpp", "pyramid_ablation", "triplet_ablation", "ours_ablation", "quirks"),
-    *("erasing_settings", "refinement", "segmentation", "rivals", "conditions"),
-    *("conditions_brief", "mechanism", "settings", "erasing_strength", "photo_depth"),
+    *("erasing_settings", "refinement", "segmentation", "rivals", "rivals_grid"),
+    *("conditions", "conditions_brief", "mechanism", "settings", "erasing_strength", "photo_depth"),
     *("pooling_over_steps", "triplet_versions", "levels_over_steps", "longer_trainings"),
 )
 
@@ -119,13 +119,10 @@ def reproduce(arguments: argparse.Namespace) -> None:
         if run.left_out(study, profile, n_repeats):
             reason = f"below {profile.long_from} repeats"
             reason = reason if study.fits(profile) else f"because it needs {study.needs}"
+            reason = f"at any repeats (aeft run {study.name})" if study.apart else reason
             there = run.committed_table(study).is_file()
             shown = ", its committed table is shown" if there else ""
             print(f"study {study.name}: left out {reason}{shown}", flush=True)
-            continue
-        if study.apart:
-            told = f"left out, no notebook reads it (aeft run {study.name} computes it)"
-            print(f"study {study.name}: {told}", flush=True)
             continue
         repeats = study.repeats(n_repeats)
         chosen.append((study, repeats))

@@ -161,6 +161,17 @@ class Session:
         """Whether the package's weights stand for a row, which nothing is to train."""
         return not self.train and run.stored(self.profile, row, repeat) is None
 
+    def at_hand(self, row: str) -> bool:
+        """Whether all that a row made can be read without training: in the store, or shipped."""
+        chosen = catalogue.row(row)
+        if self._is_shipped(chosen, 0):
+            return row in shipped.known()
+        try:
+            pipeline.artefacts(self.profile, chosen, 0, store.lookup)
+        except LookupError:
+            return False
+        return True
+
     def _finish(self, row: Row, repeat: int) -> None:
         """Compute a row where neither store nor ledger has it."""
         if run.stored(self.profile, row, repeat) is None:

@@ -7,7 +7,7 @@ from aeft_lib.paper.gpp import Pyramid
 from aeft_lib.paper.triplet import CORRECTED, LOSS_QUIRKS
 from aeft_lib.rivals.ours import OURS
 from aeft_lib.stages.psa import Psa
-from aeft_lib.studies import rivals
+from aeft_lib.studies import rivals, rivals_grid
 from aeft_lib.studies.conditions import CONDITION_STUDIES
 from aeft_lib.studies.evening import FIRST_SOFT, FIRST_SOFT_REPEL, LONGER, MATCHED, PARTS
 from aeft_lib.studies.names import near_misses, unknown
@@ -260,6 +260,15 @@ STUDIES = {
             apart=True,
             long=True,
         ),
+        Study(
+            "rivals_grid",
+            "Do parts of different methods work together that nobody has joined: seeds of one, "
+            "label maps by another?",
+            rivals_grid.rows(AEFT, rivals.ROWS),
+            apart=True,
+            long=True,
+            committed="rivals",
+        ),
         *CONDITION_STUDIES,
         Study(
             "pooling_over_steps",
@@ -307,6 +316,18 @@ STUDIES = {
 def row(name: str) -> Row:
     """The row of this name, whatever study it is in.  Raises ValueError where there is none."""
     return study_of(name).row(name)
+
+
+def rows_by_name() -> dict[str, Row]:
+    """All rows of studies that need nothing, by name, in their order.
+
+    Rows of the study `rivals` are theirs: they log mechanisms that the same rows elsewhere do not.
+    """
+    rows: dict[str, Row] = {}
+    for study in [study for study in STUDIES.values() if not study.needs]:
+        for row in study.rows:
+            rows.setdefault(row.name, row)
+    return rows | {row.name: row for row in STUDIES["rivals"].rows}
 
 
 def study_of(row: str) -> Study:

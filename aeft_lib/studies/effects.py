@@ -5,7 +5,7 @@ over enough repeats lies on one side of 0; else it is undecided.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -83,6 +83,22 @@ def paired(table: pd.DataFrame, more: str, less: str, metric: str) -> pd.Series:
         return empty
     wide = table.pivot_table(index="repeat", columns="row", values=metric, sort=True)
     return (wide[more] - wide[less]).dropna() if {more, less} <= set(wide) else empty
+
+
+def by_repeat(table: pd.DataFrame, row: str, metric: str) -> list[float]:
+    """A row's numbers in the order of its repeats; empty where the table has none."""
+    if metric not in table:
+        return []
+    return table.loc[table["row"] == row].sort_values("repeat")[metric].dropna().tolist()
+
+
+def interval(values: Iterable[float]) -> Effect:
+    """As `effect`, of any number of values by repeat: NaN where one or none has no interval."""
+    values = list(values)
+    if len(values) > 1:
+        return effect(values)
+    mean = values[0] if values else math.nan
+    return Effect(mean, math.nan, math.nan, math.nan, len(values))
 
 
 def points(mean: float, low: float | None = None, high: float | None = None) -> str:

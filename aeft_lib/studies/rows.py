@@ -116,7 +116,8 @@ class Study:
     needs: "collages" (whose knobs its rows turn), "photos", or "curves" over the steps
         (`Profile.curve`); on a profile without them the committed table is shown.
     committed: the study whose committed table has its rows; "" is its own.
-    apart: no notebook reads it, so a reproduction leaves it out; `aeft run` computes it.
+    apart: more rows than any reproduction has time for; `aeft run` computes them, one by one or
+        all, and a notebook shows those that store or committed table have.
     """
 
     name: str

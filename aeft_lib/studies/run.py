@@ -145,10 +145,12 @@ def at_common_threshold(study: Study, profile: Profile, table: pd.DataFrame) -> 
 
 
 def left_out(study: Study, profile: Profile, n_repeats: int) -> bool:
-    """Whether a study does not fit the scenes, or is long and has a committed table to show."""
-    return not study.fits(profile) or (
-        study.long and n_repeats < profile.long_from and committed_table(study).is_file()
-    )
+    """Whether a reproduction leaves a study out.
+
+    It is apart, does not fit the scenes, or is long and has a committed table to show.
+    """
+    is_long = study.long and n_repeats < profile.long_from and committed_table(study).is_file()
+    return study.apart or is_long or not study.fits(profile)
 
 
 def committed_table(study: Study) -> Path:

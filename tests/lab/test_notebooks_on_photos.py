@@ -25,6 +25,7 @@ from aeft_lib.data.voc import VocSpec
 from aeft_lib.lab.session import open_session
 from aeft_lib.studies import catalogue, pipeline, profiles, run
 from aeft_lib.studies.settings import Profile
+from aeft_lib.studies.systems import brief
 
 pytestmark = pytest.mark.usefixtures("stored")
 NOTEBOOKS = sorted(paths.NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
@@ -57,9 +58,10 @@ def photos(request, shared, monkeypatch) -> tuple[str, ...]:
         make_voc(root, {"train_aug": count, "val": 8}, classes, size=size)
     monkeypatch.setitem(profiles.PROFILES, PROFILE, profile)
     for study in catalogue.STUDIES.values():
-        left_out = study.apart or run.left_out(study, profile, 1)
-        for row in () if left_out else study.rows:
+        for row in () if run.left_out(study, profile, 1) else study.rows:
             pipeline.artefacts(profile, row, 0)
+    for row in brief(catalogue.rows_by_name()):
+        pipeline.artefacts(profile, row, 0)
     yield classes
     plt.close("all")
 

@@ -1,0 +1,210 @@
+"""Figures of chapter 9: the field as a map, the league, published against reproduced, failures."""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from aeft_lib.lab.ch08_figures import interval
+from aeft_lib.lab.figures import TEXT_WIDTH, picture_grid, show
+from aeft_lib.studies.findings import rank_correlation
+from aeft_lib.studies.systems import ENDS, FAMILIES, NOT_RUN, PLACES, SYSTEMS
+
+# The notebook has eleven figures and 300 KB; files are saved at the style's own resolution.
+SCREEN_DPI, PICTURES_DPI = 95, 75
+GREY = "0.55"
+IN_A_ROW = 2  # failures
+HEADS = {"seed": "seeds", "pseudo": "pseudo-labels", "segmentation": "network"}
+ROUND = "↺"
+NEAR = 0.35  # years, or points: names of near dots are set apart
+STARRED = {"marker": "*", "markersize": 8, "color": "C3"}
+
+
+class Failure(NamedTuple):
+    """The scene in which a system loses most against GAP.  loss: points of IoU, below 0 a loss.
+
+    truth, base, own: label maps (H, W).
+    """
+
+    method: str
+    scene: int
+    loss: float
+    truth: np.ndarray
+    base: np.ndarray
+    own: np.ndarray
+
+
+def colour_of(family: str) -> str:
+    """The colour of a family's methods in all figures."""
+    return f"C{[known.name for known in FAMILIES].index(family)}"
+
+
+def field_map(run: Collection[str] = ()) -> Figure:
+    """The way of an image and which method changes what, a line a method, by family.
+
+    A box is changed; a round arrow says that a later place labels an earlier one again.  Names of
+    systems that are not in `run` are grey.
+    """
+    ordered = [known for f in FAMILIES for known in SYSTEMS if known.family == f.name]
+    figure, axis = plt.subplots(figsize=(TEXT_WIDTH, 4.2), dpi=SCREEN_DPI)
+    for x, place in enumerate(PLACES):
+        box = {"boxstyle": "round,pad=0.35", "facecolor": "0.92", "edgecolor": "0.4"}
+        axis.text(x, -1.6, place, ha="center", va="center", fontsize=5.5, bbox=box)
+        arrow = {"arrowstyle": "->", "color": "0.4", "linewidth": 0.8}
+        axis.annotate("", (x - 0.42, -1.6), (x - 0.6, -1.6), arrowprops=arrow)
+    axis.text(-0.68, -1.6, "image + tags", ha="right", va="center", fontsize=6)
+    y = 0.0
+    for i, known in enumerate(ordered):
+        y += 0.45 if i and known.family != ordered[i - 1].family else 0
+        colour = colour_of(known.family)
+        places = [PLACES.index(place) for place in known.changes]
+        axis.plot(places, [y] * len(places), "s-", color=colour, markersize=6, linewidth=1.2)
+        if known.rounds:
+            axis.text(places[0] - 0.22, y, ROUND, color=colour, ha="right", va="center")
+        name = "0.1" if known.name in run else GREY
+        axis.text(-0.68, y, known.title, ha="right", va="center", fontsize=6, color=name)
+        axis.text(3.35, y, known.idea, va="center", fontsize=5.5, color=colour)
+        y += 1
+    axis.set(xlim=(-1.65, 5.35), ylim=(y, -2.3))
+    axis.axis("off")
+    return figure
+
+
+def idea_grid(
+    rows: Sequence[Sequence[np.ndarray]],
+    titles: Sequence[str],
+    labels: Sequence[str] = (),
+    classes: Sequence[str] = (),
+) -> Figure:
+    """`figures.picture_grid` at the screen's resolution."""
+    figure = picture_grid(rows, titles, labels, classes)
+    figure.set_dpi(PICTURES_DPI)
+    return figure
+
+
+def league_forest(lines: pd.DataFrame) -> Figure:
+    """Differences to the GAP base with 95 % intervals, a panel an end, a line a system.
+
+    lines: of `league.lines`.  Filled dots have an adjusted p below 0.05; a dot without a line is a
+    single repeat.
+    """
+    names = list(dict.fromkeys(lines["method"]))
+    size = {"figsize": (TEXT_WIDTH, 0.9 + 0.17 * len(names)), "dpi": SCREEN_DPI}
+    figure, axes = plt.subplots(1, len(ENDS), sharey=True, **size)
+    for axis, end in zip(axes, ENDS, strict=True):
+        for line in lines[lines["end"] == end].itertuples():
+            place, colour = names.index(line.method), colour_of(line.family)
+            if not line.pairs or line.shared:
+                word = f"{line.shared}'s" if line.shared and line.repeats else line.verdict
+                style = {"fontsize": 5, "color": GREY, "ha": "center", "va": "center"}
+                axis.text(0.5, place, word, transform=axis.get_yaxis_transform(), **style)
+                continue
+            face = colour if line.p_adjusted < 0.05 else "white"
+            ends = (line.difference_low, line.difference_high)
+            interval(axis, line.difference, *ends, place, colour, face)
+        axis.set(xlabel="mIoU − GAP (points)", title=HEADS[end])
+        if axis.lines:
+            axis.axvline(0, color="0.3", linewidth=0.6)
+        else:
+            axis.set_xticks([])
+    axes[0].set_yticks(range(len(names)), names)
+    axes[0].set_ylim(len(names) - 0.5, -0.5)
+    return figure
+
+
+def published_scatter(lines: pd.DataFrame) -> Figure:
+    """Reproduced against published mIoU, a panel an end, a dot a system with both numbers.
+
+    Vertical lines are 95 % intervals over repeats.  The title has Spearman's rank correlation.
+    """
+    figure, axes = plt.subplots(1, len(ENDS), figsize=(TEXT_WIDTH, 2.1), dpi=SCREEN_DPI)
+    for axis, end in zip(axes, ENDS, strict=True):
+        of_end = lines[(lines["end"] == end) & (lines["shared"] == "")]
+        both = of_end.dropna(subset=["published", "mean"])
+        for line in both.itertuples():
+            _dot(axis, line.published, line._asdict())
+        ranks = rank_correlation(both["published"], both["mean"])
+        told = f"ρ {ranks.rho:+.2f} [{ranks.low:+.2f}, {ranks.high:+.2f}]"
+        told = told if np.isfinite(ranks.rho) else f"n = {ranks.n}"
+        axis.set(title=f"{HEADS[end]}\n{told}", xlabel="published, VOC (%)")
+    axes[0].set_ylabel("here (%)")
+    return figure
+
+
+def over_the_years(results: pd.DataFrame, lines: pd.DataFrame) -> Figure:
+    """The poster's scatter, VOC test against the venue's date, and below it networks of here.
+
+    results: ``method, date, voc_test``, a line a method.  lines: of `league.lines`.
+    """
+    size = {"figsize": (TEXT_WIDTH, 4.0), "height_ratios": (3, 2), "dpi": SCREEN_DPI}
+    figure, (above, below) = plt.subplots(2, 1, sharex=True, **size)
+    titles = dict(zip((s.method for s in SYSTEMS), SYSTEMS, strict=True))
+    ours = lines[lines["end"] == "segmentation"].set_index("method")
+    for line in results.itertuples():
+        known = titles[line.method]
+        style = STARRED if known.is_paper else {"marker": "o", "color": colour_of(known.family)}
+        above.plot(line.date, line.voc_test, linestyle="", **style)
+        _named(above, line.method, line.date, line.voc_test, results["voc_test"], results["date"])
+        own = ours.loc[known.title]
+        if own["repeats"] and not own["shared"]:
+            _dot(below, line.date, {**own, "method": line.method})
+    if not ours["repeats"].any():
+        _empty(below)
+    above.set(ylabel="VOC 2012 test (%)", title="the poster")
+    below.set(ylabel="mIoU here (%)", xlabel="date of the venue", title="reproduced")
+    above.xaxis.set_major_locator(plt.MultipleLocator(1))
+    return figure
+
+
+def _dot(axis: Axes, x: float, part: Mapping[str, Any]) -> None:
+    """A system's mean with its interval and its name.  part: a line of the league."""
+    style = {"marker": "o", "color": colour_of(part["family"])}
+    style = STARRED if part["name"] == "aeft" else style
+    axis.plot(x, part["mean"], linestyle="", **style)
+    if np.isfinite(part["low"]):
+        axis.plot([x, x], [part["low"], part["high"]], color=style["color"], linewidth=0.8)
+    name = {"fontsize": 5, "xytext": (3, 2), "textcoords": "offset points"}
+    axis.annotate(part["method"].partition(" (")[0], (x, part["mean"]), **name)
+
+
+def _empty(axis: Axes) -> None:
+    """A panel that has nothing to show says so."""
+    style = {"ha": "center", "va": "center", "transform": axis.transAxes, "color": GREY}
+    axis.text(0.5, 0.5, NOT_RUN, **style)
+    axis.set_yticks([])
+
+
+def _named(
+    axis: Axes, name: str, date: float, value: float, values: pd.Series, dates: pd.Series
+) -> None:
+    """A dot's name: at its left where a later dot is near, above or below a near one beside it."""
+    later = ((dates > date) & (dates < date + NEAR) & ((values - value).abs() < NEAR)).any()
+    beside = values[(dates == date) & ((values - value).abs() < NEAR)]
+    up = 2.5 * ((beside < value).sum() - (beside > value).sum())
+    place = {"ha": "right", "xytext": (-4, up)} if later else {"ha": "left", "xytext": (4, up)}
+    style = {"fontsize": 5, "va": "center", "textcoords": "offset points"}
+    axis.annotate(name, (date, value), **place, **style)
+
+
+def failure_grid(cases: Sequence[Failure]) -> Figure:
+    """Truth, GAP's labels and the system's own, in the scene where it loses most; two in a row."""
+    lines = max(1, -(-len(cases) // IN_A_ROW))
+    columns = 3 * IN_A_ROW
+    size = (TEXT_WIDTH, lines * (TEXT_WIDTH / columns + 0.22))
+    figure, axes = plt.subplots(lines, columns, squeeze=False, figsize=size, dpi=PICTURES_DPI)
+    for axis in axes.flat:
+        axis.axis("off")
+    if not cases:
+        axes[0, 0].text(0, 0.5, "no system's maps are at hand: not run", fontsize=6)
+    for i, case in enumerate(cases):
+        row, start = i // IN_A_ROW, 3 * (i % IN_A_ROW)
+        titles = ("truth", "GAP", f"{case.method.partition(' (')[0]} {case.loss:+.0f}")
+        maps = (case.truth, case.base, case.own)
+        for axis, picture, title in zip(axes[row, start:], maps, titles, strict=False):
+            show(axis, picture)
+            axis.set_title(title, fontsize=5.5)
+    return figure

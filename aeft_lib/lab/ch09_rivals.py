@@ -1,0 +1,220 @@
+"""Chapter 9: the numbers of all systems, from store and committed tables, and where each fails."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from aeft_lib.lab.ch09_figures import HEADS, Failure
+from aeft_lib.lab.session import Session
+from aeft_lib.maps.cam_fit import tagged_iou
+from aeft_lib.maps.labels import label_map, read_label_map
+from aeft_lib.stages.write_labels import label_files
+from aeft_lib.studies import catalogue, findings, league, report, run, shipped
+from aeft_lib.studies.effects import points
+from aeft_lib.studies.rivals_grid import crossed
+from aeft_lib.studies.rows import Row
+from aeft_lib.studies.systems import ENDS, NOT_RUN, PLACES, SYSTEMS, System, brief, ends, own_row
+
+STUDIES = ("rivals", "rivals_grid")
+# Steps of a classifier: a training of no more takes seconds, so what is not in the store is trained
+# here.  The laptop's has 120.
+FEW_STEPS = 20
+
+
+def results(lab: Session) -> pd.DataFrame:
+    """The long table of all systems: ``row, label, repeat`` and numbers; what there is of it.
+
+    Rows come from the store; on the profile of the committed tables, those that the store lacks
+    come from there.  Nothing is trained but, where that takes seconds, `systems.brief`.
+    """
+    if is_quick(lab):
+        rows = [
+            row for row in brief(catalogue.rows_by_name()) if not _stored(lab, row, lab.n_repeats)
+        ]
+        if rows:
+            run.run_study(catalogue.get("rivals"), lab.profile, range(lab.n_repeats), rows=rows)
+    parts = [_stored(lab, row, lab.n_repeats) for row in wanted()]
+    lines = [line for part in parts for line in part]
+    table = pd.DataFrame(lines, columns=None if lines else ["row", "label", "repeat"])
+    if lab.profile.name == shipped.PROFILE:
+        table = pd.concat([table, *_committed(lab, set(table["row"]))], ignore_index=True)
+    return table
+
+
+def is_quick(lab: Session) -> bool:
+    """Whether a classifier of the session's profile is trained in seconds."""
+    schedule, count = lab.profile.schedule, len(lab.training_scenes)
+    return schedule.epochs * schedule.epoch_steps(count) <= FEW_STEPS
+
+
+def wanted() -> list[Row]:
+    """The rows of the league: all of both studies, and those of the paper's own method."""
+    every = catalogue.rows_by_name()
+    rows = [row for name in STUDIES for row in catalogue.get(name).rows]
+    rows += [row for known in SYSTEMS for row in ends(known, every).values()]
+    return [every[name] for name in dict.fromkeys(row.name for row in rows)]
+
+
+def _stored(lab: Session, row: Row, repeats: int) -> list[dict[str, object]]:
+    """A line for every repeat of a row that the store has, with scores."""
+    lines = []
+    for repeat in range(repeats):
+        numbers = run.stored(lab.profile, row, repeat) or {}
+        if "miou" in numbers:
+            lines.append({"row": row.name, "label": row.label, "repeat": repeat} | numbers)
+    return lines
+
+
+def _committed(lab: Session, there: set[str]) -> list[pd.DataFrame]:
+    """Rows of the league in committed tables, those in `there` left out, each from one table."""
+    names, parts = {row.name for row in wanted()} - there, []
+    studies = [study for study in catalogue.STUDIES.values() if not study.needs]
+    first = [study for study in studies if study.name in STUDIES]
+    files = [run.committed_table(study) for study in (*first, *studies)]
+    for file in dict.fromkeys(file for file in files if file.is_file()):
+        table = lab.committed(file.stem)
+        if "repeat" in table:  # others have means alone
+            parts.append(table[table["row"].isin(names)])
+            names -= set(parts[-1]["row"])
+    return [part for part in parts if len(part)]
+
+
+def map_table() -> pd.DataFrame:
+    """The field as data: ``method, venue, family, classifier, reader, refiner, segmenter, rounds``.
+
+    A place is True where the method changes it.
+    """
+    venues = {line["method"]: line["venue"] for line in report.published()["results"]}
+    lines = []
+    for known in SYSTEMS:
+        line = {"method": known.title, "venue": venues[known.method], "family": known.family}
+        line |= {place: place in known.changes for place in PLACES}
+        lines.append(line | {"rounds": known.rounds})
+    return pd.DataFrame(lines)
+
+
+def origin(lab: Session, table: pd.DataFrame) -> str:
+    """Where the rows come from, in a sentence."""
+    total = len(wanted())
+    there = sum(bool(_stored(lab, row, lab.n_repeats)) for row in wanted())
+    committed = table["row"].nunique() - there
+    rest = total - there - committed
+    return f"{total} rows: {there} in the store, {committed} in committed tables, {rest} not run"
+
+
+# --- tables of text -------------------------------------------------------------------------------
+
+
+def league_lines(lab: Session, table: pd.DataFrame, *, costs: bool = True) -> pd.DataFrame:
+    """`league.lines` of the session's rows, with what those that have numbers cost."""
+    rows, known = catalogue.rows_by_name(), {}
+    if costs:
+        there = [row for name, row in rows.items() if name in set(table["row"]) and row.method]
+        known = league.costs_of(lab.profile, there, rows["gap"])
+    return league.lines(table, rows, known)
+
+
+def overview(lines: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """The league as text, a line a system: numbers with intervals, differences, cost, mechanism."""
+    rows, every = [], catalogue.rows_by_name()
+    for known in SYSTEMS:
+        of_system = lines[lines["name"] == known.name].set_index("end")
+        line = {"method": known.title}
+        for end in ENDS:
+            line[HEADS[end]] = _cell(of_system.loc[end])
+            line[f"{HEADS[end]} − GAP"] = _difference(of_system.loc[end])
+        line["cost"] = _cost(of_system["cost"])
+        line["repeats"] = int(of_system["repeats"].max())
+        line["mechanism"] = findings.mechanism(table, known, every)
+        rows.append(line)
+    return pd.DataFrame(rows)
+
+
+def _cell(line: pd.Series) -> str:
+    if not line["repeats"]:
+        return NOT_RUN
+    interval = f" [{line['low']:.1f}, {line['high']:.1f}]" if np.isfinite(line["low"]) else ""
+    text = f"{line['mean']:.1f}{interval}"
+    return f"({text}, of {line['shared']})" if line["shared"] else text
+
+
+def _difference(line: pd.Series) -> str:
+    if not line["pairs"] or line["shared"]:
+        return "—"
+    return points(line["difference"], line["difference_low"], line["difference_high"])
+
+
+def _cost(costs: pd.Series) -> str:
+    """Of seeds and of the whole way, in GAP trainings."""
+    shown = [f"{cost:.1f}" for cost in costs.dropna()]
+    return " … ".join(dict.fromkeys((shown[0], shown[-1]))) if shown else "—"
+
+
+def beside(lines: pd.DataFrame) -> pd.DataFrame:
+    """Published (VOC 2012) beside reproduced, a line a system; "—" without a number."""
+    rows = []
+    for known in SYSTEMS:
+        line = {"method": known.title}
+        for end in ENDS:
+            of_end = lines[(lines["name"] == known.name) & (lines["end"] == end)].iloc[0]
+            own = not of_end["shared"]
+            numbers = {"published": of_end["published"], "here": of_end["mean"] if own else np.nan}
+            for kind, value in numbers.items():
+                line[f"{HEADS[end]}, {kind}"] = f"{value:.1f}" if np.isfinite(value) else "—"
+        rows.append(line)
+    return pd.DataFrame(rows)
+
+
+def combinations(table: pd.DataFrame) -> pd.DataFrame:
+    """Seeds × refiners in percent, as text; "—" where there is no such row or it was not run."""
+    cells = crossed(table, catalogue.rows_by_name().values())
+    text = cells.map(lambda value: f"{value:.1f}" if np.isfinite(value) else "—")
+    return text.rename_axis("seeds").reset_index()
+
+
+# --- where each fails -----------------------------------------------------------------------------
+
+
+def failures(lab: Session) -> list[Failure]:
+    """Of every system whose own row's maps are at hand: in the store, or from shipped weights."""
+    found, rows = [], catalogue.rows_by_name()
+    for known in SYSTEMS:
+        row = ends(known, rows).get("seed") if known.is_paper else own_row(known, rows)
+        if row is None:
+            continue
+        base = rows["gap_pseudo" if row.scored_on == "train" else "gap"]
+        if all(lab.at_hand(needed.name) for needed in (row, base)):
+            found.append(_failure(lab, known, row, base))
+    return found
+
+
+def _failure(lab: Session, known: System, row: Row, base: Row) -> Failure:
+    scenes = lab.profile.scenes(row.scored_on).open()
+    own, others = _maps(lab, row), _maps(lab, base)
+
+    def gain(index: int) -> float:
+        classes, mask = np.flatnonzero(scenes.tags(index)).tolist(), scenes.mask(index)
+        mine, theirs = (tagged_iou(maps[index], mask, classes) for maps in (own, others))
+        return 100 * (mine - theirs)
+
+    gains = [gain(index) for index in range(len(scenes))]
+    worst = int(np.argmin(gains))
+    maps = (scenes.mask(worst), others[worst], own[worst])
+    return Failure(known.title, worst, gains[worst], *maps)
+
+
+def _maps(lab: Session, row: Row) -> list[np.ndarray]:
+    """The label maps (H, W) of a row: those it made, or its seeds at their best threshold."""
+    made = lab.artefacts(row.name)
+    if row.refiner:
+        files = label_files(made["labels"])
+        return [read_label_map(file, num_classes=lab.num_classes) for file in files]
+    threshold = made["evaluation"].summary["threshold"]
+    return [label_map(*seed, threshold) for seed in lab.seeds(row.name)]
+
+
+def failure_table(cases: Sequence[Failure]) -> pd.DataFrame:
+    """``method, scene, loss``: points of IoU against GAP, in the worst scene of each."""
+    lines = [{"method": c.method, "scene": c.scene, "loss": c.loss} for c in cases]
+    return pd.DataFrame(lines, columns=["method", "scene", "loss"])

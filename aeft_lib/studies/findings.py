@@ -1,0 +1,194 @@
+"""What the league table says: mechanisms that moved, published against reproduced ranks, advice.
+
+Every sentence is computed from the table of `league.lines` and the numbers of rows behind it.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from aeft_lib.studies.effects import REPEATS, by_repeat, interval, paired, points, side
+from aeft_lib.studies.rows import Row
+from aeft_lib.studies.systems import ENDS, METRICS, NOT_RUN, SYSTEMS, System, ends
+
+WORDS = {"seed": "seeds", "pseudo": "pseudo-labels", "segmentation": "a network"}
+LEAST_SYSTEMS = 4  # below it a rank correlation has no interval
+
+
+@dataclass(frozen=True)
+class Sign:
+    """A mechanism that should move: a number of a row, against one of another row, or its own.
+
+    sign: -1 where it should be lower.  against: the other row; "" is the row itself.
+    other: the other row's number; "" is the same.  level: a number to compare with, in their place.
+    """
+
+    number: str
+    sign: int
+    against: str = "gap"
+    other: str = ""
+    level: float | None = None
+
+
+# What methods claim to do, where there is something to compare with.
+SIGNS = {
+    "seam": Sign("equivariance_error", -1),
+    "cpn": Sign("complementarity_error", -1, against="cpn_off"),
+    "occse": Sign("p_erased", -1, against="", other="p_kept"),
+    "advcam": Sign("amplification_ratio", 1, level=1.0),  # of what was weak against the peak
+}
+
+
+def mechanism(table: pd.DataFrame, known: System, rows: Mapping[str, Row]) -> str:
+    """Whether what a system claims to do is seen to happen, in a few words; reads no mask.
+
+    A mechanism of `SIGNS` moved where the 95 % interval of its difference has the claimed sign.
+    Others are compared with GAP's where that has the same number, without a claimed sign; a number
+    that nothing is compared with is given as it is.  rows: all there are, by name.
+    """
+    logging = [row for row in ends(known, rows).values() if row.mechanisms and row.name != "gap"]
+    if not logging:
+        return "not logged"
+    row, names = logging[0].name, [name for part in logging[0].mechanisms for name in part.names]
+    if not by_repeat(table, row, names[0]):
+        return NOT_RUN
+    claim = SIGNS.get(known.name)
+    if claim is None:
+        shared = [name for name in names if by_repeat(table, "gap", name)]
+        claim = Sign(shared[0], 0) if shared else None
+    if claim is None:
+        values = {name: np.mean(by_repeat(table, row, name)) for name in names}
+        return ", ".join(f"{name} {value:.3g}" for name, value in values.items())
+    return _moved(table, row, claim)
+
+
+def _moved(table: pd.DataFrame, row: str, claim: Sign) -> str:
+    """A claim about a mechanism: the difference, and whether it has the sign."""
+    by_row = table.set_index(["row", "repeat"])
+    ours, theirs = by_row.loc[row, claim.number], pd.Series(dtype=float)
+    if claim.level is not None:
+        theirs = ours * 0 + claim.level
+    elif (claim.against or row) in by_row.index.get_level_values("row"):
+        theirs = by_row.loc[claim.against or row, claim.other or claim.number]
+    mean, low, high, _, n = interval((ours - theirs).dropna())
+    if n == 0:
+        return f"{claim.number} {ours.mean():.3g}, nothing to compare"
+    told = f"{claim.number} {mean:+.3f}"
+    if n < REPEATS:
+        return f"{told} ({n} of {REPEATS} repeats)"
+    word = {"holds": 1, "fails": -1}.get(side(low, high), 0)
+    if word == 0:
+        return f"not seen to move: {told} [{low:+.3f}, {high:+.3f}]"
+    moved = "moved" if claim.sign in (0, word) else "moved the other way"
+    return f"{moved}: {told} [{low:+.3f}, {high:+.3f}]"
+
+
+# --- published against reproduced -----------------------------------------------------------------
+
+
+class Ranks(NamedTuple):
+    """Spearman's rank correlation over n systems, its 95 % interval; NaN where they are too few."""
+
+    rho: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        if self.n < LEAST_SYSTEMS:
+            return f"Too few systems have both numbers ({self.n}) for ranks"
+        return f"Spearman's rho {self.rho:+.2f} [{self.low:+.2f}, {self.high:+.2f}], n = {self.n}"
+
+
+def rank_correlation(
+    published: Iterable[float], reproduced: Iterable[float], draws: int = 4000
+) -> Ranks:
+    """Ranks of published and reproduced numbers; the interval draws the systems anew (bootstrap).
+
+    Pairs with NaN are left out.  The numbers' own uncertainty is not in the interval, and of few
+    systems it is too narrow: of five that have nothing to do with each other, one in eight leaves 0
+    out where one in twenty should (docs/solutions.md, notebook 9).
+    Raises ValueError where both differ in length.
+
+    >>> ranks = rank_correlation([1.0, 2.0, 3.0, 4.0, 5.0], [10.0, 20.0, 40.0, 30.0, 50.0])
+    >>> round(ranks.rho, 2), ranks.n
+    (0.9, 5)
+    """
+    published, reproduced = list(published), list(reproduced)
+    if len(published) != len(reproduced):
+        given = f"{len(published)} published and {len(reproduced)} reproduced"
+        raise ValueError(f"a rank correlation needs pairs of numbers, got {given}")
+    both = np.array([published, reproduced], dtype=float)
+    both = both[:, np.isfinite(both).all(axis=0)]
+    n = both.shape[1]
+    if n < LEAST_SYSTEMS:
+        return Ranks(np.nan, np.nan, np.nan, n)
+    drawn = np.random.default_rng(0).integers(n, size=(draws, n))
+    rhos = _spearman(both[:, drawn])
+    low, high = np.nanpercentile(rhos, [2.5, 97.5])
+    return Ranks(float(_spearman(both[:, None])[0]), float(low), float(high), n)
+
+
+def _spearman(pairs: np.ndarray) -> np.ndarray:
+    """Rank correlations (draws,) of pairs (2, draws, n); NaN where one of both is constant."""
+    ranks = stats.rankdata(pairs, axis=-1)
+    ranks -= ranks.mean(axis=-1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        product = (ranks[0] * ranks[1]).sum(axis=-1)
+        return product / np.sqrt(np.square(ranks).sum(axis=-1).prod(axis=0))
+
+
+# --- what it says ---------------------------------------------------------------------------------
+
+
+def advice(league: pd.DataFrame, table: pd.DataFrame) -> list[str]:
+    """A sentence "Use X when" for each system and end whose interval lies above the base's.
+
+    league: of `lines`.  table: with GAP at the same cost, rows ``gap_as_NAME``, where they were
+    run.
+    """
+    told = []
+    for line in league[(league["verdict"] == "holds") & (league["shared"] == "")].itertuples():
+        gain = points(line.difference, line.difference_low, line.difference_high)
+        text = f"Use {line.method} when you want {WORDS[line.end]}: {gain} points over GAP"
+        if np.isfinite(line.cost):
+            text += f", for {line.cost:.1f} GAP trainings"
+        decided = "" if line.p_adjusted < 0.05 else "; not after adjusting for all comparisons"
+        told.append(f"{text}{_same_cost(line, table)}{decided}.")
+    return told
+
+
+def _same_cost(line: Any, table: pd.DataFrame) -> str:
+    """What is left of a gain in seeds against GAP trained for as long."""
+    metric = METRICS["seed"]
+    differences = paired(table, line.row, f"gap_as_{line.name}", metric)
+    if line.end != "seed" or len(differences) < REPEATS:
+        return ""
+    _, low, high, _, _ = interval(differences)
+    gain = points(float(differences.mean()), low, high)
+    seen = "" if low > 0 else "not seen to be "
+    return f"; {seen}ahead of GAP trained for as long ({gain})"
+
+
+def conclusions(league: pd.DataFrame, table: pd.DataFrame) -> str:
+    """What the league says, as Markdown items: an item an end, ranks, and advice."""
+    items = []
+    for end in ENDS:
+        of_end = league[(league["end"] == end) & (league["shared"] == "")]
+        run = of_end[of_end["repeats"] > 0]
+        words = run["verdict"].tolist()
+        counts = ", ".join(
+            f"{words.count(word)} {name}"
+            for word, name in (("holds", "above"), ("fails", "below"), ("undecided", "undecided"))
+        )
+        few = len(words) - sum(words.count(word) for word in ("holds", "fails", "undecided"))
+        text = f"**{WORDS[end]}**: {len(run)} of {len(SYSTEMS)} systems were run; against GAP"
+        ranks = rank_correlation(of_end["published"], of_end["mean"])
+        items.append(f"- {text} {counts}, {few} with too few repeats of both. {ranks}.")
+    sentences = advice(league, table)
+    none = "No system's interval lies above the GAP base's, so none is recommended over it."
+    return "\n".join([*items, *(f"- {text}" for text in sentences or [none])])

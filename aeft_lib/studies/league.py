@@ -1,0 +1,108 @@
+"""The league table: every system's numbers beside the published ones, from tables of rows.
+
+Seeds count at the best threshold on masks, as papers report them; label maps and networks as they
+are.  The base is GAP with AffinityNet's refinement and the same network.  Differences are paired by
+repeat and decided by the one rule of `studies.effects`; what has no rows or no numbers is *not
+run*.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from aeft_lib.studies import plan, report, rivals
+from aeft_lib.studies.effects import REPEATS, adjusted, by_repeat, interval, paired, side
+from aeft_lib.studies.rows import Row
+from aeft_lib.studies.settings import Profile
+from aeft_lib.studies.systems import ENDS, GAP_ROWS, METRICS, NOT_RUN, SYSTEMS, System, ends, ids
+
+
+def lines(
+    table: pd.DataFrame, rows: Mapping[str, Row], costs: Mapping[str, float] | None = None
+) -> pd.DataFrame:
+    """A line for every system and end, in the poster's order.
+
+    ``method, name, family, venue, end, row, published``; ``mean, low, high, repeats`` of its mIoU
+    (percent, 95 % interval over repeats, NaN below two); ``difference, difference_low,
+    difference_high, p, p_adjusted, pairs`` to the GAP base; ``verdict``; ``shared``: the system
+    whose seeds they are, where they are not its own; ``cost``, see `costs_of`.
+    table: long, with ``row, repeat`` and numbers.  rows: all there are, by name.
+    """
+    results = {line["method"]: line for line in report.published()["results"]}
+    made = []
+    for known in SYSTEMS:
+        found = ends(known, rows)
+        for end in ENDS:
+            row = found.get(end)
+            line = {"method": known.title, "name": known.name, "family": known.family}
+            line |= {"venue": results[known.method]["venue"], "end": end}
+            line |= {"row": row.name if row else None, "shared": _shared(known, row)}
+            line |= {"published": _published(known, end, results[known.method])}
+            line |= _numbers(table, end, row)
+            line["cost"] = (costs or {}).get(line["row"], np.nan)
+            made.append(line)
+    league = pd.DataFrame(made)
+    tested = league["p"].notna() & (league["shared"] == "")
+    league["p_adjusted"] = np.nan
+    league.loc[tested, "p_adjusted"] = adjusted(league.loc[tested, "p"].tolist())
+    return league
+
+
+def _published(known: System, end: str, result: Mapping[str, Any]) -> float:
+    """What its paper reports for an end, VOC 2012; NaN where no number is known."""
+    if end == "segmentation":
+        return result["voc_val"]
+    number = report.published()["numbers"].get(ids(known)[end], {})
+    return number.get("value", np.nan)
+
+
+def _shared(known: System, row: Row | None) -> str:
+    """Whose seeds a row is, where it is another system's or the base's; "" for its own."""
+    own = row is None or row.published in ids(known).values() or row.refiner or row.segmenter
+    return "" if own else row.label
+
+
+def _numbers(table: pd.DataFrame, end: str, row: Row | None) -> dict[str, Any]:
+    """Mean and difference of an end, with their intervals."""
+    values = by_repeat(table, row.name, METRICS[end]) if row else []
+    mean, low, high, _, n = interval(values)
+    line = {"mean": mean, "low": low, "high": high, "repeats": n}
+    pairs = paired(table, row.name, GAP_ROWS[end], METRICS[end]) if n else []
+    difference, low, high, p, pairs = interval(pairs)
+    line |= {"difference": difference, "difference_low": low, "difference_high": high}
+    return line | {"p": p, "pairs": pairs, "verdict": _verdict(n, pairs, low, high)}
+
+
+def _verdict(n: int, pairs: int, low: float, high: float) -> str:
+    """`effects.side` of a difference; why there is none."""
+    if n == 0:
+        return NOT_RUN
+    if pairs == 0:
+        return "no GAP to compare"
+    return side(low, high) if pairs >= REPEATS else f"{pairs} of {REPEATS} repeats"
+
+
+def costs_of(profile: Profile, rows: Iterable[Row], gap: Row) -> dict[str, float]:
+    """Trainings behind each row, by name, in trainings of a GAP classifier, row `gap`.
+
+    Classifiers count as the report has it (`rivals.cost`), else by the operations of all that are
+    trained for the seeds; to label maps and networks what is trained after the seeds is added.
+    Reading seeds counts nothing.
+    Raises ValueError where the profile's data is missing.
+    """
+    base, costs = _trained(profile, gap), {}
+    for row in rows:
+        seeds = _trained(profile, replace(row, refiner=None, segmenter=None, mechanisms=()))
+        own = rivals.cost(row.name, profile)
+        later = _trained(profile, row) - seeds
+        costs[row.name] = (seeds / base if own is None else own) + later / base
+    return costs
+
+
+def _trained(profile: Profile, row: Row) -> float:
+    """PFLOP of all trainings behind a row."""
+    planned = plan.plan(profile, [row], [0])
+    return sum(item.pflop or 0.0 for item in planned if item.stage.startswith("train_"))

@@ -1,0 +1,249 @@
+"""Chapter 9: numbers from store and committed tables, pictures of ideas, figures, as data."""
+
+import matplotlib
+
+matplotlib.use("agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from aeft_lib import paths
+from aeft_lib.data.scene import Scene
+from aeft_lib.lab import ch09_figures, ch09_ideas, ch09_rivals
+from aeft_lib.lab.session import Session
+from aeft_lib.maps.labels import VOID
+from aeft_lib.maps.seeds import Seed
+from aeft_lib.studies import catalogue, league, report, run
+from aeft_lib.studies.profiles import LAPTOP, SMOKE
+from aeft_lib.studies.systems import PLACES, SYSTEMS, brief
+
+ROWS = catalogue.rows_by_name()
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def empty(tmp_path, monkeypatch):
+    """An empty store, and a folder of committed tables that has none."""
+    monkeypatch.setenv("AEFT_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setattr(paths, "FIGURES", tmp_path / "figures")
+    (tmp_path / "figures").mkdir()
+    return tmp_path / "figures"
+
+
+def table(**rows: list[float]) -> pd.DataFrame:
+    """A long table of mIoU, by row and repeat."""
+    lines = [
+        {"row": row, "label": row, "repeat": i, "miou": x, "miou_maskless": x}
+        for row, values in rows.items()
+        for i, x in enumerate(values)
+    ]
+    return pd.DataFrame(lines)
+
+
+# --- numbers --------------------------------------------------------------------------------------
+
+
+def test_rows_that_the_store_lacks_come_from_committed_tables(empty):
+    table(seam=[54.0, 55.0], other=[1.0]).to_csv(empty / "rivals.csv", index=False)
+    table(seam=[9.0], gap=[50.0, 51.0]).to_csv(empty / "pyramid_ablation.csv", index=False)
+    means = table(aeft_pseudo=[60.0]).drop(columns="repeat")
+    means.to_csv(empty / "refinement.csv", index=False)
+    lab = Session(LAPTOP, 1)
+    found = ch09_rivals.results(lab).groupby("row")["miou"].apply(list).to_dict()
+    assert found == {"seam": [54.0, 55.0], "gap": [50.0, 51.0]}
+    told = ch09_rivals.origin(lab, ch09_rivals.results(lab))
+    total = len(ch09_rivals.wanted())
+    assert told == f"{total} rows: 0 in the store, 2 in committed tables, {total - 2} not run"
+
+
+def test_numbers_in_the_store_come_first(empty, monkeypatch):
+    table(seam=[54.0], gap=[50.0]).to_csv(empty / "rivals.csv", index=False)
+    stored = {("seam", 0): {"miou": 57.0}, ("seam", 1): {"miou": 58.0}, ("cpn", 0): {}}
+    monkeypatch.setattr(run, "stored", lambda _, row, repeat: stored.get((row.name, repeat)))
+    found = ch09_rivals.results(Session(LAPTOP, 2)).groupby("row")["miou"].apply(list).to_dict()
+    assert found == {"seam": [57.0, 58.0], "gap": [50.0]}
+
+
+def test_other_profiles_do_not_read_the_laptops_tables(empty, monkeypatch):
+    table(seam=[54.0]).to_csv(empty / "rivals.csv", index=False)
+    monkeypatch.setattr(ch09_rivals, "is_quick", lambda _: False)
+    assert ch09_rivals.results(Session(SMOKE, 1)).empty
+
+
+def test_only_where_it_takes_seconds_missing_rows_are_trained(empty, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        run, "run_study", lambda study, profile, repeats, rows: asked.append((profile.name, rows))
+    )
+    for profile in (LAPTOP, SMOKE):
+        assert ch09_rivals.results(Session(profile, 1)).empty
+    assert asked == [("smoke", brief(ROWS))]
+    assert ch09_rivals.is_quick(Session(SMOKE, 1))
+    assert not ch09_rivals.is_quick(Session(LAPTOP, 1))
+
+
+def test_the_league_asks_for_every_row_once():
+    names = [row.name for row in ch09_rivals.wanted()]
+    assert len(set(names)) == len(names)
+    for study in ch09_rivals.STUDIES:
+        assert {row.name for row in catalogue.get(study).rows} <= set(names)
+    assert {"attract_soft_repel", "aeft_pseudo", "segment_aeft"} <= set(names)
+
+
+# --- tables of text -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def numbers() -> pd.DataFrame:
+    return table(gap=[50.0, 51.0, 52.0], seam=[53.0, 55.0, 54.0], psa_seed=[52.0])
+
+
+def test_the_overview_has_a_line_a_system_and_says_what_was_not_run(numbers):
+    lines = league.lines(numbers, ROWS, {"seam": 1.25})
+    shown = ch09_rivals.overview(lines, numbers).set_index("method")
+    assert list(shown.index) == [known.title for known in SYSTEMS]
+    assert shown.loc["SEAM", "seeds"] == "54.0 [51.5, 56.5]"
+    assert shown.loc["SEAM", "seeds − GAP"] == "+3.0 [+0.5, +5.5]"
+    assert (shown.loc["SEAM", "cost"], shown.loc["SEAM", "repeats"]) == ("1.2", 3)
+    assert (shown.loc["SEAM", "network"], shown.loc["SEAM", "network − GAP"]) == ("not run", "—")
+    assert shown.loc["AffinityNet", "seeds"] == "52.0"
+    assert "ECS (reconstruction)" in shown.index
+
+
+def test_published_stands_beside_reproduced(numbers):
+    shown = ch09_rivals.beside(league.lines(numbers, ROWS)).set_index("method")
+    assert shown.loc["SEAM"].tolist() == ["55.4", "54.0", "63.6", "—", "64.5", "—"]
+    assert shown.loc["ICD", "seeds, here"] == "—"
+
+
+def test_the_map_is_kept_as_data():
+    kept = ch09_rivals.map_table()
+    assert kept.loc[kept["method"] == "PMM", [*PLACES, "rounds"]].all(axis=None)
+    assert kept.set_index("method").loc["IRNet", list(PLACES)].tolist() == [
+        False,
+        False,
+        True,
+        False,
+    ]
+
+
+def test_combinations_are_text(numbers):
+    shown = ch09_rivals.combinations(table(gap_pseudo=[60.0], pmm_seam=[61.25]))
+    assert shown.set_index("seeds").loc["SEAM", "PPMG"] == "61.2"
+    assert shown.set_index("seeds").loc["GAP", "PPMG"] == "—"
+
+
+# --- ideas ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def case() -> ch09_ideas.Case:
+    """A bright square on a dark ground, and a seed that is a little too wide."""
+    image = np.full((48, 48, 3), 20, dtype=np.uint8)
+    image[12:30, 12:30] = 220
+    mask = (image[..., 0] > 100).astype(np.uint8) * 2
+    cam = torch.full((1, 48, 48), 0.02)
+    cam[0, 10:32, 10:32] = 0.9
+    tags = np.array([False, True])
+    scene = Scene(image, mask, tags, "drawn")
+    return ch09_ideas.Case(scene, 0, None, 1, Seed(torch.tensor([1]), cam), 0.4)
+
+
+def test_label_makers_follow_the_colour_edge_that_the_seed_misses(case):
+    ((image, truth, *maps),), numbers = ch09_ideas.label_makers(case)
+    assert (image is case.scene.image, truth is case.scene.mask) == (True, True)
+    assert all(set(np.unique(labels)) <= {0, 2} for labels in maps)
+    right = numbers.set_index("labels")["right"]
+    assert right["seed"] == pytest.approx(1 - (22**2 - 18**2) / 48**2)
+    assert right["one CRF"] > right["seed"]
+    assert right["PPMG"] > right["seed"]
+
+
+def test_doubts_paint_where_two_label_maps_differ_and_leave_the_unsure_void(case):
+    ((before, after, who, sure, truth),), numbers = ch09_ideas.doubts(case)
+    differ = before != after
+    grey = np.repeat(case.scene.image.mean(axis=2, keepdims=True) / 255, 3, axis=2)
+    np.testing.assert_array_equal((who != grey).any(axis=2), differ)
+    kept = sure != VOID
+    np.testing.assert_array_equal(sure[kept], after[kept])
+    shares = numbers.set_index("pixels")
+    assert shares.loc["where they differ", "share"] == pytest.approx(differ.mean())
+    assert shares.loc["where they differ", "right"] == (after == truth)[differ].mean()
+    assert shares.loc["sure", "share"] == pytest.approx(kept.mean())
+
+
+def test_what_is_hidden_is_the_mean_colour():
+    image = np.array([[[0, 0, 0], [255, 255, 255]]], dtype=np.uint8)
+    hidden = ch09_ideas._hidden(image, np.array([[1.0, 0.0]]))
+    assert hidden[0, :, 0].tolist() == [0.0, 0.5]
+
+
+# --- figures --------------------------------------------------------------------------------------
+
+
+def words(figure) -> list[str]:
+    texts = [text for axis in figure.axes for text in axis.texts]
+    return [text.get_text() for text in texts]
+
+
+def test_the_map_names_every_method_its_idea_and_its_places():
+    figure = ch09_figures.field_map({"seam"})
+    shown = words(figure)
+    assert {known.title for known in SYSTEMS} <= set(shown)
+    assert {known.idea for known in SYSTEMS} <= set(shown)
+    assert {*PLACES, "image + tags"} <= set(shown)
+    boxes = [line for line in figure.axes[0].lines if line.get_marker() == "s"]
+    assert [len(line.get_xdata()) for line in boxes].count(4) == 1
+    colours = {text.get_text(): text.get_color() for text in figure.axes[0].texts}
+    assert colours["SEAM"] != colours["CPN"] == ch09_figures.GREY
+
+
+def test_the_forest_draws_what_was_run_and_says_what_was_not(numbers):
+    figure = ch09_figures.league_forest(league.lines(numbers, ROWS))
+    seeds, *_, networks = figure.axes
+    dots = [line for line in seeds.lines if line.get_marker() == "o"]
+    assert sorted(float(line.get_xdata()[0]) for line in dots) == pytest.approx([2.0, 3.0])
+    assert [text.get_text() for text in networks.texts] == ["not run"] * len(SYSTEMS)
+
+
+def test_published_stands_on_x_and_reproduced_on_y(numbers):
+    figure = ch09_figures.published_scatter(league.lines(numbers, ROWS))
+    dots = {
+        tuple(line.get_xydata()[0]) for line in figure.axes[0].lines if line.get_marker() == "o"
+    }
+    assert dots == {(55.41, 54.0), (47.7, 52.0)}
+    assert figure.axes[0].get_title() == "seeds\nn = 2"
+
+
+def test_years_have_the_poster_above_and_say_where_nothing_was_run(numbers):
+    results = pd.DataFrame(report.published()["results"])
+    dated = results.assign(date=results["venue"].map(report.published()["venues"]))
+    above, below = ch09_figures.over_the_years(dated, league.lines(numbers, ROWS)).axes
+    assert len(above.lines) == len(SYSTEMS)
+    assert [text.get_text() for text in below.texts] == ["not run"]
+    taught = table(segment_aeft=[45.0, 46.0, 47.0], gap_segmentation=[44.0, 44.5, 45.0])
+    _, below = ch09_figures.over_the_years(dated, league.lines(taught, ROWS)).axes
+    star = next(line for line in below.lines if line.get_marker() == "*")
+    assert star.get_xydata()[0].tolist() == [report.published()["venues"]["ECCV22"], 46.0]
+
+
+def test_failures_stand_two_in_a_row_and_none_is_told():
+    maps = [np.full((4, 4), label, dtype=np.uint8) for label in range(3)]
+    cases = [ch09_figures.Failure(f"method {i}", i, -1.0 - i, *maps) for i in range(3)]
+    axes = ch09_figures.failure_grid(cases).axes
+    titles = [axis.get_title() for axis in axes if axis.get_title()]
+    assert titles == ["truth", "GAP", "method 0 -1", *("truth", "GAP", "method 1 -2")] + [
+        *("truth", "GAP", "method 2 -3")
+    ]
+    kept = ch09_rivals.failure_table(cases)
+    assert kept["loss"].tolist() == [-1.0, -2.0, -3.0]
+    assert "not run" in words(ch09_figures.failure_grid([]))[0]
+    assert list(ch09_rivals.failure_table([])) == ["method", "scene", "loss"]

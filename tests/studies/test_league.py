@@ -1,0 +1,364 @@
+"""The league table: systems by their published ids, intervals, mechanisms, ranks, advice, costs."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from aeft_lib import paths
+from aeft_lib.studies import (
+    catalogue,
+    findings,
+    league,
+    pipeline,
+    plan,
+    report,
+    rivals_grid,
+    run,
+    systems,
+)
+from aeft_lib.studies.effects import adjusted, effect
+from aeft_lib.studies.profiles import LAPTOP, SMOKE
+from aeft_lib.studies.systems import ENDS, FAMILIES, PLACES, SYSTEMS
+
+ROWS = catalogue.rows_by_name()
+# PMM's label maps begin with GAP's seeds here, and its networks have no number of their own.
+FEW_NAMES = ("gap", "gap_pseudo", "attract_soft_repel", "aeft_pseudo", "segment_aeft", "seam")
+FEW_NAMES += ("psa_seed", "psa", "psa_segment", "pmm", "pmm_segment", "pmm_pus")
+FEW = {
+    name: replace(ROWS[name], published=None) if name.startswith("pmm_") else ROWS[name]
+    for name in FEW_NAMES
+}
+T_3 = 4.302653  # of Student's t with two degrees of freedom, 97.5 %
+
+
+def numbers(**rows: dict[str, list[float]]) -> pd.DataFrame:
+    """A long table: row -> number -> its value in each repeat."""
+    parts = [
+        pd.DataFrame({"row": row, "label": row, "repeat": range(len(next(iter(of.values()))))} | of)
+        for row, of in rows.items()
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def line(lines: pd.DataFrame, name: str, end: str) -> pd.Series:
+    return lines[(lines["name"] == name) & (lines["end"] == end)].iloc[0]
+
+
+# --- systems --------------------------------------------------------------------------------------
+
+
+def test_systems_are_the_posters_seventeen_in_its_order():
+    results = report.published()["results"]
+    assert [known.method for known in SYSTEMS] == [result["method"] for result in results]
+    assert len({known.name for known in SYSTEMS}) == len(SYSTEMS) == 17
+    assert {known.family for known in SYSTEMS} == {family.name for family in FAMILIES}
+    for known in SYSTEMS:
+        assert known.changes
+        assert set(known.changes) <= set(PLACES)
+        assert list(known.changes) == sorted(known.changes, key=PLACES.index)
+
+
+def test_every_published_number_of_a_rival_is_of_a_system():
+    names = [name.split(".") for name in report.published()["numbers"]]
+    rivals = {name for kind, name, *_ in (parts for parts in names if parts[0] == "rival")}
+    assert rivals <= {known.name for known in SYSTEMS}
+
+
+def test_rows_are_found_by_their_ids():
+    for known in SYSTEMS:
+        found = systems.ends(known, ROWS)
+        for row in catalogue.get("rivals").rows:
+            for end, name in systems.ids(known).items():
+                if row.published == name:
+                    assert found[end].name == row.name
+        assert list(found) == [end for end in ENDS if end in found]
+
+
+def test_what_a_row_changes_is_what_the_map_says():
+    gap, rows = catalogue.row("gap"), ROWS
+    for known in SYSTEMS:
+        found = systems.ends(known, ROWS)
+        seed, pseudo = found.get("seed"), found.get("pseudo")
+        own = seed is not None and seed.published in systems.ids(known).values()
+        if own and systems.learned(seed, "reader") != systems.learned(gap, "reader"):
+            assert "classifier" in known.changes, known.name
+        if pseudo and known.family == "refiners":
+            assert "refiner" in known.changes, known.name
+            assert pseudo.refiner != rows["gap_pseudo"].refiner
+
+
+def test_the_papers_own_ends_and_those_without_an_id():
+    names = {
+        n: {e: r.name for e, r in systems.ends(systems.system(n), FEW).items()}
+        for n in ("AEFT (the paper)", "psa", "pmm")
+    }
+    assert names["AEFT (the paper)"] == {
+        "seed": "attract_soft_repel",
+        "pseudo": "aeft_pseudo",
+        "segmentation": "segment_aeft",
+    }
+    assert names["psa"] == {"seed": "psa_seed", "pseudo": "psa", "segmentation": "psa_segment"}
+    assert names["pmm"]["seed"] == "gap"
+    assert names["pmm"]["segmentation"] == "pmm_pus"  # a segmenter of its own comes first
+
+
+def test_an_unknown_system_is_refused_with_all_names():
+    with pytest.raises(ValueError, match=r"no system is called 'CAM'; there are psa, icd.*aeft"):
+        systems.system("CAM")
+
+
+def test_a_brief_look_has_gap_and_seeds_of_every_family_that_has_some():
+    gap, *others = systems.brief(ROWS)
+    assert gap.name == "gap"
+    assert len({row.name for row in others}) == len(others) <= len(FAMILIES)
+    assert not any(row.refiner or row.segmenter for row in others)
+    assert {"seam", "sccam"} <= {row.name for row in others}
+
+
+# --- the table ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def table() -> pd.DataFrame:
+    """GAP and SEAM in three repeats, SEAM's labels in one; OC-CSE without a GAP of its repeat."""
+    return numbers(
+        gap={"miou": [50.0, 51.0, 52.0], "equivariance_error": [0.20, 0.21, 0.22]},
+        seam={"miou": [53.0, 55.0, 54.0], "equivariance_error": [0.10, 0.12, 0.11]},
+        gap_pseudo={"miou_maskless": [60.0]},
+        seam_pseudo={"miou_maskless": [62.5]},
+    )
+
+
+def test_means_and_differences_have_students_interval(table):
+    seam = line(league.lines(table, ROWS), "seam", "seed")
+    assert (seam["mean"], seam["repeats"], seam["row"]) == (54.0, 3, "seam")
+    assert seam["low"] == pytest.approx(54 - T_3 * 1 / 3**0.5, abs=1e-4)
+    differences = np.array([3.0, 4.0, 2.0])
+    assert seam["difference"] == pytest.approx(3.0)
+    assert seam["difference_high"] == pytest.approx(3 + T_3 * differences.std(ddof=1) / 3**0.5)
+    assert (seam["verdict"], seam["pairs"]) == ("holds", 3)
+
+
+def test_a_single_repeat_has_no_interval_and_no_verdict(table):
+    pseudo = line(league.lines(table, ROWS), "seam", "pseudo")
+    assert (pseudo["mean"], pseudo["difference"], pseudo["repeats"]) == (62.5, 2.5, 1)
+    assert pseudo[["low", "high", "difference_low", "p"]].isna().all()
+    assert pseudo["verdict"] == "1 of 3 repeats"
+
+
+def test_what_has_no_numbers_is_not_run_and_keeps_its_published_number(table):
+    lines = league.lines(table, ROWS)
+    assert len(lines) == len(SYSTEMS) * len(ENDS)
+    icd = line(lines, "icd", "segmentation")
+    assert (icd["verdict"], icd["repeats"], icd["published"]) == ("not run", 0, 64.1)
+    assert line(lines, "seam", "seed")["published"] == 55.41
+    alone = league.lines(numbers(seam={"miou": [50.0, 51.0]}), ROWS)
+    assert line(alone, "seam", "seed")["verdict"] == "no GAP to compare"
+    nothing = league.lines(pd.DataFrame(columns=["row", "label", "repeat"]), ROWS)
+    assert set(nothing["verdict"]) == {"not run"}
+
+
+def test_shared_seeds_are_told_and_are_no_comparison(table):
+    lines = league.lines(table, FEW)
+    assert (line(lines, "pmm", "seed")["shared"], line(lines, "seam", "seed")["shared"]) == (
+        "GAP",
+        "",
+    )
+    assert np.isnan(line(lines, "pmm", "seed")["p_adjusted"])
+
+
+def test_p_values_are_adjusted_for_all_comparisons_of_the_league(table):
+    more = numbers(cpn={"miou": [50.5, 51.0, 52.7]}, psa_seed={"miou": [49.0, 49.5, 51.5]})
+    lines = league.lines(pd.concat([table, more]), ROWS)
+    tested = lines.dropna(subset="p_adjusted")
+    assert set(tested["name"]) == {"seam", "cpn", "psa"}
+    assert tested["p_adjusted"].tolist() == adjusted(tested["p"].tolist())
+
+
+# --- mechanisms -----------------------------------------------------------------------------------
+
+
+def test_a_mechanism_that_moved_as_claimed_or_the_other_way(table):
+    seam = systems.system("seam")
+    assert findings.mechanism(table, seam, ROWS).startswith(
+        "moved: equivariance_error -0.100 [-0.1"
+    )
+    reverse = table.assign(equivariance_error=-table["equivariance_error"])
+    assert findings.mechanism(reverse, seam, ROWS).startswith(
+        "moved the other way: equivariance_error"
+    )
+
+
+def test_a_mechanism_within_its_interval_or_of_few_repeats_did_not_move(table):
+    seam, same = systems.system("seam"), table.copy()
+    same.loc[same["row"] == "seam", "equivariance_error"] = [0.19, 0.23, 0.21]
+    assert findings.mechanism(same, seam, ROWS).startswith("not seen to move: equivariance_error")
+    few = table[table["repeat"] < 2]
+    assert findings.mechanism(few, seam, ROWS).endswith("(2 of 3 repeats)")
+
+
+def test_a_mechanism_between_two_numbers_of_one_row():
+    judged = {"miou": [50.0] * 3, "p_erased": [0.2, 0.3, 0.25], "p_kept": [0.8, 0.85, 0.9]}
+    told = findings.mechanism(numbers(occse=judged), systems.system("occse"), ROWS)
+    assert told.startswith("moved: p_erased -0.600")
+
+
+def test_mechanisms_without_comparison_numbers_or_log_say_so(table):
+    assert findings.mechanism(table, systems.system("cpn"), ROWS) == "not run"
+    assert findings.mechanism(table, systems.system("psa"), ROWS) == "not logged"
+    alone = numbers(cpn={"miou": [50.0], "complementarity_error": [0.125]})
+    told = findings.mechanism(alone, systems.system("cpn"), ROWS)
+    assert told == "complementarity_error 0.125, nothing to compare"
+    names = [
+        n
+        for part in systems.ends(systems.system("sccam"), ROWS)["seed"].mechanisms
+        for n in part.names
+    ]
+    logged = numbers(sccam={"miou": [50.0], **{name: [0.5] for name in names}})
+    assert findings.mechanism(logged, systems.system("sccam"), ROWS).count("0.5") == len(names)
+
+
+def test_a_mechanism_against_a_level():
+    climbed = {"amplification_ratio": [1.4, 1.5, 1.45]}
+    told = findings._moved(numbers(advcam=climbed), "advcam", findings.SIGNS["advcam"])
+    assert told.startswith("moved: amplification_ratio +0.450 [+0.")
+    shrunk = {"amplification_ratio": [0.9, 0.91, 0.92]}
+    told = findings._moved(numbers(advcam=shrunk), "advcam", findings.SIGNS["advcam"])
+    assert told.startswith("moved the other way")
+
+
+# --- ranks ----------------------------------------------------------------------------------------
+
+
+def test_ranks_are_spearmans_and_their_interval_holds_them():
+    random = np.random.default_rng(1)
+    for n in (4, 7, 17):
+        pairs = random.integers(0, 9, size=(2, n)).astype(float)  # with ties
+        ranks = findings.rank_correlation(*pairs)
+        assert ranks.rho == pytest.approx(stats.spearmanr(*pairs).statistic)
+        assert -1 <= ranks.low <= ranks.high <= 1
+        assert ranks.n == n
+
+
+def test_ranks_of_a_monotone_relation_are_one_whatever_the_scale():
+    published = [48.0, 50.9, 55.4, 56.0, 57.4]
+    ranks = findings.rank_correlation(published, np.exp(published))
+    assert (ranks.rho, ranks.high) == pytest.approx((1.0, 1.0))
+    assert findings.rank_correlation(published, [-x for x in published]).rho == pytest.approx(-1)
+
+
+def test_pairs_with_a_gap_are_left_out_and_few_have_no_ranks():
+    missing = [1.0, 2.0, np.nan, 4.0, 5.0]
+    assert findings.rank_correlation(missing, [1.0, 2.0, 3.0, 4.0, np.nan]).n == 3
+    assert (
+        str(findings.rank_correlation([], [])) == "Too few systems have both numbers (0) for ranks"
+    )
+    assert str(findings.rank_correlation(missing, missing)).startswith("Spearman's rho +1.00 [")
+    with pytest.raises(ValueError, match="2 published and 1 reproduced"):
+        findings.rank_correlation([1.0, 2.0], [1.0])
+
+
+# --- advice ---------------------------------------------------------------------------------------
+
+
+def test_a_system_is_recommended_only_where_its_interval_lies_above_zero(table):
+    lines = league.lines(table, ROWS, {"seam": 1.25})
+    (told,) = findings.advice(lines, table)
+    mean, low, high, *_ = effect([3.0, 4.0, 2.0])
+    assert told.startswith(f"Use SEAM when you want seeds: {mean:+.1f} [{low:+.1f}, {high:+.1f}]")
+    assert "for 1.2 GAP trainings" in told
+    wide = numbers(gap={"miou": [50.0, 51.0, 52.0]}, seam={"miou": [56.0, 50.0, 55.0]})
+    assert findings.advice(league.lines(wide, ROWS), wide) == []
+    assert "none is recommended" in findings.conclusions(league.lines(wide, ROWS), wide)
+
+
+@pytest.mark.parametrize(
+    ("gap", "told"),
+    [([50.0, 52.0, 51.0], "; ahead"), ([54.0, 54.0, 54.0], "; not seen to be ahead")],
+)
+def test_advice_says_what_is_left_against_gap_of_the_same_cost(table, gap, told):
+    longer = pd.concat([table, numbers(gap_as_seam={"miou": gap})])
+    (sentence,) = findings.advice(league.lines(longer, ROWS), longer)
+    assert f"{told} of GAP trained for as long (+" in sentence
+
+
+def test_conclusions_count_what_the_table_has(table):
+    text = findings.conclusions(league.lines(table, ROWS), table)
+    assert "**seeds**: 1 of 17 systems were run; against GAP 1 above, 0 below, 0 undecided" in text
+    assert "**pseudo-labels**: 1 of 17 systems were run" in text
+    assert "1 with too few repeats of both" in text
+    assert "**a network**: 0 of 17 systems were run" in text
+
+
+# --- costs ----------------------------------------------------------------------------------------
+
+
+def test_costs_are_trainings_of_gap(monkeypatch):
+    # Images count; what one costs is `plan`'s.
+    monkeypatch.setattr(plan, "forward", lambda *_: plan.Forward(1, 1, 1, 1, 1))
+    rows = ROWS
+    names = ("gap", "seam", "cpn", "occse", "sccam", "psa_seed", "pmm", "attract_soft_repel")
+    names += ("seam_pseudo", "aeft_pseudo", "segment_aeft")
+    costs = league.costs_of(LAPTOP, [rows[name] for name in names], rows["gap"])
+    assert [costs[n] for n in ("gap", "psa_seed", "pmm")] == pytest.approx([1, 1, 1])
+    assert [costs[n] for n in ("seam", "cpn", "occse", "sccam")] == pytest.approx([1.25, 3, 2, 4])
+    phase, first = LAPTOP.erasing, LAPTOP.schedule
+    second = 2 * phase.epochs * phase.steps_per_epoch * phase.batch_size  # and masked images
+    images = first.epochs * LAPTOP.train.count
+    assert costs["attract_soft_repel"] == pytest.approx(1 + second / images)
+    affinity, network = LAPTOP.refinement.schedule, LAPTOP.segmentation.schedule
+    affinity, network = (s.epochs * s.epoch_steps(640) * s.batch_size for s in (affinity, network))
+    assert costs["seam_pseudo"] == pytest.approx(1.25 + affinity / images)
+    assert costs["segment_aeft"] == pytest.approx(costs["aeft_pseudo"] + network / images)
+
+
+# --- combinations ---------------------------------------------------------------------------------
+
+
+def test_a_combination_shares_the_training_of_its_seeds():
+    rows, known = {row.name: row for row in catalogue.get("rivals_grid").rows}, ROWS
+    pairs = {"aeft_ppmg": "attract_soft_repel", "occse_ppmg": "occse", "seam_long_walk": "seam"}
+    for name, seed in pairs.items():
+        row = rows[name]
+        alone = replace(row, refiner=None, scored_on="scored")
+        keys = [pipeline.laid_out(SMOKE, r, 0)["classifier"].key for r in (alone, known[seed])]
+        assert keys[0] == keys[1]
+        assert (row.scored_on, row.published, row.mechanisms) == ("train", None, ())
+
+
+def test_no_combination_is_there_already():
+    def parts(row):
+        return (systems.learned(row), row.refiner, row.segmenter, row.scored_on)
+
+    grid = catalogue.get("rivals_grid").rows
+    others = [parts(row) for name, row in ROWS.items() if row not in grid]
+    assert len({row.name for row in grid}) == len({parts(row) for row in grid}) == len(grid)
+    assert not set(map(parts, grid)) & set(others)
+
+
+def test_crossed_rows_stand_in_their_cells():
+    metric = rivals_grid.METRIC
+    made = numbers(
+        gap_pseudo={metric: [60.0, 62.0]}, pmm_seam={metric: [64.0]}, aeft_ppmg={metric: [63.0]}
+    )
+    crossed = rivals_grid.crossed(made, ROWS.values())
+    assert crossed.loc["GAP", "walk + CRF"] == 61.0
+    assert crossed.loc["SEAM", "PPMG"] == 64.0
+    assert crossed.loc["soft + repel", "PPMG"] == 63.0
+    assert np.isnan(crossed.loc["GAP", "PPMG"])
+    assert list(crossed) == list(rivals_grid.refiners(ROWS.values()))
+
+
+# --- how the studies run --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["rivals", "rivals_grid"])
+def test_no_reproduction_computes_them_whatever_its_repeats(name, tmp_path, monkeypatch):
+    study = catalogue.get(name)
+    for folder in (paths.FIGURES, tmp_path):
+        monkeypatch.setattr(paths, "FIGURES", folder)
+        assert all(run.left_out(study, p, n) for p in (SMOKE, LAPTOP) for n in (1, 3, 5))
+    assert run.committed_table(study).name == "rivals.csv"
