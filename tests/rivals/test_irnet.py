@@ -1,0 +1,554 @@
+"""IRNet: the original's labels, loss, head and label maps, what would prove it wrong, whole rows."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from golden_networks import drawn
+from torch import Tensor, nn
+
+from aeft_lib.data.collages import Collages
+from aeft_lib.maps import evaluation
+from aeft_lib.maps.labels import VOID, label_map, read_label_map
+from aeft_lib.maps.seeds import Seed, combine_scales, read_seeds
+from aeft_lib.parts.confident_labels import (
+    CERTAINTY,
+    ConfidentLabels,
+    HardCrf,
+    combined,
+    hard_unary,
+    label_map_of,
+    rows_at,
+)
+from aeft_lib.parts.edge_refiner import EdgeRefiner
+from aeft_lib.refinement import affinity
+from aeft_lib.refinement.background import crossing, power_at
+from aeft_lib.refinement.edge_net import EdgeHead, EdgeNet, grid_of, merged
+from aeft_lib.refinement.path_affinity import at_quarter, enlarged, path_affinity, walk
+from aeft_lib.rivals.irnet import PairLoss
+from aeft_lib.stages import store
+from aeft_lib.stages.train_edges import EdgeSpec, RescaledCrop, _crops, rescaled, train_edges
+from aeft_lib.stages.walk_edges import EdgeWalkSpec, scores_of
+from aeft_lib.stages.write_labels import TruthSpec, label_files
+from aeft_lib.stages.write_labels import true_labels as write_truth
+from aeft_lib.studies import catalogue, pipeline, plan
+from aeft_lib.studies.profiles import SMOKE, VOC
+
+# tests/golden_rivals/README.md
+ON_MAPS, GRADIENT, MERGED = 1e-5, 1e-4, 1e-6
+CRF_PIXELS, LABEL_PIXELS = 0.995, 0.999
+THRESHOLDS = EdgeRefiner(PairLoss()).thresholds
+SALTS = ("", "holdout")
+
+
+@pytest.fixture
+def case(golden_rivals) -> dict[str, Tensor]:
+    return {key: torch.from_numpy(np.asarray(a)) for key, a in golden_rivals("irnet").items()}
+
+
+def part(case: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {key.split("/")[1]: value for key, value in case.items() if key.split("/")[0] == name}
+
+
+def agreement(ours: object, theirs: object) -> float:
+    ours, theirs = torch.as_tensor(ours), torch.as_tensor(theirs)
+    assert ours.shape == theirs.shape
+    return (ours == theirs).float().mean().item()
+
+
+# --- the original's CAMs --------------------------------------------------------------------------
+
+
+def test_golden_cams_at_a_quarter_and_at_image_size(case, assert_near):
+    """Its merge is `combine_scales` on maps without their negative part."""
+    given = part(case, "cam")
+    rows, size = given["class_ids"], given["hw"].tolist()
+    features = [given[f"features_{i}"] for i in range(len(given["scales"]))]
+    passes = [F.conv2d(maps, given["weight"]).relu()[:, rows].split(1) for maps in features]
+    passes = [one for pair in passes for one in pair]
+    assert torch.equal(rows, given["label"][0].nonzero()[:, 0])
+    assert_near(combine_scales(passes, size=grid_of(size))[0], given["strided"], ON_MAPS, "strided")
+    padded = tuple(side + -side % 16 for side in size)
+    whole = combine_scales(passes, size=padded)[0][:, : size[0], : size[1]]
+    # Divided by the maximum of the cropped map, + 1e-5 in units of the sum, which has been divided.
+    full = whole / whole.amax(dim=(1, 2), keepdim=True).clamp(min=1e-5)
+    assert_near(full, given["high_res"], 2 * ON_MAPS, "high_res")
+    empty = [not bool(maps.any()) for maps in given["strided"]]
+    assert sum(empty) >= 1
+    assert [not bool(maps.any()) for maps in full] == empty
+
+
+# --- confident labels -----------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["ir0", "ir1"])
+def labelled(case, request) -> dict[str, Tensor]:
+    return part(case, request.param)
+
+
+def names(given: dict[str, Tensor]) -> Tensor:
+    return torch.cat([torch.zeros(1, dtype=torch.int64), given["class_ids"] + 1])
+
+
+def test_golden_label_maps_before_the_crf(labelled):
+    for name, threshold in zip(("fg_in", "bg_in"), THRESHOLDS, strict=True):
+        assert torch.equal(rows_at(labelled["cam"], threshold), labelled[name].long())
+
+
+def test_golden_hard_crf(labelled):
+    rows = torch.stack([labelled["fg_in"], labelled["bg_in"]]).long()
+    ours = HardCrf().refined(labelled["image"].numpy(), rows, len(labelled["cam"]) + 1)
+    for refined, name in zip(ours, ("fg_crf", "bg_crf"), strict=True):
+        assert agreement(refined, labelled[name].long()) >= CRF_PIXELS
+
+
+def test_golden_labels_of_two_maps(labelled):
+    """Exact: no CRF, no float."""
+    rows = [labelled[name].long() for name in ("fg_crf", "bg_crf")]
+    ours = torch.from_numpy(combined(*rows, labelled["class_ids"]))
+    assert torch.equal(ours, labelled["label"])
+    assert torch.equal(at_quarter(ours), labelled["reduced"])
+
+
+def test_golden_confident_labels(labelled):
+    """The maker, end to end; thresholds come as powers that cross there."""
+    powers = dict(zip(("low", "high"), map(power_at, THRESHOLDS), strict=True))
+    seed = Seed(labelled["class_ids"], labelled["cam"])
+    ours, numbers = ConfidentLabels().label(labelled["image"].numpy(), seed, powers)
+    assert agreement(ours, labelled["label"]) >= CRF_PIXELS
+    assert (numbers["t_foreground"], numbers["t_background"]) == pytest.approx(THRESHOLDS)
+    assert numbers["unsure"] == pytest.approx((ours == VOID).mean())
+    assert numbers["background"] == pytest.approx((ours == 0).mean())
+
+
+def test_probabilities_of_a_hard_label_sum_to_one():
+    rows = torch.tensor([[0, 2], [1, 2]])
+    unary = hard_unary(rows, 4).double()
+    torch.testing.assert_close(
+        (-unary).exp().sum(dim=0), torch.ones(2, 2).double(), rtol=1e-6, atol=0
+    )
+    assert (-unary).exp().amax(dim=0).sub(CERTAINTY).abs().max() < 1e-6
+    assert torch.equal(unary.argmin(dim=0), rows)
+
+
+@pytest.mark.parametrize(("row", "count"), [(-1, 3), (3, 3), (0, 1)])
+def test_rows_that_are_no_label_are_refused(row, count):
+    with pytest.raises(ValueError, match="rows must lie in"):
+        hard_unary(torch.tensor([[row]]), count)
+
+
+def test_background_wins_a_tie_and_the_first_class_the_next():
+    cam = torch.tensor([[[0.25, 0.5]], [[0.25, 0.5]]])
+    assert rows_at(cam, 0.25).tolist() == [[0, 1]]
+
+
+def test_thresholds_out_of_order_are_refused():
+    powers = {"low": power_at(0.05), "high": power_at(0.30)}
+    seed = Seed(torch.tensor([0]), torch.rand(1, 8, 8))
+    with pytest.raises(ValueError, match=r"must not be the lower one, got 0\.050 .* and 0\.300"):
+        ConfidentLabels().label(np.zeros((8, 8, 3), dtype=np.uint8), seed, powers)
+
+
+def test_without_iterations_the_crf_changes_nothing():
+    rows = torch.randint(3, (2, 9, 8), generator=torch.Generator().manual_seed(0))
+    image = np.random.default_rng(0).integers(0, 256, (9, 8, 3), dtype=np.uint8)
+    assert torch.equal(HardCrf(iterations=0).refined(image, rows, 3), rows)
+
+
+def test_rows_become_labels_of_their_classes():
+    labels = label_map_of(torch.tensor([[0, 1, 2]]), torch.tensor([3, 11]))
+    assert labels.tolist() == [[0, 4, 12]]
+    assert labels.dtype == np.uint8
+
+
+@pytest.mark.parametrize("wrong", [{"reach": 0.0}, {"reach": math.nan}, {"iterations": -1}])
+def test_wrong_crfs_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        HardCrf(**wrong)
+
+
+# --- the loss -------------------------------------------------------------------------------------
+
+
+def of_original(case: dict[str, Tensor], values: Tensor) -> Tensor:
+    """Our offsets in the original's order."""
+    steps = [tuple(step) for step in case["path10/offsets"].tolist()]
+    order = [affinity.offsets(10).index(step) for step in steps]
+    return values[:, order]
+
+
+def test_golden_pairs_and_affinities(case, assert_near):
+    given = part(case, "loss")
+    labels = affinity.pair_labels(given["label"], 10)
+    for ours, name in zip(labels, ("bg_pos", "fg_pos", "neg"), strict=True):
+        assert torch.equal(of_original(case, ours), given[name].bool()), name
+    ours = path_affinity(given["edge_logits"][:, 0].sigmoid(), 10)
+    assert_near(of_original(case, ours), given["affinity"], ON_MAPS, "affinity")
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_golden_loss_and_gradient(case, assert_near, kind):
+    given = part(case, "loss")
+    logits = given["edge_logits"].to(kind).requires_grad_()
+    loss = PairLoss()
+    terms = loss.combine(loss.measure(logits[:, 0], given["label"]))
+    background, foreground, negative = terms["background"], terms["foreground"], terms["negative"]
+    assert_near(4 * background, given["bg_pos_aff_loss"], ON_MAPS, "background")
+    assert_near(4 * foreground, given["fg_pos_aff_loss"], ON_MAPS, "foreground")
+    assert_near(2 * background + 2 * foreground, given["pos_aff_loss"], ON_MAPS, "positive")
+    assert_near(2 * negative, given["neg_aff_loss"], ON_MAPS, "negative")
+    # Their total has the displacement branch too.
+    rest = (given["dp_fg_loss"] + given["dp_bg_loss"]) / 2
+    assert_near(sum(terms.values()) + rest, given["total_loss"], ON_MAPS, "total")
+    sum(terms.values()).backward()
+    assert_near(logits.grad, given["grad_edge_logits"], GRADIENT, "gradient")
+
+
+def test_parts_of_a_batch_add_up(case):
+    given = part(case, "loss")
+    logits, loss = given["edge_logits"][:, 0].double(), PairLoss()
+    whole = loss.combine(loss.measure(logits, given["label"]))
+    parts = [loss.measure(logits[i : i + 1], given["label"][i : i + 1]) for i in range(2)]
+    joined = loss.combine({name: torch.cat([p[name] for p in parts]) for name in parts[0]})
+    for name, value in whole.items():
+        torch.testing.assert_close(joined[name], value)
+
+
+def test_a_line_of_edges_is_where_two_labels_meet():
+    """The loss is least for an edge between them, of three places on a line."""
+    labels = torch.zeros(1, 12, 12, dtype=torch.uint8)
+    labels[..., 6:] = 1
+    loss, found = PairLoss(radius=3), {}
+    for place in (3, 5, 6, 9):
+        logits = torch.full((1, 12, 12), -6.0)
+        logits[..., place] = 6.0
+        found[place] = sum(loss.combine(loss.measure(logits, labels)).values()).item()
+    assert max(found[5], found[6]) < min(found[3], found[9])
+
+
+def test_gradients_of_the_loss_agree_with_differences():
+    generator = torch.Generator().manual_seed(0)
+    # Sigmoids of logits a tenth apart: a step of 1e-6 changes no maximum.
+    logits = torch.randperm(49, generator=generator).reshape(1, 7, 7).double() / 10 - 2.4
+    labels = torch.randint(3, (1, 7, 7), generator=generator)
+    loss = PairLoss(radius=3)
+
+    def total(logits: Tensor) -> Tensor:
+        return sum(loss.combine(loss.measure(logits, labels)).values())
+
+    assert torch.autograd.gradcheck(total, logits.requires_grad_())
+
+
+def test_void_alone_costs_nothing():
+    logits = torch.randn(1, 8, 8, requires_grad=True)
+    labels = torch.full((1, 8, 8), VOID, dtype=torch.uint8)
+    terms = PairLoss().combine(PairLoss().measure(logits, labels))
+    assert sum(terms.values()).item() == 0.0
+    assert PairLoss().described(labels) == {"known": 0.0}
+
+
+@pytest.mark.parametrize("radius", [1, 2.5, None])
+def test_wrong_radii_are_refused(radius):
+    with pytest.raises(ValueError, match="radius must be a whole number, at least 2"):
+        PairLoss(radius=radius)
+
+
+# --- the network ----------------------------------------------------------------------------------
+
+
+def golden_head(salt: str, channels: list[int]) -> EdgeHead:
+    """A head with the weights of the recipe."""
+    head = EdgeHead(channels=channels, strides=(4, 4, 8, 16, 16))
+    for name, tensor in head.state_dict().items():
+        kind = name.split(".")
+        theirs = f"fc_edge6.{kind[-1]}"
+        if kind[0] == "levels":
+            theirs = f"fc_edge{int(kind[1]) + 1}.{'.'.join(kind[2:])}"
+        tensor.copy_(torch.from_numpy(drawn(theirs, tuple(tensor.shape), salt)))
+    return head
+
+
+def test_golden_edge_head(case, assert_near):
+    """The salt of the weights is that of one of both sets of vectors."""
+    given = part(case, "head")
+    shapes = [tuple(given[f"x{i}_shape"].tolist()) for i in range(1, 6)]
+    maps = [
+        torch.from_numpy(
+            np.maximum(0, np.random.Generator(np.random.PCG64(seed)).standard_normal(shape))
+        ).float()
+        for seed, shape in zip(given["x_seeds"].tolist(), shapes, strict=True)
+    ]
+    channels = [shape[1] for shape in shapes]
+    with torch.no_grad():
+        found = [golden_head(salt, channels)(maps, shapes[1][2:]) for salt in SALTS]
+    theirs = given["edge_logits"]
+    nearest = min(found, key=lambda logits: (logits - theirs).abs().max().item())
+    assert_near(nearest, theirs, ON_MAPS, "edge logits")
+
+
+def test_golden_edges_of_an_image_and_its_mirror_image(case, assert_near):
+    given = part(case, "test")
+    grid = grid_of(given["hw"].tolist())
+    edge = merged(given["raw_edge_logits"], grid).sigmoid()
+    assert_near(edge, given["edge"], MERGED, "edge")
+
+
+def test_edges_of_a_mirrored_image_are_the_mirrored_edges():
+    class Maps(nn.Module):
+        """Convolutions that a mirror image changes."""
+
+        channels, strides = (4, 6), (4, 8)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(
+                nn.Conv2d(3, c, s, stride=s)
+                for c, s in zip(self.channels, self.strides, strict=True)
+            )
+
+        def forward(self, images: Tensor) -> list[Tensor]:
+            return [layer(images) for layer in self.layers]
+
+    torch.manual_seed(0)
+    network = EdgeNet(backbone=Maps())
+    images = torch.rand(2, 3, 32, 48)
+    with torch.no_grad():
+        plain, mirrored = (network.both_ways(x) for x in (images, images.flip(-1)))
+        # The same passes in another order; float32 through three layers.
+        torch.testing.assert_close(plain, mirrored.flip(-1), rtol=0, atol=1e-5)
+        one_way = network(images)[:, 0]
+    assert (plain - one_way).abs().max() > 0.01
+    assert not any(p.requires_grad for p in network.backbone.parameters())
+    assert all(p.requires_grad for p in network.head.parameters())
+    # Larger than the padding, or no whole cells: nothing is cut off.
+    for size, least in (((33, 47), 0), ((33, 47), 64), ((80, 20), 32)):
+        assert network.both_ways(torch.rand(1, 3, *size), least=least).shape[1:] == grid_of(size)
+
+
+def test_a_finer_map_is_averaged_and_a_coarser_one_enlarged():
+    head = EdgeHead(channels=(2, 3, 4), strides=(2, 4, 16))
+    maps = [torch.rand(1, 2, 16, 16), torch.rand(1, 3, 8, 8), torch.rand(1, 4, 2, 2)]
+    assert head(maps, (8, 8)).shape == (1, 1, 8, 8)
+    pooled = head(
+        [F.avg_pool2d(maps[0], 2).repeat_interleave(2, 2).repeat_interleave(2, 3), *maps[1:]],
+        (8, 8),
+    )
+    torch.testing.assert_close(pooled, head(maps, (8, 8)))
+    with pytest.raises(ValueError, match=r"strides must divide 4 or be divided by it, got \[6\]"):
+        EdgeHead(channels=(2, 3), strides=(4, 6))
+
+
+# --- label maps -----------------------------------------------------------------------------------
+
+
+def test_golden_label_map(case):
+    given = part(case, "label")
+    refiner = EdgeRefiner(PairLoss())
+    edge, cam = given["edge"][0].double(), given["cam"].double()
+    walked = walk(cam, edge, beta=refiner.beta, steps=refiner.steps)
+    scores = enlarged(walked, tuple(given["hw"].tolist()))
+    ours = label_map(given["class_ids"], scores, refiner.background)
+    assert agreement(ours, given["pred"]) > LABEL_PIXELS
+    # Where the score is clear of the threshold and of another class by the walk's tolerance.
+    rows = torch.cat([torch.full_like(scores[:1], refiner.background), scores])
+    first, second = rows.topk(2, dim=0).values
+    clear = (first - second > 1e-3).numpy()
+    assert (ours == given["pred"].numpy())[clear].all()
+
+
+def test_scores_of_a_seed_are_walked_on_the_grid_and_keep_their_size():
+    edge, cam = torch.zeros(3, 4), torch.zeros(1, 10, 15)
+    cam[0, :4, :4] = 0.5
+    spec = EdgeWalkSpec(SMOKE.train, steps=0)
+    scores = scores_of(cam, edge, spec)
+    assert scores.shape == (1, 10, 15)
+    assert scores.max() == 1.0  # the CAM's own maximum
+    assert scores[0, 0, 0] == 1.0
+    squared = scores_of(cam, edge, replace(spec, power=2.0))
+    torch.testing.assert_close(squared, scores)  # 0 and 1 alone on the grid
+    assert scores_of(cam, torch.ones(3, 4), spec).max() == 0.0
+
+
+# --- the refiner ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"thresholds": (0.05, 0.30)}, "thresholds must be two numbers between 0 and 1"),
+        ({"thresholds": (0.3, 0.3)}, "thresholds must be two numbers between 0 and 1"),
+        ({"thresholds": (1.0, 0.3)}, "thresholds must be two numbers between 0 and 1"),
+        ({"thresholds": (0.3, 0.2, 0.1)}, "thresholds must be two numbers between 0 and 1"),
+        ({"power": 0.0}, "power must be"),
+        ({"beta": -1.0}, "beta must be"),
+        ({"steps": 2.5}, "steps must be a whole number"),
+        ({"radius": 1}, "radius must be a whole number, at least 2"),
+        ({"background": 1.5}, "background must lie in 0..1"),
+        ({"scales": ()}, "scales must be positive, at least one"),
+        ({"scales": (0.0, 1.0)}, "scales must be positive, at least one"),
+        ({"last_crf": -1.0}, "last_crf must be"),
+    ],
+)
+def test_wrong_refiners_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        EdgeRefiner(PairLoss(), **wrong)
+
+
+def planned(profile, row: str) -> dict[str, list]:
+    """The specs of the stages that a row asks for, by stage."""
+    asked: dict[str, list] = {}
+
+    def obtain(stage, spec, inputs=None):
+        asked.setdefault(stage.__name__, []).append(spec)
+        return store.Artefact(stage.__name__, stage.__name__, None, {"summary": {}}, spec)
+
+    pipeline.artefacts(profile, catalogue.get("rivals").row(row), 0, obtain)
+    return asked
+
+
+def test_at_paper_scale_the_numbers_are_the_release_own():
+    asked = planned(plan.with_data(VOC)[0], "irnet")
+    background, cut = asked["choose_background"]
+    low, _, high = map(crossing, background.powers)
+    assert (low, high) == pytest.approx(THRESHOLDS)
+    assert "spread_powers" not in asked
+    assert cut.thresholds == (0.25,)
+    edges = asked["train_edges"][0]
+    assert (edges.view.crop, edges.view.scales) == (512, (0.5, 1.5))
+    schedule = edges.schedule
+    assert (schedule.epochs, schedule.batch_size, schedule.head_lr) == (3, 32, 0.1)
+    assert schedule.momentum == schedule.weight_decay == 1e-4
+    # 3 epochs of 10,582 photos, 330 batches each, as the release counts them.
+    assert schedule.epochs * schedule.epoch_steps(10582) == 990
+    walked = asked["walk_edges"][0]
+    assert (walked.beta, walked.steps, walked.radius, walked.least) == (10, 256, 5, 512)
+
+
+def test_on_a_laptop_rules_without_masks_give_the_thresholds():
+    asked = planned(SMOKE, "irnet")
+    # Half the distance of .30 and .05 in logits.
+    assert asked["spread_powers"][0].spread == pytest.approx(1.05, abs=0.005)
+    assert all(spec.powers is None for spec in asked["choose_background"])
+    assert asked["choose_background"][-1].thresholds == SMOKE.thresholds
+    edges = asked["train_edges"][0]
+    assert edges.view is None
+    assert edges.schedule == SMOKE.refinement.schedule
+    assert all(spec.least == 0 for spec in asked["walk_edges"])
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+def true_labels(tmp_path) -> store.Artefact:
+    """The masks of the training scenes as label maps."""
+    folder = tmp_path / "truth"
+    folder.mkdir()
+    write_truth(TruthSpec(SMOKE.train), {}, folder)
+    return store.Artefact("true_labels", "", folder, {"summary": {}})
+
+
+@pytest.fixture
+def spec() -> EdgeSpec:
+    return planned(SMOKE, "irnet")["train_edges"][0]
+
+
+def test_fewer_label_maps_than_scenes_are_refused(spec, stored, tmp_path):
+    truth = true_labels(tmp_path)
+    label_files(truth)[0].unlink()
+    with pytest.raises(ValueError, match="there are 32 images and 31 label maps"):
+        train_edges(spec, {"labels": truth}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"crop": 510}, "crop must be a multiple of 4, got 510"),
+        ({"crop": 0}, "crop must be a whole number"),
+        ({"scales": (1.5, 0.5)}, "scales must be positive and in order"),
+        ({"scales": (0.0, 1.0)}, "scales must be positive and in order"),
+    ],
+)
+def test_wrong_crops_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        RescaledCrop(**wrong)
+
+
+def test_a_photo_and_its_labels_are_rescaled_together():
+    labels = np.zeros((40, 60), dtype=np.uint8)
+    labels[:, 30:] = 7
+    image = np.repeat(labels[..., None] * 30, 3, axis=2)
+    picture, maps = rescaled(image, labels, torch.Generator().manual_seed(0), (0.5, 1.5))
+    assert picture.shape == (3, *maps.shape)
+    assert set(maps.unique().tolist()) == {0, 7}
+    inside = abs(torch.arange(maps.shape[1]) - maps.shape[1] / 2) > 4
+    assert torch.equal(picture[0, :, inside] > 100, maps[:, inside] == 7)
+    same = rescaled(image, labels, torch.Generator().manual_seed(0), (1.0, 1.0))[1]
+    assert torch.equal(same, torch.from_numpy(labels))
+
+
+def test_crops_of_photos_have_void_where_the_photo_ends(spec, stored, tmp_path):
+    view = replace(spec, view=RescaledCrop(128, (0.5, 0.6)))
+    source, _ = _crops(view, label_files(true_labels(tmp_path)), lambda images: images.float() + 1)
+    batch = source(torch.arange(4), torch.Generator().manual_seed(0), slice(4))
+    assert batch.images.shape == (4, 3, 128, 128)
+    assert batch.labels.shape == (4, 32, 32)
+    outside = at_quarter(batch.images.abs().sum(dim=1)) == 0
+    assert torch.equal(outside, batch.labels == VOID)
+    assert 0.5 < outside.float().mean() < 1
+
+
+# --- whole rows -----------------------------------------------------------------------------------
+
+
+def made(name: str) -> dict[str, store.Artefact]:
+    """A row on the smoke profile, in this process."""
+    return pipeline.artefacts(SMOKE, catalogue.get("rivals").row(name), 0)
+
+
+def test_rows_run_from_the_seeds_of_affinity_net(stored):
+    row, seeds = made("irnet"), made("psa_seed")["seeds"]
+    assert row["seeds"].key == seeds.key
+    assert made("irnet_seed")["seeds"].key == seeds.key
+    numbers = row["evaluation"].summary
+    assert 0 < numbers["miou_maskless"] < 100
+    confident = row["confident"].summary
+    assert confident["t_background"] < row["background"].summary["threshold"]
+    assert confident["t_foreground"] > row["background"].summary["threshold"]
+    assert row["mechanism_unsure"].summary["unsure"] == confident["unsure"]
+    assert 0 < row["mechanism_known"].summary["known"] < 1
+    assert 0 < row["mechanism_edge"].summary["edge"] < 1
+    # Scores of the walk, one a tagged class; the largest of an image is 1.
+    scenes = Collages(SMOKE.train)
+    for index, (name, seed) in enumerate(read_seeds(row["scores"].folder / "seeds.npz")):
+        tags = torch.from_numpy(scenes.tags(index)).nonzero()[:, 0]
+        assert name == f"{index:05d}"
+        assert torch.equal(seed.class_ids, tags)
+        if len(tags) and seed.cam.any():
+            assert seed.cam.max() == 1.0
+
+
+def test_labels_are_cut_at_the_threshold_of_the_walked_scores(stored):
+    row = made("irnet")
+    scores = [tuple(seed) for _, seed in read_seeds(row["scores"].folder / "seeds.npz")]
+    top = evaluation.top_histogram([cam for _, cam in scores], SMOKE.thresholds)
+    threshold = SMOKE.thresholds[evaluation.otsu(top, SMOKE.thresholds)]
+    for file, (ids, cam) in zip(label_files(row["labels"]), scores, strict=True):
+        assert (read_label_map(file, num_classes=6) == label_map(ids, cam, threshold)).all()
+
+
+def test_ablations_share_the_edges_and_a_last_crf_has_no_scores(stored):
+    rows = {n: made(n) for n in ("irnet", "irnet_no_walk", "irnet_per_class", "irnet_crf")}
+    assert len({row["edges"].key for row in rows.values()}) == 1
+    assert len({row["labels"].key for row in rows.values()}) == 4
+    assert "scores" not in rows["irnet_crf"]
+    assert rows["irnet_crf"]["walked"].key == rows["irnet"]["scores"].key
+    assert 0 < rows["irnet_crf"]["labels"].summary["changed"] < 1
+    assert "mechanism_edge" in rows["irnet_crf"]
+
+
+def test_no_mask_is_read_for_label_maps(stored, blind):
+    row = catalogue.get("rivals").row("irnet")
+    assert pipeline.products(SMOKE, row, 0)["labels"].summary["images"] == SMOKE.train.count
