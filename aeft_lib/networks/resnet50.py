@@ -42,7 +42,7 @@ class ResNet50Spec:
     stride = 16
 
     def __post_init__(self) -> None:
-        whole(self, "trained_stages", most=STAGES)
+        whole(self, "trained_stages", least=1, most=STAGES)
         choice(self, weights=WEIGHTS)
 
     def build(self, *, dropout: tuple[float, float] = (0.0, 0.0)) -> ResNet50:

@@ -35,6 +35,15 @@ def path(dy: int, dx: int) -> list[tuple[int, int]]:
     return [(y, x) for y, x in box if (dy * x - dx * y) ** 2 < dy * dy + dx * dx]
 
 
+def fitting_radius(size: tuple[int, int], radius: int = RADIUS) -> int:
+    """The radius in training on an h x w grid: the largest up to `radius` that has a pair.
+
+    >>> fitting_radius((20, 24)), fitting_radius((64, 64), 5), fitting_radius((16, 12))
+    (10, 5, 6)
+    """
+    return min(radius, size[0], (size[1] + 1) // 2)
+
+
 def path_affinity(edges: Tensor, radius: int = RADIUS) -> Tensor:
     """``1 - max edge`` of every pair, (B, O, P) in 0..1, in the order of `affinity.pairs`.
 
@@ -46,7 +55,7 @@ def path_affinity(edges: Tensor, radius: int = RADIUS) -> Tensor:
         raise ValueError(f"edges must be a floating (B, h, w) tensor, got {kind}")
     (h, w), margin = edges.shape[1:], max(radius - 1, 0)
     if h <= margin or w <= 2 * margin:
-        remedy = "take the radius of `affinity.effective_radius`"
+        remedy = f"take {fitting_radius((h, w), radius)}"
         raise ValueError(f"a grid of {h} x {w} has no pairs at radius {radius}: {remedy}")
     starts = slice(0, h - margin), slice(margin, w - margin)
     cells = [_strongest(edges.detach(), step, *starts) for step in offsets(radius)]
@@ -134,11 +143,11 @@ def enlarged(
     h, w = walked.shape[1:]
     if h * cell < size[0] or w * cell < size[1]:
         raise ValueError(f"a grid of {h} x {w} cells of {cell} does not cover an image of {size}")
+    if not len(walked):
+        return walked.new_zeros(0, *size)
     whole = (h * cell, w * cell)
     full = F.interpolate(walked[None], size=whole, mode="bilinear", align_corners=False)[0]
     full = full[:, : size[0], : size[1]]
-    if not len(full):
-        return full
     largest = full.amax() if joint else full.amax(dim=(1, 2), keepdim=True)
     return full / largest.clamp(min=torch.finfo(full.dtype).tiny)
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from aeft_lib.engine.fields import whole
 from aeft_lib.maps.labels import VOID
 from aeft_lib.refinement import affinity
-from aeft_lib.refinement.path_affinity import RADIUS, at_quarter, path_affinity
+from aeft_lib.refinement.path_affinity import RADIUS, at_quarter, fitting_radius, path_affinity
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class PairLoss:
 
     def measure(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Sums and counts of the three kinds of pairs, (1, 3) each; on small grids fewer pairs."""
-        radius = affinity.effective_radius(tuple(logits.shape[-2:]), self.radius)
+        radius = fitting_radius(tuple(logits.shape[-2:]), self.radius)
         pairs = path_affinity(logits.sigmoid(), radius)
         sums, counts = affinity.loss_sums(pairs, affinity.pair_labels(targets, radius))
         return {"sums": sums[None], "counts": counts[None]}

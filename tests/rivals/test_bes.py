@@ -36,7 +36,9 @@ from aeft_lib.studies.rivals_irn import BES as REFINER
 ON_MAPS, GRADIENT = 1e-5, 1e-4
 TIES, CRF_PIXELS, LABEL_PIXELS = 0.999, 0.995, 0.999
 # The original's labels in ours.
-CODES = {0: BACKGROUND, 50: FOREGROUND, 100: BETWEEN, 150: BOUNDARY, 200: VOID}
+CODES = {0: BACKGROUND, 50: FOREGROUND, 100: BETWEEN, 150: BOUNDARY, 200: VOID, 255: VOID}
+
+PROFILE = replace(SMOKE, train=replace(SMOKE.train, count=16))  # as many as a batch
 
 
 @pytest.fixture
@@ -67,7 +69,7 @@ def test_golden_attention_pooling(case, assert_near, kind):
     scales = [name.removeprefix("pool/logits_k") for name in case if "logits_k" in name]
     assert len(scales) == 2
     for scale in scales:
-        x = case["pool/x"].to(kind).requires_grad_()
+        x = case["pool/x"].to(kind, copy=True).requires_grad_()
         pooled, _ = attention_pool(x, float(scale))
         logits = F.conv2d(pooled[..., None, None], case["pool/weight"].to(kind)).flatten(1)
         assert_near(logits, case[f"pool/logits_k{scale}"], ON_MAPS, f"logits, k = {scale}")
@@ -373,13 +375,18 @@ def test_golden_label_maps_without_and_with_the_last_crf(case):
 
 def made(name: str) -> dict[str, store.Artefact]:
     """A row on the smoke profile, in this process."""
-    return pipeline.artefacts(SMOKE, catalogue.get("rivals").row(name), 0)
+    return pipeline.artefacts(PROFILE, catalogue.get("rivals").row(name), 0)
+
+
+def laid_out(name: str) -> dict[str, store.Artefact]:
+    return pipeline.laid_out(PROFILE, catalogue.get("rivals").row(name), 0)
 
 
 def test_rows_begin_with_the_seeds_of_affinity_net_or_with_their_own(stored):
-    row, own, psa = made("bes"), made("bes_seed"), made("psa_seed")
-    assert row["seeds"].key == psa["seeds"].key != own["seeds"].key
-    assert own["classifier"].key != psa["classifier"].key
+    row, own = made("bes"), made("bes_seed")
+    keys = {name: laid_out(name)["seeds"].key for name in ("psa", "bes", "bes_whole")}
+    assert row["seeds"].key == keys["bes"] == keys["psa"] != keys["bes_whole"]
+    assert own["seeds"].key == laid_out("bes_seed")["seeds"].key
     peak = own["mechanism_attention_peak"].summary["attention_peak"]
     assert 1.0 < peak < 1.1  # k = 1e-3
     assert 0 < row["evaluation"].summary["miou_maskless"] < 100

@@ -43,6 +43,8 @@ CRF_PIXELS, LABEL_PIXELS = 0.995, 0.999
 THRESHOLDS = EdgeRefiner(PairLoss()).thresholds
 SALTS = ("", "holdout")
 
+PROFILE = replace(SMOKE, train=replace(SMOKE.train, count=16))  # as many as a batch
+
 
 @pytest.fixture
 def case(golden_rivals) -> dict[str, Tensor]:
@@ -505,13 +507,12 @@ def test_crops_of_photos_have_void_where_the_photo_ends(spec, stored, tmp_path):
 
 def made(name: str) -> dict[str, store.Artefact]:
     """A row on the smoke profile, in this process."""
-    return pipeline.artefacts(SMOKE, catalogue.get("rivals").row(name), 0)
+    return pipeline.artefacts(PROFILE, catalogue.get("rivals").row(name), 0)
 
 
 def test_rows_run_from_the_seeds_of_affinity_net(stored):
-    row, seeds = made("irnet"), made("psa_seed")["seeds"]
-    assert row["seeds"].key == seeds.key
-    assert made("irnet_seed")["seeds"].key == seeds.key
+    row = made("irnet")
+    assert row["seeds"].key == laid_out("psa")["seeds"].key
     numbers = row["evaluation"].summary
     assert 0 < numbers["miou_maskless"] < 100
     confident = row["confident"].summary
@@ -521,7 +522,7 @@ def test_rows_run_from_the_seeds_of_affinity_net(stored):
     assert 0 < row["mechanism_known"].summary["known"] < 1
     assert 0 < row["mechanism_edge"].summary["edge"] < 1
     # Scores of the walk, one a tagged class; the largest of an image is 1.
-    scenes = Collages(SMOKE.train)
+    scenes = Collages(PROFILE.train)
     for index, (name, seed) in enumerate(read_seeds(row["scores"].folder / "seeds.npz")):
         tags = torch.from_numpy(scenes.tags(index)).nonzero()[:, 0]
         assert name == f"{index:05d}"
@@ -533,22 +534,35 @@ def test_rows_run_from_the_seeds_of_affinity_net(stored):
 def test_labels_are_cut_at_the_threshold_of_the_walked_scores(stored):
     row = made("irnet")
     scores = [tuple(seed) for _, seed in read_seeds(row["scores"].folder / "seeds.npz")]
-    top = evaluation.top_histogram([cam for _, cam in scores], SMOKE.thresholds)
-    threshold = SMOKE.thresholds[evaluation.otsu(top, SMOKE.thresholds)]
+    top = evaluation.top_histogram([cam for _, cam in scores], PROFILE.thresholds)
+    threshold = PROFILE.thresholds[evaluation.otsu(top, PROFILE.thresholds)]
     for file, (ids, cam) in zip(label_files(row["labels"]), scores, strict=True):
-        assert (read_label_map(file, num_classes=6) == label_map(ids, cam, threshold)).all()
+        assert (
+            read_label_map(file, num_classes=PROFILE.num_classes) == label_map(ids, cam, threshold)
+        ).all()
 
 
-def test_ablations_share_the_edges_and_a_last_crf_has_no_scores(stored):
-    rows = {n: made(n) for n in ("irnet", "irnet_no_walk", "irnet_per_class", "irnet_crf")}
-    assert len({row["edges"].key for row in rows.values()}) == 1
-    assert len({row["labels"].key for row in rows.values()}) == 4
-    assert "scores" not in rows["irnet_crf"]
-    assert rows["irnet_crf"]["walked"].key == rows["irnet"]["scores"].key
-    assert 0 < rows["irnet_crf"]["labels"].summary["changed"] < 1
-    assert "mechanism_edge" in rows["irnet_crf"]
+def laid_out(name: str) -> dict[str, store.Artefact]:
+    return pipeline.laid_out(PROFILE, catalogue.get("rivals").row(name), 0)
+
+
+def test_ablations_share_seeds_labels_and_edges():
+    names = ("irnet", "irnet_no_walk", "irnet_from_all", "irnet_per_class", "irnet_scales")
+    rows = [laid_out(name) for name in (*names, "irnet_crf")]
+    for shared in ("seeds", "background", "confident", "edges"):
+        assert len({row[shared].key for row in rows}) == 1
+    assert len({row["labels"].key for row in rows}) == len(rows)
+    assert {laid_out(name)["seeds"].key for name in ("psa", "psa_crf")} == {rows[0]["seeds"].key}
+
+
+def test_a_last_crf_takes_the_walked_scores_and_leaves_none(stored):
+    row, plain = made("irnet_crf"), made("irnet")
+    assert "scores" not in row
+    assert row["walked"].key == plain["scores"].key
+    assert 0 < row["labels"].summary["changed"] < 1
+    assert row["mechanism_edge"].key == plain["mechanism_edge"].key
 
 
 def test_no_mask_is_read_for_label_maps(stored, blind):
     row = catalogue.get("rivals").row("irnet")
-    assert pipeline.products(SMOKE, row, 0)["labels"].summary["images"] == SMOKE.train.count
+    assert pipeline.products(PROFILE, row, 0)["labels"].summary["images"] == PROFILE.train.count
