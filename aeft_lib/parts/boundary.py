@@ -30,7 +30,7 @@ from torch import Tensor
 
 from aeft_lib.engine.fields import choice, fraction, whole
 from aeft_lib.maps.labels import VOID
-from aeft_lib.refinement.path_affinity import CELL, at_quarter
+from aeft_lib.refinement.edge_net import CELL, at_quarter
 
 # Labels; VOID is what no line names.
 BACKGROUND, FOREGROUND, BOUNDARY, BETWEEN = range(4)

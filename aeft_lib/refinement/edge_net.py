@@ -15,8 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aeft_lib.refinement.path_affinity import CELL
-
+CELL = 4  # pixels of the image along a side of a grid cell
 WIDTH, GROUPS = 32, 4
 STRIDE = 16  # images are padded to whole cells of the coarsest map
 
@@ -105,3 +104,17 @@ def merged(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """
     plain, mirrored = logits[:, 0, : size[0], : size[1]].chunk(2)
     return (plain + mirrored.flip(-1)) / 2
+
+
+def at_quarter(labels: Tensor) -> Tensor:
+    """Labels (..., H, W) on a grid of cells of 4 pixels, (..., H / 4, W / 4): the nearest pixel.
+
+    Raises ValueError where H or W is no multiple of 4.
+
+    >>> at_quarter(torch.arange(64).reshape(8, 8)).tolist()
+    [[18, 22], [50, 54]]
+    """
+    if any(side % CELL for side in labels.shape[-2:]):
+        size = tuple(labels.shape[-2:])
+        raise ValueError(f"labels must have sides that are multiples of {CELL}, got {size}")
+    return labels[..., CELL // 2 :: CELL, CELL // 2 :: CELL]

@@ -9,20 +9,17 @@ In training the pairs are `affinity.pairs`' (starts keep a margin); in a walk al
 within the radius.  The authors' release walks on a padded grid, to the same pairs.  Departure:
 none in the numbers.  Of equal edges on a path the first gets the gradient.
 
-Shapes: B images, h x w grid, O offsets, P starting pixels, K' present classes.
+Shapes: B images, h x w grid, O offsets, P starting pixels.
 Source: Ahn, Cho and Kwak, CVPR 2019; constants from the code of the authors.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from aeft_lib.refinement import random_walk
 from aeft_lib.refinement.affinity import SparseAffinity, offsets
 
 RADIUS = 10  # of the pairs in training
 WALK_RADIUS = 5
-CELL = 4  # pixels of the image along a side of a grid cell
 
 
 def path(dy: int, dx: int) -> list[tuple[int, int]]:
@@ -104,63 +101,3 @@ def _strongest(edges: Tensor, step: tuple[int, int], rows: slice, columns: slice
     places = torch.arange(h * w, device=edges.device).reshape(h, w)[rows, columns]
     moves = torch.tensor([y * w + x for y, x in cells], device=edges.device)
     return (places + moves[torch.stack(views).argmax(dim=0)]).flatten(1)
-
-
-def walk(
-    cam: Tensor,
-    edge: Tensor,
-    *,
-    beta: float = 10,
-    steps: int = 256,
-    radius: int = WALK_RADIUS,
-    suppress: bool = True,
-) -> Tensor:
-    """CAMs (K', h, w) after a walk that edges stop, (K', h, w) not negative.
-
-    edge: (h, w) in 0..1.  suppress: an edge cell itself starts with ``cam (1 - edge)``.
-    Raises ValueError as `path_matrix` and `random_walk.propagate` do.
-
-    An edge in the middle: nothing passes, and its own cell is empty.
-
-    >>> edge, cam = torch.tensor([[0.0, 0, 1, 0, 0]]), torch.tensor([[[1.0, 0, 0, 0, 0]]])
-    >>> walk(cam, edge).flatten().tolist()
-    [0.5, 0.5, 0.0, 0.0, 0.0]
-    """
-    start = cam * (1 - edge) if suppress else cam
-    return random_walk.propagate(path_matrix(edge, radius), start, beta=beta, steps=steps)
-
-
-def enlarged(
-    walked: Tensor, size: tuple[int, int], *, joint: bool = True, cell: int = CELL
-) -> Tensor:
-    """Walked scores (K', h, w) at image size, (K', H, W) in 0..1.
-
-    Bilinear, cropped at the right and below, divided by the maximum of all classes together.
-    joint: False divides each class by its own, so that a weak class is not lost below a threshold.
-    Scores that are zero everywhere stay so (the release divides 0 by 0).
-    Raises ValueError where the grid does not cover the image.
-    """
-    h, w = walked.shape[1:]
-    if h * cell < size[0] or w * cell < size[1]:
-        raise ValueError(f"a grid of {h} x {w} cells of {cell} does not cover an image of {size}")
-    if not len(walked):
-        return walked.new_zeros(0, *size)
-    whole = (h * cell, w * cell)
-    full = F.interpolate(walked[None], size=whole, mode="bilinear", align_corners=False)[0]
-    full = full[:, : size[0], : size[1]]
-    largest = full.amax() if joint else full.amax(dim=(1, 2), keepdim=True)
-    return full / largest.clamp(min=torch.finfo(full.dtype).tiny)
-
-
-def at_quarter(labels: Tensor) -> Tensor:
-    """Labels (..., H, W) on a grid of cells of 4 pixels, (..., H / 4, W / 4): the nearest pixel.
-
-    Raises ValueError where H or W is no multiple of 4.
-
-    >>> at_quarter(torch.arange(64).reshape(8, 8)).tolist()
-    [[18, 22], [50, 54]]
-    """
-    if any(side % CELL for side in labels.shape[-2:]):
-        size = tuple(labels.shape[-2:])
-        raise ValueError(f"labels must have sides that are multiples of {CELL}, got {size}")
-    return labels[..., CELL // 2 :: CELL, CELL // 2 :: CELL]

@@ -22,7 +22,8 @@ from torch import Tensor
 from aeft_lib.engine.fields import whole
 from aeft_lib.maps.labels import VOID
 from aeft_lib.refinement import affinity
-from aeft_lib.refinement.path_affinity import RADIUS, at_quarter, fitting_radius, path_affinity
+from aeft_lib.refinement.edge_net import at_quarter
+from aeft_lib.refinement.path_affinity import RADIUS, fitting_radius, path_affinity
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from aeft_lib.engine.schedule import Schedule
 from aeft_lib.engine.step import PLAIN, Compute, Objective
 from aeft_lib.maps.labels import VOID, read_label_map
 from aeft_lib.networks.backbone import BackboneSpec
-from aeft_lib.refinement.path_affinity import CELL
+from aeft_lib.refinement.edge_net import CELL
 from aeft_lib.stages import fitting
 from aeft_lib.stages.artefact import Artefact
 from aeft_lib.stages.edge_nets import build_edge_net

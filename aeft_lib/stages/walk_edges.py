@@ -16,8 +16,9 @@ from aeft_lib.engine.batches import image_batches
 from aeft_lib.engine.device import batch_pixels, device
 from aeft_lib.engine.shards import over_images
 from aeft_lib.maps.seeds import Seed, read_seeds, write_seeds
-from aeft_lib.refinement import path_affinity
-from aeft_lib.refinement.edge_net import EdgeNet, grid_of
+from aeft_lib.refinement.edge_net import CELL, EdgeNet, grid_of
+from aeft_lib.refinement.edge_walk import enlarged, walk
+from aeft_lib.refinement.path_affinity import WALK_RADIUS
 from aeft_lib.refinement.propagation import padded
 from aeft_lib.stages.artefact import Artefact
 from aeft_lib.stages.edge_nets import load_edge_net
@@ -29,7 +30,7 @@ class EdgeWalkSpec:
     """power: of the CAMs before the walk.  beta, steps, radius: of the walk.
 
     least: sides to which smaller images are padded, see `EdgeNet.both_ways`.
-    suppress_edges, joint_maximum: see `path_affinity.walk` and `enlarged`.
+    suppress_edges, joint_maximum: see `edge_walk.walk` and `enlarged`.
     scales: at which edges are found; their logits are averaged.
     """
 
@@ -37,7 +38,7 @@ class EdgeWalkSpec:
     power: float = 1.0
     beta: float = 10
     steps: int = 256
-    radius: int = path_affinity.WALK_RADIUS
+    radius: int = WALK_RADIUS
     least: int = 0
     suppress_edges: bool = True
     joint_maximum: bool = True
@@ -97,10 +98,10 @@ def scores_of(cam: Tensor, edge: Tensor, spec: EdgeWalkSpec) -> Tensor:
     CAMs are averaged over the grid's cells (the release reads a second set of CAMs at a quarter of
     the image's size), and keep their own maximum of 1.
     """
-    coarse = F.avg_pool2d(padded(cam, path_affinity.CELL)[None], path_affinity.CELL)[0]
+    coarse = F.avg_pool2d(padded(cam, CELL)[None], CELL)[0]
     largest = coarse.amax(dim=(1, 2), keepdim=True)
     coarse = coarse / largest.clamp(min=torch.finfo(coarse.dtype).tiny)
-    walked = path_affinity.walk(
+    walked = walk(
         coarse**spec.power,
         edge,
         beta=spec.beta,
@@ -109,7 +110,7 @@ def scores_of(cam: Tensor, edge: Tensor, spec: EdgeWalkSpec) -> Tensor:
         suppress=spec.suppress_edges,
     )
     size = tuple(cam.shape[1:])
-    return path_affinity.enlarged(walked, size, joint=spec.joint_maximum).clamp(0, 1)
+    return enlarged(walked, size, joint=spec.joint_maximum).clamp(0, 1)
 
 
 def edges_of(

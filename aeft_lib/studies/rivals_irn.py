@@ -13,7 +13,6 @@ from aeft_lib.rivals import bes
 from aeft_lib.rivals.bes import Bes
 from aeft_lib.rivals.irnet import PairLoss
 from aeft_lib.stages.relu_first import ReluFirst
-from aeft_lib.studies.rival import labelled
 from aeft_lib.studies.rows import GAP, Logged, Reported, Row, segmented
 
 IRNET = EdgeRefiner(PairLoss())
@@ -47,9 +46,10 @@ BES_SEED = Row(
 def _labels(family: str, name: str, label: str, refiner: EdgeRefiner, seed: Row = SEED) -> Row:
     """Label maps of these seeds by a refiner of the family, with its mechanisms."""
     mechanisms = LEARNED[family]
-    if refiner.last_crf:  # whose scores are no longer those of the labels
+    if refiner.last_crf:  # whose labels are no longer cut from scores
         mechanisms = (*mechanisms[:-1], replace(EDGES, part="walked"))
-    return labelled(name, label, seed, refiner, mechanisms=mechanisms)
+    changes = {"scored_on": "train", "published": None, "mechanisms": mechanisms}
+    return replace(seed, name=name, label=label, refiner=refiner, **changes)
 
 
 IRNET_LABELS = replace(_labels("irnet", "irnet", "IRNet", IRNET), published="rival.irnet.pseudo")

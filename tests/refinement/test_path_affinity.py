@@ -9,14 +9,9 @@ import torch
 from torch import Tensor
 
 from aeft_lib.refinement import affinity
-from aeft_lib.refinement.path_affinity import (
-    at_quarter,
-    enlarged,
-    path,
-    path_affinity,
-    path_matrix,
-    walk,
-)
+from aeft_lib.refinement.edge_net import at_quarter
+from aeft_lib.refinement.edge_walk import enlarged, walk
+from aeft_lib.refinement.path_affinity import path, path_affinity, path_matrix
 
 EXACT_STEPS = 2e-5  # of eight steps: tests/golden_rivals/README.md
 MANY_STEPS = {torch.float32: 1e-3, torch.float64: 1e-4}  # of 256; the original's own drift

@@ -24,7 +24,8 @@ from aeft_lib.parts.boundary import (
 )
 from aeft_lib.parts.confident_labels import ConfidentLabels, HardCrf, rows_at
 from aeft_lib.refinement.background import power_at
-from aeft_lib.refinement.path_affinity import at_quarter, enlarged, walk
+from aeft_lib.refinement.edge_net import at_quarter
+from aeft_lib.refinement.edge_walk import enlarged, walk
 from aeft_lib.rivals import bes
 from aeft_lib.rivals.bes import Bes, attention_pool
 from aeft_lib.stages import store

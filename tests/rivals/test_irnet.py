@@ -26,8 +26,9 @@ from aeft_lib.parts.confident_labels import (
 from aeft_lib.parts.edge_refiner import EdgeRefiner
 from aeft_lib.refinement import affinity
 from aeft_lib.refinement.background import crossing, power_at
-from aeft_lib.refinement.edge_net import EdgeHead, EdgeNet, grid_of, merged
-from aeft_lib.refinement.path_affinity import at_quarter, enlarged, path_affinity, walk
+from aeft_lib.refinement.edge_net import EdgeHead, EdgeNet, at_quarter, grid_of, merged
+from aeft_lib.refinement.edge_walk import enlarged, walk
+from aeft_lib.refinement.path_affinity import path_affinity
 from aeft_lib.rivals.irnet import PairLoss
 from aeft_lib.stages import store
 from aeft_lib.stages.train_edges import EdgeSpec, RescaledCrop, _crops, rescaled, train_edges
