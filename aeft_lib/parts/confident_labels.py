@@ -38,7 +38,8 @@ def hard_unary(rows: Tensor, count: int) -> Tensor:
 
     rows: (..., H, W) int64 in 0..L-1.  count: L, at least 2.  Raises ValueError for another.
 
-    >>> hard_unary(torch.tensor([[2]]), 3).exp().reciprocal().flatten().round(decimals=2).tolist()
+    >>> p = (-hard_unary(torch.tensor([[2]]), 3)).exp().flatten()
+    >>> [round(value, 2) for value in p.tolist()]
     [0.15, 0.15, 0.7]
     """
     if count < 2 or not bool(((rows >= 0) & (rows < count)).all()):

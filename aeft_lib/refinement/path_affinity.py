@@ -26,7 +26,7 @@ def path(dy: int, dx: int) -> list[tuple[int, int]]:
     """The cells (y, x) of the path of a pair, from its start; dy is not negative.
 
     >>> path(0, 2), path(1, 1), len(path(2, -1))
-    ([(0, 0), (0, 1), (0, 2)], [(0, 0), (0, 1), (1, 0), (1, 1)], 4)
+    ([(0, 0), (0, 1), (0, 2)], [(0, 0), (0, 1), (1, 0), (1, 1)], 6)
     """
     box = ((y, x) for y in range(dy + 1) for x in range(min(dx, 0), max(dx, 0) + 1))
     return [(y, x) for y, x in box if (dy * x - dx * y) ** 2 < dy * dy + dx * dx]

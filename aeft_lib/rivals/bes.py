@@ -34,7 +34,8 @@ def attention_pool(x: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     scale: k.  The weights (B, C, h w) have no gradient and sum to 1.  Raises ValueError by shape.
 
     >>> import math, torch
-    >>> attention_pool(torch.tensor([0.0, 1.0]).reshape(1, 1, 1, 2), math.log(3))[0].item()
+    >>> x = torch.tensor([0.0, 1.0]).reshape(1, 1, 1, 2)
+    >>> round(attention_pool(x, math.log(3))[0].item(), 4)
     0.75
     """
     if x.ndim != 4:
