@@ -14,6 +14,8 @@ from aeft_lib.data.collages import Collages
 from aeft_lib.maps import evaluation
 from aeft_lib.maps.labels import VOID, label_map, read_label_map
 from aeft_lib.maps.seeds import Seed, combine_scales, read_seeds
+from aeft_lib.networks.levels import LevelsSpec
+from aeft_lib.networks.resnet50 import ResNet50Spec
 from aeft_lib.parts.confident_labels import (
     CERTAINTY,
     ConfidentLabels,
@@ -36,7 +38,7 @@ from aeft_lib.stages.walk_edges import EdgeWalkSpec, scores_of
 from aeft_lib.stages.write_labels import TruthSpec, label_files
 from aeft_lib.stages.write_labels import true_labels as write_truth
 from aeft_lib.studies import catalogue, pipeline, plan
-from aeft_lib.studies.profiles import SMOKE, VOC
+from aeft_lib.studies.profiles import SMOKE, VOC, VOC_RESNET50
 
 # tests/golden_rivals/README.md
 ON_MAPS, GRADIENT, MERGED = 1e-5, 1e-4, 1e-6
@@ -428,6 +430,17 @@ def test_at_paper_scale_the_numbers_are_the_release_own():
     assert schedule.epochs * schedule.epoch_steps(10582) == 990
     walked = asked["walk_edges"][0]
     assert (walked.beta, walked.steps, walked.radius, walked.least) == (10, 256, 5, 512)
+
+
+def test_the_family_own_backbone_and_classifier_at_paper_scale():
+    asked = planned(plan.with_data(VOC_RESNET50)[0], "irnet")
+    classifier, edges = asked["train_classifier"][0], asked["train_edges"][0]
+    assert classifier.backbone == ResNet50Spec()
+    assert edges.backbone == LevelsSpec(ResNet50Spec())
+    schedule = classifier.schedule
+    assert schedule.epochs * schedule.epoch_steps(10582) == 3305  # as the release counts them
+    assert schedule.head_lr == 10 * schedule.lr == 1.0
+    assert (classifier.view.crop, classifier.view.jitter_probability) == (512, 0.0)
 
 
 def test_on_a_laptop_rules_without_masks_give_the_thresholds():
