@@ -167,7 +167,7 @@ def test_golden_affinity_matrix(case):
 def test_golden_walks(case, assert_near, kind):
     edge, cam = case["walk/edge"][0].to(kind), case["walk/cam"].to(kind)
     names = [name for name in case if name.startswith("walk/rw_beta")]
-    assert len(names) == 3
+    assert names
     for name in names:
         beta, exponent = map(int, name.removeprefix("walk/rw_beta").split("_exp"))
         ours = walk(cam, edge, beta=beta, steps=2**exponent)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from aeft_lib.data.collages import Collages
 from aeft_lib.maps import evaluation
 from aeft_lib.maps.labels import VOID, label_map, read_label_map
-from aeft_lib.maps.seeds import Seed, combine_scales, read_seeds
+from aeft_lib.maps.seeds import EPS, Seed, combine_scales, read_seeds
 from aeft_lib.networks.levels import LevelsSpec
 from aeft_lib.networks.resnet50 import ResNet50Spec
 from aeft_lib.parts.confident_labels import (
@@ -77,10 +77,12 @@ def test_golden_cams_at_a_quarter_and_at_image_size(case, assert_near):
     assert torch.equal(rows, given["label"][0].nonzero()[:, 0])
     assert_near(combine_scales(passes, size=grid_of(size))[0], given["strided"], ON_MAPS, "strided")
     padded = tuple(side + -side % 16 for side in size)
-    whole = combine_scales(passes, size=padded)[0][:, : size[0], : size[1]]
-    # Divided by the maximum of the cropped map, + 1e-5 in units of the sum, which has been divided.
-    full = whole / whole.amax(dim=(1, 2), keepdim=True).clamp(min=1e-5)
-    assert_near(full, given["high_res"], 2 * ON_MAPS, "high_res")
+    whole = combine_scales([maps.double() for maps in passes], size=padded)[0]
+    # The sum over passes, from its quotient by its maximum + EPS; then the same of what is cropped.
+    total = whole * EPS / (1 - whole.amax(dim=(1, 2), keepdim=True))
+    total = total[:, : size[0], : size[1]]
+    full = total / (total.amax(dim=(1, 2), keepdim=True) + EPS)
+    assert_near(full, given["high_res"], ON_MAPS, "high_res")
     empty = [not bool(maps.any()) for maps in given["strided"]]
     assert sum(empty) >= 1
     assert [not bool(maps.any()) for maps in full] == empty
@@ -375,6 +377,10 @@ def test_scores_of_a_seed_are_walked_on_the_grid_and_keep_their_size():
     squared = scores_of(cam, edge, replace(spec, power=2.0))
     torch.testing.assert_close(squared, scores)  # 0 and 1 alone on the grid
     assert scores_of(cam, torch.ones(3, 4), spec).max() == 0.0
+    # A class that never fires stays empty, and does not touch the other.
+    both = scores_of(torch.cat([cam, torch.zeros_like(cam)]), edge, replace(spec, steps=4))
+    torch.testing.assert_close(both[:1], scores_of(cam, edge, replace(spec, steps=4)))
+    assert not both[1].any()
 
 
 # --- the refiner ----------------------------------------------------------------------------------
