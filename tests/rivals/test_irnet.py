@@ -1,34 +1,23 @@
 """IRNet: the original's labels, loss, head and label maps, what would prove it wrong, whole rows."""
 
-import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from golden_networks import drawn
-from torch import Tensor, nn
+from torch import Tensor
 
 from aeft_lib.data.collages import Collages
 from aeft_lib.maps import evaluation
 from aeft_lib.maps.labels import VOID, label_map, read_label_map
-from aeft_lib.maps.seeds import EPS, Seed, combine_scales, read_seeds
+from aeft_lib.maps.seeds import EPS, combine_scales, read_seeds
 from aeft_lib.networks.levels import LevelsSpec
 from aeft_lib.networks.resnet50 import ResNet50Spec
-from aeft_lib.parts.confident_labels import (
-    CERTAINTY,
-    ConfidentLabels,
-    HardCrf,
-    combined,
-    hard_unary,
-    label_map_of,
-    rows_at,
-)
 from aeft_lib.parts.edge_refiner import EdgeRefiner
 from aeft_lib.refinement import affinity
-from aeft_lib.refinement.background import crossing, power_at
-from aeft_lib.refinement.edge_net import EdgeHead, EdgeNet, at_quarter, grid_of, merged
+from aeft_lib.refinement.background import crossing
+from aeft_lib.refinement.edge_net import at_quarter, grid_of
 from aeft_lib.refinement.edge_walk import enlarged, walk
 from aeft_lib.refinement.path_affinity import path_affinity
 from aeft_lib.rivals.irnet import PairLoss
@@ -41,10 +30,9 @@ from aeft_lib.studies import catalogue, pipeline, plan
 from aeft_lib.studies.profiles import SMOKE, VOC, VOC_RESNET50
 
 # tests/golden_rivals/README.md
-ON_MAPS, GRADIENT, MERGED = 1e-5, 1e-4, 1e-6
-CRF_PIXELS, LABEL_PIXELS = 0.995, 0.999
+ON_MAPS, GRADIENT = 1e-5, 1e-4
+LABEL_PIXELS = 0.999
 THRESHOLDS = EdgeRefiner(PairLoss()).thresholds
-SALTS = ("", "holdout")
 
 PROFILE = replace(SMOKE, train=replace(SMOKE.train, count=16))  # as many as a batch
 
@@ -86,95 +74,6 @@ def test_golden_cams_at_a_quarter_and_at_image_size(case, assert_near):
     empty = [not bool(maps.any()) for maps in given["strided"]]
     assert sum(empty) >= 1
     assert [not bool(maps.any()) for maps in full] == empty
-
-
-# --- confident labels -----------------------------------------------------------------------------
-
-
-@pytest.fixture(params=["ir0", "ir1"])
-def labelled(case, request) -> dict[str, Tensor]:
-    return part(case, request.param)
-
-
-def names(given: dict[str, Tensor]) -> Tensor:
-    return torch.cat([torch.zeros(1, dtype=torch.int64), given["class_ids"] + 1])
-
-
-def test_golden_label_maps_before_the_crf(labelled):
-    for name, threshold in zip(("fg_in", "bg_in"), THRESHOLDS, strict=True):
-        assert torch.equal(rows_at(labelled["cam"], threshold), labelled[name].long())
-
-
-def test_golden_hard_crf(labelled):
-    rows = torch.stack([labelled["fg_in"], labelled["bg_in"]]).long()
-    ours = HardCrf().refined(labelled["image"].numpy(), rows, len(labelled["cam"]) + 1)
-    for refined, name in zip(ours, ("fg_crf", "bg_crf"), strict=True):
-        assert agreement(refined, labelled[name].long()) >= CRF_PIXELS
-
-
-def test_golden_labels_of_two_maps(labelled):
-    """Exact: no CRF, no float."""
-    rows = [labelled[name].long() for name in ("fg_crf", "bg_crf")]
-    ours = torch.from_numpy(combined(*rows, labelled["class_ids"]))
-    assert torch.equal(ours, labelled["label"])
-    assert torch.equal(at_quarter(ours), labelled["reduced"])
-
-
-def test_golden_confident_labels(labelled):
-    """The maker, end to end; thresholds come as powers that cross there."""
-    powers = dict(zip(("low", "high"), map(power_at, THRESHOLDS), strict=True))
-    seed = Seed(labelled["class_ids"], labelled["cam"])
-    ours, numbers = ConfidentLabels().label(labelled["image"].numpy(), seed, powers)
-    assert agreement(ours, labelled["label"]) >= CRF_PIXELS
-    assert (numbers["t_foreground"], numbers["t_background"]) == pytest.approx(THRESHOLDS)
-    assert numbers["unsure"] == pytest.approx((ours == VOID).mean())
-    assert numbers["background"] == pytest.approx((ours == 0).mean())
-
-
-def test_probabilities_of_a_hard_label_sum_to_one():
-    rows = torch.tensor([[0, 2], [1, 2]])
-    unary = hard_unary(rows, 4).double()
-    torch.testing.assert_close(
-        (-unary).exp().sum(dim=0), torch.ones(2, 2).double(), rtol=1e-6, atol=0
-    )
-    assert (-unary).exp().amax(dim=0).sub(CERTAINTY).abs().max() < 1e-6
-    assert torch.equal(unary.argmin(dim=0), rows)
-
-
-@pytest.mark.parametrize(("row", "count"), [(-1, 3), (3, 3), (0, 1)])
-def test_rows_that_are_no_label_are_refused(row, count):
-    with pytest.raises(ValueError, match="rows must lie in"):
-        hard_unary(torch.tensor([[row]]), count)
-
-
-def test_background_wins_a_tie_and_the_first_class_the_next():
-    cam = torch.tensor([[[0.25, 0.5]], [[0.25, 0.5]]])
-    assert rows_at(cam, 0.25).tolist() == [[0, 1]]
-
-
-def test_thresholds_out_of_order_are_refused():
-    powers = {"low": power_at(0.05), "high": power_at(0.30)}
-    seed = Seed(torch.tensor([0]), torch.rand(1, 8, 8))
-    with pytest.raises(ValueError, match=r"must not be the lower one, got 0\.050 .* and 0\.300"):
-        ConfidentLabels().label(np.zeros((8, 8, 3), dtype=np.uint8), seed, powers)
-
-
-def test_without_iterations_the_crf_changes_nothing():
-    rows = torch.randint(3, (2, 9, 8), generator=torch.Generator().manual_seed(0))
-    image = np.random.default_rng(0).integers(0, 256, (9, 8, 3), dtype=np.uint8)
-    assert torch.equal(HardCrf(iterations=0).refined(image, rows, 3), rows)
-
-
-def test_rows_become_labels_of_their_classes():
-    labels = label_map_of(torch.tensor([[0, 1, 2]]), torch.tensor([3, 11]))
-    assert labels.tolist() == [[0, 4, 12]]
-    assert labels.dtype == np.uint8
-
-
-@pytest.mark.parametrize("wrong", [{"reach": 0.0}, {"reach": math.nan}, {"iterations": -1}])
-def test_wrong_crfs_are_refused(wrong):
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        HardCrf(**wrong)
 
 
 # --- the loss -------------------------------------------------------------------------------------
@@ -261,91 +160,6 @@ def test_void_alone_costs_nothing():
 def test_wrong_radii_are_refused(radius):
     with pytest.raises(ValueError, match="radius must be a whole number, at least 2"):
         PairLoss(radius=radius)
-
-
-# --- the network ----------------------------------------------------------------------------------
-
-
-def golden_head(salt: str, channels: list[int]) -> EdgeHead:
-    """A head with the weights of the recipe."""
-    head = EdgeHead(channels=channels, strides=(4, 4, 8, 16, 16))
-    for name, tensor in head.state_dict().items():
-        kind = name.split(".")
-        theirs = f"fc_edge6.{kind[-1]}"
-        if kind[0] == "levels":
-            theirs = f"fc_edge{int(kind[1]) + 1}.{'.'.join(kind[2:])}"
-        tensor.copy_(torch.from_numpy(drawn(theirs, tuple(tensor.shape), salt)))
-    return head
-
-
-def test_golden_edge_head(case, assert_near):
-    """The salt of the weights is that of one of both sets of vectors."""
-    given = part(case, "head")
-    shapes = [tuple(given[f"x{i}_shape"].tolist()) for i in range(1, 6)]
-    maps = [
-        torch.from_numpy(
-            np.maximum(0, np.random.Generator(np.random.PCG64(seed)).standard_normal(shape))
-        ).float()
-        for seed, shape in zip(given["x_seeds"].tolist(), shapes, strict=True)
-    ]
-    channels = [shape[1] for shape in shapes]
-    with torch.no_grad():
-        found = [golden_head(salt, channels)(maps, shapes[1][2:]) for salt in SALTS]
-    theirs = given["edge_logits"]
-    nearest = min(found, key=lambda logits: (logits - theirs).abs().max().item())
-    assert_near(nearest, theirs, ON_MAPS, "edge logits")
-
-
-def test_golden_edges_of_an_image_and_its_mirror_image(case, assert_near):
-    given = part(case, "test")
-    grid = grid_of(given["hw"].tolist())
-    edge = merged(given["raw_edge_logits"], grid).sigmoid()
-    assert_near(edge, given["edge"], MERGED, "edge")
-
-
-def test_edges_of_a_mirrored_image_are_the_mirrored_edges():
-    class Maps(nn.Module):
-        """Convolutions that a mirror image changes."""
-
-        channels, strides = (4, 6), (4, 8)
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.layers = nn.ModuleList(
-                nn.Conv2d(3, c, s, stride=s)
-                for c, s in zip(self.channels, self.strides, strict=True)
-            )
-
-        def forward(self, images: Tensor) -> list[Tensor]:
-            return [layer(images) for layer in self.layers]
-
-    torch.manual_seed(0)
-    network = EdgeNet(backbone=Maps())
-    images = torch.rand(2, 3, 32, 48)
-    with torch.no_grad():
-        plain, mirrored = (network.both_ways(x) for x in (images, images.flip(-1)))
-        # The same passes in another order; float32 through three layers.
-        torch.testing.assert_close(plain, mirrored.flip(-1), rtol=0, atol=1e-5)
-        one_way = network(images)[:, 0]
-    assert (plain - one_way).abs().max() > 0.01
-    assert not any(p.requires_grad for p in network.backbone.parameters())
-    assert all(p.requires_grad for p in network.head.parameters())
-    # Larger than the padding, or no whole cells: nothing is cut off.
-    for size, least in (((33, 47), 0), ((33, 47), 64), ((80, 20), 32)):
-        assert network.both_ways(torch.rand(1, 3, *size), least=least).shape[1:] == grid_of(size)
-
-
-def test_a_finer_map_is_averaged_and_a_coarser_one_enlarged():
-    head = EdgeHead(channels=(2, 3, 4), strides=(2, 4, 16))
-    maps = [torch.rand(1, 2, 16, 16), torch.rand(1, 3, 8, 8), torch.rand(1, 4, 2, 2)]
-    assert head(maps, (8, 8)).shape == (1, 1, 8, 8)
-    pooled = head(
-        [F.avg_pool2d(maps[0], 2).repeat_interleave(2, 2).repeat_interleave(2, 3), *maps[1:]],
-        (8, 8),
-    )
-    torch.testing.assert_close(pooled, head(maps, (8, 8)))
-    with pytest.raises(ValueError, match=r"strides must divide 4 or be divided by it, got \[6\]"):
-        EdgeHead(channels=(2, 3), strides=(4, 6))
 
 
 # --- label maps -----------------------------------------------------------------------------------
