@@ -39,7 +39,10 @@ TIES, CRF_PIXELS, LABEL_PIXELS = 0.999, 0.995, 0.999
 # The original's labels in ours.
 CODES = {0: BACKGROUND, 50: FOREGROUND, 100: BETWEEN, 150: BOUNDARY, 200: VOID, 255: VOID}
 
-PROFILE = replace(SMOKE, train=replace(SMOKE.train, count=16))  # as many as a batch
+# As few scenes as fill a batch, and small ones: whole rows in seconds.
+PROFILE = replace(
+    SMOKE, train=replace(SMOKE.train, count=16, size=64), val=replace(SMOKE.val, size=64)
+)
 
 
 @pytest.fixture

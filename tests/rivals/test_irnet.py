@@ -34,7 +34,10 @@ ON_MAPS, GRADIENT = 1e-5, 1e-4
 LABEL_PIXELS = 0.999
 THRESHOLDS = EdgeRefiner(PairLoss()).thresholds
 
-PROFILE = replace(SMOKE, train=replace(SMOKE.train, count=16))  # as many as a batch
+# As few scenes as fill a batch, and small ones: whole rows in seconds.
+PROFILE = replace(
+    SMOKE, train=replace(SMOKE.train, count=16, size=64), val=replace(SMOKE.val, size=64)
+)
 
 
 @pytest.fixture
