@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # What help lists, without the modules that define them; tests compare.
 PROFILES = ("smoke", "laptop", "evening", "evening-voc", "evening-fine", "voc-lite", "photos")
-PROFILES += ("voc", "voc-corrected", "coco")
+PROFILES += ("voc", "voc-corrected", "voc-resnet50", "coco")
 STUDIES = (
     *("gap_vs_gpp", "pyramid_ablation", "triplet_ablation", "ours_ablation", "quirks"),
     *("erasing_settings", "refinement", "segmentation", "rivals", "rivals_grid"),

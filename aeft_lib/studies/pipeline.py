@@ -59,6 +59,7 @@ def artefacts(
     profile = with_fast_steps(row.setting.applied(profile, repeat))
     if "classifier" in made:
         made |= _mechanisms(profile, row, made["classifier"], obtain)
+    made |= _reported(row, made)
     if masks_to_score(given, row, repeat):
         return made
     return made | _measures(profile, row, repeat, made, obtain)
@@ -165,6 +166,12 @@ def _mechanisms(profile: Profile, row: Row, classifier: Artefact, obtain: Obtain
         for mechanism in row.mechanisms
         for name in mechanism.names
     }
+
+
+def _reported(row: Row, made: Artefacts) -> Artefacts:
+    """As `_mechanisms`, of what the row's refiner made on its way."""
+    told = [mechanism for mechanism in row.mechanisms if getattr(mechanism, "part", "") in made]
+    return {f"{MECHANISM}{name}": made[m.part] for m in told for name in m.names}
 
 
 def objects(profile: Profile, made: Artefacts, obtain: Obtain = obtain_artefact) -> Artefact:

@@ -33,8 +33,10 @@ from aeft_lib.stages.predict_labels import PredictionSpec
 from aeft_lib.stages.predict_logits import LogitSpec
 from aeft_lib.stages.train_affinity import AffinitySpec
 from aeft_lib.stages.train_classifier import ClassifierSpec
+from aeft_lib.stages.train_edges import EdgeSpec
 from aeft_lib.stages.train_on_views import ViewsSpec
 from aeft_lib.stages.train_segmenter import SegmenterSpec
+from aeft_lib.stages.walk_edges import EdgeWalkSpec
 from aeft_lib.studies.pipeline import artefacts
 from aeft_lib.studies.rows import Row, Study
 from aeft_lib.studies.settings import Profile
@@ -280,6 +282,8 @@ def _cost(
     whole = (scenes.size, scenes.size) if scenes.size else PHOTO
     if isinstance(spec, ClassifierSpec | ViewsSpec | AffinitySpec | SegmenterSpec):
         return _training(profile, spec, count, _view(spec) or whole)
+    if isinstance(spec, EdgeSpec | EdgeWalkSpec):
+        return _edges(profile, spec, count, _view(spec) or whole)
     inferred = FeatureSpec | SeedSpec | LogitSpec | PredictionSpec
     if not isinstance(spec, inferred) or (cached and isinstance(spec, SeedSpec | PredictionSpec)):
         return count, None, None, None
@@ -287,6 +291,19 @@ def _cost(
     image, passes = forward(profile.backbone, whole), 2 * sum(scale**2 for scale in scales)
     disk = round(count * passes * image.features) if isinstance(spec, FeatureSpec) else None
     return count, count * passes * image.flops / 1e15, None, disk
+
+
+def _edges(
+    profile: Profile, spec: EdgeSpec | EdgeWalkSpec, count: int, size: tuple[int, int]
+) -> tuple[int, float, None, None]:
+    """Forward passes through the frozen backbone; the head on its maps is not counted."""
+    if isinstance(spec, EdgeSpec):
+        steps = spec.schedule.epochs * spec.schedule.epoch_steps(count)
+        images = passes = steps * spec.schedule.batch_size
+    else:
+        size = tuple(max(spec.least, side) for side in size)
+        images, passes = count, 2 * count * sum(scale**2 for scale in spec.scales)
+    return images, passes * forward(profile.backbone, size).flops / 1e15, None, None
 
 
 def _training(

@@ -23,6 +23,7 @@ from aeft_lib.engine.step import Compute
 from aeft_lib.networks.efficientnet_lite import EfficientNetLiteSpec
 from aeft_lib.networks.efficientnet_lite_fine import EfficientNetLiteFineSpec
 from aeft_lib.networks.resnet38d import ResNet38dSpec
+from aeft_lib.networks.resnet50 import ResNet50Spec
 from aeft_lib.studies.names import unknown
 from aeft_lib.studies.settings import (
     OPTIMISER_QUIRKS,
@@ -266,6 +267,31 @@ VOC_CORRECTED = _paper(
     "voc-corrected", VocSpec("train_aug"), VocSpec("val"), VocSpec("train"), 10582, corrected=True
 )
 """As ``voc``, without the optimiser's quirks in the first phase; for `corrected` and `ours`."""
+VOC_RESNET50 = replace(
+    VOC,
+    name="voc-resnet50",
+    backbone=ResNet50Spec(),
+    # The quirk that passes weight decay as momentum is theirs too.
+    schedule=Schedule(
+        5,
+        16,
+        lr=0.1,
+        head_lr=1.0,
+        weight_decay=1e-4,
+        warmup_steps=0,
+        optimiser="sgd",
+        momentum=1e-4,
+    ),
+    # No method of this family has a second phase; here it has a schedule of its own.
+    erasing=replace(VOC.erasing, decay_from=0),
+    view=ViewSpec(crop=512, long_side=(320, 640), jitter=(0.0,) * 4, jitter_probability=0.0),
+)
+"""VOC 2012 as IRNet's family has it: ResNet-50, classifier training of its authors' code.
+
+Refinement and segmentation as in ``voc``; IRNet and BES bring numbers of their own.  Expected:
+seeds 48.3, pseudo-labels of IRNet 66.5.  Not run here: no GPU.
+Command: ``aeft run rivals --row irnet --profile voc-resnet50``.
+"""
 COCO = _paper("coco", CocoSpec("train2014"), CocoSpec("val2014"), CocoSpec("val2014"), 82783)
 """The paper on COCO 2014.  The reference has no code for it; the settings are VOC's.
 
@@ -276,7 +302,7 @@ PROFILES = {
     profile.name: profile
     for profile in (
         *(SMOKE, LAPTOP, EVENING, EVENING_VOC, EVENING_FINE, VOC_LITE, PHOTOS),
-        *(VOC, VOC_CORRECTED, COCO),
+        *(VOC, VOC_CORRECTED, VOC_RESNET50, COCO),
     )
 }
 VOC_CLASSES = "AEFT_VOC_CLASSES"

@@ -67,6 +67,27 @@ class Logged:
 
 
 @dataclass(frozen=True)
+class Reported:
+    """Numbers in the summary of what a refiner made on its way.  part: the artefact's name there.
+
+    A row has them where it ends in pseudo-labels.
+    """
+
+    part: str
+    names: tuple[str, ...]
+
+    def measure(
+        self,
+        obtain: Callable[..., Artefact],
+        scenes: SceneSet,
+        classifier: Artefact,
+        precision: str,
+    ) -> Artefact:
+        """Raises ValueError: a classifier has no such part."""
+        raise ValueError(f"{self.part} is a part of pseudo-labels, and this row ends in seeds")
+
+
+@dataclass(frozen=True)
 class Row:
     """One way from tags to numbers; its last part is its end.
 
@@ -79,7 +100,8 @@ class Row:
     judges: trained classifiers that the method asks, by name.
     taught_by: who labels the training scenes by the classifier of which row; such a row may itself
         be taught, which makes rounds.
-    mechanisms: measured on the scored scenes where the row ends in seeds.
+    mechanisms: measured on the scored scenes where the row ends in seeds; `Reported` ones are read
+        where it ends in pseudo-labels.
     as_long_as: a method, or its passes a step: the row trains for at least as many in all.
     scored_on: the split whose scenes the end is scored on.
     published: the id of its number in published.toml.
