@@ -3,7 +3,8 @@
 Nothing is computed.  Work and memory are counted, not guessed: operations and the tensors that
 autograd keeps, on the networks themselves, with tensors without contents.  Hours are that work at
 a stated rate.  A training step is three forward passes (four with checkpointing, one more in
-parts), and twice that with a masked image, or as often as its method says.
+parts), and twice that with a masked image, or as often as its method says; a frozen judge is a view
+more.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,7 +33,7 @@ from aeft_lib.stages.infer_seeds import SeedSpec
 from aeft_lib.stages.predict_labels import PredictionSpec
 from aeft_lib.stages.predict_logits import LogitSpec
 from aeft_lib.stages.train_affinity import AffinitySpec
-from aeft_lib.stages.train_classifier import ClassifierSpec
+from aeft_lib.stages.train_classifier import JUDGE, ClassifierSpec
 from aeft_lib.stages.train_on_views import ViewsSpec
 from aeft_lib.stages.train_segmenter import SegmenterSpec
 from aeft_lib.studies.pipeline import artefacts
@@ -133,7 +134,7 @@ def plan(profile: Profile, rows: Sequence[Row], repeats: Sequence[int]) -> list[
         key, name = store.key_for(stage, spec, inputs), stage.__name__
         there = store.find(name, key, spec)
         if key not in planned:
-            cost = _cost(profile, spec, bool({"features", "logits"} & set(inputs or ())))
+            cost = _cost(profile, spec, frozenset(inputs or ()))
             planned[key] = Planned(name, key, there is not None, *cost)
         empty = {"summary": {}, "spec": {}}
         return there or store.Artefact(name, key, paths.runs() / name / key, empty, spec)
@@ -267,19 +268,21 @@ def saved_bytes(run: Callable[[], Tensor], network: nn.Module) -> int:
 
 
 def _cost(
-    profile: Profile, spec: Any, cached: bool
+    profile: Profile, spec: Any, inputs: frozenset[str]
 ) -> tuple[int, float | None, int | None, int | None]:
     """Images that a stage takes through a network, the PFLOP of that, its memory and its disk.
 
-    cached: it reads cached features, or stored logits.
+    inputs: their names; cached features and stored logits spare the network a pass.
     """
+    cached = bool({"features", "logits"} & inputs)
     scenes = getattr(spec, "scenes", None)
     if scenes is None:
         return 0, None, None, None
     count = len(scenes.open())
     whole = (scenes.size, scenes.size) if scenes.size else PHOTO
     if isinstance(spec, ClassifierSpec | ViewsSpec | AffinitySpec | SegmenterSpec):
-        return _training(profile, spec, count, _view(spec) or whole)
+        judges = sum(name.startswith(JUDGE) for name in inputs)
+        return _training(profile, spec, count, _view(spec) or whole, judges)
     inferred = FeatureSpec | SeedSpec | LogitSpec | PredictionSpec
     if not isinstance(spec, inferred) or (cached and isinstance(spec, SeedSpec | PredictionSpec)):
         return count, None, None, None
@@ -290,17 +293,18 @@ def _cost(
 
 
 def _training(
-    profile: Profile, spec: Any, count: int, size: tuple[int, int]
+    profile: Profile, spec: Any, count: int, size: tuple[int, int], judges: int
 ) -> tuple[int, float, int, int]:
+    """As `_cost`.  A judge takes an image forward and back to its pixels, and is never stepped."""
     schedule, compute = spec.schedule, spec.compute
     together = -(-schedule.batch_size // compute.parts)
     image = forward(profile.backbone, size, compute, together)
     erased = getattr(getattr(spec, "method", None), "attract", "off") != "off"
     # Views of a scene, by their pixels: the masked image too, or what a method says.
-    views = getattr(getattr(spec, "method", None), "passes", 2 if erased else 1)
+    views = getattr(getattr(spec, "method", None), "passes", 2 if erased else 1) + judges
     images = schedule.epochs * schedule.epoch_steps(count) * schedule.batch_size
     passes = views * (3 + compute.checkpointing + (compute.parts > 1))
-    memory = _memory(image, views)
+    memory = _memory(image, views) + 4 * judges * image.parameters
     return images, images * passes * image.flops / 1e15, memory, 4 * image.trained
 
 

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-from aeft_lib.parts.equivariance import Equivariance
 from aeft_lib.parts.refined import RefinedMaps
 from aeft_lib.rivals import psa
 from aeft_lib.rivals.cpn import Cpn
@@ -11,19 +10,13 @@ from aeft_lib.rivals.pmm import Ppmg, Pus
 from aeft_lib.rivals.sccam import ScCam, SubCategories
 from aeft_lib.rivals.seam import Seam
 from aeft_lib.stages.multi_crop import MultiCrop
-from aeft_lib.stages.psa import Psa
-from aeft_lib.studies.rival import BASE, PSA, Rival, ends, labelled
+from aeft_lib.stages.psa import BOTH, Psa
+from aeft_lib.studies import rivals_rounds
+from aeft_lib.studies.rival import BASE, Rival, ends, labelled
+from aeft_lib.studies.rivals_rounds import SEAM
 from aeft_lib.studies.rows import GAP, SEGMENT_TRUTH, Logged, Row, passes_of, segmented
 from aeft_lib.studies.settings import Profile
 
-SEAM = Row(
-    "seam",
-    "SEAM",
-    Seam(),
-    reader=RefinedMaps(),
-    mechanisms=(Equivariance(),),
-    published="rival.seam.seed",
-)
 CPN = Row(
     "cpn",
     "CPN",
@@ -55,10 +48,12 @@ RIVALS = (
             mechanisms=(Logged(("p_erased", "p_kept")),),
             published="rival.occse.seed",
         ),
+        BOTH,
         passes=2.0,
     ),
     Rival(
         SEAM,
+        BOTH,
         ablations=(
             replace(
                 SEAM,
@@ -78,6 +73,7 @@ RIVALS = (
     ),
     Rival(
         CPN,
+        BOTH,
         ablations=(
             replace(
                 CPN,
@@ -90,6 +86,7 @@ RIVALS = (
     ),
     Rival(
         replace(_round("sccam", "SC-CAM, 3 rounds", SCCAM_2), published="rival.sccam.seed"),
+        BOTH,
         passes=4.0,  # round 0, the GAP classifier, and three more
         ablations=(
             SCCAM_1,
@@ -138,16 +135,17 @@ PMM_ROWS = (
 )
 ROWS = (
     BASE,
-    *ends(BASE, PSA),
+    *ends(BASE, BOTH),
     *(row for rival in RIVALS for row in rival.rows),
     *PSA_ROWS,
     *PMM_ROWS,
+    *rivals_rounds.ROWS,
 )
 
 
 def cost(row: str, profile: Profile) -> float | None:
     """Passes of the classifier behind a row, against GAP's; None for a row of no method here."""
-    for rival in RIVALS:
+    for rival in (*RIVALS, *rivals_rounds.RIVALS):
         if row in [known.name for known in (rival.seed, *ends(rival.seed, rival.refiner))]:
             return passes_of(rival.as_long_as, profile)
     return None
