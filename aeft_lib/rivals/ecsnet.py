@@ -10,6 +10,7 @@ our choice.  If this row gains nothing, that says nothing about ECS-Net.
     I'     = I (1 - S) where `erase` is "soft", I [S < erase_threshold] where it is "hard"
     label  = argmax a'_k + 1  where max a' >= reliable, and S < erase_threshold (not erased)
              0                where max a' <= quiet, and S <= quiet;  else void
+             void all over an image in which a pass sees nothing (ours too)
     L      = BCE(GAP A, y) + BCE(GAP A', y) + weight CE(softmax up(R), label)
 
 A is F's CAM, A' that of F', R the refined CAM with a background.  Labels and erasing are constants.
@@ -73,6 +74,8 @@ def reliable_labels(
 ) -> Tensor:
     """The rule of noise suppression: labels (B, H, W) uint8, 0 background, class + 1, 255 void.
 
+    An image in which either pass sees no class at all has no label: all of it would be background,
+    and its classes would be seen even less.
     maps: a' of F', (B, K, H, W) in 0..1.  score: S of F, (B, H, W).
 
     >>> a = torch.tensor([0.7, 0.3, 0.05, 0.05]).reshape(1, 1, 1, 4)
@@ -81,9 +84,9 @@ def reliable_labels(
     [1, 255, 0, 255]
     """
     best, winner = maps.max(dim=1)
-    labels = torch.full_like(winner, VOID)
-    labels[(best <= quiet) & (score <= quiet)] = 0
-    seen = (best >= reliable) & (score < erase_threshold)
+    fires = (best.amax(dim=(1, 2), keepdim=True) > 0) & (score.amax(dim=(1, 2), keepdim=True) > 0)
+    labels = torch.where((best <= quiet) & (score <= quiet) & fires, 0, VOID)
+    seen = (best >= reliable) & (score < erase_threshold) & fires
     return torch.where(seen, winner + 1, labels).to(torch.uint8)
 
 

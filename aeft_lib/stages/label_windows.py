@@ -73,7 +73,7 @@ def label_windows(
     return {
         "windows": len(labels),
         "tags_kept": float(torch.cat(kept).mean()) if kept else 0.0,
-        "empty_windows": float((~labels.any(dim=1)).float().mean()),
+        "empty_windows": float((labels.sum(dim=1) == 0).float().mean()),
     }
 
 

@@ -77,9 +77,6 @@ class Psa:
         return obtain(spread_powers, spread, {"background": background})
 
 
-BOTH = Psa(crf=True, walk=True)  # the paper's refinement, and that of most methods
-
-
 def _half_distance(low: float, high: float) -> float:
     """Half the distance of two powers, in logits of their crossings.
 

@@ -95,8 +95,8 @@ def draw_window(scales: Tensor, tags: Tensor, generator: torch.Generator) -> int
     scale = numbers[torch.randint(len(numbers), (), generator=generator)]
     candidates = (scales == scale).nonzero()[:, 0]
     draws = candidates[torch.randint(len(candidates), candidates.shape, generator=generator)]
-    tagged = tags[draws].any(dim=1)
-    return int(draws[tagged.to(torch.uint8).argmax() if tagged.any() else -1])
+    tagged = tags[draws].bool().any(dim=1).nonzero()
+    return int(draws[tagged[0, 0] if len(tagged) else -1])
 
 
 def at_side(window: Tensor, side: int, *, stretch: bool) -> Tensor:

@@ -6,8 +6,10 @@ from typing import Any
 from aeft_lib.networks.segmenter import LargeFov
 from aeft_lib.parts.equivariance import Equivariance
 from aeft_lib.stages.method import Method, Refiner
+from aeft_lib.stages.psa import Psa
 from aeft_lib.studies.rows import GAP, Row
 
+PSA = Psa(crf=True, walk=True)  # AffinityNet's refinement, as most methods of the table have it
 BASE = replace(GAP, mechanisms=(Equivariance(),))
 
 
@@ -15,15 +17,15 @@ BASE = replace(GAP, mechanisms=(Equivariance(),))
 class Rival:
     """A method of the results table: the row of its seeds, and what is compared with it.
 
-    refiner: from its seeds to pseudo-labels, AffinityNet's (`stages.psa.BOTH`) for most methods.
     passes: forward and backward passes of a step through the classifier, by pixels, against plain
         classification; None: the method's own.
+    refiner: from its seeds to pseudo-labels.
     ablations: rows of its seeds with its idea, or a part of it, switched off.
     """
 
     seed: Row
-    refiner: Refiner
     passes: float | None = None
+    refiner: Refiner = PSA
     ablations: tuple[Row, ...] = ()
 
     @property

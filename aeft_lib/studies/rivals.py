@@ -10,9 +10,9 @@ from aeft_lib.rivals.pmm import Ppmg, Pus
 from aeft_lib.rivals.sccam import ScCam, SubCategories
 from aeft_lib.rivals.seam import Seam
 from aeft_lib.stages.multi_crop import MultiCrop
-from aeft_lib.stages.psa import BOTH, Psa
+from aeft_lib.stages.psa import Psa
 from aeft_lib.studies import rivals_rounds
-from aeft_lib.studies.rival import BASE, Rival, ends, labelled
+from aeft_lib.studies.rival import BASE, PSA, Rival, ends, labelled
 from aeft_lib.studies.rivals_rounds import SEAM
 from aeft_lib.studies.rows import GAP, SEGMENT_TRUTH, Logged, Row, passes_of, segmented
 from aeft_lib.studies.settings import Profile
@@ -48,12 +48,10 @@ RIVALS = (
             mechanisms=(Logged(("p_erased", "p_kept")),),
             published="rival.occse.seed",
         ),
-        BOTH,
         passes=2.0,
     ),
     Rival(
         SEAM,
-        BOTH,
         ablations=(
             replace(
                 SEAM,
@@ -73,7 +71,6 @@ RIVALS = (
     ),
     Rival(
         CPN,
-        BOTH,
         ablations=(
             replace(
                 CPN,
@@ -86,7 +83,6 @@ RIVALS = (
     ),
     Rival(
         replace(_round("sccam", "SC-CAM, 3 rounds", SCCAM_2), published="rival.sccam.seed"),
-        BOTH,
         passes=4.0,  # round 0, the GAP classifier, and three more
         ablations=(
             SCCAM_1,
@@ -95,6 +91,9 @@ RIVALS = (
             _round("sccam_fine", "SC-CAM, 1 round, finer", GAP, images=8),
         ),
     ),
+    # Round 0, the GAP classifier, and two more.
+    Rival(rivals_rounds.CONTA, passes=3.0, ablations=rivals_rounds.CONTA_PARTS),
+    Rival(rivals_rounds.ECS, ablations=rivals_rounds.ECS_PARTS),
 )
 # Rivals that begin with given seeds: they make label maps otherwise, or learn from them.
 PSA_SEED = replace(
@@ -135,7 +134,7 @@ PMM_ROWS = (
 )
 ROWS = (
     BASE,
-    *ends(BASE, BOTH),
+    *ends(BASE, PSA),
     *(row for rival in RIVALS for row in rival.rows),
     *PSA_ROWS,
     *PMM_ROWS,
@@ -145,7 +144,7 @@ ROWS = (
 
 def cost(row: str, profile: Profile) -> float | None:
     """Passes of the classifier behind a row, against GAP's; None for a row of no method here."""
-    for rival in (*RIVALS, *rivals_rounds.RIVALS):
+    for rival in RIVALS:
         if row in [known.name for known in (rival.seed, *ends(rival.seed, rival.refiner))]:
             return passes_of(rival.as_long_as, profile)
     return None

@@ -18,8 +18,7 @@ from aeft_lib.rivals.pmm import Ppmg, Pus
 from aeft_lib.rivals.seam import Seam
 from aeft_lib.stages.by_network import ByNetwork
 from aeft_lib.stages.multi_crop import MultiCrop
-from aeft_lib.stages.psa import BOTH, Psa
-from aeft_lib.studies.rival import Rival, labelled
+from aeft_lib.stages.psa import Psa
 from aeft_lib.studies.rows import GAP, Logged, Row, segmented
 
 SEAM = Row(
@@ -30,7 +29,8 @@ SEAM = Row(
     mechanisms=(Equivariance(),),
     published="rival.seam.seed",
 )
-MASKS = ByNetwork(BOTH, LargeFov())  # the host's segmentation network, told the tags
+# The host's refinement and segmentation network, which is told the tags.
+MASKS = ByNetwork(Psa(crf=True, walk=True), LargeFov())
 
 
 def _round(name: str, label: str, before: Row, **fields: Any) -> Row:
@@ -67,35 +67,24 @@ def _ecs(name: str, label: str, **fields: Any) -> Row:
     )
 
 
-RIVALS = (
-    Rival(
-        CONTA,
-        BOTH,
-        passes=3.0,  # round 0, the GAP classifier, and two more
-        ablations=(
-            CONTA_1,
-            # Nothing but M passes from round to round, so this is GAP once more: the proof that a
-            # difference to GAP is the map's.
-            replace(
-                CONTA_1,
-                name="conta_iterate",
-                label="CONTA, 1 round, iterate only",
-                method=Conta(context=False),
-            ),
-            SHUFFLED_1,
-            _round("conta_shuffled", "CONTA, 2 rounds, shuffled", SHUFFLED_1, shuffled=True),
-        ),
+CONTA_PARTS = (
+    CONTA_1,
+    # Nothing but M passes from round to round, so this is GAP once more: the proof that a
+    # difference to GAP is the map's.
+    replace(
+        CONTA_1,
+        name="conta_iterate",
+        label="CONTA, 1 round, iterate only",
+        method=Conta(context=False),
     ),
-    Rival(
-        ECS,
-        BOTH,
-        ablations=(
-            _ecs("ecsnet_off", "no labels", weight=0.0),
-            # Every pixel that was not erased is a label: an object above 0.1, else background.
-            _ecs("ecsnet_noisy", "no noise suppression", reliable=0.1),
-            _ecs("ecsnet_raw", "CAM before refinement", reader=RefinedMaps(refined=False)),
-        ),
-    ),
+    SHUFFLED_1,
+    _round("conta_shuffled", "CONTA, 2 rounds, shuffled", SHUFFLED_1, shuffled=True),
+)
+ECS_PARTS = (
+    _ecs("ecsnet_off", "no labels", weight=0.0),
+    # Every pixel that was not erased is a label: an object above 0.1, else background.
+    _ecs("ecsnet_noisy", "no noise suppression", reliable=0.1),
+    _ecs("ecsnet_raw", "CAM before refinement", reader=RefinedMaps(refined=False)),
 )
 PMM_WINDOWS = Row(
     "pmm_windows",
@@ -107,8 +96,15 @@ PMM_WINDOWS = Row(
     published="rival.pmm.windows",
 )
 CYCLE = ByNetwork(Ppmg(), Pus())  # the first network learns with PUS
-PMM_CYCLIC = labelled("pmm_cyclic_labels", "PMM, label maps of its network", GAP, CYCLE)
-PMM_ROWS = (
+PMM_CYCLIC = replace(
+    GAP,
+    name="pmm_cyclic_labels",
+    label="PMM, label maps of its network",
+    refiner=CYCLE,
+    scored_on="train",
+    published=None,
+)
+ROWS = (  # of PMM; the others follow from their entries in the table
     replace(
         SEAM,
         name="pmm_seam_crops",
@@ -132,4 +128,3 @@ PMM_ROWS = (
         published="rival.pmm.segmentation",
     ),
 )
-ROWS = (*(row for rival in RIVALS for row in rival.rows), *PMM_ROWS)

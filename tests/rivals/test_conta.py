@@ -228,6 +228,7 @@ def test_wrong_values_and_missing_maps_are_refused():
 
 # --- whole rows -----------------------------------------------------------------------------------
 
+SMALL = replace(SMOKE, train=replace(SMOKE.train, count=16))
 MASKS = ByNetwork(Psa(), LargeFov())  # pseudo-labels at a threshold: no CRF, no AffinityNet
 
 
@@ -241,10 +242,10 @@ def cheap(row: Row) -> Row:
 
 @pytest.fixture
 def rows(stored) -> dict[str, dict[str, store.Artefact]]:
-    """Two rounds on the smoke profile, the control and GAP, computed by the test that is first."""
+    """Two rounds on a few scenes, the control and GAP, computed by the test that is first."""
     study = catalogue.get("rivals")
     names = ("gap", "conta_round1", "conta", "conta_iterate")
-    return {name: pipeline.artefacts(SMOKE, cheap(study.row(name)), 0) for name in names}
+    return {name: pipeline.artefacts(SMALL, cheap(study.row(name)), 0) for name in names}
 
 
 def test_rounds_run_and_log_what_the_map_does(rows):
@@ -280,7 +281,7 @@ def test_masks_of_a_round_are_predicted_from_the_seeds_of_the_last(rows):
             asked.setdefault(stage.__name__, set()).add(found.key)
             return found
 
-        pipeline.products(SMOKE, cheap(catalogue.get("rivals").row(name)), 0, obtain)
+        pipeline.products(SMALL, cheap(catalogue.get("rivals").row(name)), 0, obtain)
         keys.append(asked)
     first, second = keys
     for stage in ("train_segmenter", "average_masks", "train_with_maps"):

@@ -16,14 +16,14 @@ from torch import Tensor
 from aeft_lib.data.scene import opened
 from aeft_lib.data.views import ViewSpec
 from aeft_lib.engine.samples import Batch
-from aeft_lib.maps.labels import VOID
+from aeft_lib.maps.labels import VOID, write_label_map
 from aeft_lib.maps.seeds import read_seeds
 from aeft_lib.networks.segmenter import LargeFov
 from aeft_lib.parts.context_masks import BUFFER, ConfounderSpec, average_masks
 from aeft_lib.rivals.conta import Conta
 from aeft_lib.stages import train_with_maps as stage
 from aeft_lib.stages.by_network import ByNetwork
-from aeft_lib.stages.infer_seeds import SeedSpec, infer_seeds
+from aeft_lib.stages.infer_seeds import SeedSpec
 from aeft_lib.stages.infer_with_maps import Told, infer_with_maps
 from aeft_lib.stages.loading import load_network
 from aeft_lib.stages.map_source import MAPS, STATISTICS, STATISTICS_FILE, with_statistics
@@ -33,10 +33,10 @@ from aeft_lib.stages.store import Artefact, obtain
 from aeft_lib.stages.train_classifier import ClassifierSpec
 from aeft_lib.stages.train_with_maps import WARM_START, paired_view, train_with_maps
 from aeft_lib.stages.write_labels import TruthSpec, label_files, true_labels
-from aeft_lib.studies import catalogue, pipeline
-from aeft_lib.studies.profiles import SMOKE
+from aeft_lib.studies import catalogue, pipeline, profiles
 from aeft_lib.studies.rows import Row
 
+SMOKE = replace(profiles.SMOKE, train=replace(profiles.SMOKE.train, count=16))
 pytestmark = pytest.mark.usefixtures("stored")
 
 
@@ -140,11 +140,9 @@ def test_statistics_that_do_not_fit_are_refused(tmp_path):
 
 
 def test_another_number_of_maps_is_refused(tmp_path):
-    spec = replace(spec_of(SMOKE), scenes=replace(SMOKE.train, count=16))
-    inputs = inputs_of(SMOKE)
-    less = replace(SMOKE, train=spec.scenes)
-    inputs["features"] = pipeline.features(less, "train", obtain)
-    with pytest.raises(ValueError, match="16 images and 32 label maps"):
+    spec = replace(spec_of(SMOKE), scenes=SMOKE.val)
+    inputs = inputs_of(SMOKE) | {"features": pipeline.features(SMOKE, "val", obtain)}
+    with pytest.raises(ValueError, match="8 images and 16 label maps"):
         train_with_maps(spec, inputs, tmp_path)
 
 
@@ -195,9 +193,8 @@ def seeds_of(artefact: Artefact) -> list[Tensor]:
     return [seed.cam for _, seed in read_seeds(artefact.folder / "seeds.npz")]
 
 
-def test_seeds_depend_on_the_maps_and_agree_with_and_without_a_cache():
+def test_seeds_depend_on_the_maps_and_agree_with_and_without_a_cache(tmp_path):
     classifier, inputs = trained(), inputs_of(SMOKE)
-    # A channel that has a say: eight steps leave it faint.
     spec = SeedSpec(SMOKE.train, MultiScale((1.0,)), "")
     features = pipeline.features(SMOKE, "train", obtain)
     given = inputs | {"classifier": classifier}
@@ -208,8 +205,12 @@ def test_seeds_depend_on_the_maps_and_agree_with_and_without_a_cache():
     for own, other in zip(seeds_of(direct), seeds_of(cached), strict=True):
         # Half precision of features, 2^-11, through two layers and a norm, and steps of 1/255.
         assert (own - other).abs().max() < 2e-2
-    plain = obtain(infer_seeds, spec, {"classifier": classifier, "features": features})
-    apart = [load_file(a.folder / "logits.safetensors")["logits"] for a in (cached, plain)]
+    empty = Artefact("maps", "empty", _made(tmp_path / "empty"), {"summary": {}}, None)
+    _made(empty.folder / "labels")
+    for file in label_files(inputs[MAPS]):
+        write_label_map(empty.folder / "labels" / file.name, np.zeros((96, 96), dtype=np.uint8))
+    unseen = obtain(infer_with_maps, spec, given | {"features": features, MAPS: empty})
+    apart = [load_file(a.folder / "logits.safetensors")["logits"] for a in (cached, unseen)]
     assert not torch.equal(*apart), "the map counts"
 
 

@@ -1,5 +1,6 @@
 """Windows of training scenes: the original's tags, the draw, what is cut out, and whole rows."""
 
+
 import numpy as np
 import pytest
 import torch
@@ -71,9 +72,9 @@ def test_windows_of_every_scene_and_scale(tmp_path):
     assert not stored["tags"][9:].any()
     kept = stored["tags"][:9][:, [1, 3]].float().mean().item()
     assert summary["tags_kept"] == pytest.approx(kept)
-    assert summary["empty_windows"] == pytest.approx(
-        (stored["tags"].sum(dim=1) == 0).float().mean()
-    )
+    empty = sum(not any(own) for own in stored["tags"].tolist())
+    assert summary["empty_windows"] == pytest.approx(empty / 18)
+    assert 9 <= empty < 18
 
 
 def test_a_window_without_a_tag_is_drawn_again():
@@ -120,7 +121,7 @@ def test_samples_are_windows_of_their_scene_with_its_tags(tmp_path):
     assert batch.images.shape == (8, 3, 96, 96)
     seen = set()
     for index, (view, own) in enumerate(zip(batch.images, batch.tags, strict=True)):
-        image = torch.from_numpy(scenes.image(index)).permute(2, 0, 1).float()
+        image = torch.from_numpy(scenes.image(index).copy()).permute(2, 0, 1).float()
         number = int(own.argmax())
         part = (image, image[:, :40, :40])[number]
         both = [at_side(p[None], 96, stretch=False)[0] for p in (part, part.flip(-1))]
@@ -151,16 +152,15 @@ def test_wrong_numbers_are_refused(options, message):
 
 def test_rows_on_windows_run_and_are_read_in_windows(stored):
     study = catalogue.get("rivals")
-    names = ["pmm_windows", "pmm_seam_crops"]
-    table = run.run_study(study, SMOKE, [0], rows=[study.row(n) for n in names], workers=1)
-    assert table["miou"].between(0, 100, inclusive="neither").all()
-    assert 0 < table["tags_kept"].iloc[0] <= 1
-    assert 0 <= table["empty_windows"].iloc[0] < 1
-    made = [pipeline.artefacts(SMOKE, study.row(n), 0, run.store.lookup) for n in names]
+    made = [pipeline.artefacts(SMOKE, study.row(n), 0) for n in ("pmm_windows", "pmm_seam_crops")]
+    numbers = [run.numbers(row) for row in made]
+    assert all(0 < own["miou"] < 100 for own in numbers)
+    assert 0 < numbers[0]["tags_kept"] <= 1
+    assert 0 <= numbers[0]["empty_windows"] < 1
     assert made[0]["classifier"].stage == "train_on_windows"
     assert made[0]["classifier"].spec.method == made[1]["classifier"].spec.method
     # Tag logits are the classifier's, whatever its maps are read with.
-    seam = pipeline.products(SMOKE, study.row("seam"), 0)
+    seam = pipeline.products(few, study.row("seam"), 0)
     logits = [
         load_file(a["seeds"].folder / "logits.safetensors")["logits"] for a in (made[1], seam)
     ]
