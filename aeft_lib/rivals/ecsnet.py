@@ -54,10 +54,15 @@ def scaled_maps(cam: Tensor, tags: Tensor, size: tuple[int, int]) -> Tensor:
     Raises ValueError where they differ in B or K.
     """
     check_tags(cam, tags)
-    cam = cam.detach().relu()
+    cam = _single(cam.detach()).relu()
     z = F.interpolate(cam, size=size, mode="bilinear", align_corners=False)
     low, high = z.amin(dim=(2, 3), keepdim=True), z.amax(dim=(2, 3), keepdim=True)
     return (z - low) / (high - low + EPS) * tags[:, :, None, None].to(z.dtype)
+
+
+def _single(maps: Tensor) -> Tensor:
+    """In float32 where they are in half precision, which has no 1e-5."""
+    return maps.float() if maps.dtype in HALVES else maps
 
 
 def erased(images: Tensor, score: Tensor, *, threshold: float, kind: str) -> Tensor:
@@ -180,8 +185,7 @@ class EcsNet(CamMethod):
 
     def refined(self, network: RefinedClassifier, output: RefinedOutput) -> Tensor:
         """R, (B, K + 1, h, w) logits, background first."""
-        cam = output.cam.float() if output.cam.dtype in HALVES else output.cam
-        maps = F.pad(cam, (0, 0, 0, 0, 1, 0))
+        maps = F.pad(_single(output.cam), (0, 0, 0, 0, 1, 0))
         return maps if self.refine == "none" else network.refined(maps, output)
 
     def measure(self, network: RefinedClassifier, batch: Batch) -> dict[str, Tensor]:

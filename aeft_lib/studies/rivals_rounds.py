@@ -95,7 +95,8 @@ PMM_WINDOWS = Row(
     mechanisms=(Logged(("tags_kept", "empty_windows")),),
     published="rival.pmm.windows",
 )
-CYCLE = ByNetwork(Ppmg(), Pus())  # the first network learns with PUS
+# The first network learns with PUS, and is read with a CRF, as in the release.
+CYCLE = ByNetwork(Ppmg(), Pus(), crf=True)
 PMM_CYCLIC = replace(
     GAP,
     name="pmm_cyclic_labels",

@@ -202,6 +202,18 @@ def test_parts_have_the_loss_and_the_gradient_of_the_whole(parts, place):
     check_parts(lambda: moved(tiny(method)).double(), method, samples, parts)
 
 
+@pytest.mark.parametrize("place", PLACES)
+def test_half_precision_is_finite_and_near(place):
+    method = Conta(side=SIDE, joined_at=place)
+    network = moved(tiny(method))
+    plain = method.combine(method.measure(network, batch()))
+    with torch.autocast("cpu", torch.bfloat16):
+        halved = method.combine(method.measure(network, batch()))
+    for name, term in plain.items():
+        # Eight bits, through three layers.
+        assert halved[name].item() == pytest.approx(term.item(), rel=0.05), name
+
+
 def test_spread_of_weights():
     assert evenness(torch.full((1, 8), 1 / 8)).item() == pytest.approx(1)
     assert evenness(F.one_hot(torch.tensor([2]), 8).float()).item() == 0

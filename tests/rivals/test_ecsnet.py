@@ -79,6 +79,23 @@ def test_golden_labels(case):
     assert torch.equal(labels_of(case), case["label"])
 
 
+def test_golden_maps_and_labels_in_float32(case, assert_near):
+    """Labels but where a map lies within rounding of a threshold."""
+    size, tags, limits = case["image_f64"].shape[-2:], case["tags"], thresholds(case)
+    maps, others = (
+        scaled_maps(case[name].float(), tags, size) for name in ("cam_f64", "cam_erased_f64")
+    )
+    score = maps.amax(dim=1)
+    assert_near(score, case["score_map_f64"], 1e-5, "S")
+    near = torch.zeros_like(score, dtype=torch.bool)
+    for limit in limits.values():
+        for values in (score, others.amax(dim=1)):
+            near |= (values - limit).abs() < 1e-5
+    labels = reliable_labels(others, score, **limits)
+    assert torch.equal(labels[~near], case["label"][~near])
+    assert near.float().mean() < 0.01
+
+
 def test_golden_loss_and_gradient(case, assert_near):
     refined = case["refined_logit_f64"].requires_grad_()
     sums, counts = label_sums(refined, case["label"], case["tags"])
@@ -249,6 +266,18 @@ def test_labels_count_from_a_third_of_the_training_on():
 def test_parts_have_the_loss_and_the_gradient_of_the_whole(parts, erase):
     method, samples = EcsNet(erase=erase), batch(torch.float64)
     check_parts(lambda: tiny().double(), method, samples, parts, progress=0.5)
+
+
+def test_half_precision_is_finite_and_near():
+    """Labels are of float32 maps, so bf16 moves the loss by its eight bits, not by its epsilon."""
+    network = tiny()
+    plain = terms_of(EcsNet(), network)
+    with torch.autocast("cpu", torch.bfloat16):
+        halved = terms_of(EcsNet(), network)
+    assert all(term.isfinite() for term in halved.values())
+    assert halved["classification"].item() == pytest.approx(
+        plain["classification"].item(), rel=0.02
+    )
 
 
 def test_a_dilated_overlay_is_the_class_layer_at_several_rates():
