@@ -19,6 +19,7 @@ from aeft_lib.engine.samples import Batch
 from aeft_lib.maps.labels import VOID
 from aeft_lib.networks.tapped import Tapped
 from aeft_lib.paper import losses
+from aeft_lib.paper.erasing import max_norm
 from aeft_lib.parts.pixel_correlation import PixelCorrelation
 from aeft_lib.parts.refined import RefinedClassifier
 from aeft_lib.rivals.ecsnet import (
@@ -244,7 +245,7 @@ def test_with_nothing_erased_the_label_is_the_cam_itself():
     score = maps.amax(dim=1)
     labels = reliable_labels(maps, score, erase_threshold=1.1, reliable=0.5, quiet=0.1)
     assert torch.equal((labels > 0) & (labels != VOID), score >= 0.5)
-    refined = method.refined(network, network(batch().images))
+    refined = method.refined(network, network(batch().images), batch().tags)
     sums, counts = label_sums(refined, labels, batch().tags)
     ours = terms_of(method, network)
     assert ours["labels"].item() == pytest.approx((sums.sum() / counts.sum()).item(), rel=1e-5)
@@ -297,13 +298,17 @@ def test_seeds_are_read_of_the_refined_cam():
     network, method = tiny(), EcsNet()
     output = network(batch().images)
     refined, logits = method.read(network, batch())
-    assert torch.equal(refined, method.refined(network, output)[:, 1:])
+    assert torch.equal(refined, method.refined(network, output, batch().tags)[:, 1:])
     assert torch.equal(method.cam(network, batch()), refined)
     assert torch.equal(logits, output.logits)
     assert torch.equal(method.read(network, batch(), refined=False)[0], output.cam)
-    # A weighted mean of the CAM: within its range.
-    assert refined.max() <= output.cam.max()
-    assert refined.min() >= output.cam.min()
+    # A weighted mean of maps in 0..1, and the background is the rest.
+    assert refined.min() >= 0
+    assert refined.max() <= method.sharpness
+    assert not refined[batch().tags == 0].any()
+    plain = EcsNet(refine="none", sharpness=1.0).refined(network, output, batch().tags)
+    rest = 1 - max_norm(output.cam) * batch().tags[:, :, None, None]
+    torch.testing.assert_close(plain[:, 0], rest.amin(dim=1))
 
 
 @pytest.mark.parametrize(
@@ -316,6 +321,7 @@ def test_seeds_are_read_of_the_refined_cam():
         ("erase_threshold", -0.1),
         ("reliable", float("nan")),
         ("weight", -1.0),
+        ("sharpness", 0.0),
         ("starts_at", 1.5),
         ("quiet", 0.7),
         ("quiet", float("nan")),
