@@ -287,11 +287,15 @@ def explain(arguments: argparse.Namespace) -> None:
     rows = study.rows if arguments.row is None else [study.row(arguments.row)]
     repeats = range(profiles.repeats(profile, arguments.repeats))
     profile, assumed = plan.with_data(profile)
-    planned = plan.plan(profile, rows, repeats)
+    needed = plan.needs(profile, rows, repeats)
+    planned = plan.merged(needed)
     size, place = f"{len(rows)} rows x {len(repeats)} repeat(s)", f"on {device()}"
     print(f"{study.name} on {profile.name}: {size}, {place}, store {paths.runs()}")
     numbers = {"float_format": "{:,.1f}".format, "na_rep": "-"}
     print(plan.table(planned).to_string(index=False, **numbers))
+    if len(rows) > 1:
+        print("Each row with all that it needs, whether it shares that or has it:")
+        print(plan.row_table(needed).to_string(index=False, **numbers))
     print(
         f"GPU hours: the PFLOP at {plan.TFLOPS:.0f} TFLOP/s; '-': work that is not a network's "
         "(CRF, walk, scores)"

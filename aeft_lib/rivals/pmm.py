@@ -15,14 +15,17 @@ below beta, the pixels that still disagree are taken for wrong labels, and their
 
     l <- min(l, k)    where  mean l < beta
 
-Its seeds are read in windows (`stages.multi_crop`), a part of its own too.
+Its seeds are read in windows (`stages.multi_crop`), its classifier is trained on windows
+(`parts.windows`), and a second network learns from the first (`stages.by_network`): parts of their
+own too.
 
 Departures from the authors' release.  Its quirks are switches: maps in half precision, pixels that
 the CRF adds where v = 0 fall to the background, void pixels count in the mean.  Power 11 is the
-release's; where a profile chooses powers by its rule, so here, without masks.  Not here: training
-on windows, the rounds of segmenters on their own predictions, and the auxiliary head (`LargeFov`
-has none).  The release's numbers come from CAMs of a ScaleNet101, ours from the harness's backbone:
-another, fairer, experiment.
+release's; where a profile chooses powers by its rule, so here, without masks.  Its second network
+learns from predictions that are filtered by the tags, of the last epoch; there from unfiltered
+ones, of the epoch that is best on masks.  Not here: the auxiliary head (`LargeFov` has none).  The
+release's numbers come from CAMs of a ScaleNet101, ours from the harness's backbone: another,
+fairer, experiment.
 """
 
 from collections.abc import Mapping

@@ -12,10 +12,11 @@ from ImageNet weights again::
 Round 1 clusters the features of an ordinary GAP classifier; three rounds are run.  Seeds are read
 of the parent head f_p.
 
-Departures from the authors' release.  There, seeds are read with the ReLU before up-sampling, here
-as everywhere in the harness (a row's reader decides).  Its optimiser has weight decay as momentum,
-and its training of 61 epochs is cut after 30, 40 and 50 epochs in rounds 1, 2 and 3; here a round
-is a whole schedule of the profile.  Both heads have the harness's two layers, and no dropout.
+Departures from the authors' release.  There, seeds are read with the ReLU before up-sampling (the
+reader `stages.relu_first.ReluFirst`), here as everywhere in the harness (a row's reader decides).
+Its optimiser has weight decay as momentum, and its training of 61 epochs is cut after 30, 40 and 50
+epochs in rounds 1, 2 and 3; here a round is a whole schedule of the profile.  Both heads have the
+harness's two layers, and no dropout.
 
 On a small data set k is smaller than the authors' 10, by a rule that reads no mask: the largest k
 that leaves 30 images to a cluster on average in the rarest class.  On VOC a cluster has 82.

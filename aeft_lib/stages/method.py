@@ -98,6 +98,9 @@ class Workshop:
 
     obtain: makes artefacts, or finds them.  seeds: of a split, "train" the first.
     scenes: the scene set of a split.  numbers: the profile's `Refinement`.
+    classifier: the trained one.  map_side: cells along a side of a training view's map.
+    predicted: (segmenter, labels of the training scenes, split, tags_known=, crf=) -> label maps
+        that a network of this kind predicts of the split, once it has learned from the labels.
     """
 
     obtain: Callable[..., Artefact]
@@ -108,6 +111,9 @@ class Workshop:
     backbone: Any
     compute: Any
     repeat: int
+    classifier: Any = None
+    map_side: int = 0
+    predicted: Any = None
 
 
 class Refiner(Protocol):

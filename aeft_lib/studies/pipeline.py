@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +29,13 @@ from aeft_lib.stages.infer_seeds import SeedSpec, infer_seeds
 from aeft_lib.stages.labeller import LABELS
 from aeft_lib.stages.measure_objects import ObjectsSpec, measure_objects
 from aeft_lib.stages.method import Method, Workshop
-from aeft_lib.stages.predict_labels import PredictionSpec, predict_labels
-from aeft_lib.stages.predict_logits import LogitSpec, predict_logits
 from aeft_lib.stages.store import key_for
 from aeft_lib.stages.store import obtain as obtain_artefact
 from aeft_lib.stages.train_classifier import JUDGE, WARM_START, ClassifierSpec, train_classifier
 from aeft_lib.stages.train_labelled import train_labelled
 from aeft_lib.stages.train_on_views import ViewsSpec, train_on_views
-from aeft_lib.stages.train_segmenter import SegmenterSpec, train_segmenter
 from aeft_lib.stages.write_labels import TruthSpec, true_labels
+from aeft_lib.studies import segmentation
 from aeft_lib.studies.rows import Row, passes_of, probe
 from aeft_lib.studies.settings import Profile
 
@@ -90,26 +89,33 @@ def products(
     profile = with_fast_steps(row.setting.applied(profile, repeat))
     if row.method is None:
         spec = TruthSpec(profile.train, profile.train.open().truth)
-        return _segmentation(profile, row, repeat, obtain(true_labels, spec), obtain)
-    inputs = classifiers(profile, row, repeat, obtain)
+        return segmentation.learned(profile, row, repeat, obtain(true_labels, spec), obtain)
+    shop = workshop(profile, row, repeat, obtain)
     if row.refiner is None:
-        read = seeds(profile, row, inputs["classifier"], row.scored_on, obtain)
-        return {"classifier": inputs["classifier"], "seeds": read}
-    workshop = Workshop(
+        return {"classifier": shop.classifier, "seeds": shop.seeds(row.scored_on)}
+    made = row.refiner.refine(shop, "train" if row.segmenter else row.scored_on)
+    if row.segmenter is None:
+        return made
+    ends = segmentation.learned(profile, row, repeat, made["labels"], obtain)
+    return {"seeds": made["seeds"]} | ends
+
+
+def workshop(profile: Profile, row: Row, repeat: int, obtain: Obtain) -> Workshop:
+    """What a row's seeds are refined with; the row's classifier is obtained."""
+    classifier = classifiers(profile, row, repeat, obtain)["classifier"]
+    return Workshop(
         obtain=obtain,
-        seeds=lambda split: seeds(profile, row, inputs["classifier"], split, obtain),
+        seeds=cache(lambda split: seeds(profile, row, classifier, split, obtain)),
         scenes=profile.scenes,
         numbers=profile.refinement,
         thresholds=profile.thresholds,
         backbone=profile.backbone,
         compute=profile.compute,
         repeat=repeat,
+        classifier=classifier,
+        map_side=profile.map_side,
+        predicted=partial(segmentation.predicted, profile, repeat, obtain),
     )
-    made = row.refiner.refine(workshop, "train" if row.segmenter else row.scored_on)
-    if row.segmenter is None:
-        return made
-    ends = _segmentation(profile, row, repeat, made["labels"], obtain)
-    return {"seeds": made["seeds"]} | ends
 
 
 def masks_to_learn(profile: Profile, row: Row, repeat: int) -> str:
@@ -220,6 +226,10 @@ def classifiers(profile: Profile, row: Row, repeat: int, obtain: Obtain) -> Arte
         read = _features_of(profile, teacher, "train", obtain)
         inputs[LABELS] = labeller.label(obtain, profile.train, earlier, read)
         stage = train_labelled
+    elif row.reads:
+        source, maker = row.reads
+        stage, more = source.for_training(workshop(profile, maker, repeat, obtain))
+        inputs = (inputs if source.cached else {}) | more
     elif profile.curve:
         fields = {name: value for name, value in vars(spec).items() if name != "keep_epochs"}
         stage, spec = train_on_views, ViewsSpec(**fields, points=profile.curve)
@@ -248,8 +258,14 @@ def seeds(profile: Profile, row: Row, classifier: Artefact, split: str, obtain: 
     needs_images = getattr(reader, "needs_images", False)
     if not needs_images and (cached := _features_of(profile, row, split, obtain)):
         inputs["features"] = cached
+    stage = infer_seeds
+    if row.reads:
+        source, maker = row.reads
+        shop = workshop(profile, maker, classifier.spec.seed, obtain)
+        stage, more = source.for_seeds(shop, split)
+        inputs |= more
     spec = SeedSpec(scenes, reader, scenes.open().fingerprint, profile.precision)
-    return obtain(infer_seeds, spec, inputs)
+    return obtain(stage, spec, inputs)
 
 
 def _measures(
@@ -292,41 +308,3 @@ def _measures(
         inputs = {"seeds": made["seeds"], "evaluation": measures["evaluation"]}
         measures["images"] = obtain(count_images, images, inputs)
     return measures
-
-
-def _segmentation(
-    profile: Profile, row: Row, repeat: int, teacher: Artefact, obtain: Obtain
-) -> Artefacts:
-    """The end of a row with a segmenter: trained on the teacher's labels, read without tags."""
-    numbers = profile.segmentation
-    spec = SegmenterSpec(
-        segmenter=row.segmenter.fitted(numbers.hidden),
-        num_classes=profile.num_classes,
-        backbone=profile.backbone,
-        scenes=profile.train,
-        schedule=numbers.schedule,
-        seed=repeat,
-        crop=numbers.crop,
-        compute=profile.compute,
-        data=profile.train.open().fingerprint,
-    )
-    segmenter = obtain(train_segmenter, spec, {"labels": teacher})
-    labels = _predictions(profile, row, segmenter, obtain)
-    return {"teacher": teacher, "segmenter": segmenter, "labels": labels}
-
-
-def _predictions(profile: Profile, row: Row, segmenter: Artefact, obtain: Obtain) -> Artefact:
-    """Label maps of the scored scenes, as the row reads the network.
-
-    Where scenes have one size, rows of one network share its passes; photos of many sizes would
-    need gigabytes (voc) to hundreds of them (coco).
-    """
-    numbers, scored = profile.segmentation, profile.scenes(row.scored_on)
-    data, inputs, precision = scored.open().fingerprint, {"segmenter": segmenter}, profile.precision
-    if profile.cached:
-        spec = LogitSpec(scored, numbers.scales, data, precision)
-        inputs = {"logits": obtain(predict_logits, spec, inputs)}
-        precision = "fp32"  # of what follows; the logits have their own
-    iterations = numbers.crf_iterations if row.prediction.crf else 0
-    given = (iterations, row.prediction.tags_known, data, precision)
-    return obtain(predict_labels, PredictionSpec(scored, numbers.scales, *given), inputs)

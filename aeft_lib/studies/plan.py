@@ -3,12 +3,13 @@
 Nothing is computed.  Work and memory are counted, not guessed: operations and the tensors that
 autograd keeps, on the networks themselves, with tensors without contents.  Hours are that work at
 a stated rate.  A training step is three forward passes (four with checkpointing, one more in
-parts), and twice that with a masked image, or as often as its method says.
+parts), and twice that with a masked image, or as often as its method says; a frozen judge is a view
+more.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -29,10 +30,11 @@ from aeft_lib.paper.gpp import GlobalAveragePooling
 from aeft_lib.stages import store
 from aeft_lib.stages.cache_features import FeatureSpec
 from aeft_lib.stages.infer_seeds import SeedSpec
+from aeft_lib.stages.multi_crop import MultiCrop, windows
 from aeft_lib.stages.predict_labels import PredictionSpec
 from aeft_lib.stages.predict_logits import LogitSpec
 from aeft_lib.stages.train_affinity import AffinitySpec
-from aeft_lib.stages.train_classifier import ClassifierSpec
+from aeft_lib.stages.train_classifier import JUDGE, ClassifierSpec
 from aeft_lib.stages.train_edges import EdgeSpec
 from aeft_lib.stages.train_on_views import ViewsSpec
 from aeft_lib.stages.train_segmenter import SegmenterSpec
@@ -129,21 +131,40 @@ def plan(profile: Profile, rows: Sequence[Row], repeats: Sequence[int]) -> list[
 
     Raises ValueError where the profile's data is missing.
     """
-    planned: dict[str, Planned] = {}
+    return merged(needs(profile, rows, repeats))
 
-    def obtain(stage: store.Stage, spec: Any, inputs: store.Inputs | None = None) -> store.Artefact:
+
+def merged(needed: Mapping[str, Sequence[Planned]]) -> list[Planned]:
+    """The artefacts of all rows of `needs`, each once."""
+    return list({item.key: item for of_row in needed.values() for item in of_row}.values())
+
+
+def needs(
+    profile: Profile, rows: Sequence[Row], repeats: Sequence[int]
+) -> dict[str, list[Planned]]:
+    """The artefacts that each row needs, by its name; what rows share stands in each of them.
+
+    Errors as `plan`.
+    """
+    planned: dict[str, Planned] = {}
+    asked: dict[str, dict[str, Planned]] = {row.name: {} for row in rows}
+
+    def obtain(
+        row: Row, stage: store.Stage, spec: Any, inputs: store.Inputs | None = None
+    ) -> store.Artefact:
         key, name = store.key_for(stage, spec, inputs), stage.__name__
         there = store.find(name, key, spec)
         if key not in planned:
-            cost = _cost(profile, spec, bool({"features", "logits"} & set(inputs or ())))
+            cost = _cost(profile, spec, frozenset(inputs or ()))
             planned[key] = Planned(name, key, there is not None, *cost)
+        asked[row.name][key] = planned[key]
         empty = {"summary": {}, "spec": {}}
         return there or store.Artefact(name, key, paths.runs() / name / key, empty, spec)
 
     for repeat in repeats:
         for row in rows:
-            artefacts(profile, row, repeat, obtain)
-    return list(planned.values())
+            artefacts(profile, row, repeat, partial(obtain, row))
+    return {name: list(of_row.values()) for name, of_row in asked.items()}
 
 
 def table(planned: Sequence[Planned]) -> pd.DataFrame:
@@ -152,23 +173,46 @@ def table(planned: Sequence[Planned]) -> pd.DataFrame:
     for stage in dict.fromkeys(item.stage for item in planned):
         of_stage = [item for item in planned if item.stage == stage]
         missing = [item for item in of_stage if not item.there]
-        work, memory, disk = (
-            [value for item in missing if (value := getattr(item, name)) is not None]
-            for name in ("pflop", "memory", "disk")
-        )
         lines.append(
             {
                 "stage": stage,
                 "artefacts": len(of_stage),
                 "there": len(of_stage) - len(missing),
                 "images": sum(item.images for item in missing),
-                "PFLOP": sum(work) if work else None,
-                "GPU hours": sum(work) * 1e3 / TFLOPS / 3600 if work else None,
-                "GB on a GPU": max(memory) / 1e9 if memory else None,
-                "GB on disk": sum(disk) / 1e9 if disk else None,
+                **_totals(missing),
             }
         )
     return pd.DataFrame(lines)
+
+
+def row_table(needed: Mapping[str, Sequence[Planned]]) -> pd.DataFrame:
+    """One line a row: its trainings, and what all that it needs takes, shared or not, there or not.
+
+    needed: of `needs`.
+    """
+    lines = [
+        {
+            "row": name,
+            "trainings": sum(item.stage.startswith("train_") for item in items),
+            **_totals(items),
+        }
+        for name, items in needed.items()
+    ]
+    return pd.DataFrame(lines)
+
+
+def _totals(items: Sequence[Planned]) -> dict[str, float | None]:
+    """PFLOP, hours, GB of artefacts together; None where nothing is known."""
+    work, memory, disk = (
+        [value for item in items if (value := getattr(item, name)) is not None]
+        for name in ("pflop", "memory", "disk")
+    )
+    return {
+        "PFLOP": sum(work) if work else None,
+        "GPU hours": sum(work) * 1e3 / TFLOPS / 3600 if work else None,
+        "GB on a GPU": max(memory) / 1e9 if memory else None,
+        "GB on disk": sum(disk) / 1e9 if disk else None,
+    }
 
 
 def core_hours(profile: Profile, planned: Sequence[Planned]) -> float:
@@ -269,26 +313,27 @@ def saved_bytes(run: Callable[[], Tensor], network: nn.Module) -> int:
 
 
 def _cost(
-    profile: Profile, spec: Any, cached: bool
+    profile: Profile, spec: Any, inputs: frozenset[str]
 ) -> tuple[int, float | None, int | None, int | None]:
     """Images that a stage takes through a network, the PFLOP of that, its memory and its disk.
 
-    cached: it reads cached features, or stored logits.
+    inputs: their names; cached features and stored logits spare the network a pass.
     """
+    cached = bool({"features", "logits"} & inputs)
     scenes = getattr(spec, "scenes", None)
     if scenes is None:
         return 0, None, None, None
     count = len(scenes.open())
     whole = (scenes.size, scenes.size) if scenes.size else PHOTO
     if isinstance(spec, ClassifierSpec | ViewsSpec | AffinitySpec | SegmenterSpec):
-        return _training(profile, spec, count, _view(spec) or whole)
+        judges = sum(name.startswith(JUDGE) for name in inputs)
+        return _training(profile, spec, count, _view(spec) or whole, judges)
     if isinstance(spec, EdgeSpec | EdgeWalkSpec):
         return _edges(profile, spec, count, _view(spec) or whole)
     inferred = FeatureSpec | SeedSpec | LogitSpec | PredictionSpec
     if not isinstance(spec, inferred) or (cached and isinstance(spec, SeedSpec | PredictionSpec)):
         return count, None, None, None
-    scales = getattr(spec, "scales", None) or getattr(spec.reader, "scales", (1.0,))
-    image, passes = forward(profile.backbone, whole), 2 * sum(scale**2 for scale in scales)
+    image, passes = forward(profile.backbone, whole), _passes(spec, whole)
     disk = round(count * passes * image.features) if isinstance(spec, FeatureSpec) else None
     return count, count * passes * image.flops / 1e15, None, disk
 
@@ -306,18 +351,31 @@ def _edges(
     return images, passes * forward(profile.backbone, size).flops / 1e15, None, None
 
 
+def _passes(spec: Any, size: tuple[int, int]) -> float:
+    """Passes of a whole image (H, W), by pixels, in which it is read; each mirrored too."""
+    reader = getattr(spec, "reader", None)
+    if isinstance(reader, MultiCrop):
+        crop = reader.crop or round(0.9 * max(size))
+        numbers = {"crop": crop, "stride": reader.stride or round(0.6 * max(size))}
+        count = sum(len(windows(size, scale, **numbers)) for scale in reader.scales)
+        return 1 + 2 * count * crop**2 / (size[0] * size[1])
+    scales = getattr(spec, "scales", None) or getattr(reader, "scales", (1.0,))
+    return 2 * sum(scale**2 for scale in scales)
+
+
 def _training(
-    profile: Profile, spec: Any, count: int, size: tuple[int, int]
+    profile: Profile, spec: Any, count: int, size: tuple[int, int], judges: int
 ) -> tuple[int, float, int, int]:
+    """As `_cost`.  A judge takes an image forward and back to its pixels, and is never stepped."""
     schedule, compute = spec.schedule, spec.compute
     together = -(-schedule.batch_size // compute.parts)
     image = forward(profile.backbone, size, compute, together)
     erased = getattr(getattr(spec, "method", None), "attract", "off") != "off"
     # Views of a scene, by their pixels: the masked image too, or what a method says.
-    views = getattr(getattr(spec, "method", None), "passes", 2 if erased else 1)
+    views = getattr(getattr(spec, "method", None), "passes", 2 if erased else 1) + judges
     images = schedule.epochs * schedule.epoch_steps(count) * schedule.batch_size
     passes = views * (3 + compute.checkpointing + (compute.parts > 1))
-    memory = _memory(image, views)
+    memory = _memory(image, views) + 4 * judges * image.parameters
     return images, images * passes * image.flops / 1e15, memory, 4 * image.trained
 
 

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-from aeft_lib.parts.equivariance import Equivariance
 from aeft_lib.parts.refined import RefinedMaps
 from aeft_lib.rivals import psa
 from aeft_lib.rivals.cpn import Cpn
@@ -12,19 +11,12 @@ from aeft_lib.rivals.sccam import ScCam, SubCategories
 from aeft_lib.rivals.seam import Seam
 from aeft_lib.stages.multi_crop import MultiCrop
 from aeft_lib.stages.psa import Psa
-from aeft_lib.studies import rivals_irn
+from aeft_lib.studies import rivals_irn, rivals_rounds
 from aeft_lib.studies.rival import BASE, PSA, Rival, ends, labelled
+from aeft_lib.studies.rivals_rounds import SEAM
 from aeft_lib.studies.rows import GAP, SEGMENT_TRUTH, Logged, Row, passes_of, segmented
 from aeft_lib.studies.settings import Profile
 
-SEAM = Row(
-    "seam",
-    "SEAM",
-    Seam(),
-    reader=RefinedMaps(),
-    mechanisms=(Equivariance(),),
-    published="rival.seam.seed",
-)
 CPN = Row(
     "cpn",
     "CPN",
@@ -99,6 +91,9 @@ RIVALS = (
             _round("sccam_fine", "SC-CAM, 1 round, finer", GAP, images=8),
         ),
     ),
+    # Round 0, the GAP classifier, and two more.
+    Rival(rivals_rounds.CONTA, passes=3.0, ablations=rivals_rounds.CONTA_PARTS),
+    Rival(rivals_rounds.ECS, ablations=rivals_rounds.ECS_PARTS),
 )
 # Rivals that begin with given seeds: they make label maps otherwise, or learn from them.
 PSA_SEED = replace(
@@ -144,6 +139,7 @@ ROWS = (
     *PSA_ROWS,
     *PMM_ROWS,
     *rivals_irn.ROWS,
+    *rivals_rounds.ROWS,
 )
 
 

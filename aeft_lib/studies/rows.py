@@ -14,6 +14,7 @@ from aeft_lib.paper.gpp import Gap, Pyramid
 from aeft_lib.paper.triplet import CORRECTED, REFERENCE, Triplet
 from aeft_lib.stages.artefact import Artefact
 from aeft_lib.stages.labeller import Labeller
+from aeft_lib.stages.map_source import MapSource
 from aeft_lib.stages.method import Method, Reader, Refiner, Segmenter
 from aeft_lib.stages.reading import MultiScale
 from aeft_lib.studies.names import unknown
@@ -100,6 +101,8 @@ class Row:
     judges: trained classifiers that the method asks, by name.
     taught_by: who labels the training scenes by the classifier of which row; such a row may itself
         be taught, which makes rounds.
+    reads: what maps the training reads beside the images, made by the classifier of which row; this
+        makes rounds too.
     mechanisms: measured on the scored scenes where the row ends in seeds; `Reported` ones are read
         where it ends in pseudo-labels.
     as_long_as: a method, or its passes a step: the row trains for at least as many in all.
@@ -118,12 +121,18 @@ class Row:
     prediction: Prediction = PLAIN
     judges: tuple[tuple[str, "Row"], ...] = ()
     taught_by: "tuple[Labeller, Row] | None" = None
+    reads: "tuple[MapSource, Row] | None" = None
     mechanisms: tuple[Mechanism, ...] = field(default=(), compare=False)  # the same row without
     as_long_as: Method | float = 1.0
     scored_on: str = "scored"
     published: str | None = None
     setting: Setting = AS_PROFILED
     keep_epochs: bool = False
+
+    def __post_init__(self) -> None:
+        if self.taught_by and self.reads:
+            both = "taught by a labeller and reads maps"
+            raise ValueError(f"row {self.name} is {both}: a training takes one of them")
 
 
 @dataclass(frozen=True)

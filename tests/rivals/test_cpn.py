@@ -9,12 +9,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from golden_cases import (
+    FORWARD,
+    ON_MAPS,
+    Case,
+    check_parts,
+    check_steps,
+    refined_name,
+    tiny_refined,
+)
 from torch import Tensor, nn
 
 from aeft_lib.engine.samples import Batch
-from aeft_lib.engine.schedule import Schedule, make_optimiser
-from aeft_lib.engine.step import PLAIN, Compute, Objective, Stepper
-from aeft_lib.networks.tapped import Tapped
 from aeft_lib.paper import losses
 from aeft_lib.paper.erasing import max_norm
 from aeft_lib.parts.map_losses import only_maxima, resized
@@ -36,46 +42,19 @@ from aeft_lib.rivals.cpn import (
 from aeft_lib.studies import catalogue, pipeline, run
 from aeft_lib.studies.profiles import LAPTOP, SMOKE, VOC
 
-FORWARD, ON_MAPS, THROUGH_NETWORK, WEIGHTS = 1e-5, 1e-5, 5e-5, 1e-6  # tests/golden_rivals/README.md
 FLOAT32 = torch.finfo(torch.float32).eps
 B, K = 4, 5
 
 
-class TinyBackbone(nn.Module):
-    """Three convolutions, the first of stride 4, and the output of each as a tap."""
-
-    stride, tap_channels, out_channels = 4, (6, 8, 10), 10
-
-    def __init__(self) -> None:
-        super().__init__()
-        for name, given, width, stride in (("a", 3, 6, 4), ("b", 6, 8, 1), ("c", 8, 10, 1)):
-            self.add_module(name, nn.Conv2d(given, width, 3, stride, padding=1, bias=False))
-
-    def taps(self, images: Tensor) -> tuple[Tensor, ...]:
-        a = self.a(images).relu()
-        b = self.b(a).relu()
-        return a, b, self.c(b).relu()
-
-    @staticmethod
-    def normalise(images: Tensor) -> Tensor:
-        return images.float()
-
-
 def tiny(method: Cpn, classes: int) -> RefinedClassifier:
-    """The tiny network, its head one convolution as in the original."""
     torch.manual_seed(0)
-    unused = int(method.background_channel)
     refinement = RegionCorrelation(
         tap_channels=(6, 8), keys=method.prcm_keys, scale=method.prcm_scale
     )
     # The original's widths here are no powers of two.
     for name, sizes in (("f8_3", (6, 5)), ("f8_4", (8, 7)), ("f9", (15, 9)), ("f10", (15, 9))):
         setattr(refinement, name, nn.Conv2d(*sizes, 1, bias=False))
-    network = RefinedClassifier(
-        backbone=Tapped(TinyBackbone()), refinement=refinement, num_classes=classes, unused=unused
-    )
-    network.head = nn.Conv2d(10, unused + classes, 1, bias=False)
-    return network
+    return tiny_refined(refinement, classes, unused=int(method.background_channel))
 
 
 @dataclass(frozen=True)
@@ -94,37 +73,13 @@ def shown(method: Cpn, visible: Tensor) -> Shown:
     return Shown(**vars(method))
 
 
-def our_name(golden: str) -> str:
-    """The parameter of `tiny` that has the original's name."""
-    layer = golden.removesuffix(".weight")
-    if layer.startswith("trunk."):
-        return f"backbone.plain.{layer[-1]}.weight"
-    return "head.weight" if layer == "fc8" else f"refinement.{layer}.weight"
-
-
-class Case:
-    """The golden arrays as tensors, by key; a prefix gives the keys below it."""
-
-    def __init__(self, arrays: dict) -> None:
-        self.tensors = {key: torch.from_numpy(np.asarray(array)) for key, array in arrays.items()}
-
-    def __getitem__(self, key: str) -> Tensor:
-        return self.tensors[key]
-
-    def below(self, prefix: str) -> dict[str, Tensor]:
-        return {k.removeprefix(prefix): t for k, t in self.tensors.items() if k.startswith(prefix)}
-
-    def network(self) -> RefinedClassifier:
-        network = tiny(REFERENCE, 20)
-        state = {our_name(name): tensor for name, tensor in self.below("net/w/").items()}
-        network.load_state_dict(state)
-        return network
-
-    def refinement(self, keys: str = "reinterpreted", scale: str = "maps") -> RegionCorrelation:
-        layer = tiny(replace(REFERENCE, prcm_keys=keys, prcm_scale=scale), 20).refinement
-        layer.f9.weight.data = self["prcm/w_f9"].clone()
-        layer.f10.weight.data = self["prcm/w_f10"].clone()
-        return layer
+def golden_refinement(
+    case: Case, keys: str = "reinterpreted", scale: str = "maps"
+) -> RegionCorrelation:
+    layer = tiny(replace(REFERENCE, prcm_keys=keys, prcm_scale=scale), 20).refinement
+    layer.f9.weight.data = case["prcm/w_f9"].clone()
+    layer.f10.weight.data = case["prcm/w_f10"].clone()
+    return layer
 
 
 @pytest.fixture
@@ -140,7 +95,7 @@ def test_golden_maxima_over_all_channels(case):
 
 
 def test_golden_refinement_and_its_gradients(case, assert_near):
-    layer, stack = case.refinement(), case["prcm/f"].clone().requires_grad_()
+    layer, stack = golden_refinement(case), case["prcm/f"].clone().requires_grad_()
     maps = case["prcm/cam"]
     out = layer.correlated(maps, stack)
     assert_near(regions(maps, stack)[..., None], case["prcm/regions"], FORWARD, "regions")
@@ -157,7 +112,7 @@ def test_golden_refinement_and_its_gradients(case, assert_near):
 
 @pytest.mark.parametrize("corrected", [("transposed", "maps"), ("reinterpreted", "features")])
 def test_golden_refinement_has_both_quirks(case, corrected):
-    out = case.refinement(*corrected).correlated(case["prcm/cam"], case["prcm/f"])
+    out = golden_refinement(case, *corrected).correlated(case["prcm/cam"], case["prcm/f"])
     assert (out - case["prcm/out"]).abs().max() > 10 * FORWARD * case["prcm/out"].abs().max()
 
 
@@ -175,7 +130,7 @@ def test_golden_hiding(case, assert_near, draw):
 
 
 def test_golden_forward(case, assert_near):
-    network = case.network()
+    network = case.fill(tiny(REFERENCE, 20), refined_name)
     images = case["forward/img"]
     with torch.no_grad():
         output = network(images)
@@ -225,37 +180,15 @@ def test_golden_losses_and_their_gradients(case, assert_near):
 def test_golden_steps(case, assert_near):
     method = shown(REFERENCE, case["step/visible"][:, 0].bool())
     assert_near(visible_share(VISIBLE[0]), case["step/rate1"], FORWARD, "w1")
-    network = case.network()
-    steps = sorted({key.split("/")[0] for key in case.below("step/")} & set("0123456789"))
-    assert steps
-    schedule = Schedule(
-        epochs=1,
-        batch_size=2,
-        lr=0.01,
-        head_lr=0.1,
-        weight_decay=5e-4,
-        momentum=5e-4,
-        warmup_steps=0,
-        optimiser="sgd",
-        decay_steps=10,
-    )
-    optimiser = make_optimiser(network, schedule)
-    rates = [group["lr"] for group in optimiser.param_groups]
-    stepper = Stepper(network, optimiser, Objective(method.measure, method.combine), PLAIN)
+    network = case.fill(tiny(REFERENCE, 20), refined_name)
+    losses = {
+        "loss_cls": lambda terms: terms["classification"] + terms["l_min"],
+        "loss_tcp_all": lambda terms: terms["complementary"],
+        "loss_cpcr": lambda terms: terms["refinement"],
+    }
     batch = Batch(images=case["step/img"], tags=case["step/label"], noise=torch.zeros(2, 2))
-    for step in steps:
-        for group, rate in zip(optimiser.param_groups, rates, strict=True):
-            group["lr"] = rate * schedule.factor(int(step), len(steps))
-        golden, terms = Case(case.below(f"step/{step}/")), stepper.step(batch)
-        assert_near(terms["classification"] + terms["l_min"], golden["loss_cls"], FORWARD, "cls")
-        assert_near(terms["complementary"], golden["loss_tcp_all"], FORWARD, "tcp")
-        assert_near(terms["refinement"], golden["loss_cpcr"], FORWARD, "cpcr")
-        own, names = dict(network.named_parameters()), golden.below("grad/")
-        assert {our_name(name) for name in names} == own.keys()
-        for name in names:
-            weight, label = own[our_name(name)], f"step {step}, {name}"
-            assert_near(weight.grad, golden[f"grad/{name}"], THROUGH_NETWORK, label)
-            assert_near(weight, golden[f"w/{name}"], WEIGHTS, label)
+    options = {"losses": losses, "our_name": refined_name, "assert_near": assert_near}
+    check_steps(case, network, method, batch, **options)
 
 
 # --- what is hidden -------------------------------------------------------------------------------
@@ -463,22 +396,7 @@ def batch(dtype: torch.dtype = torch.float32) -> Batch:
 @pytest.mark.parametrize("parts", [2, 3])
 @pytest.mark.parametrize("method", [Cpn(grid=3), replace(REFERENCE, grid=3)])
 def test_parts_have_the_loss_and_the_gradient_of_the_whole(parts, method):
-    def step(count: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        network = tiny(method, K).double()
-        optimiser = torch.optim.SGD(network.parameters(), lr=0.0)
-        objective = Objective(method.measure, method.combine)
-        terms = Stepper(network, optimiser, objective, Compute(parts=count)).step(
-            batch(torch.float64)
-        )
-        return terms, {name: p.grad for name, p in network.named_parameters()}
-
-    whole, part = step(1), step(parts)
-    assert part[0].keys() == whole[0].keys()
-    for name, term in whole[0].items():
-        assert part[0][name].item() == pytest.approx(term.item(), rel=1e-10), name
-    for name, gradient in whole[1].items():
-        largest = gradient.abs().max().item()
-        torch.testing.assert_close(part[1][name], gradient, rtol=0, atol=1e-9 * largest, msg=name)
+    check_parts(lambda: tiny(method, K).double(), method, batch(torch.float64), parts)
 
 
 def test_without_its_losses_it_is_plain_classification_of_three_views():

@@ -11,14 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from golden_cases import FORWARD, Case, TinyBackbone, check_parts, check_steps
 from safetensors.torch import load_file
+from test_psa import read
 from torch import Tensor, nn
 
 from aeft_lib.engine.samples import Batch
-from aeft_lib.engine.schedule import Schedule, make_optimiser
-from aeft_lib.engine.step import PLAIN, Compute, Objective, Stepper
 from aeft_lib.maps.labels import label_map
-from aeft_lib.maps.seeds import combine_scales
 from aeft_lib.paper import losses
 from aeft_lib.paper.gpp import Gap
 from aeft_lib.rivals.sccam import (
@@ -34,28 +33,12 @@ from aeft_lib.rivals.sccam import (
 )
 from aeft_lib.stages import store
 from aeft_lib.stages.loading import build_network
+from aeft_lib.stages.reading import MultiScale
+from aeft_lib.stages.relu_first import ReluFirst
 from aeft_lib.studies import catalogue, pipeline, run
 from aeft_lib.studies.profiles import SMOKE
 
-FORWARD, THROUGH_NETWORK, WEIGHTS = 1e-5, 5e-5, 1e-6  # tests/golden_rivals/README.md
 GOLDEN_K = 10
-
-
-class TinyBackbone(nn.Module):
-    """Three convolutions, the first of stride 4, all trained."""
-
-    stride, out_channels = 4, 10
-
-    def __init__(self) -> None:
-        super().__init__()
-        for name, given, width, stride in (("a", 3, 6, 4), ("b", 6, 8, 1), ("c", 8, 10, 1)):
-            self.add_module(name, nn.Conv2d(given, width, 3, stride, padding=1, bias=False))
-
-    def trunk(self, images: Tensor) -> Tensor:
-        return images
-
-    def tail(self, images: Tensor) -> Tensor:
-        return self.c(self.b(self.a(images).relu()).relu()).relu()
 
 
 class OneLayer(nn.Conv2d):
@@ -82,25 +65,6 @@ def our_name(golden: str) -> str:
     if golden.startswith("trunk."):
         return golden.replace("trunk.", "backbone.")
     return {"fc8_20.weight": "head.weight", "fc8_200.weight": "sub_head.weight"}[golden]
-
-
-class Case:
-    """The golden arrays as tensors, by key; a prefix gives the keys below it."""
-
-    def __init__(self, arrays: dict) -> None:
-        self.tensors = {key: torch.from_numpy(np.asarray(array)) for key, array in arrays.items()}
-
-    def __getitem__(self, key: str) -> Tensor:
-        return self.tensors[key]
-
-    def below(self, prefix: str) -> dict[str, Tensor]:
-        return {k.removeprefix(prefix): t for k, t in self.tensors.items() if k.startswith(prefix)}
-
-    def network(self) -> SubclassClassifier:
-        network = tiny(20, GOLDEN_K)
-        state = {our_name(name): tensor for name, tensor in self.below("net/w/").items()}
-        network.load_state_dict(state)
-        return network
 
 
 @pytest.fixture
@@ -144,7 +108,7 @@ def test_golden_overlapping_clouds(case):
 
 
 def test_golden_forward(case, assert_near):
-    network, images = case.network(), case["forward/img"]
+    network, images = case.fill(tiny(20, GOLDEN_K), our_name), case["forward/img"]
     with torch.no_grad():
         output = network(images)
         features = network.backbone.tail(images)
@@ -157,52 +121,30 @@ def test_golden_forward(case, assert_near):
 
 
 def test_golden_steps(case, assert_near):
-    network, method = case.network(), ScCam(subclasses=GOLDEN_K)
-    steps = sorted({key.split("/")[0] for key in case.below("step/")} & set("0123456789"))
-    assert steps
-    schedule = Schedule(
-        epochs=1,
-        batch_size=3,
-        lr=0.01,
-        head_lr=0.1,
-        weight_decay=5e-4,
-        momentum=5e-4,
-        warmup_steps=0,
-        optimiser="sgd",
-        decay_steps=10,
-    )
-    optimiser = make_optimiser(network, schedule)
-    rates = [group["lr"] for group in optimiser.param_groups]
-    stepper = Stepper(network, optimiser, Objective(method.measure, method.combine), PLAIN)
+    network = case.fill(tiny(20, GOLDEN_K), our_name)
+    losses = {
+        "loss_20": lambda terms: terms["classification"],
+        "loss_200": lambda terms: terms["sub_classification"] / 5,
+        "loss": lambda terms: terms["classification"] + terms["sub_classification"],
+    }
     batch = Batch(
         images=case["forward/img"],
         tags=case["step/y_20"],
         labels=case["step/y_200"].to(torch.uint8),
     )
-    for step in steps:
-        for group, rate in zip(optimiser.param_groups, rates, strict=True):
-            group["lr"] = rate * schedule.factor(int(step), len(steps))
-        golden, terms = Case(case.below(f"step/{step}/")), stepper.step(batch)
-        assert_near(terms["classification"], golden["loss_20"], FORWARD, "parent")
-        assert_near(terms["sub_classification"] / 5, golden["loss_200"], FORWARD, "sub")
-        both = terms["classification"] + terms["sub_classification"]
-        assert_near(both, golden["loss"], FORWARD, "L")
-        own, names = dict(network.named_parameters()), golden.below("grad/")
-        assert {our_name(name) for name in names} == own.keys()
-        for name in names:
-            weight, label = own[our_name(name)], f"step {step}, {name}"
-            assert_near(weight.grad, golden[f"grad/{name}"], THROUGH_NETWORK, label)
-            assert_near(weight, golden[f"w/{name}"], WEIGHTS, label)
+    options = {"losses": losses, "our_name": our_name, "assert_near": assert_near}
+    check_steps(case, network, ScCam(subclasses=GOLDEN_K), batch, **options)
 
 
 def test_golden_merge_of_passes(case, assert_near):
-    """The release's ReLU is before up-sampling, and the harness's reader has it after."""
-    scores, size = [case[f"infer/score20_{i}"] for i in range(4)], case["infer/cam"].shape[-2:]
-    merged = combine_scales([score.relu() for score in scores], size=size)[0]
+    """The release's ReLU is before up-sampling; it is a reader of the harness, not the default."""
+    scores, size = [case[f"infer/score20_{i}"][0] for i in range(4)], case["infer/cam"].shape[-2:]
+    ids = torch.arange(len(case["infer/class_ids"]))
+    merged, _ = read(ReluFirst(), scores, size, ids)
     assert_near(merged, case["infer/cam"], FORWARD, "merged")
     labels = label_map(case["infer/class_ids"], merged, 0.15)
     assert (torch.as_tensor(labels) != case["infer/label_map_t15"]).float().mean() < 1e-3
-    after = combine_scales(scores, size=size)[0]
+    after, _ = read(MultiScale(), scores, size, ids)
     assert (after - case["infer/cam"]).abs().max() > 100 * FORWARD
 
 
@@ -371,19 +313,7 @@ def test_parts_have_the_loss_and_the_gradient_of_the_whole(parts):
         labels=sub_labels(torch.where(tags == 1, 1, -1), 3),
     )
 
-    def step(count: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        network, method = tiny(4, 3).double(), ScCam(subclasses=3)
-        optimiser = torch.optim.SGD(network.parameters(), lr=0.0)
-        objective = Objective(method.measure, method.combine)
-        terms = Stepper(network, optimiser, objective, Compute(parts=count)).step(batch)
-        return terms, {name: p.grad for name, p in network.named_parameters()}
-
-    whole, part = step(1), step(parts)
-    for name, term in whole[0].items():
-        assert part[0][name].item() == pytest.approx(term.item(), rel=1e-10), name
-    for name, gradient in whole[1].items():
-        largest = gradient.abs().max().item()
-        torch.testing.assert_close(part[1][name], gradient, rtol=0, atol=1e-9 * largest, msg=name)
+    check_parts(lambda: tiny(4, 3).double(), ScCam(subclasses=3), batch, parts)
 
 
 def test_one_sub_category_is_one_more_head_on_the_same_start():

@@ -10,11 +10,19 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from golden_cases import (
+    FORWARD,
+    ON_MAPS,
+    Case,
+    TinyBackbone,
+    check_parts,
+    check_steps,
+    refined_name,
+    tiny_refined,
+)
 from torch import Tensor, nn
 
 from aeft_lib.engine.samples import Batch
-from aeft_lib.engine.schedule import Schedule, make_optimiser
-from aeft_lib.engine.step import PLAIN, Compute, Objective, Stepper
 from aeft_lib.networks.tapped import Tapped
 from aeft_lib.paper.erasing import max_norm
 from aeft_lib.parts.map_losses import foreground_maxima, lowest_mean, resized
@@ -36,78 +44,19 @@ from aeft_lib.stages.loading import load_network
 from aeft_lib.studies import catalogue, pipeline, run
 from aeft_lib.studies.profiles import SMOKE
 
-FORWARD, ON_MAPS, THROUGH_NETWORK, WEIGHTS = 1e-5, 1e-5, 5e-5, 1e-6  # tests/golden_rivals/README.md
 B, K = 4, 5
 
 
-class TinyBackbone(nn.Module):
-    """Three convolutions, the first of stride 4, and the output of each as a tap."""
-
-    stride = 4
-
-    def __init__(self, widths: tuple[int, int, int] = (6, 8, 10)) -> None:
-        super().__init__()
-        self.tap_channels, self.out_channels = widths, widths[-1]
-        for name, given, width, stride in zip("abc", (3, *widths), widths, (4, 1, 1), strict=False):
-            self.add_module(name, nn.Conv2d(given, width, 3, stride, padding=1, bias=False))
-
-    def taps(self, images: Tensor) -> tuple[Tensor, ...]:
-        taps = []
-        for name in "abc":
-            images = self.get_submodule(name)(images).relu()
-            taps.append(images)
-        return tuple(taps)
-
-    def trunk(self, images: Tensor) -> Tensor:
-        return images
-
-    def tail(self, images: Tensor) -> Tensor:
-        return self.taps(images)[-1]
-
-    @staticmethod
-    def normalise(images: Tensor) -> Tensor:
-        return images.float()
-
-
 def tiny(classes: int, unused: int = 0) -> RefinedClassifier:
-    """The tiny network, its head one convolution as in the original."""
     torch.manual_seed(0)
-    network = RefinedClassifier(
-        backbone=Tapped(TinyBackbone()),
-        refinement=PixelCorrelation(tap_channels=(6, 8), widths=(5, 7)),
-        num_classes=classes,
-        unused=unused,
-    )
-    network.head = nn.Conv2d(10, unused + classes, 1, bias=False)
-    return network
+    refinement = PixelCorrelation(tap_channels=(6, 8), widths=(5, 7))
+    return tiny_refined(refinement, classes, unused)
 
 
-def our_name(golden: str) -> str:
-    """The parameter of `tiny` that has the original's name."""
-    layer = golden.removesuffix(".weight")
-    if layer.startswith("trunk."):
-        return f"backbone.plain.{layer[-1]}.weight"
-    return "head.weight" if layer == "fc8" else f"refinement.{layer}.weight"
-
-
-class Case:
-    """The golden arrays as tensors, by key; a prefix gives the keys below it."""
-
-    def __init__(self, arrays: dict) -> None:
-        self.tensors = {key: torch.from_numpy(np.asarray(array)) for key, array in arrays.items()}
-
-    def __getitem__(self, key: str) -> Tensor:
-        return self.tensors[key]
-
-    def below(self, prefix: str) -> dict[str, Tensor]:
-        return {k.removeprefix(prefix): t for k, t in self.tensors.items() if k.startswith(prefix)}
-
-    def network(self) -> RefinedClassifier:
-        network = tiny(20, unused=1)
-        network.refinement.f9 = nn.Conv2d(15, 9, 1, bias=False)  # the original's width is free
-        state = {our_name(name): tensor for name, tensor in self.below("net/w/").items()}
-        network.load_state_dict(state)
-        return network
+def golden_network(case: Case) -> RefinedClassifier:
+    network = tiny(20, unused=1)
+    network.refinement.f9 = nn.Conv2d(15, 9, 1, bias=False)  # the original's width is free
+    return case.fill(network, refined_name)
 
 
 @pytest.fixture
@@ -141,7 +90,7 @@ def test_golden_correlation(case, assert_near):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_golden_forward(case, assert_near, dtype):
-    network, images = case.network().to(dtype), case["forward/img"].to(dtype)
+    network, images = golden_network(case).to(dtype), case["forward/img"].to(dtype)
     output, size = network(images), images.shape[-2:]
     maps, stack = stretched_maps(output.cam), network.refinement.stack(output.taps)
     assert_near(resized(output.cam, size), case["forward/cam"][:, 1:], FORWARD, "C")
@@ -205,39 +154,16 @@ def test_golden_losses_and_their_gradient(case, assert_near, dtype):
 
 
 def test_golden_steps(case, assert_near):
-    network = case.network()
-    steps = sorted({key.split("/")[0] for key in case.below("step/")} & set("0123456789"))
-    assert steps
-    schedule = Schedule(
-        epochs=1,
-        batch_size=2,
-        lr=0.01,
-        head_lr=0.1,
-        weight_decay=5e-4,
-        momentum=5e-4,
-        warmup_steps=0,
-        optimiser="sgd",
-        decay_steps=10,
-    )
-    optimiser = make_optimiser(network, schedule)
-    rates = [group["lr"] for group in optimiser.param_groups]
-    stepper = Stepper(network, optimiser, Objective(REFERENCE.measure, REFERENCE.combine), PLAIN)
+    network = golden_network(case)
+    losses = {
+        "loss_cls": lambda terms: terms["classification"] + terms["l_min"],
+        "loss_er": lambda terms: terms["equivariance"],
+        "loss_ecr": lambda terms: terms["refinement"],
+    }
     batch = Batch(images=case["step/img"], tags=case["step/label"])
-    for step in steps:
-        for group, rate in zip(optimiser.param_groups, rates, strict=True):
-            group["lr"] = rate * schedule.factor(int(step), len(steps))
-        golden, terms = Case(case.below(f"step/{step}/")), stepper.step(batch)
-        assert_near(terms["classification"] + terms["l_min"], golden["loss_cls"], FORWARD, "cls")
-        assert_near(terms["equivariance"], golden["loss_er"], FORWARD, "er")
-        assert_near(terms["refinement"], golden["loss_ecr"], FORWARD, "ecr")
-        own = dict(network.named_parameters())
-        names = golden.below("grad/")
-        assert {our_name(name) for name in names} == own.keys()
-        for name in names:
-            weight, label = own[our_name(name)], f"step {step}, {name}"
-            assert_near(weight.grad, golden[f"grad/{name}"], THROUGH_NETWORK, label)
-            assert_near(weight, golden[f"w/{name}"], WEIGHTS, label)
-        assert not own["head.weight"].grad[0].any(), "nothing trains the background's channel"
+    options = {"losses": losses, "our_name": refined_name, "assert_near": assert_near}
+    check_steps(case, network, REFERENCE, batch, **options)
+    assert not network.head.weight.grad[0].any(), "nothing trains the background's channel"
 
 
 def test_golden_merge_of_passes(case, assert_near):
@@ -424,21 +350,7 @@ def test_tags_keep_absent_classes_out_of_the_refinement():
 @pytest.mark.parametrize("parts", [2, 3])
 @pytest.mark.parametrize("method", [Seam(), REFERENCE], ids=["corrected", "reference"])
 def test_parts_have_the_loss_and_the_gradient_of_the_whole(parts, method):
-    def step(parts: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        network = tiny(K).double()
-        optimiser = torch.optim.SGD(network.parameters(), lr=0.0)
-        objective = Objective(method.measure, method.combine)
-        terms = Stepper(network, optimiser, objective, Compute(parts=parts)).step(
-            batch(torch.float64)
-        )
-        return terms, {name: p.grad for name, p in network.named_parameters()}
-
-    whole, part = step(1), step(parts)
-    for name, term in whole[0].items():
-        assert part[0][name].item() == pytest.approx(term.item(), rel=1e-10), name
-    for name, gradient in whole[1].items():
-        largest = gradient.abs().max().item()
-        torch.testing.assert_close(part[1][name], gradient, rtol=0, atol=1e-9 * largest, msg=name)
+    check_parts(lambda: tiny(K).double(), method, batch(torch.float64), parts)
 
 
 def test_one_class():

@@ -17,7 +17,9 @@ from aeft_lib.studies.plan import (
     choices,
     forward,
     loads,
+    needs,
     plan,
+    row_table,
     table,
     with_data,
 )
@@ -76,6 +78,59 @@ def test_work_and_memory_are_counted():
     assert seeds.memory is None
 
 
+def test_a_frozen_judge_is_a_view_more():
+    """OC-CSE takes each image through the learner and, masked, through the judge and back."""
+    profile, study = photo_profile(), catalogue.get("rivals")
+    planned = plan(profile, [study.row("occse")], [0])
+    gap, occse = (item for item in planned if item.stage == "train_classifier")
+    assert occse.pflop == pytest.approx(2 * gap.pflop)
+    image = forward(profile.backbone, (64, 64), profile.compute, together=4)
+    expected = 4 * image.parameters + 8 * image.trained + 2 * image.saved + 4 * image.parameters
+    assert occse.memory == expected
+
+
+def test_each_row_has_all_that_it_needs():
+    rows = [catalogue.GAP, catalogue.AEFT]
+    needed = needs(photo_profile(), rows, [0, 1])
+    lines = row_table(needed).set_index("row")
+    assert lines["trainings"].tolist() == [2, 4]  # a repeat each; AEFT's first phase counts too
+    for name, items in needed.items():
+        work = sum(item.pflop or 0 for item in items)
+        assert lines.loc[name, "PFLOP"] == pytest.approx(work)
+        assert lines.loc[name, "GB on disk"] == pytest.approx(sum(i.disk or 0 for i in items) / 1e9)
+    together = plan(photo_profile(), rows, [0, 1])
+    assert {item.key for items in needed.values() for item in items} == {i.key for i in together}
+
+
+def test_windows_are_counted():
+    """Of 375 x 500 pixels: a window of 450 px a side at 0.75, 2 at 1, 4 at 1.5; each mirrored."""
+    profile = photo_profile()
+    planned = plan(profile, [catalogue.get("rivals").row("pmm_crops")], [0])
+    (seeds,) = (item for item in planned if item.stage == "infer_seeds")
+    whole = forward(profile.backbone, PHOTO).flops
+    count = 1 + 2 + 4
+    passes = 1 + 2 * count * 450**2 / (375 * 500)
+    assert seeds.pflop == pytest.approx(SPLITS["val"] * passes * whole / 1e15)
+
+
+@pytest.mark.parametrize(
+    "row", ["conta", "conta_segmentation", "ecsnet_pseudo", "pmm_windows", "pmm_cyclic"]
+)
+def test_rounds_and_windows_are_planned(row):
+    planned = plan(photo_profile(), [catalogue.get("rivals").row(row)], [0])
+    trainings = [item for item in planned if item.stage.startswith("train_")]
+    for item in trainings:
+        assert min(item.pflop, item.memory, item.disk) > 0, item.stage
+    stages = [item.stage for item in trainings]
+    if row == "conta":  # the host, and two rounds after it, each on masks of a network
+        assert stages == [
+            "train_classifier",
+            "train_affinity",
+            "train_segmenter",
+            "train_with_maps",
+        ] + ["train_affinity", "train_segmenter", "train_with_maps"]
+
+
 def test_the_papers_profile_has_what_the_rule_chooses_for_its_memory():
     """Nothing is computed twice on 12 GB; what is chosen costs more as the memory shrinks."""
     for load, compute in loads(VOC).values():
@@ -111,6 +166,7 @@ def test_the_command_prints_it(capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "gap_vs_gpp on voc-lite: 2 rows x 2 repeat(s)" in out
     assert "cache_features" in out
+    assert "Each row with all that it needs" in out
 
 
 def test_before_the_data_is_there_its_published_sizes_are_counted(capsys, monkeypatch, tmp_path):
