@@ -19,7 +19,7 @@ class Method(Protocol):
     """A way to train a classifier on tags, and to read it as a CAM.
 
     needs: what `measure` reads of a batch besides tags and the anchor's features (or images, where
-    nothing is cached): "images", "noise".
+    nothing is cached): "images", "noise", "taps", or "maps", which it makes (`train_on_maps`).
     """
 
     needs: tuple[str, ...]
@@ -98,6 +98,8 @@ class Workshop:
 
     obtain: makes artefacts, or finds them.  seeds: of a split, "train" the first.
     scenes: the scene set of a split.  numbers: the profile's `Refinement`.
+    classifier: whose seeds they are.  segmentation: the profile's `Segmentation`.
+    num_classes: K, without background.
     """
 
     obtain: Callable[..., Artefact]
@@ -108,6 +110,9 @@ class Workshop:
     backbone: Any
     compute: Any
     repeat: int
+    classifier: Artefact | None = None
+    segmentation: Any = None
+    num_classes: int = 0
 
 
 class Refiner(Protocol):
@@ -121,7 +126,10 @@ class Refiner(Protocol):
 
 
 class Segmenter(Protocol):
-    """A segmentation network and its loss; `measure` and `combine` as of a method."""
+    """A segmentation network and its loss; `measure` and `combine` as of a method.
+
+    One that is told the tags has them in its ``needs`` (`train_tagged_segmenter`).
+    """
 
     def fitted(self, hidden: int) -> "Segmenter":
         """With the profile's number of hidden channels."""

@@ -34,8 +34,11 @@ from aeft_lib.stages.store import key_for
 from aeft_lib.stages.store import obtain as obtain_artefact
 from aeft_lib.stages.train_classifier import JUDGE, WARM_START, ClassifierSpec, train_classifier
 from aeft_lib.stages.train_labelled import train_labelled
+from aeft_lib.stages.train_on_maps import MAPS, train_on_maps
 from aeft_lib.stages.train_on_views import ViewsSpec, train_on_views
 from aeft_lib.stages.train_segmenter import SegmenterSpec, train_segmenter
+from aeft_lib.stages.train_tagged_segmenter import TAGS, schedule_of
+from aeft_lib.stages.train_tagged_segmenter import train_segmenter as train_tagged_segmenter
 from aeft_lib.stages.write_labels import TruthSpec, true_labels
 from aeft_lib.studies.rows import Row, passes_of, probe
 from aeft_lib.studies.settings import Profile
@@ -103,6 +106,9 @@ def products(
         backbone=profile.backbone,
         compute=profile.compute,
         repeat=repeat,
+        classifier=inputs["classifier"],
+        segmentation=profile.segmentation,
+        num_classes=profile.num_classes,
     )
     made = row.refiner.refine(workshop, "train" if row.segmenter else row.scored_on)
     if row.segmenter is None:
@@ -213,6 +219,9 @@ def classifiers(profile: Profile, row: Row, repeat: int, obtain: Obtain) -> Arte
         read = _features_of(profile, teacher, "train", obtain)
         inputs[LABELS] = labeller.label(obtain, profile.train, earlier, read)
         stage = train_labelled
+    elif MAPS in row.method.needs:
+        stage, given = train_on_maps, (profile.train, profile.backbone, profile.precision)
+        inputs[MAPS] = method.maps(obtain, *given)
     elif profile.curve:
         fields = {name: value for name, value in vars(spec).items() if name != "keep_epochs"}
         stage, spec = train_on_views, ViewsSpec(**fields, points=profile.curve)
@@ -291,21 +300,23 @@ def _segmentation(
     profile: Profile, row: Row, repeat: int, teacher: Artefact, obtain: Obtain
 ) -> Artefacts:
     """The end of a row with a segmenter: trained on the teacher's labels, read without tags."""
-    numbers = profile.segmentation
+    numbers, segmenter = profile.segmentation, row.segmenter.fitted(profile.segmentation.hidden)
+    knows_tags = TAGS in getattr(segmenter, "needs", ())
     spec = SegmenterSpec(
-        segmenter=row.segmenter.fitted(numbers.hidden),
+        segmenter=segmenter,
         num_classes=profile.num_classes,
         backbone=profile.backbone,
         scenes=profile.train,
-        schedule=numbers.schedule,
+        schedule=schedule_of(segmenter, numbers.schedule),
         seed=repeat,
         crop=numbers.crop,
         compute=profile.compute,
         data=profile.train.open().fingerprint,
     )
-    segmenter = obtain(train_segmenter, spec, {"labels": teacher})
-    labels = _predictions(profile, row, segmenter, obtain)
-    return {"teacher": teacher, "segmenter": segmenter, "labels": labels}
+    stage = train_tagged_segmenter if knows_tags else train_segmenter
+    trained = obtain(stage, spec, {"labels": teacher})
+    labels = _predictions(profile, row, trained, obtain)
+    return {"teacher": teacher, "segmenter": trained, "labels": labels}
 
 
 def _predictions(profile: Profile, row: Row, segmenter: Artefact, obtain: Obtain) -> Artefact:

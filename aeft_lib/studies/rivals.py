@@ -12,6 +12,7 @@ from aeft_lib.rivals.sccam import ScCam, SubCategories
 from aeft_lib.rivals.seam import Seam
 from aeft_lib.stages.multi_crop import MultiCrop
 from aeft_lib.stages.psa import Psa
+from aeft_lib.studies import rivals_segment
 from aeft_lib.studies.rival import BASE, PSA, Rival, ends, labelled
 from aeft_lib.studies.rows import GAP, SEGMENT_TRUTH, Logged, Row, passes_of, segmented
 from aeft_lib.studies.settings import Profile
@@ -142,6 +143,7 @@ ROWS = (
     *(row for rival in RIVALS for row in rival.rows),
     *PSA_ROWS,
     *PMM_ROWS,
+    *rivals_segment.ROWS,
 )
 
 
