@@ -142,9 +142,8 @@ def difference_sums(logits: Tensor, known: Tensor, advised: Tensor) -> dict[str,
     """
     counted = (known != VOID) & (advised != VOID)
     target = (known != advised) & counted
-    loss = F.binary_cross_entropy_with_logits(
-        logits[:, 0].float(), target.to(torch.float32), reduction="none"
-    )
+    logits = logits[:, 0].to(torch.promote_types(logits.dtype, torch.float32))
+    loss = F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype), reduction="none")
     parts = {"differs": target, "agrees": counted & ~target}
     sums = {name: (loss * part).sum(dim=(1, 2)) for name, part in parts.items()}
     return sums | {f"n_{name}": part.sum(dim=(1, 2)) for name, part in parts.items()}

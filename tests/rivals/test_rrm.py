@@ -62,8 +62,6 @@ def test_golden_posteriors(case, name):
         decided = best[0] - best[1] > 2 * CRF
         assert decided.float().mean() > 0.98
         theirs = case[f"{name}/crf{power}_argmax"].long()
-        if not bool((theirs[decided] == winner[decided]).all()):
-            theirs = torch.where(theirs > 0, theirs, 0)
         assert torch.equal(winner[decided], theirs[decided])
 
 
@@ -90,7 +88,11 @@ def seen(case: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> tuple[T
 def test_golden_gate(case, assert_near, dtype):
     _, own = seen(case, dtype)
     assert_near(own.gate, case["joint/gate"], FORWARD, "gate")
-    assert_near(own.probabilities.amax(dim=1), case["joint/prob_half_stat_max"], FORWARD, "largest")
+    largest = own.probabilities.amax(dim=1)
+    inside = largest > 0  # theirs is before padding is taken away
+    assert 0 < inside.float().mean() < 1
+    expected = case["joint/prob_half_stat_max"]
+    assert_near(largest[inside], expected[inside], FORWARD, "largest")
 
 
 def widths(case: dict[str, Tensor], kind: str) -> dict[str, float]:
@@ -223,7 +225,7 @@ def test_labels_are_few_and_more_precise_than_their_crf():
     reliable = ours == 5
     assert reliable.any()
     assert precision(reliable) > precision(crf == 1)
-    assert reliable.sum() < inside.sum() / 2
+    assert reliable.sum() < (crf == 1).sum()
     assert set(ours.unique().tolist()) == {0, 5, VOID}
 
 
