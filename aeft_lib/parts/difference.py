@@ -158,3 +158,8 @@ def balanced(sums: dict[str, Tensor], *, empty: str) -> Tensor:
     least = 1 if empty == "zero" else 0
     means = [sums[n] / sums[f"n_{n}"].clamp(min=least) for n in ("differs", "agrees")]
     return sum(means) / 2
+
+
+def nearest(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """Label maps (B, M, H, W) uint8 at another size."""
+    return F.interpolate(masks.float(), size=size, mode="nearest").to(torch.uint8)

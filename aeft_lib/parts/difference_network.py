@@ -71,11 +71,6 @@ def at_size(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
 
-def nearest(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """Label maps (B, M, H, W) uint8 at another size."""
-    return F.interpolate(masks.float(), size=size, mode="nearest").to(torch.uint8)
-
-
 def with_background(tags: Tensor) -> Tensor:
     """(B, K) -> (B, K + 1): the background is in every image."""
     return F.pad(tags.float(), (1, 0), value=1.0)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from aeft_lib.data.augment import color_jitter
 from aeft_lib.data.scene import SceneSet
@@ -19,8 +19,7 @@ from aeft_lib.engine.device import device
 from aeft_lib.engine.loop import stream
 from aeft_lib.engine.shards import over_images
 from aeft_lib.maps.labels import read_label_map
-from aeft_lib.parts.difference import flagged, merge
-from aeft_lib.parts.difference_network import DifferenceNetwork, nearest
+from aeft_lib.parts.difference import flagged, merge, nearest
 from aeft_lib.stages.artefact import Artefact
 from aeft_lib.stages.loading import load_segmenter, ready
 from aeft_lib.stages.write_labels import label_files, write_all
@@ -85,14 +84,17 @@ def _merged(
 
 
 def differences(
-    network: DifferenceNetwork,
+    network: nn.Module,
     image: np.ndarray,
     known: Tensor,
     advised: Tensor,
     spec: MergeSpec,
     index: int,
 ) -> tuple[Tensor, Tensor]:
-    """d(K) and d(A), (1, 1, H, W) in 0..1, of one image and its masks (1, H, W)."""
+    """d(K) and d(A), (1, 1, H, W) in 0..1, of one image and its masks (1, H, W).
+
+    network: a `DifferenceNetwork`.
+    """
     size, masks = known.shape[-2:], torch.stack([known, advised], dim=1)
     picture = torch.from_numpy(image.copy()).permute(2, 0, 1)
     if spec.alignment == "released":

@@ -50,7 +50,7 @@ from aeft_lib.stages.artefact import Artefact
 from aeft_lib.stages.loading import load_segmenter, ready
 from aeft_lib.stages.method import Workshop
 from aeft_lib.stages.predict_logits import normalised
-from aeft_lib.stages.train_tagged_segmenter import WARM_START, spec_for, train_segmenter
+from aeft_lib.stages.train_tagged_segmenter import WARM_START, train_segmenter
 from aeft_lib.stages.write_labels import write_all
 
 CROP = 321  # of the release, in pixels
@@ -113,6 +113,11 @@ class Reliable(LargeFov):
         choice(self, gradient=GRADIENTS, padding_labels=(False, True), empty=EMPTY, momentum=WAYS)
         if not self.scales or self.scales[0] != 1 or min(self.scales) <= 0:
             raise ValueError(f"scales must be positive and begin with 1, got {self.scales}")
+
+    @property
+    def passes(self) -> float:
+        """Of a step, by pixels: further scales go forward alone, a third of a pass."""
+        return 1 + sum(scale**2 for scale in self.scales[1:]) / 3
 
     def build(self, backbone: nn.Module, num_classes: int) -> RrmNetwork:
         """The network; what is new is drawn from the global random stream."""
@@ -247,10 +252,10 @@ class Rrm:
 
     def refine(self, workshop: Workshop, split: str) -> dict[str, Artefact]:
         """``seeds`` of the classifier that it starts from, ``network``, ``labels``."""
-        network = self.network
-        if not workshop.segmentation.crop:  # scenes of one small size
-            network = replace(network, label_side=SMALL_SIDE, scales=SMALL_SCALES)
-        spec = replace(spec_for(workshop, network), view_scales=VIEW_SCALES)
+        spec = replace(workshop.training(self.network), view_scales=VIEW_SCALES)
+        if not spec.crop:  # scenes of one small size
+            small = {"label_side": SMALL_SIDE, "scales": SMALL_SCALES}
+            spec = replace(spec, segmenter=replace(spec.segmenter, **small))
         trained = workshop.obtain(train_segmenter, spec, {WARM_START: workshop.classifier})
         read = ReadSpec(workshop.scenes(split), self.tags_known, self.iterations)
         labels = workshop.obtain(read_rrm, read, {"segmenter": trained})

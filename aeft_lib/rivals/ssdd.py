@@ -40,20 +40,21 @@ from aeft_lib.engine.samples import Batch
 from aeft_lib.engine.schedule import Schedule
 from aeft_lib.maps.labels import VOID
 from aeft_lib.networks.segmenter import LargeFov, segmentation_sum
-from aeft_lib.parts.difference import NORMS, Detector, balanced, difference_sums, flagged, merge
-from aeft_lib.parts.difference_network import (
-    DifferenceNetwork,
-    at_size,
-    crf_masks,
+from aeft_lib.parts.difference import (
+    NORMS,
+    Detector,
+    balanced,
+    difference_sums,
+    flagged,
+    merge,
     nearest,
-    tagged_argmax,
 )
+from aeft_lib.parts.difference_network import DifferenceNetwork, at_size, crf_masks, tagged_argmax
 from aeft_lib.parts.in_step import as_taken
 from aeft_lib.parts.merge_masks import MergeSpec, merge_masks
 from aeft_lib.stages.artefact import Artefact
-from aeft_lib.stages.method import Workshop
-from aeft_lib.stages.psa import Psa
-from aeft_lib.stages.train_tagged_segmenter import spec_for, train_segmenter
+from aeft_lib.stages.method import Refiner, Workshop
+from aeft_lib.stages.train_tagged_segmenter import train_segmenter
 
 WAYS = ("corrected", "released")
 EMPTY = ("zero", "nan")
@@ -230,11 +231,12 @@ def share(measures: dict[str, Tensor], name: str) -> Tensor:
 class Ssdd:
     """The refiner: the static merge.
 
-    teacher: K, label maps of a walk; A are those of the same walk with a CRF.  detector: DD and its
+    teacher: a `stages.psa.Psa`, of whose walk the label maps are K; A are those of the same walk
+    with a CRF.  detector: DD and its
     network.  bias, bg_bias: of the merge.  iterations: of the CRF.  The rest: see the module.
     """
 
-    teacher: Psa = Psa(walk=True)
+    teacher: Refiner
     detector: Static = Static()
     bias: float = 0.1
     bg_bias: float = 0.1
@@ -253,7 +255,7 @@ class Ssdd:
     def refine(self, workshop: Workshop, split: str) -> dict[str, Artefact]:
         """``seeds, detector, labels``: there are no scores that a threshold could cut."""
         obtain, masks = workshop.obtain, self._masks(workshop, "train")
-        detector = obtain(train_segmenter, spec_for(workshop, self.detector), masks)
+        detector = obtain(train_segmenter, workshop.training(self.detector), masks)
         spec = MergeSpec(workshop.scenes(split), self.bias, self.bg_bias)
         spec = replace(spec, order=self.order, alignment=self.alignment, square=self.square)
         inputs = self._masks(workshop, split) | {"segmenter": detector}

@@ -98,8 +98,7 @@ class Workshop:
 
     obtain: makes artefacts, or finds them.  seeds: of a split, "train" the first.
     scenes: the scene set of a split.  numbers: the profile's `Refinement`.
-    classifier: whose seeds they are.  segmentation: the profile's `Segmentation`.
-    num_classes: K, without background.
+    classifier: whose seeds they are.  training: the spec of a segmenter's training by the profile.
     """
 
     obtain: Callable[..., Artefact]
@@ -111,8 +110,7 @@ class Workshop:
     compute: Any
     repeat: int
     classifier: Artefact | None = None
-    segmentation: Any = None
-    num_classes: int = 0
+    training: "Callable[[Segmenter], Any] | None" = None
 
 
 class Refiner(Protocol):

@@ -7,6 +7,7 @@ change the profile's schedule with ``scheduled``.
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,32 +25,14 @@ from aeft_lib.networks import state
 from aeft_lib.stages import fitting
 from aeft_lib.stages.artefact import Artefact
 from aeft_lib.stages.loading import WEIGHTS, build_segmenter
-from aeft_lib.stages.method import Segmenter, Workshop
+from aeft_lib.stages.method import Segmenter
 from aeft_lib.stages.sources import InMemory, OnDisk, load_images, load_tags, same_count
-from aeft_lib.stages.train_segmenter import SegmenterSpec
 from aeft_lib.stages.write_labels import label_files
 
 TAGS = "tags"  # in a segmenter's ``needs``
 LABELS = "labels"  # inputs whose names begin so are label maps, in the order of their names
 WARM_START = "warm_start"  # input: a trained network whose tensors the segmenter has too
 Files = list[list[Path]]  # of each input, of each scene
-
-
-def spec_for(workshop: Workshop, segmenter: Segmenter) -> SegmenterSpec:
-    """The training of a segmenter by the numbers of a refiner's workshop."""
-    numbers, scenes = workshop.segmentation, workshop.scenes("train")
-    segmenter = segmenter.fitted(numbers.hidden)
-    return SegmenterSpec(
-        segmenter=segmenter,
-        num_classes=workshop.num_classes,
-        backbone=workshop.backbone,
-        scenes=scenes,
-        schedule=schedule_of(segmenter, numbers.schedule),
-        seed=workshop.repeat,
-        crop=numbers.crop,
-        compute=workshop.compute,
-        data=scenes.open().fingerprint,
-    )
 
 
 def schedule_of(segmenter: Segmenter, schedule: Schedule) -> Schedule:
@@ -60,9 +43,9 @@ def schedule_of(segmenter: Segmenter, schedule: Schedule) -> Schedule:
 
 @ranks.collective
 def train_segmenter(
-    spec: SegmenterSpec, inputs: Mapping[str, Artefact], folder: Path
+    spec: Any, inputs: Mapping[str, Artefact], folder: Path
 ) -> dict[str, float | str]:
-    """Train on images, tags and label maps; write weights and logs.
+    """Train by a `SegmenterSpec` on images, tags and label maps; write weights and logs.
 
     A batch has ``tags`` (B, K), and ``labels`` (B, M, H, W) of the M inputs ``labels*``, in the
     order of their names; without any, one map of zeros.  What a view shows beyond its scene is
@@ -104,7 +87,7 @@ def load_shared(network: nn.Module, file: Path) -> None:
     network.load_state_dict(given, strict=False)
 
 
-def _whole_scenes(spec: SegmenterSpec, files: Files, normalise: fitting.Normalise) -> InMemory:
+def _whole_scenes(spec: Any, files: Files, normalise: fitting.Normalise) -> InMemory:
     """Scenes of one size with their tags and maps, as random views of that size."""
     images, tags = load_images(spec.scenes), load_tags(spec.scenes)
     size = tuple(images.shape[-2:])
@@ -131,7 +114,7 @@ def _whole_scenes(spec: SegmenterSpec, files: Files, normalise: fitting.Normalis
     return InMemory(count, view)
 
 
-def _crops(spec: SegmenterSpec, files: Files, normalise: fitting.Normalise) -> OnDisk:
+def _crops(spec: Any, files: Files, normalise: fitting.Normalise) -> OnDisk:
     """Photos with their tags and maps, scaled, mirrored and cropped."""
     scenes, (low, high), tags = spec.scenes.open(), spec.view_scales, load_tags(spec.scenes)
     for of_input in files:
@@ -155,5 +138,5 @@ def _crops(spec: SegmenterSpec, files: Files, normalise: fitting.Normalise) -> O
     return OnDisk(len(scenes), view)
 
 
-def _read(file: Path, spec: SegmenterSpec, size: tuple[int, int]) -> np.ndarray:
+def _read(file: Path, spec: Any, size: tuple[int, int]) -> np.ndarray:
     return read_label_map(file, num_classes=spec.num_classes, size=size)

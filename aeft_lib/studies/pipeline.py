@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from aeft_lib.stages.evaluate_steps import StepsSpec, evaluate_steps
 from aeft_lib.stages.infer_seeds import SeedSpec, infer_seeds
 from aeft_lib.stages.labeller import LABELS
 from aeft_lib.stages.measure_objects import ObjectsSpec, measure_objects
-from aeft_lib.stages.method import Method, Workshop
+from aeft_lib.stages.method import Method, Segmenter, Workshop
 from aeft_lib.stages.predict_labels import PredictionSpec, predict_labels
 from aeft_lib.stages.predict_logits import LogitSpec, predict_logits
 from aeft_lib.stages.store import key_for
@@ -107,8 +108,7 @@ def products(
         compute=profile.compute,
         repeat=repeat,
         classifier=inputs["classifier"],
-        segmentation=profile.segmentation,
-        num_classes=profile.num_classes,
+        training=partial(_segmenter_spec, profile, repeat),
     )
     made = row.refiner.refine(workshop, "train" if row.segmenter else row.scored_on)
     if row.segmenter is None:
@@ -300,9 +300,18 @@ def _segmentation(
     profile: Profile, row: Row, repeat: int, teacher: Artefact, obtain: Obtain
 ) -> Artefacts:
     """The end of a row with a segmenter: trained on the teacher's labels, read without tags."""
-    numbers, segmenter = profile.segmentation, row.segmenter.fitted(profile.segmentation.hidden)
-    knows_tags = TAGS in getattr(segmenter, "needs", ())
-    spec = SegmenterSpec(
+    spec = _segmenter_spec(profile, repeat, row.segmenter)
+    knows_tags = TAGS in getattr(spec.segmenter, "needs", ())
+    stage = train_tagged_segmenter if knows_tags else train_segmenter
+    trained = obtain(stage, spec, {"labels": teacher})
+    labels = _predictions(profile, row, trained, obtain)
+    return {"teacher": teacher, "segmenter": trained, "labels": labels}
+
+
+def _segmenter_spec(profile: Profile, repeat: int, segmenter: Segmenter) -> SegmenterSpec:
+    numbers = profile.segmentation
+    segmenter = segmenter.fitted(numbers.hidden)
+    return SegmenterSpec(
         segmenter=segmenter,
         num_classes=profile.num_classes,
         backbone=profile.backbone,
@@ -313,10 +322,6 @@ def _segmentation(
         compute=profile.compute,
         data=profile.train.open().fingerprint,
     )
-    stage = train_tagged_segmenter if knows_tags else train_segmenter
-    trained = obtain(stage, spec, {"labels": teacher})
-    labels = _predictions(profile, row, trained, obtain)
-    return {"teacher": teacher, "segmenter": trained, "labels": labels}
 
 
 def _predictions(profile: Profile, row: Row, segmenter: Artefact, obtain: Obtain) -> Artefact:

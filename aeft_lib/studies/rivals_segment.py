@@ -1,15 +1,26 @@
 """Rows of the study `rivals` whose idea lies in the labels or the segmenter: SSDD, RRM, ICD."""
 
 from dataclasses import replace
+from typing import Any
 
 from aeft_lib.parts.superpixels import Superpixels
 from aeft_lib.rivals import psa
 from aeft_lib.rivals.icd import Icd, IcdLabels
 from aeft_lib.rivals.rrm import Reliable, Rrm
 from aeft_lib.rivals.ssdd import Dynamic, Ssdd
+from aeft_lib.stages.method import Refiner
 from aeft_lib.stages.psa import Psa
-from aeft_lib.studies.rival import labelled
 from aeft_lib.studies.rows import GAP, Logged, Row, segmented
+
+
+def labelled(name: str, label: str, base: Row, refiner: Refiner, **fields: Any) -> Row:
+    """Label maps of a row's seeds, made and scored on the training scenes.  fields: of `Row`.
+
+    As `rival.labelled`, which rows of a family leave to the table: imports stay short.
+    """
+    changes = {"scored_on": "train", "published": None} | fields
+    return replace(base, name=name, label=label, refiner=refiner, **changes)
+
 
 # SSDD begins with AffinityNet's walk, as its authors run it.
 WALK = Psa(walk=True, powers=psa.POWERS, steps=psa.STEPS)

@@ -1,14 +1,15 @@
 """ICD: numbers of the original, its losses by hand, superpixels, the claim in miniature, the rows."""
 
 import math
-from types import SimpleNamespace
+import zlib
 
 import numpy as np
+import one_step
 import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from golden_networks import drawn
+from tiny_rows import TINY, made
 from torch import Tensor, nn
 
 from aeft_lib.engine.samples import Batch
@@ -29,7 +30,6 @@ from aeft_lib.parts.discriminator import (
 from aeft_lib.parts.discriminator_network import CentredNorm, IcdClassifier
 from aeft_lib.parts.superpixels import Superpixels, joined, mean_features
 from aeft_lib.rivals.icd import Icd, IcdLabels, at_image, decide, settled
-from aeft_lib.studies import catalogue, pipeline
 
 ON_MAPS, GRADIENT = 1e-5, 1e-4  # tests/golden_rivals/README.md
 OUTPUTS, DELTAS = 1e-4, 5e-3
@@ -39,7 +39,9 @@ CLASSES = 20
 @pytest.fixture
 def case(golden_rivals) -> dict[str, Tensor]:
     arrays = golden_rivals("icd")
-    return {k: torch.from_numpy(np.asarray(a)) if a.dtype.kind != "U" else a for k, a in arrays.items()}
+    return {
+        k: torch.from_numpy(np.asarray(a)) if a.dtype.kind != "U" else a for k, a in arrays.items()
+    }
 
 
 # --- the original's numbers -----------------------------------------------------------------------
@@ -73,7 +75,9 @@ def test_golden_signs(case, assert_near, dtype):
 def test_golden_superpixels(case, assert_near, name):
     score, parts = case[f"{name}/score"], case[f"{name}/superpixel"]
     owners = memberships(parts, tuple(score.shape[-2:]), int(parts.max()) + 1)
-    assert_near(smoothed(score, owners, case[f"{name}/label"]), case[f"{name}/refined"], ON_MAPS, name)
+    assert_near(
+        smoothed(score, owners, case[f"{name}/label"]), case[f"{name}/refined"], ON_MAPS, name
+    )
     hot = F.one_hot(parts.long()).permute(0, 3, 1, 2).float()
     own = F.interpolate(hot, size=score.shape[-2:], mode="bilinear", align_corners=True)
     torch.testing.assert_close(owners, own, rtol=0, atol=1e-5)
@@ -201,16 +205,12 @@ def stub(case: dict) -> IcdClassifier:
     weights = dict(network.named_parameters())
     for ours, theirs in THEIRS.items():
         source = theirs.replace("_ft", "") if theirs.startswith("fc") else theirs
-        generator = np.random.Generator(np.random.PCG64(_crc(f"{case['step/salt']}{source}")))
+        generator = np.random.Generator(
+            np.random.PCG64(zlib.crc32(f"{case['step/salt']}{source}".encode("ascii")))
+        )
         n = generator.standard_normal(tuple(weights[ours].shape)) * deviations[source]
         weights[ours].data = torch.from_numpy(n.astype(np.float32))
     return network
-
-
-def _crc(name: str) -> int:
-    import zlib
-
-    return zlib.crc32(name.encode("ascii"))
 
 
 def test_golden_steps(case, assert_near):
@@ -316,14 +316,20 @@ def test_turning_a_direction_changes_nothing_once_the_pair_has_settled():
     s, cam, tags = random(4, 2, 5, 5), random(4, 2, 5, 5, seed=1), torch.ones(4, 2)
     pairs = [torch.zeros(2, 2, dtype=torch.float64) for _ in range(2)]
     for _ in range(3):
-        pairs = [moved(pair, sign * s, cam, tags) for pair, sign in zip(pairs, (1, -1), strict=True)]
+        pairs = [
+            moved(pair, sign * s, cam, tags) for pair, sign in zip(pairs, (1, -1), strict=True)
+        ]
     torch.testing.assert_close(pairs[0], pairs[1].flip(1))
-    first, second = (signs(pair)[:, None, None] * s * sign for pair, sign in zip(pairs, (1, -1), strict=True))
+    first, second = (
+        signs(pair)[:, None, None] * s * sign for pair, sign in zip(pairs, (1, -1), strict=True)
+    )
     torch.testing.assert_close(first, second)
 
 
 def test_a_map_of_the_image_itself_needs_no_corner_rule():
-    parts = torch.randint(4, (2, 5, 6), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    parts = torch.randint(
+        4, (2, 5, 6), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
     owners = memberships(parts, (5, 6), 4)
     assert torch.equal(owners.argmax(dim=1).to(torch.uint8), parts)
     assert (owners.sum(dim=1) == 1).all()
@@ -335,7 +341,9 @@ def test_seeds_by_hand():
     # The first alone; the CAM decides; nobody; no CAM at all; the second alone.
     assert decide(icd, cam).tolist() == [[1, 2, 0, VOID, 2]]
     assert decide(icd, cam, needs_cam=False).tolist() == [[1, 2, 0, 1, 2]]
-    assert decide(icd, cam, conflicts="icd", needs_cam=False)[0, 1] == 1  # both are at their largest
+    assert (
+        decide(icd, cam, conflicts="icd", needs_cam=False)[0, 1] == 1
+    )  # both are at their largest
     assert decide(icd[:1], cam[:1]).tolist() == [[1, 1, 0, 1, 0]]
     assert not decide(icd[:0], cam[:0]).any()
 
@@ -352,7 +360,9 @@ def test_the_claim_in_miniature():
     optimiser = torch.optim.SGD([w], 0.1)
     for _ in range(100):
         optimiser.zero_grad()
-        bottom_up(projected(f - f.mean(dim=(2, 3), keepdim=True), w), torch.ones(1, 1)).sum().backward()
+        bottom_up(
+            projected(f - f.mean(dim=(2, 3), keepdim=True), w), torch.ones(1, 1)
+        ).sum().backward()
         optimiser.step()
     s = projected(f - f.mean(dim=(2, 3), keepdim=True), w.detach())
     s = s * signs(moved(torch.zeros(1, 2), s, cam, torch.ones(1, 1)))[:, None, None]
@@ -399,7 +409,9 @@ def test_superpixels_follow_the_edges_of_an_image(kind):
     assert parts.shape == (48, 64)
     assert parts.min() == 0
     assert len(np.unique(parts)) == parts.max() + 1 > 1
-    crossing = [j for j in range(parts.max() + 1) if len({x // 32 for x in np.nonzero(parts == j)[1]}) > 1]
+    crossing = [
+        j for j in range(parts.max() + 1) if len({x // 32 for x in np.nonzero(parts == j)[1]}) > 1
+    ]
     of_crossing = np.isin(parts, crossing).mean()
     assert of_crossing < 0.1
 
@@ -510,7 +522,9 @@ def test_the_loss_is_the_sum_over_classes_and_warms_up():
     per_class = F.binary_cross_entropy_with_logits(
         network(batch().images).logits, batch().tags.float(), reduction="none"
     )
-    assert late["classification"].item() == pytest.approx(per_class.sum(dim=1).mean().item(), rel=1e-5)
+    assert late["classification"].item() == pytest.approx(
+        per_class.sum(dim=1).mean().item(), rel=1e-5
+    )
 
 
 # --- the values and the rows ----------------------------------------------------------------------
@@ -532,3 +546,44 @@ def test_the_loss_is_the_sum_over_classes_and_warms_up():
 def test_wrong_values_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_step_of_resnet38d():
+    """VGG's map has a stride of 8 as well: the new layers have 3 x 3 cells."""
+    method = Icd(Superpixels(count=8), width=16)
+    torch.manual_seed(0)
+    network = method.build(one_step.resnet38d(), 3)
+    assert network.fc6.kernel_size == (3, 3)
+    terms, moved = one_step.step(network, method, batch(2, one_step.SIDE))
+    assert all(value.isfinite() for value in terms.values())
+    assert {"fc6", "fc7", "fc8", "norm", "icd8", "moving"} <= {n.split(".")[0] for n in moved}
+    del network.backbone.directions  # the backbone is shared by tests
+
+
+@pytest.mark.usefixtures("stored")
+def test_rows():
+    before, after, cam = (made(name) for name in ("icd", "icd_pseudo", "icd_cam"))
+    trained = cam["classifier"]
+    assert trained.stage == "train_on_maps"
+    log = pd.read_csv(trained.folder / "log.csv")
+    expected = {"classification", "bottom_up", "top_down", "turned"}
+    assert expected <= set(log.columns)
+    assert (log["bottom_up"] <= 0).all()
+    assert before["labels"].key != after["labels"].key
+    assert before["labels"].summary["images"] == TINY.val.count
+    assert after["labels"].summary["images"] == TINY.train.count
+    for row in (before, after, cam):
+        assert row["evaluation"].summary["miou"] > 0
+    assert cam["mechanism_turned"].summary["turned"] >= 0
+
+
+def test_a_photo_larger_than_the_canvas_is_refused():
+    from aeft_lib.rivals.icd import _on_canvas
+
+    image = np.full((20, 30, 3), 7, dtype=np.uint8)
+    assert _on_canvas(image, 0).shape == (1, 3, 20, 30)
+    square = _on_canvas(image, 40)
+    assert square.shape == (1, 3, 40, 40)
+    assert (square[0, 0, 20:] == 127).all()
+    with pytest.raises(ValueError, match=r"a photo of \(20, 30\) pixels is larger than canvas=25"):
+        _on_canvas(image, 25)

@@ -3,32 +3,25 @@
 from dataclasses import replace
 
 import numpy as np
+import one_step
 import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
 from golden_networks import assert_stats
+from tiny_rows import TINY, made
 from torch import Tensor, nn
 
 from aeft_lib.engine.samples import Batch
 from aeft_lib.engine.schedule import Schedule, make_optimiser
 from aeft_lib.engine.step import PLAIN, Compute, Objective, Stepper
 from aeft_lib.maps.labels import VOID
-from aeft_lib.networks.resnet38d import ResNet38dSpec, normalise
+from aeft_lib.networks.resnet38d import normalise
 from aeft_lib.parts.dense_energy import Halved, dense_energy, filtered, halved, kernel_of
 from aeft_lib.parts.in_step import as_taken, posterior
-from aeft_lib.parts.reliable_labels import (
-    CERTAIN,
-    HIGH,
-    LOW,
-    decide,
-    high_in_cam,
-    reliable_labels,
-)
+from aeft_lib.parts.reliable_labels import CERTAIN, HIGH, LOW, decide, high_in_cam, reliable_labels
 from aeft_lib.refinement.dense_crf import with_background
 from aeft_lib.rivals.rrm import Reliable, Rrm, RrmNetwork
-from aeft_lib.studies import catalogue, pipeline
-from aeft_lib.studies.profiles import SMOKE
 
 FORWARD, LATTICE = 1e-5, 1e-6  # tests/golden_rivals/README.md
 CRF = 1e-3  # absolute, ten iterations: tests/refinement/test_dense_crf.py
@@ -153,7 +146,9 @@ def test_golden_optimiser_from_a_trained_classifier(case):
     base, decay, longest = case["optim_from_weights/base_lr_wd_maxstep_f64"].tolist()
     rates, after = (case[f"optim_from_weights/{n}_f64"] for n in ("lr", "param"))
     steps = int(longest)
-    schedule = Schedule(1, 1, lr=base, head_lr=base, weight_decay=decay, warmup_steps=0, optimiser="sgd")
+    schedule = Schedule(
+        1, 1, lr=base, head_lr=base, weight_decay=decay, warmup_steps=0, optimiser="sgd"
+    )
     schedule = Reliable(momentum="released").scheduled(schedule)
     assert case["optim_from_weights/momentum_f64"].tolist() == [schedule.momentum] * 4
     weights = [torch.ones((), dtype=torch.float64, requires_grad=True) for _ in range(4)]
@@ -437,15 +432,10 @@ def test_parts_have_the_loss_of_the_whole():
 def test_a_step_of_resnet38d():
     method = Reliable(label_side=32, scales=(1.0, 0.5)).fitted(16)
     torch.manual_seed(0)
-    network = method.build(ResNet38dSpec(weights="none").build(), 3)
-    heads = ("head", "segmentation")
-    before = {n: p.detach().clone() for n, p in network.named_parameters() if n.startswith(heads)}
-    schedule = Schedule(1, 2, lr=1e-4, head_lr=1e-3, weight_decay=0.0, warmup_steps=0)
-    objective = Objective(method.measure, method.combine)
-    terms = Stepper(network, make_optimiser(network, schedule), objective, PLAIN).step(batch(2, 64))
+    network = method.build(one_step.resnet38d(), 3)
+    terms, moved = one_step.step(network, method, batch(2, one_step.SIDE))
     assert all(value.isfinite() for value in terms.values())
-    moved = {n for n, p in network.named_parameters() if n in before and not torch.equal(p, before[n])}
-    assert {n.split(".")[0] for n in moved} == set(heads)
+    assert {name.split(".")[0] for name in moved} == {"head", "segmentation"}
 
 
 # --- the values and the rows ----------------------------------------------------------------------
@@ -470,16 +460,12 @@ def test_wrong_values_are_refused(make, message):
         make()
 
 
-def made(name: str) -> dict:
-    return pipeline.artefacts(SMOKE, catalogue.get("rivals").row(name), 0)
-
-
 @pytest.mark.usefixtures("stored")
 def test_rows():
     one, maps, two = (made(name) for name in ("rrm", "rrm_pseudo", "rrm_segmentation"))
     assert one["network"].key == maps["network"].key
     assert two["teacher"].key == maps["labels"].key
-    assert one["labels"].summary["images"] == SMOKE.val.count
+    assert one["labels"].summary["images"] == TINY.val.count
     log = pd.read_csv(one["network"].folder / "log.csv")
     expected = {"classification", "background", "objects", "energy", "labelled", "force"}
     assert expected <= set(log.columns)
