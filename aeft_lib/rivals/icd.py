@@ -63,6 +63,7 @@ from aeft_lib.stages.write_labels import write_all
 FINE_STRIDE = 8  # of a map on which the new layers have 3 x 3 cells
 WARM = 0.1  # part of the training
 CONFLICTS = ("cam_times_icd", "icd")
+UNSURE_AS = ("background", "void")
 UNSURE = 0.1  # posterior below which a pixel is void
 MEAN_GREY = 127
 
@@ -195,17 +196,20 @@ class IcdLabels:
     """The refiner of an `Icd` classifier: label maps from its discriminator, in one pass.
 
     crf: a CRF on them.  canvas: photos stand at the top left of a grey square of so many pixels,
-    513 in the release; 0: as they are.  The rest: see the module.
+    513 in the release; 0: as they are.  unsure: what is void becomes "background", so that maps can
+    be scored, or stays "void", which teaches nothing.  The rest: see the module.
     """
 
     crf: bool = True
     canvas: int = 0
     conflicts: str = CONFLICTS[0]
     needs_cam: bool = True
+    unsure: str = UNSURE_AS[0]
 
     def __post_init__(self) -> None:
         whole(self, "canvas")
         choice(self, crf=(False, True), conflicts=CONFLICTS, needs_cam=(False, True))
+        choice(self, unsure=UNSURE_AS)
 
     def refine(self, workshop: Workshop, split: str) -> dict[str, Artefact]:
         """``seeds`` of the CAM, ``labels``: there are no scores that a threshold could cut."""
@@ -224,6 +228,8 @@ class IcdLabels:
         labels = torch.where(rows == VOID, VOID, names[rows.masked_fill(rows == VOID, 0)])
         if self.crf and len(classes):
             labels = settled(image, labels, num_classes)
+        if self.unsure == "background":
+            labels = labels.masked_fill(labels == VOID, 0)
         return labels.to(torch.uint8).cpu().numpy()
 
 

@@ -100,6 +100,7 @@ ICD_ROWS = (
     ICD_LABELS,
     replace(
         segmented("icd_segmentation", "ICD, network", ICD_LABELS),
+        refiner=IcdLabels(unsure="void"),
         published="rival.icd.segmentation",
     ),
 )

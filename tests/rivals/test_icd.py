@@ -136,7 +136,7 @@ def test_golden_labels_of_the_maker(case):
         given = (case[f"{name}/icd"], case[f"{name}/cam"], classes, CLASSES)
         canvas = int(case[f"{name}/infer_size"])
         for crf, key, least in ((False, "seed", 0.999), (True, "seed_crf", 0.98)):
-            ours = IcdLabels(crf=crf, canvas=canvas).label(image, *given)
+            ours = IcdLabels(crf=crf, canvas=canvas, unsure="void").label(image, *given)
             assert (ours == case[f"{name}/{key}"].numpy()).mean() >= least
 
 
@@ -348,6 +348,13 @@ def test_seeds_by_hand():
     assert not decide(icd[:0], cam[:0]).any()
 
 
+def test_void_becomes_background_where_maps_are_scored():
+    icd, cam = torch.ones(2, 1, 1), -torch.ones(2, 1, 1)
+    given = (np.zeros((4, 4, 3), dtype=np.uint8), icd, cam, torch.tensor([1, 3]), 5)
+    assert (IcdLabels(crf=False, unsure="void").label(*given) == VOID).all()
+    assert not IcdLabels(crf=False).label(*given).any()
+
+
 def test_the_claim_in_miniature():
     """Two clusters of features, and a CAM that touches a tenth of one: the seed is all of it."""
     inside = torch.zeros(10, 10, dtype=torch.bool)
@@ -536,6 +543,7 @@ def test_the_loss_is_the_sum_over_classes_and_warms_up():
         (lambda: Icd(width=0), "width must be a whole number"),
         (lambda: Icd(single_tag_only=1), "single_tag_only must be one of"),
         (lambda: IcdLabels(canvas=-1), "canvas must be a whole number"),
+        (lambda: IcdLabels(unsure="mean"), "unsure must be one of background, void"),
         (lambda: IcdLabels(conflicts="cam"), "conflicts must be one of cam_times_icd, icd"),
         (lambda: Superpixels(count=0), "count must be a whole number"),
         (lambda: Superpixels(count=255), "count must be a whole number"),

@@ -221,7 +221,9 @@ def test_labels_are_few_and_more_precise_than_their_crf():
     assert reliable.any()
     assert precision(reliable) > precision(crf == 1)
     assert reliable.sum() < (crf == 1).sum()
-    assert set(ours.unique().tolist()) == {0, 5, VOID}
+    assert set(ours.unique().tolist()) <= {0, 5, VOID}
+    # The price is recall: the CRF has every pixel of the disc.
+    assert (inside & reliable).sum() < (inside & (crf == 1)).sum()
 
 
 def test_an_image_without_a_tag_is_background():
