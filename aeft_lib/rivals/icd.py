@@ -41,6 +41,7 @@ from aeft_lib.engine.shards import over_images
 from aeft_lib.maps.labels import VOID
 from aeft_lib.networks.backbone import BackboneSpec
 from aeft_lib.paper.classifier import CamMethod
+from aeft_lib.paper.gpp import Gap
 from aeft_lib.parts.discriminator import (
     EPS,
     bottom_up,
@@ -84,6 +85,8 @@ class Icd(CamMethod):
     def __post_init__(self) -> None:
         whole(self, "width", least=1)
         choice(self, single_tag_only=(False, True))
+        if self.pooling != Gap():
+            raise ValueError(f"the CAM of ICD has global average pooling, got {self.pooling}")
 
     def build(self, backbone: nn.Module, num_classes: int) -> IcdClassifier:
         """The network; what is new is drawn from the global random stream."""

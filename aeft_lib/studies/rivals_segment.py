@@ -92,7 +92,7 @@ ICD_ROWS = (
     labelled(
         "icd_slic",
         "ICD, superpixels by SLIC",
-        replace(ICD_CAM, method=Icd(Superpixels(kind="slic"))),
+        replace(ICD_CAM, method=Icd(superpixels=Superpixels(kind="slic"))),
         IcdLabels(crf=False),
         mechanisms=(),
         scored_on="scored",

@@ -215,7 +215,10 @@ def stub(case: dict) -> IcdClassifier:
 
 def test_golden_steps(case, assert_near):
     """Two whole steps of the optimiser, after the warm-up."""
-    network, method = stub(case), Icd(Superpixels(count=int(case["step/superpixel"].max()) + 1))
+    network, method = (
+        stub(case),
+        Icd(superpixels=Superpixels(count=int(case["step/superpixel"].max()) + 1)),
+    )
     rate = float(case["step/lr"])
     groups = [
         {
@@ -447,7 +450,7 @@ def tiny(method: Icd) -> IcdClassifier:
     return method.build(TinyBackbone(), 3)
 
 
-SMALL = Icd(Superpixels(count=8), width=16)
+SMALL = Icd(superpixels=Superpixels(count=8), width=16)
 
 
 def batch(count: int = 4, side: int = 32) -> Batch:
@@ -541,6 +544,7 @@ def test_the_loss_is_the_sum_over_classes_and_warms_up():
     ("make", "message"),
     [
         (lambda: Icd(width=0), "width must be a whole number"),
+        (lambda: Icd(Superpixels()), "the CAM of ICD has global average pooling"),
         (lambda: Icd(single_tag_only=1), "single_tag_only must be one of"),
         (lambda: IcdLabels(canvas=-1), "canvas must be a whole number"),
         (lambda: IcdLabels(unsure="mean"), "unsure must be one of background, void"),
@@ -558,7 +562,7 @@ def test_wrong_values_are_refused(make, message):
 
 def test_a_step_of_resnet38d():
     """VGG's map has a stride of 8 as well: the new layers have 3 x 3 cells."""
-    method = Icd(Superpixels(count=8), width=16)
+    method = Icd(superpixels=Superpixels(count=8), width=16)
     torch.manual_seed(0)
     network = method.build(one_step.resnet38d(), 3)
     assert network.fc6.kernel_size == (3, 3)
