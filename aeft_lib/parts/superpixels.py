@@ -138,16 +138,13 @@ def divide_scenes(
 
 @torch.inference_mode()
 def _divided(spec: DivisionSpec, backbone: nn.Module) -> Iterator[tuple[str, np.ndarray]]:
-    """Name and superpixels of every scene; kept until all are there, 64 KB each at 256 pixels."""
-    scenes, made = spec.scenes.open(), {}
-    every = range(len(scenes))
-    for indices, images in image_batches(scenes.image, every, batch_pixels(spec.precision)):
+    """Name and superpixels of every scene, as their sizes fill batches."""
+    scenes, pixels = spec.scenes.open(), batch_pixels(spec.precision)
+    for indices, images in image_batches(scenes.image, range(len(scenes)), pixels):
         pictures = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(device())
         with autocast(spec.precision, device()):
             features = backbone(backbone.normalise(pictures)).float().cpu()
         for index, image, maps in zip(indices, images, features, strict=True):
             parts = spec.superpixels.divide(image)
             own = joined(parts, mean_features(parts, maps), spec.superpixels.count)
-            made[index] = own.astype(np.uint8)
-    for index in every:  # images of several sizes come out of order
-        yield f"{index:05d}", made.pop(index)
+            yield f"{index:05d}", own.astype(np.uint8)

@@ -484,6 +484,7 @@ def test_the_branches_begin_as_copies():
         assert own.weight.data_ptr() != other.weight.data_ptr()
 
 
+@pytest.mark.exact
 def test_statistics_and_the_pair_are_stored_and_never_stepped(tmp_path):
     network = tiny(SMALL)
     schedule = Schedule(1, 4, lr=1e-2, head_lr=1e-2, weight_decay=0.5, warmup_steps=0)
