@@ -23,10 +23,12 @@ pixel is NaN.
 
 Departures.  The heads are `LargeFov`'s (there: reflection padding, and a batch norm).  DD has half
 as many channels as they, 256 there, and a quarter of the image's size.  Its low-level features are
-the backbone's first tap, of stride 8; there, of stride 2.  The release keeps the weights of
-epoch 10 of 16, here the static stage has one schedule of the profile's segmenter, and the dynamic
-one two.  The network is read as every segmenter of the harness; there, softmaxes are added and
-softmax is taken again.
+the backbone's first tap, of stride 8; there, of stride 2.  The static network begins with
+ImageNet's weights (there: a classifier's), the dynamic one with the static one's, its further head
+and detector at random (there: not known here).  The release keeps the weights of epoch 10 of 16;
+here the static stage has one schedule of the profile's segmenter, and the dynamic one two.  The
+network is read as every segmenter of the harness; there, softmaxes are added and softmax is taken
+again.
 """
 
 import math
@@ -149,6 +151,7 @@ class Dynamic(Static):
     iterations: int = 3
     heads = 2
     courses = 2
+    starts_from = "detector"
 
     def __post_init__(self) -> None:
         super().__post_init__()

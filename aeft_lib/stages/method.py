@@ -126,7 +126,8 @@ class Refiner(Protocol):
 class Segmenter(Protocol):
     """A segmentation network and its loss; `measure` and `combine` as of a method.
 
-    One that is told the tags has them in its ``needs`` (`train_tagged_segmenter`).
+    One that is told the tags has them in its ``needs`` (`train_tagged_segmenter`); its
+    ``starts_from`` may then name an artefact of the refiner, a warm start.
     """
 
     def fitted(self, hidden: int) -> "Segmenter":

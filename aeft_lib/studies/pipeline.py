@@ -93,7 +93,7 @@ def products(
     profile = with_fast_steps(row.setting.applied(profile, repeat))
     if row.method is None:
         spec = TruthSpec(profile.train, profile.train.open().truth)
-        return _segmentation(profile, row, repeat, obtain(true_labels, spec), obtain)
+        return _segmentation(profile, row, repeat, {"labels": obtain(true_labels, spec)}, obtain)
     inputs = classifiers(profile, row, repeat, obtain)
     if row.refiner is None:
         read = seeds(profile, row, inputs["classifier"], row.scored_on, obtain)
@@ -113,7 +113,7 @@ def products(
     made = row.refiner.refine(workshop, "train" if row.segmenter else row.scored_on)
     if row.segmenter is None:
         return made
-    ends = _segmentation(profile, row, repeat, made["labels"], obtain)
+    ends = _segmentation(profile, row, repeat, made, obtain)
     return {"seeds": made["seeds"]} | ends
 
 
@@ -297,15 +297,23 @@ def _measures(
 
 
 def _segmentation(
-    profile: Profile, row: Row, repeat: int, teacher: Artefact, obtain: Obtain
+    profile: Profile, row: Row, repeat: int, taught: Artefacts, obtain: Obtain
 ) -> Artefacts:
-    """The end of a row with a segmenter: trained on the teacher's labels, read without tags."""
+    """The end of a row with a segmenter: trained on a refiner's labels, read without tags.
+
+    Raises ValueError where it starts from what the refiner does not make.
+    """
     spec = _segmenter_spec(profile, repeat, row.segmenter)
     knows_tags = TAGS in getattr(spec.segmenter, "needs", ())
-    stage = train_tagged_segmenter if knows_tags else train_segmenter
-    trained = obtain(stage, spec, {"labels": teacher})
+    inputs = {"labels": taught["labels"]}
+    if start := getattr(spec.segmenter, "starts_from", ""):
+        if start not in taught:
+            problem = f"its segmenter starts from {start!r}, which its refiner does not make"
+            raise ValueError(f"row {row.name}: {problem}")
+        inputs[WARM_START] = taught[start]
+    trained = obtain(train_tagged_segmenter if knows_tags else train_segmenter, spec, inputs)
     labels = _predictions(profile, row, trained, obtain)
-    return {"teacher": teacher, "segmenter": trained, "labels": labels}
+    return {"teacher": taught["labels"], "segmenter": trained, "labels": labels}
 
 
 def _segmenter_spec(profile: Profile, repeat: int, segmenter: Segmenter) -> SegmenterSpec:

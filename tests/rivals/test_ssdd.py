@@ -1,6 +1,7 @@
 """SSDD: numbers of the original, the rule of the merge, what the detector can foresee, and the rows."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import one_step
@@ -36,6 +37,7 @@ from aeft_lib.parts.in_step import posterior
 from aeft_lib.parts.merge_masks import MergeSpec, differences
 from aeft_lib.rivals.ssdd import Cosine, Dynamic, Ssdd, Static
 from aeft_lib.stages.psa import Psa
+from aeft_lib.studies import catalogue, pipeline
 from aeft_lib.studies.profiles import SMOKE
 
 FORWARD, NORMS, CRF = 1e-5, 1e-3, 1e-3  # tests/golden_rivals/README.md; the CRF's is absolute
@@ -594,7 +596,15 @@ def test_rows_of_the_static_stage():
 def test_the_row_of_the_dynamic_stage():
     static, dynamic = made("ssdd_pseudo"), made("ssdd_segmentation")
     assert static["labels"].key == dynamic["teacher"].key
+    assert dynamic["segmenter"].record["inputs"]["warm_start"] == static["detector"].key
     log = pd.read_csv(dynamic["segmenter"].folder / "log.csv")
     assert {"segmentation", "difference", "differs", "seed_changed"} <= set(log.columns)
     assert len(log) == 2 * TINY.segmentation.schedule.epochs
     assert dynamic["evaluation"].summary["miou"] > 0
+
+
+def test_a_start_that_the_refiner_does_not_make_is_refused():
+    row = replace(catalogue.get("rivals").row("pmm_segment"), segmenter=Dynamic())
+    message = "row pmm_segment: its segmenter starts from 'detector', which its refiner does not"
+    with pytest.raises(ValueError, match=message):
+        pipeline.laid_out(TINY, row, 0)
