@@ -114,8 +114,8 @@ def merge(
     """The mask (B, h, w): A where w >= 0, else K.
 
     d_known, d_advised: probabilities (B, 1, h, w).  flags: (B, K + 1) bool; of a flagged class what
-    either mask has is kept.  bg_bias: favours the mask that is background less often: taken off w
-    where K is background, added where A is.
+    either mask has is kept.  bg_bias: for the background: taken off w where K is background,
+    and added where A is.
 
     >>> k, a = torch.zeros(2, 1, 1, 1, dtype=torch.uint8), torch.ones(2, 1, 1, 1, dtype=torch.uint8)
     >>> d = torch.tensor([[0.7, 0.2], [0.1, 0.6]]).reshape(2, 2, 1, 1, 1)
