@@ -19,7 +19,7 @@ class Method(Protocol):
     """A way to train a classifier on tags, and to read it as a CAM.
 
     needs: what `measure` reads of a batch besides tags and the anchor's features (or images, where
-    nothing is cached): "images", "noise".
+    nothing is cached): "images", "noise", "taps", or "maps", which it makes (`train_on_maps`).
     """
 
     needs: tuple[str, ...]
@@ -99,6 +99,7 @@ class Workshop:
     obtain: makes artefacts, or finds them.  seeds: of a split, "train" the first.
     scenes: the scene set of a split.  numbers: the profile's `Refinement`.
     classifier: the trained one.  map_side: cells along a side of a training view's map.
+    training: the spec of a segmenter's training by the profile.
     predicted: (segmenter, labels of the training scenes, split, tags_known=, crf=) -> label maps
         that a network of this kind predicts of the split, once it has learned from the labels.
     """
@@ -111,8 +112,9 @@ class Workshop:
     backbone: Any
     compute: Any
     repeat: int
-    classifier: Any = None
+    classifier: Artefact | None = None
     map_side: int = 0
+    training: "Callable[[Segmenter], Any] | None" = None
     predicted: Any = None
 
 
@@ -127,7 +129,11 @@ class Refiner(Protocol):
 
 
 class Segmenter(Protocol):
-    """A segmentation network and its loss; `measure` and `combine` as of a method."""
+    """A segmentation network and its loss; `measure` and `combine` as of a method.
+
+    One that is told the tags has them in its ``needs`` (`train_tagged_segmenter`); its
+    ``starts_from`` may then name an artefact of the refiner, a warm start.
+    """
 
     def fitted(self, hidden: int) -> "Segmenter":
         """With the profile's number of hidden channels."""

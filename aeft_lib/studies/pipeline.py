@@ -33,6 +33,7 @@ from aeft_lib.stages.store import key_for
 from aeft_lib.stages.store import obtain as obtain_artefact
 from aeft_lib.stages.train_classifier import JUDGE, WARM_START, ClassifierSpec, train_classifier
 from aeft_lib.stages.train_labelled import train_labelled
+from aeft_lib.stages.train_on_maps import MAPS, train_on_maps
 from aeft_lib.stages.train_on_views import ViewsSpec, train_on_views
 from aeft_lib.stages.write_labels import TruthSpec, true_labels
 from aeft_lib.studies import segmentation
@@ -89,14 +90,15 @@ def products(
     profile = with_fast_steps(row.setting.applied(profile, repeat))
     if row.method is None:
         spec = TruthSpec(profile.train, profile.train.open().truth)
-        return segmentation.learned(profile, row, repeat, obtain(true_labels, spec), obtain)
+        taught = {"labels": obtain(true_labels, spec)}
+        return segmentation.learned(profile, row, repeat, taught, obtain)
     shop = workshop(profile, row, repeat, obtain)
     if row.refiner is None:
         return {"classifier": shop.classifier, "seeds": shop.seeds(row.scored_on)}
     made = row.refiner.refine(shop, "train" if row.segmenter else row.scored_on)
     if row.segmenter is None:
         return made
-    ends = segmentation.learned(profile, row, repeat, made["labels"], obtain)
+    ends = segmentation.learned(profile, row, repeat, made, obtain)
     return {"seeds": made["seeds"]} | ends
 
 
@@ -114,6 +116,7 @@ def workshop(profile: Profile, row: Row, repeat: int, obtain: Obtain) -> Worksho
         repeat=repeat,
         classifier=classifier,
         map_side=profile.map_side,
+        training=partial(segmentation.training, profile, repeat),
         predicted=partial(segmentation.predicted, profile, repeat, obtain),
     )
 
@@ -230,6 +233,9 @@ def classifiers(profile: Profile, row: Row, repeat: int, obtain: Obtain) -> Arte
         source, maker = row.reads
         stage, more = source.for_training(workshop(profile, maker, repeat, obtain))
         inputs = (inputs if source.cached else {}) | more
+    elif MAPS in row.method.needs:
+        stage, given = train_on_maps, (profile.train, profile.backbone, profile.precision)
+        inputs[MAPS] = method.maps(obtain, *given)
     elif profile.curve:
         fields = {name: value for name, value in vars(spec).items() if name != "keep_epochs"}
         stage, spec = train_on_views, ViewsSpec(**fields, points=profile.curve)

@@ -370,9 +370,10 @@ def _training(
     schedule, compute = spec.schedule, spec.compute
     together = -(-schedule.batch_size // compute.parts)
     image = forward(profile.backbone, size, compute, together)
-    erased = getattr(getattr(spec, "method", None), "attract", "off") != "off"
+    trained = getattr(spec, "method", None) or getattr(spec, "segmenter", None)
+    erased = getattr(trained, "attract", "off") != "off"
     # Views of a scene, by their pixels: the masked image too, or what a method says.
-    views = getattr(getattr(spec, "method", None), "passes", 2 if erased else 1) + judges
+    views = getattr(trained, "passes", 2 if erased else 1) + judges
     images = schedule.epochs * schedule.epoch_steps(count) * schedule.batch_size
     passes = views * (3 + compute.checkpointing + (compute.parts > 1))
     memory = _memory(image, views) + 4 * judges * image.parameters

@@ -1,12 +1,14 @@
 """The last networks of rows: trained on label maps, and read as label maps of a split."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from aeft_lib.stages.artefact import Artefact
 from aeft_lib.stages.method import Segmenter
 from aeft_lib.stages.predict_labels import PredictionSpec, predict_labels
 from aeft_lib.stages.predict_logits import LogitSpec, predict_logits
 from aeft_lib.stages.train_segmenter import SegmenterSpec, train_segmenter
+from aeft_lib.stages.train_tagged_segmenter import TAGS, WARM_START, schedule_of
+from aeft_lib.stages.train_tagged_segmenter import train_segmenter as train_tagged_segmenter
 from aeft_lib.studies.rows import Prediction, Row
 from aeft_lib.studies.settings import Profile
 
@@ -14,12 +16,19 @@ Obtain = Callable[..., Artefact]
 
 
 def learned(
-    profile: Profile, row: Row, repeat: int, teacher: Artefact, obtain: Obtain
+    profile: Profile, row: Row, repeat: int, taught: Mapping[str, Artefact], obtain: Obtain
 ) -> dict[str, Artefact]:
-    """The end of a row with a segmenter: trained on the teacher's labels, read without tags."""
-    segmenter = _segmenter(profile, row.segmenter, repeat, teacher, obtain)
+    """The end of a row with a segmenter: trained on a refiner's labels, read without tags.
+
+    taught: what the refiner made, ``labels`` among it.
+    Raises ValueError where the segmenter starts from what the refiner does not make.
+    """
+    try:
+        segmenter = _segmenter(profile, row.segmenter, repeat, taught, obtain)
+    except ValueError as error:
+        raise ValueError(f"row {row.name}: {error}") from error
     labels = _predictions(profile, row.scored_on, row.prediction, segmenter, obtain)
-    return {"teacher": teacher, "segmenter": segmenter, "labels": labels}
+    return {"teacher": taught["labels"], "segmenter": segmenter, "labels": labels}
 
 
 def predicted(
@@ -34,27 +43,45 @@ def predicted(
     crf: bool,
 ) -> Artefact:
     """`Workshop.predicted`."""
-    trained = _segmenter(profile, segmenter, repeat, teacher, obtain)
+    trained = _segmenter(profile, segmenter, repeat, {"labels": teacher}, obtain)
     return _predictions(profile, split, Prediction(crf, tags_known), trained, obtain)
 
 
-def _segmenter(
-    profile: Profile, segmenter: Segmenter, repeat: int, teacher: Artefact, obtain: Obtain
-) -> Artefact:
-    """A segmentation network, trained on label maps of the training scenes."""
+def training(profile: Profile, repeat: int, segmenter: Segmenter) -> SegmenterSpec:
+    """`Workshop.training`: how the profile trains a segmenter on the training scenes."""
     numbers = profile.segmentation
-    spec = SegmenterSpec(
-        segmenter=segmenter.fitted(numbers.hidden),
+    segmenter = segmenter.fitted(numbers.hidden)
+    return SegmenterSpec(
+        segmenter=segmenter,
         num_classes=profile.num_classes,
         backbone=profile.backbone,
         scenes=profile.train,
-        schedule=numbers.schedule,
+        schedule=schedule_of(segmenter, numbers.schedule),
         seed=repeat,
         crop=numbers.crop,
         compute=profile.compute,
         data=profile.train.open().fingerprint,
     )
-    return obtain(train_segmenter, spec, {"labels": teacher})
+
+
+def _segmenter(
+    profile: Profile,
+    segmenter: Segmenter,
+    repeat: int,
+    taught: Mapping[str, Artefact],
+    obtain: Obtain,
+) -> Artefact:
+    """A segmentation network, trained on label maps of the training scenes."""
+    spec = training(profile, repeat, segmenter)
+    inputs = {"labels": taught["labels"]}
+    if start := getattr(spec.segmenter, "starts_from", ""):
+        if start not in taught:
+            raise ValueError(
+                f"its segmenter starts from {start!r}, which its refiner does not make"
+            )
+        inputs[WARM_START] = taught[start]
+    knows_tags = TAGS in getattr(spec.segmenter, "needs", ())
+    return obtain(train_tagged_segmenter if knows_tags else train_segmenter, spec, inputs)
 
 
 def _predictions(
