@@ -23,8 +23,8 @@ PROFILES = ("smoke", "laptop", "evening", "evening-voc", "evening-fine", "voc-li
 PROFILES += ("voc", "voc-corrected", "coco")
 STUDIES = (
     *("gap_vs_gpp", "pyramid_ablation", "triplet_ablation", "ours_ablation", "quirks"),
-    *("erasing_settings", "refinement", "segmentation", "rivals", "conditions"),
-    *("conditions_brief", "mechanism", "settings", "erasing_strength", "photo_depth"),
+    *("erasing_settings", "refinement", "segmentation", "rivals", "pasting"),
+    *("conditions", "conditions_brief", "mechanism", "settings", "erasing_strength", "photo_depth"),
     *("pooling_over_steps", "triplet_versions", "levels_over_steps", "longer_trainings"),
 )
 

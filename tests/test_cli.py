@@ -504,6 +504,7 @@ def test_reproduce_leaves_long_studies_out_below_their_repeats_and_says_so(
     left_out = [line for line in capsys.readouterr().out.splitlines() if "left out" in line]
     assert left_out == [
         "study rivals: left out, no notebook reads it (aeft run rivals computes it)",
+        "study pasting: left out, no notebook reads it (aeft run pasting computes it)",
         "study photo_depth: left out because it needs photos",
         *(
             f"study {study.name}: left out because it needs curves"

@@ -7,7 +7,7 @@ from aeft_lib.paper.gpp import Pyramid
 from aeft_lib.paper.triplet import CORRECTED, LOSS_QUIRKS
 from aeft_lib.rivals.ours import OURS
 from aeft_lib.stages.psa import Psa
-from aeft_lib.studies import rivals
+from aeft_lib.studies import rivals, rivals_readers
 from aeft_lib.studies.conditions import CONDITION_STUDIES
 from aeft_lib.studies.evening import FIRST_SOFT, FIRST_SOFT_REPEL, LONGER, MATCHED, PARTS
 from aeft_lib.studies.names import near_misses, unknown
@@ -260,6 +260,7 @@ STUDIES = {
             apart=True,
             long=True,
         ),
+        rivals_readers.PASTING,
         *CONDITION_STUDIES,
         Study(
             "pooling_over_steps",

@@ -30,9 +30,11 @@ from aeft_lib.stages.measure_objects import ObjectsSpec, measure_objects
 from aeft_lib.stages.method import Method, Workshop
 from aeft_lib.stages.predict_labels import PredictionSpec, predict_labels
 from aeft_lib.stages.predict_logits import LogitSpec, predict_logits
+from aeft_lib.stages.read_each import EachSpec, read_each
 from aeft_lib.stages.store import key_for
 from aeft_lib.stages.store import obtain as obtain_artefact
 from aeft_lib.stages.train_classifier import JUDGE, WARM_START, ClassifierSpec, train_classifier
+from aeft_lib.stages.train_composed import ComposedSpec, train_composed
 from aeft_lib.stages.train_labelled import train_labelled
 from aeft_lib.stages.train_on_views import ViewsSpec, train_on_views
 from aeft_lib.stages.train_segmenter import SegmenterSpec, train_segmenter
@@ -58,7 +60,7 @@ def artefacts(
     made, given = products(profile, row, repeat, obtain), profile
     profile = with_fast_steps(row.setting.applied(profile, repeat))
     if "classifier" in made:
-        made |= _mechanisms(profile, row, made["classifier"], obtain)
+        made |= _mechanisms(profile, row, made, obtain)
     if masks_to_score(given, row, repeat):
         return made
     return made | _measures(profile, row, repeat, made, obtain)
@@ -94,9 +96,20 @@ def products(
     if row.refiner is None:
         read = seeds(profile, row, inputs["classifier"], row.scored_on, obtain)
         return {"classifier": inputs["classifier"], "seeds": read}
+    made = _refined(profile, row, repeat, inputs["classifier"], obtain)
+    if row.segmenter is None:
+        return made
+    ends = _segmentation(profile, row, repeat, made["labels"], obtain)
+    return {"seeds": made["seeds"]} | ends
+
+
+def _refined(
+    profile: Profile, row: Row, repeat: int, classifier: Artefact, obtain: Obtain
+) -> Artefacts:
+    """What the row's refiner makes, ``labels`` among it: of training scenes for a segmenter."""
     workshop = Workshop(
         obtain=obtain,
-        seeds=lambda split: seeds(profile, row, inputs["classifier"], split, obtain),
+        seeds=lambda split: seeds(profile, row, classifier, split, obtain),
         scenes=profile.scenes,
         numbers=profile.refinement,
         thresholds=profile.thresholds,
@@ -104,11 +117,7 @@ def products(
         compute=profile.compute,
         repeat=repeat,
     )
-    made = row.refiner.refine(workshop, "train" if row.segmenter else row.scored_on)
-    if row.segmenter is None:
-        return made
-    ends = _segmentation(profile, row, repeat, made["labels"], obtain)
-    return {"seeds": made["seeds"]} | ends
+    return row.refiner.refine(workshop, "train" if row.segmenter else row.scored_on)
 
 
 def masks_to_learn(profile: Profile, row: Row, repeat: int) -> str:
@@ -157,14 +166,14 @@ def _backbone(profile: Profile, taps: bool) -> BackboneSpec:
     return TappedSpec(profile.backbone) if taps else profile.backbone
 
 
-def _mechanisms(profile: Profile, row: Row, classifier: Artefact, obtain: Obtain) -> Artefacts:
+def _mechanisms(profile: Profile, row: Row, made: Artefacts, obtain: Obtain) -> Artefacts:
     """An artefact for every number of the row's mechanisms, as ``mechanism_<number>``."""
-    scenes = profile.scenes(row.scored_on)
-    return {
-        f"{MECHANISM}{name}": mechanism.measure(obtain, scenes, classifier, profile.precision)
-        for mechanism in row.mechanisms
-        for name in mechanism.names
-    }
+    scenes, numbers = profile.scenes(row.scored_on), {}
+    for mechanism in row.mechanisms:
+        asked = made[getattr(mechanism, "of", "classifier")]
+        measured = mechanism.measure(obtain, scenes, asked, profile.precision)
+        numbers |= {f"{MECHANISM}{name}": measured for name in mechanism.names}
+    return numbers
 
 
 def objects(profile: Profile, made: Artefacts, obtain: Obtain = obtain_artefact) -> Artefact:
@@ -213,6 +222,12 @@ def classifiers(profile: Profile, row: Row, repeat: int, obtain: Obtain) -> Arte
         read = _features_of(profile, teacher, "train", obtain)
         inputs[LABELS] = labeller.label(obtain, profile.train, earlier, read)
         stage = train_labelled
+    elif row.composed_by:
+        composer, teacher = row.composed_by
+        earlier = classifiers(profile, teacher, repeat, obtain)["classifier"]
+        labels = _refined(profile, teacher, repeat, earlier, obtain)["labels"]
+        inputs |= composer.prepared(obtain, profile.train, labels)
+        stage, spec = train_composed, ComposedSpec(**vars(spec), composer=composer)
     elif profile.curve:
         fields = {name: value for name, value in vars(spec).items() if name != "keep_epochs"}
         stage, spec = train_on_views, ViewsSpec(**fields, points=profile.curve)
@@ -235,8 +250,16 @@ def _needs_taps(row: Row) -> bool:
 
 
 def seeds(profile: Profile, row: Row, classifier: Artefact, split: str, obtain: Obtain) -> Artefact:
-    """The seeds of a split's scenes, from cached features where there are some and they will do."""
+    """The seeds of a split's scenes, from cached features where there are some and they will do.
+
+    A reader that optimises for every image is brief on scenes that are squared for a laptop.
+    """
     scenes, inputs = profile.scenes(split), {"classifier": classifier}
+    if hasattr(row.reader, "draws"):
+        reader = row.reader.fitted(profile.seed_scales, brief=bool(scenes.size))
+        drawn = {"others": profile.train, "view": profile.view} if reader.draws else {}
+        spec = EachSpec(scenes, reader, scenes.open().fingerprint, **drawn)
+        return obtain(read_each, spec, inputs | reader.inputs(obtain, spec, classifier))
     reader = row.reader.fitted(profile.seed_scales)
     needs_images = getattr(reader, "needs_images", False)
     if not needs_images and (cached := _features_of(profile, row, split, obtain)):

@@ -12,6 +12,7 @@ from aeft_lib.rivals.sccam import ScCam, SubCategories
 from aeft_lib.rivals.seam import Seam
 from aeft_lib.stages.multi_crop import MultiCrop
 from aeft_lib.stages.psa import Psa
+from aeft_lib.studies import rivals_readers
 from aeft_lib.studies.rival import BASE, PSA, Rival, ends, labelled
 from aeft_lib.studies.rows import GAP, SEGMENT_TRUTH, Logged, Row, passes_of, segmented
 from aeft_lib.studies.settings import Profile
@@ -98,6 +99,7 @@ RIVALS = (
             _round("sccam_fine", "SC-CAM, 1 round, finer", GAP, images=8),
         ),
     ),
+    *rivals_readers.RIVALS,
 )
 # Rivals that begin with given seeds: they make label maps otherwise, or learn from them.
 PSA_SEED = replace(

@@ -13,8 +13,10 @@ from aeft_lib.paper.classifier import Classification
 from aeft_lib.paper.gpp import Gap, Pyramid
 from aeft_lib.paper.triplet import CORRECTED, REFERENCE, Triplet
 from aeft_lib.stages.artefact import Artefact
+from aeft_lib.stages.composer import Composer
 from aeft_lib.stages.labeller import Labeller
 from aeft_lib.stages.method import Method, Reader, Refiner, Segmenter
+from aeft_lib.stages.read_each import ImageReader
 from aeft_lib.stages.reading import MultiScale
 from aeft_lib.studies.names import unknown
 from aeft_lib.studies.settings import AS_PROFILED, OPTIMISER_QUIRKS, Profile, Setting
@@ -35,7 +37,11 @@ PLAIN = Prediction()
 
 
 class Mechanism(Protocol):
-    """What a method claims to do, as numbers that need no mask.  names: of the numbers."""
+    """What a method claims to do, as numbers that need no mask.
+
+    names: of the numbers.  of: what is measured, the "classifier" or, by those that say so, the
+    "seeds".
+    """
 
     names: tuple[str, ...]
 
@@ -51,9 +57,13 @@ class Mechanism(Protocol):
 
 @dataclass(frozen=True)
 class Logged:
-    """Numbers that the training logged: their means over its last epoch."""
+    """Numbers that the training logged, their means over its last epoch.
+
+    of: "seeds": those that the reader logged, their means over the images.
+    """
 
     names: tuple[str, ...]
+    of: str = "classifier"
 
     def measure(
         self,
@@ -62,7 +72,7 @@ class Logged:
         classifier: Artefact,
         precision: str,
     ) -> Artefact:
-        """The classifier itself."""
+        """The artefact itself."""
         return classifier
 
 
@@ -79,6 +89,8 @@ class Row:
     judges: trained classifiers that the method asks, by name.
     taught_by: who labels the training scenes by the classifier of which row; such a row may itself
         be taught, which makes rounds.
+    composed_by: who composes further training scenes from the label maps of which row, which ends
+        in those of the training scenes.
     mechanisms: measured on the scored scenes where the row ends in seeds.
     as_long_as: a method, or its passes a step: the row trains for at least as many in all.
     scored_on: the split whose scenes the end is scored on.
@@ -90,12 +102,13 @@ class Row:
     label: str
     method: Method | None
     starts_from: "Row | None" = None
-    reader: Reader = MultiScale()
+    reader: Reader | ImageReader = MultiScale()
     refiner: Refiner | None = None
     segmenter: Segmenter | None = None
     prediction: Prediction = PLAIN
     judges: tuple[tuple[str, "Row"], ...] = ()
     taught_by: "tuple[Labeller, Row] | None" = None
+    composed_by: "tuple[Composer, Row] | None" = None
     mechanisms: tuple[Mechanism, ...] = field(default=(), compare=False)  # the same row without
     as_long_as: Method | float = 1.0
     scored_on: str = "scored"

@@ -1,0 +1,317 @@
+"""AdvCAM (Lee et al., CVPR 2021): an image climbs towards a class, and its CAMs are added up.
+
+The reverse of an adversarial attack.  For every image, scale and tagged class c, on the pair x of
+the plain and the mirrored image::
+
+    y_k     = mean over pixels of relu(z_k),   z the signed CAM of x
+    A       = attribution of c, plain + mirrored back;   it is accumulated
+    L       = sum over the pair (y_c - sum_{k != c} y_k)  -  weight * |A - A0| where A / max A > tau
+    x      <- clamp(x + rate dL/dx / max |dL/dx|, min x, max x)
+
+Regions that tell little of the class come up, and the last term holds back those that tell most.
+The network stays as it is; pairs are independent of each other, so they go through it together.
+
+The release's A is Grad-CAM with a normaliser of its own.  In closed form, which needs no second
+backward pass, ``A_b = relu(z_c)_b n_b / ((n_0 + n_1) C)``, n_b the pixels of view b where z_c is
+positive, C the number of positive weights of c in the 1x1 head; so its weight 7, on a *sum* over
+pixels, means something else for every head and map.  `attribution` "grad_cam" is that.  "relu" does
+not depend on the head: A = relu(z_c), and the *mean* over pixels at weight 7 / 2, which is what the
+release has on a map of 32x32 cells with C = 1024.
+
+Departures.  Rates are in units of ImageNet's normalisation, and are scaled to the range that the
+backbone's input has.  A laptop climbs at scale 1 alone, in 8 steps that reach as far as 27.
+`weigh` "sum" is the release, where the factor that was meant for scale 0.5 has no effect; "mean"
+gives every scale the same weight, so that without a step the seed is the plain CAM.  Equations as a
+third party's page has them and as the authors' code computes them; the paper was not at hand.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from aeft_lib.engine.fields import choice, fraction, number, whole
+from aeft_lib.engine.samples import Batch
+from aeft_lib.parts.climbing import Climb, accumulate, mean_numbers, merged, plain_logits, views
+from aeft_lib.stages.artefact import Artefact
+from aeft_lib.stages.method import Method
+from aeft_lib.stages.read_each import EachReading, EachSpec, Others, Picture
+
+STEPS, BRIEF_STEPS = 27, 8
+# Of ImageNet's normalised values: (1 - 0.406) / 0.225 + 0.485 / 0.229.
+IMAGENET_RANGE = 4.758
+ATTRIBUTIONS, SUPPRESSED, WEIGHED = ("relu", "grad_cam"), ("others", "absent"), ("mean", "sum")
+TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class AdvCam:
+    """The reader.
+
+    scales: of its passes; climbed: those at which the image climbs, the others are read as they
+        are.  () and 0 steps: by `fitted`.
+    steps: T, as many maps are added up.  reach: T times the rate.
+    weight: of the mask term.  threshold: tau.
+    suppress: classes that are pushed down, all "others" (the release) or those "absent".
+    half_small: scales below 1 take half the steps, see `steps_at`.  clamped: after every step.
+    attribution, weigh: see the module.
+    """
+
+    scales: tuple[float, ...] = ()
+    climbed: tuple[float, ...] = ()
+    steps: int = 0
+    reach: float = 27 * 0.08
+    weight: float = 7.0
+    threshold: float = 0.5
+    suppress: str = "others"
+    attribution: str = "relu"
+    weigh: str = "mean"
+    half_small: bool = True
+    clamped: bool = True
+    names = ("amplification_ratio", "amplified_rest", "amplified_peak", "target_rise")
+    draws = False
+
+    def __post_init__(self) -> None:
+        whole(self, "steps")
+        number(self, "reach", "weight")
+        fraction(self, "threshold")
+        choice(self, suppress=SUPPRESSED, attribution=ATTRIBUTIONS, weigh=WEIGHED)
+        choice(self, half_small=(False, True), clamped=(False, True))
+        if self.scales and (1 not in self.scales or not set(self.climbed) <= set(self.scales)):
+            raise ValueError(
+                "scales must contain 1, where tags are scored, and those climbed, "
+                f"got {self.scales} and {self.climbed}"
+            )
+
+    def fitted(self, scales: Sequence[float], *, brief: bool) -> "AdvCam":
+        """See `read_each.ImageReader`: 8 steps at scale 1, or the release's 27 at every scale."""
+        scales = self.scales or tuple(scales)
+        climbed = self.climbed or ((1.0,) if brief else scales)
+        steps = self.steps or (BRIEF_STEPS if brief else STEPS)
+        return replace(self, scales=scales, climbed=climbed, steps=steps)
+
+    def inputs(
+        self, obtain: Callable[..., Artefact], spec: EachSpec, classifier: Artefact
+    ) -> dict[str, Artefact]:
+        """None: it chooses nothing beforehand."""
+        return {}
+
+    def steps_at(self, scale: float) -> int:
+        """How many maps are added up at a scale.
+
+        The release's rule for scale 0.5: half of more than 10, all of fewer than 6, else 5.
+        """
+        if scale not in self.climbed:
+            return 1
+        if scale >= 1 or not self.half_small or self.steps < 6:
+            return self.steps
+        return self.steps // 2 if self.steps > 10 else 5
+
+    def rate(self, network: nn.Module) -> float:
+        """The length of a step, in units of the network's input."""
+        ends = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None].expand(2, 3, 1, 1)
+        ends = network.backbone.normalise(ends)
+        span = float(ends.max() - ends.min())
+        return self.reach / max(1, self.steps) * span / IMAGENET_RANGE
+
+    def read(
+        self,
+        method: Method,
+        network: nn.Module,
+        pictures: Sequence[Picture],
+        others: Others | None,
+        chosen: Mapping[str, float],
+    ) -> list[EachReading]:
+        """See `read_each.ImageReader`; all classes of all pictures climb together."""
+        images, size = [picture.image for picture in pictures], pictures[0].image.shape[:2]
+        ids = [picture.tags.nonzero()[:, 0] for picture in pictures]
+        counts, logits = [len(own) for own in ids], plain_logits(method, network, images)
+        if not sum(counts):
+            return [EachReading(torch.zeros(0, *size), own, {}) for own in logits]
+        where = torch.arange(len(ids)).repeat_interleave(torch.tensor(counts))
+        tags, sums, lines = torch.stack([p.tags for p in pictures])[where], [], []
+        for scale in self.scales:
+            pairs = views(images, scale, network)[where.to(next(network.parameters()).device)]
+            pixels = self.pixels(method, network, pairs, torch.cat(ids), tags, scale)
+            climb = accumulate(pixels, self.steps_at(scale))
+            sums.append(self.weighed(climb, scale))
+            lines = pixels.numbers() if scale == 1 else lines
+        cams = merged(sums, size).cpu().split(counts)
+        numbers = [lines[sum(counts[:i]) :][:n] for i, n in enumerate(counts)]
+        return [
+            EachReading(cam.clone(), own, mean_numbers(of))
+            for cam, own, of in zip(cams, logits, numbers, strict=True)
+        ]
+
+    def pixels(
+        self,
+        method: Method,
+        network: nn.Module,
+        pairs: Tensor,
+        class_ids: Tensor,
+        tags: Tensor,
+        scale: float,
+    ) -> "Pixels":
+        """The climber of pairs (N, 2, 3, H, W), each with its class and tags, on their device."""
+        class_ids, tags, weights = class_ids.to(pairs.device), tags.to(pairs.device), None
+        if self.attribution == "grad_cam":
+            weights = positive_weights(network.head)[class_ids]
+        rate = self.rate(network)
+        return Pixels(self, method, network, pairs, class_ids, tags, scale, rate, weights)
+
+    def weighed(self, climb: Climb, scale: float) -> Tensor:
+        """The accumulated maps of a scale, (N, h, w), as they go into the merge."""
+        return climb.sums[scale] / (climb.counts[scale] if self.weigh == "mean" else 1)
+
+
+class Pixels:
+    """Pairs of views that climb (`parts.climbing.Climber`), N of them, each towards its class.
+
+    views: (N, 2, 3, H, W), now.  gradient: of the last step, alike.
+    targets: y_c of the states read, (N, 2) each.
+    """
+
+    def __init__(
+        self,
+        numbers: AdvCam,
+        method: Method,
+        network: nn.Module,
+        pairs: Tensor,
+        class_ids: Tensor,
+        tags: Tensor,
+        scale: float,
+        rate: float,
+        weights: Tensor | None,
+    ) -> None:
+        self.of, self.method, self.network = numbers, method, network
+        self.views, self.class_ids, self.scale, self.rate = pairs, class_ids, scale, rate
+        self.weights, self.targets = weights, []
+        self.competing = ~tags.bool() if numbers.suppress == "absent" else torch.ones_like(tags)
+        self.first: Tensor | None = None
+        self.gradient: Tensor | None = None
+
+    def read(self, step: int) -> Iterator[tuple[float, Tensor]]:
+        """A, (N, h, w), of the pairs as they are."""
+        self.leaf = self.views.detach().requires_grad_()
+        flat = self.leaf.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        self.maps = self.method.cam(self.network, Batch(images=flat)).unflatten(0, (-1, 2))
+        self.attributed = attribution(self.maps, self.class_ids, self.weights)
+        self.total = self.attributed[:, 0] + self.attributed[:, 1].flip(-1)
+        self.latest = self.total.detach()
+        self.first = self.latest if self.first is None else self.first
+        self.targets.append(of_class(self.maps.detach().relu(), self.class_ids).mean(dim=(2, 3)))
+        yield self.scale, self.latest
+
+    def ends(self, step: int, scale: float, maps: Tensor) -> str:
+        """Never."""
+        return ""
+
+    def move(self, step: int) -> str:
+        """The step; the sum over pairs has the gradient of each."""
+        gained = gain(self.maps, self.class_ids, self.competing)
+        held = drift(self.total, self.first, self.of.threshold)
+        held = held.mean(dim=(1, 2)) / 2 if self.weights is None else held.sum(dim=(1, 2))
+        loss = (gained - self.of.weight * held).sum()
+        (self.gradient,) = torch.autograd.grad(loss, self.leaf)
+        self.views = climbed(self.views, self.gradient, self.rate, clamped=self.of.clamped)
+        del self.leaf, self.maps, self.attributed, self.total  # the graph of this state
+        return ""
+
+    def numbers(self) -> list[dict[str, float]]:
+        """Of every pair: how parts of its map grew, and y_c of the last state against the first."""
+        rise = (self.targets[-1].sum(dim=1) + TINY) / (self.targets[0].sum(dim=1) + TINY)
+        parts = zip(self.first, self.latest, rise.tolist(), strict=True)
+        return [amplification(*maps) | {"target_rise": rose} for *maps, rose in parts]
+
+
+def of_class(maps: Tensor, class_ids: Tensor) -> Tensor:
+    """Of maps (N, 2, K, h, w) those of the pair's own class, (N, 2, h, w)."""
+    return maps[torch.arange(len(maps), device=maps.device), :, class_ids]
+
+
+def attribution(maps: Tensor, class_ids: Tensor, weights: Tensor | None = None) -> Tensor:
+    """A of each view, (N, 2, h, w), not negative, the second still mirrored.
+
+    maps: (N, 2, K, h, w) signed CAMs.  weights: C of the classes, (N,), for the release's; None:
+    relu(z_c).  Pairs of which no pixel fires are 0.
+    """
+    positive = of_class(maps, class_ids).relu()
+    if weights is None:
+        return positive
+    fires = (positive > 0).to(positive).sum(dim=(2, 3), keepdim=True)
+    share = fires / (fires.sum(dim=1, keepdim=True) * weights[:, None, None, None] + TINY)
+    return positive * share
+
+
+def positive_weights(head: Any) -> Tensor:
+    """C of every class, (K,): the positive weights of a head of one 1x1 convolution.
+
+    Raises ValueError for another head.
+    """
+    if not isinstance(head, nn.Conv2d):
+        kind = type(head).__name__
+        raise ValueError(f'"grad_cam" needs a head of one 1x1 convolution, got {kind}: take "relu"')
+    return (head.weight.detach() > 0).flatten(1).sum(dim=1).to(head.weight.dtype)
+
+
+def gain(maps: Tensor, class_ids: Tensor, competing: Tensor) -> Tensor:
+    """Sum over the pair of ``y_c - sum of y_k`` over the other classes that compete, (N,).
+
+    maps: (N, 2, K, h, w) signed; the ReLU comes before the mean.  competing: (N, K), 0 or 1.
+
+    >>> maps = torch.tensor([[[3.0, 1.0], [2.0, -5.0]]]).reshape(1, 2, 2, 1, 1)
+    >>> gain(maps, torch.tensor([0]), torch.ones(1, 2)).item()
+    4.0
+    """
+    y = maps.relu().mean(dim=(3, 4))
+    pairs = torch.arange(len(y), device=y.device)
+    others = competing.to(y).clone()
+    others[pairs, class_ids] = 0
+    return (y[pairs, :, class_ids] - (y * others[:, None]).sum(dim=2)).sum(dim=1)
+
+
+def drift(total: Tensor, first: Tensor, threshold: float) -> Tensor:
+    """``M |A - A0|``, (N, h, w); M, a constant, is 1 where A is above the threshold of its maximum.
+
+    total: A, (N, h, w).  first: A0.  Where A is 0 everywhere, so is M.
+    """
+    peak = total.detach().amax(dim=(1, 2), keepdim=True)
+    mask = total.detach() / peak.clamp(min=torch.finfo(total.dtype).tiny) > threshold
+    return mask.to(total.dtype) * (total - first).abs()
+
+
+def climbed(views: Tensor, gradient: Tensor, rate: float, *, clamped: bool = True) -> Tensor:
+    """Pairs (N, 2, 3, H, W) a step on; the largest change of a pair is the rate.
+
+    clamped: to the values that the pair has.
+
+    >>> pair, slope = torch.tensor([0.0, 1.0]), torch.tensor([2.0, -4.0])
+    >>> climbed(*(x.reshape(1, 2, 1, 1, 1) for x in (pair, slope)), 0.08).flatten().tolist()
+    [0.03999999910593033, 0.9200000166893005]
+    """
+    axes = tuple(range(1, views.ndim))
+    steepest = gradient.abs().amax(dim=axes, keepdim=True)
+    moved = views + rate * gradient / (steepest + TINY)
+    if not clamped:
+        return moved
+    return moved.clamp(views.amin(dim=axes, keepdim=True), views.amax(dim=axes, keepdim=True))
+
+
+def amplification(first: Tensor, last: Tensor) -> dict[str, float]:
+    """How much the rest of a map (below half its first maximum) grew, and its peak; their ratio.
+
+    first, last: (h, w), not negative.  NaN where a part is 0 at first.
+
+    >>> amplification(torch.tensor([[4.0, 1.0]]), torch.tensor([[8.0, 3.0]]))
+    {'amplification_ratio': 1.5, 'amplified_rest': 3.0, 'amplified_peak': 2.0}
+    """
+    peak = first >= 0.5 * first.max()
+    rest_was, rest_is = float(first[~peak].sum()), float(last[~peak].sum())
+    peak_was, peak_is = float(first[peak].sum()), float(last[peak].sum())
+    rest = rest_is / rest_was if rest_was > 0 else math.nan
+    top = peak_is / peak_was if peak_was > 0 else math.nan
+    ratio = rest / top if top > 0 else math.nan
+    return {"amplification_ratio": ratio, "amplified_rest": rest, "amplified_peak": top}
