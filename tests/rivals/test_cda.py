@@ -87,10 +87,19 @@ def test_golden_pastes(case, blurred):
 
 
 def test_golden_scaled(case):
-    given = [case[f"scaled/{part}"] for part in ("background", "instance", "segment")]
-    rows, columns = case["scaled/asked"].tolist()
-    size = rescaled(given[2].shape, float(case["scaled/random"]), given[0].shape[:2])
-    assert [n - s for n, s in zip(given[0].shape, size, strict=False)] == [rows[1], columns[1]]
+    """What it drew is not recorded, but how far it might."""
+    parts = ("background", "instance", "segment", "out")
+    background, instance, segment, out = (case[f"scaled/{part}"] for part in parts)
+    drawn, asked = float(case["scaled/random"]), case["scaled/asked"].tolist()
+    size = rescaled(segment.shape, background.shape[:2], LONGEST, drawn)
+    sides = zip(background.shape, size, strict=False)
+    assert [[0, most - side] for most, side in sides] == asked
+    (top, left), changed = np.argwhere((out != background).any(axis=2)).min(axis=0), []
+    for row in range(max(0, top - 3), top + 1):
+        for column in range(max(0, left - 3), left + 1):
+            rng, pasting = Fixed(drawn, row, column), Pasting(scaled=True, dilated=True)
+            changed.append(pasting.paste(background, instance, segment, rng))
+    assert any(np.array_equal(ours, out) for ours in changed)
 
 
 def test_golden_corrected_mask_keeps_the_area(case):
