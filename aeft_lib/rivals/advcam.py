@@ -37,8 +37,9 @@ from aeft_lib.engine.fields import choice, fraction, number, whole
 from aeft_lib.engine.samples import Batch
 from aeft_lib.parts.climbing import Climb, accumulate, mean_numbers, merged, plain_logits, views
 from aeft_lib.stages.artefact import Artefact
+from aeft_lib.stages.image_reader import EachReading, Picture
 from aeft_lib.stages.method import Method
-from aeft_lib.stages.read_each import EachReading, EachSpec, Others, Picture
+from aeft_lib.stages.read_each import EachSpec, Others
 
 STEPS, BRIEF_STEPS = 27, 8
 # Of ImageNet's normalised values: (1 - 0.406) / 0.225 + 0.485 / 0.229.

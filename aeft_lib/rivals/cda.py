@@ -33,8 +33,7 @@ from aeft_lib.data.scene import Scenes, SceneSet
 from aeft_lib.engine.fields import choice, fraction, whole
 from aeft_lib.maps.labels import VOID, read_label_map
 from aeft_lib.stages.artefact import Artefact
-from aeft_lib.stages.composer import Drawn
-from aeft_lib.stages.train_composed import COMPOSITION
+from aeft_lib.stages.composer import COMPOSITION, Drawn
 from aeft_lib.stages.write_labels import label_files
 
 BANK = "bank.csv"
@@ -160,9 +159,7 @@ def turned(picture: np.ndarray, degree: int) -> np.ndarray:
     return ndimage.rotate(picture, degree)
 
 
-def shrunk(
-    shape: tuple[int, int], target: tuple[int, int], longest: float
-) -> tuple[int, int]:
+def shrunk(shape: tuple[int, int], target: tuple[int, int], longest: float) -> tuple[int, int]:
     """The size (h, w) with its aspect: as high as it may be, then as wide; at least one pixel.
 
     >>> shrunk((60, 40), (64, 80), 0.7), shrunk((20, 30), (64, 80), 0.7)

@@ -36,9 +36,10 @@ from aeft_lib.engine.fields import choice, fraction, number, whole
 from aeft_lib.parts.adapting import PARTS, Adaptable, adaptable, put_back
 from aeft_lib.parts.climbing import EPS, Climb, accumulate, merged, plain_logits, views
 from aeft_lib.stages.artefact import Artefact
+from aeft_lib.stages.image_reader import EachReading, Picture
 from aeft_lib.stages.loading import load_network, ready
 from aeft_lib.stages.method import Method
-from aeft_lib.stages.read_each import EachReading, EachSpec, Others, Picture, drawn_by, pictures_of
+from aeft_lib.stages.read_each import EachSpec, Others, drawn_by, pictures_of
 
 RATE = 8e-6  # the release's on VOC; 5e-6 on COCO
 OTHERS, BRIEF_OTHERS = 20, 6
@@ -135,22 +136,33 @@ class Rib:
         size, (logits,) = picture.image.shape[:2], plain_logits(method, network, [picture.image])
         if not picture.tags.any():
             return EachReading(torch.zeros(0, *size), logits, {})
-        climb, weights = self.climb(network, part, picture, others, rate, self.steps)
+        inputs = self.inputs_of(network, part, picture)
+        climb, weights = self.climb(network, part, picture, inputs, others, rate)
         cam = merged([climb.sums[scale] for scale in self.scales], size).cpu()
         return EachReading(cam, logits, weights.numbers(climb))
+
+    def inputs_of(
+        self, network: nn.Module, part: Adaptable, picture: Picture
+    ) -> dict[float, Tensor]:
+        """What the part reads of a picture, (2, C, h, w) by scale, which no step changes."""
+        image = [picture.image]
+        return {s: _before(network, part, views(image, s, network)[0]) for s in self.scales}
 
     def climb(
         self,
         network: nn.Module,
         part: Adaptable,
         picture: Picture,
+        inputs: Mapping[float, Tensor],
         others: Others,
         rate: float,
-        states: int,
+        states: int = 0,
     ) -> tuple[Climb, "Weights"]:
-        """So many states of one picture, and what moved; afterwards the network is as it was."""
-        where, image = next(network.parameters()).device, [picture.image]
-        inputs = {s: _before(network, part, views(image, s, network)[0]) for s in self.scales}
+        """The states of one picture, and what moved; afterwards the network is as it was.
+
+        states: so many; 0: all.
+        """
+        where = next(network.parameters()).device
 
         def rows(step: int) -> tuple[Tensor | None, Tensor]:
             chosen = others.draw(picture, step, self.others)
@@ -159,7 +171,7 @@ class Rib:
 
         with put_back([*part.body, *part.head]):
             weights = Weights(self, part, inputs, picture.tags.to(where), rows, rate)
-            return accumulate(weights, states), weights
+            return accumulate(weights, states or self.steps), weights
 
 
 def _before(network: nn.Module, part: Adaptable, images: Tensor) -> Tensor:
@@ -337,17 +349,22 @@ def choose_rate(spec: RateSpec, inputs: Mapping[str, Artefact], folder: Path) ->
     By bisection, on the assumption that more images stop at a higher rate.  Tags are read, no mask.
     ``early_stops``: the part of images that stop at it.
     """
-    classifier = inputs["classifier"]
+    classifier, count = inputs["classifier"], len(spec.scenes.open())
     network = ready(load_network, classifier)
-    step = max(1, len(spec.scenes.open()) // spec.images)
-    indices = range(0, len(spec.scenes.open()), step)[: spec.images]
-    pictures = [p for part in pictures_of(spec.scenes, indices) for p in part if p.tags.any()]
     others, part = drawn_by(spec, classifier), adaptable(network, spec.reader.adapts)
+    indices = range(0, count, max(1, count // spec.images))[: spec.images]
+    tagged = [p for batch in pictures_of(spec.scenes, indices) for p in batch if p.tags.any()]
+    read = [(p, spec.reader.inputs_of(network, part, p)) for p in tagged]
 
     def early(rung: int) -> float:
-        rate, states = spec.ladder[0] * spec.ladder[1] ** rung, spec.early
-        climbs = (spec.reader.climb(network, part, p, others, rate, states)[0] for p in pictures)
-        return sum(climb.reason == COVER for climb in climbs) / max(1, len(pictures))
+        """The part of images that stop; where too many do, of those seen until that is clear."""
+        rate, stops = spec.ladder[0] * spec.ladder[1] ** rung, 0
+        for picture, given in read:
+            climb, _ = spec.reader.climb(network, part, picture, given, others, rate, spec.early)
+            stops += climb.reason == COVER
+            if stops >= spec.at_most * len(read):
+                break
+        return stops / max(1, len(read))
 
     low, high, known = 0, spec.ladder[2] - 1, {}
     while low < high:

@@ -11,6 +11,7 @@ import numpy as np
 from aeft_lib.data.scene import Scenes, SceneSet
 from aeft_lib.stages.artefact import Artefact
 
+COMPOSITION = "composition"  # input of `train_composed`
 Drawn = tuple[np.ndarray, np.ndarray]
 
 

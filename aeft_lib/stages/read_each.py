@@ -9,13 +9,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from aeft_lib.data.augment import ViewSpec, training_view
 from aeft_lib.data.scene import SceneSet
@@ -25,31 +24,12 @@ from aeft_lib.engine.device import batch_pixels, device
 from aeft_lib.engine.shards import over_images
 from aeft_lib.maps.seeds import Seed, SeedWriter
 from aeft_lib.stages.artefact import Artefact
+from aeft_lib.stages.image_reader import ImageReader, Picture
 from aeft_lib.stages.loading import load_network, ready
-from aeft_lib.stages.method import Method
 from aeft_lib.stages.reading import LOGITS
 from aeft_lib.stages.sources import load_tags
 
 SEEDS, MECHANISM = "seeds.npz", "mechanism.csv"
-
-
-class Picture(NamedTuple):
-    """index: of the scene.  image: (H, W, 3) uint8 RGB.  tags: (K,) bool."""
-
-    index: int
-    image: np.ndarray
-    tags: Tensor
-
-
-class EachReading(NamedTuple):
-    """cam: (K', H, W) in 0..1 of the tagged classes, ascending.  logits: (K,), of the classifier.
-
-    numbers: what the optimisation did; none for an image without tags.
-    """
-
-    cam: Tensor
-    logits: Tensor
-    numbers: Mapping[str, float]
 
 
 class Others:
@@ -86,37 +66,6 @@ class Others:
                 for i, stream in zip(chosen, streams, strict=True)
             ]
         )
-
-
-class ImageReader(Protocol):
-    """Reads images by an optimisation of its own for each; a frozen dataclass.
-
-    names: of its numbers.  draws: whether it needs `Others`.
-    """
-
-    names: tuple[str, ...]
-    draws: bool
-
-    def fitted(self, scales: Sequence[float], *, brief: bool) -> "ImageReader":
-        """With the profile's scales.
-
-        brief: shrunk to what a laptop can compute; else the authors' numbers.
-        """
-
-    def inputs(
-        self, obtain: Callable[..., Artefact], spec: "EachSpec", classifier: Artefact
-    ) -> dict[str, Artefact]:
-        """What it chooses beforehand, by name; its summaries are handed to `read`."""
-
-    def read(
-        self,
-        method: Method,
-        network: nn.Module,
-        pictures: Sequence[Picture],
-        others: Others | None,
-        chosen: Mapping[str, float],
-    ) -> list[EachReading]:
-        """Pictures of one size.  It leaves the network as it was."""
 
 
 @dataclass(frozen=True)

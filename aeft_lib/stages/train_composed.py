@@ -21,13 +21,10 @@ from aeft_lib.engine.step import Objective
 from aeft_lib.stages import fitting
 from aeft_lib.stages.artefact import Artefact
 from aeft_lib.stages.cache_features import load_features, scale_name
-from aeft_lib.stages.composer import Composer
+from aeft_lib.stages.composer import COMPOSITION, Composer
 from aeft_lib.stages.loading import build_network
 from aeft_lib.stages.sources import InMemory, OnDisk, load_tags
 from aeft_lib.stages.train_classifier import ClassifierSpec
-
-COMPOSITION = "composition"
-Source = InMemory | OnDisk
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -99,7 +99,6 @@ RIVALS = (
             _round("sccam_fine", "SC-CAM, 1 round, finer", GAP, images=8),
         ),
     ),
-    *rivals_readers.RIVALS,
 )
 # Rivals that begin with given seeds: they make label maps otherwise, or learn from them.
 PSA_SEED = replace(
@@ -144,6 +143,7 @@ ROWS = (
     *(row for rival in RIVALS for row in rival.rows),
     *PSA_ROWS,
     *PMM_ROWS,
+    *rivals_readers.ROWS,
 )
 
 

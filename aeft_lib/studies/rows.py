@@ -14,9 +14,9 @@ from aeft_lib.paper.gpp import Gap, Pyramid
 from aeft_lib.paper.triplet import CORRECTED, REFERENCE, Triplet
 from aeft_lib.stages.artefact import Artefact
 from aeft_lib.stages.composer import Composer
+from aeft_lib.stages.image_reader import ImageReader
 from aeft_lib.stages.labeller import Labeller
 from aeft_lib.stages.method import Method, Reader, Refiner, Segmenter
-from aeft_lib.stages.read_each import ImageReader
 from aeft_lib.stages.reading import MultiScale
 from aeft_lib.studies.names import unknown
 from aeft_lib.studies.settings import AS_PROFILED, OPTIMISER_QUIRKS, Profile, Setting

@@ -23,7 +23,7 @@ from aeft_lib.rivals.advcam import (
     gain,
     positive_weights,
 )
-from aeft_lib.stages.read_each import Picture
+from aeft_lib.stages.image_reader import Picture
 from aeft_lib.stages.relu_first import ReluFirst
 from aeft_lib.studies import catalogue, pipeline, run
 from aeft_lib.studies.profiles import SMOKE
@@ -402,14 +402,11 @@ def test_wrong_values_are_refused(options, message):
 
 def test_the_row_runs_and_logs_its_mechanism(stored):
     study = catalogue.get("rivals")
-    table = run.run_study(study, SMOKE, [0], rows=[study.row("advcam")], workers=1)
-    assert 0 < table["miou"].item() < 100
-    assert table["amplified_peak"].item() > 0
-    assert table["target_rise"].item() > 1
-    plain, climbing = (
-        pipeline.artefacts(SMOKE, study.row(name), 0) for name in ("psa_seed", "advcam")
-    )
-    assert plain["classifier"].key == climbing["classifier"].key
-    summary = climbing["seeds"].summary
-    assert set(AdvCam.names) <= summary.keys()
-    assert summary["images"] == SMOKE.val.count
+    plain, made = (pipeline.artefacts(SMOKE, study.row(n), 0) for n in ("psa_seed", "advcam"))
+    assert plain["classifier"].key == made["classifier"].key
+    assert made["seeds"].summary["images"] == SMOKE.val.count
+    numbers = run.numbers(made)
+    assert 0 < numbers["miou"] < 100
+    assert numbers["amplified_peak"] > 0
+    assert numbers["target_rise"] > 1
+    assert set(AdvCam.names) <= numbers.keys()

@@ -26,7 +26,8 @@ from aeft_lib.rivals.cda import (
     turned,
 )
 from aeft_lib.stages import store, train_composed
-from aeft_lib.stages.train_composed import COMPOSITION, halved, stream
+from aeft_lib.stages.composer import COMPOSITION
+from aeft_lib.stages.train_composed import halved, stream
 from aeft_lib.stages.write_labels import TruthSpec, true_labels
 from aeft_lib.studies import catalogue, pipeline
 from aeft_lib.studies.profiles import LAPTOP, SMOKE
