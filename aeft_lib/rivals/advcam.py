@@ -27,13 +27,15 @@ third party's page has them and as the authors' code computes them; the paper wa
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from aeft_lib.engine.fields import choice, fraction, number, whole
+from aeft_lib.engine.batches import together
+from aeft_lib.engine.device import batch_pixels
+from aeft_lib.engine.fields import NO_RESULT, choice, fraction, number, whole
 from aeft_lib.engine.samples import Batch
 from aeft_lib.parts.climbing import Climb, accumulate, mean_numbers, merged, plain_logits, views
 from aeft_lib.stages.artefact import Artefact
@@ -59,6 +61,8 @@ class AdvCam:
     suppress: classes that are pushed down, all "others" (the release) or those "absent".
     half_small: scales below 1 take half the steps, see `steps_at`.  clamped: after every step.
     attribution, weigh: see the module.
+    together: pairs that go through the network together; 0: as many as have the pixels of a batch
+        of the device, at least one.
     """
 
     scales: tuple[float, ...] = ()
@@ -72,11 +76,12 @@ class AdvCam:
     weigh: str = "mean"
     half_small: bool = True
     clamped: bool = True
+    together: int = field(default=0, metadata=NO_RESULT)
     names = ("amplification_ratio", "amplified_rest", "amplified_peak", "target_rise")
     draws = False
 
     def __post_init__(self) -> None:
-        whole(self, "steps")
+        whole(self, "steps", "together")
         number(self, "reach", "weight")
         fraction(self, "threshold")
         choice(self, suppress=SUPPRESSED, attribution=ATTRIBUTIONS, weigh=WEIGHED)
@@ -88,7 +93,7 @@ class AdvCam:
             )
 
     def fitted(self, scales: Sequence[float], *, brief: bool) -> "AdvCam":
-        """See `read_each.ImageReader`: 8 steps at scale 1, or the release's 27 at every scale."""
+        """See `image_reader.ImageReader`: 8 steps at scale 1, or the release's 27 at all."""
         scales = self.scales or tuple(scales)
         climbed = self.climbed or ((1.0,) if brief else scales)
         steps = self.steps or (BRIEF_STEPS if brief else STEPS)
@@ -126,7 +131,7 @@ class AdvCam:
         others: Others | None,
         chosen: Mapping[str, float],
     ) -> list[EachReading]:
-        """See `read_each.ImageReader`; all classes of all pictures climb together."""
+        """See `image_reader.ImageReader`; pairs of several classes and pictures climb together."""
         images, size = [picture.image for picture in pictures], pictures[0].image.shape[:2]
         ids = [picture.tags.nonzero()[:, 0] for picture in pictures]
         counts, logits = [len(own) for own in ids], plain_logits(method, network, images)
@@ -135,17 +140,25 @@ class AdvCam:
         where = torch.arange(len(ids)).repeat_interleave(torch.tensor(counts))
         tags, sums, lines = torch.stack([p.tags for p in pictures])[where], [], []
         for scale in self.scales:
-            pairs = views(images, scale, network)[where.to(next(network.parameters()).device)]
-            pixels = self.pixels(method, network, pairs, torch.cat(ids), tags, scale)
-            climb = accumulate(pixels, self.steps_at(scale))
-            sums.append(self.weighed(climb, scale))
-            lines = pixels.numbers() if scale == 1 else lines
+            seen = views(images, scale, network)
+            parts = []
+            for own in torch.arange(len(where)).split(self._at_once(seen)):
+                given = (seen[where[own].to(seen.device)], torch.cat(ids)[own], tags[own])
+                pixels = self.pixels(method, network, *given, scale)
+                climb = accumulate(pixels, self.steps_at(scale))
+                parts.append(self.weighed(climb, scale))
+                lines += pixels.numbers() if scale == 1 else []
+            sums.append(torch.cat(parts))
         cams = merged(sums, size).cpu().split(counts)
         numbers = [lines[sum(counts[:i]) :][:n] for i, n in enumerate(counts)]
         return [
             EachReading(cam.clone(), own, mean_numbers(of))
             for cam, own, of in zip(cams, logits, numbers, strict=True)
         ]
+
+    def _at_once(self, seen: Tensor) -> int:
+        """Of views (B, 2, 3, H, W)."""
+        return self.together or together(seen.shape[-2:], batch_pixels("fp32"))
 
     def pixels(
         self,

@@ -92,7 +92,7 @@ class Rib:
             raise ValueError(f"scales must contain 1, where tags are scored, got {self.scales}")
 
     def fitted(self, scales: Sequence[float], *, brief: bool) -> "Rib":
-        """See `read_each.ImageReader`, and the module's departures."""
+        """See `image_reader.ImageReader`, and the module's departures."""
         return replace(
             self,
             # Scale 1 first: what it shows can end a step.
@@ -120,7 +120,7 @@ class Rib:
         others: Others | None,
         chosen: Mapping[str, float],
     ) -> list[EachReading]:
-        """See `read_each.ImageReader`; one picture after the other."""
+        """See `image_reader.ImageReader`; one picture after the other."""
         part, rate = adaptable(network, self.adapts), self.rate or chosen["rate"]
         return [self._read(method, network, part, p, others, rate) for p in pictures]
 

@@ -252,12 +252,15 @@ def _needs_taps(row: Row) -> bool:
 def seeds(profile: Profile, row: Row, classifier: Artefact, split: str, obtain: Obtain) -> Artefact:
     """The seeds of a split's scenes, from cached features where there are some and they will do.
 
-    A reader that optimises for every image is brief on scenes that are squared for a laptop.
+    A reader that optimises for every image is brief on scenes that are squared for a laptop, and
+    draws whole ones there.
     """
     scenes, inputs = profile.scenes(split), {"classifier": classifier}
     if hasattr(row.reader, "draws"):
-        reader = row.reader.fitted(profile.seed_scales, brief=bool(scenes.size))
-        drawn = {"others": profile.train, "view": profile.view} if reader.draws else {}
+        brief = bool(scenes.size)
+        reader = row.reader.fitted(profile.seed_scales, brief=brief)
+        view = None if brief else profile.view
+        drawn = {"others": profile.train, "view": view} if reader.draws else {}
         spec = EachSpec(scenes, reader, scenes.open().fingerprint, **drawn)
         return obtain(read_each, spec, inputs | reader.inputs(obtain, spec, classifier))
     reader = row.reader.fitted(profile.seed_scales)
