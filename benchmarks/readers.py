@@ -41,7 +41,7 @@ def benchmarks() -> list[dict]:
     network = state.build(build, seed=0).eval()
     pictures, others = _pictures(), _others()
     advcam, batched = (
-        AdvCam(together=pairs).fitted(PROFILE.seed_scales, brief=True) for pairs in (1, TOGETHER)
+        AdvCam(at_once=pairs).fitted(PROFILE.seed_scales, brief=True) for pairs in (1, TOGETHER)
     )
     rib = Rib(rate=RATE).fitted(PROFILE.seed_scales, brief=True)
     plain = partial(_plain, method, network, pictures)

@@ -25,10 +25,8 @@ gives every scale the same weight, so that without a step the seed is the plain 
 third party's page has them and as the authors' code computes them; the paper was not at hand.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +36,16 @@ from aeft_lib.engine.device import batch_pixels
 from aeft_lib.engine.fields import NO_RESULT, choice, fraction, number, whole
 from aeft_lib.engine.samples import Batch
 from aeft_lib.parts.climbing import Climb, accumulate, mean_numbers, merged, plain_logits, views
+from aeft_lib.parts.pixel_steps import (
+    TINY,
+    amplification,
+    attribution,
+    drift,
+    gain,
+    of_class,
+    positive_weights,
+    stepped,
+)
 from aeft_lib.stages.artefact import Artefact
 from aeft_lib.stages.image_reader import EachReading, Picture
 from aeft_lib.stages.method import Method
@@ -47,7 +55,6 @@ STEPS, BRIEF_STEPS = 27, 8
 # Of ImageNet's normalised values: (1 - 0.406) / 0.225 + 0.485 / 0.229.
 IMAGENET_RANGE = 4.758
 ATTRIBUTIONS, SUPPRESSED, WEIGHED = ("relu", "grad_cam"), ("others", "absent"), ("mean", "sum")
-TINY = 1e-12
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,7 @@ class AdvCam:
     suppress: classes that are pushed down, all "others" (the release) or those "absent".
     half_small: scales below 1 take half the steps, see `steps_at`.  clamped: after every step.
     attribution, weigh: see the module.
-    together: pairs that go through the network together; 0: as many as have the pixels of a batch
+    at_once: pairs that go through the network together; 0: as many as have the pixels of a batch
         of the device, at least one.
     """
 
@@ -76,12 +83,12 @@ class AdvCam:
     weigh: str = "mean"
     half_small: bool = True
     clamped: bool = True
-    together: int = field(default=0, metadata=NO_RESULT)
+    at_once: int = field(default=0, metadata=NO_RESULT)
     names = ("amplification_ratio", "amplified_rest", "amplified_peak", "target_rise")
     draws = False
 
     def __post_init__(self) -> None:
-        whole(self, "steps", "together")
+        whole(self, "steps", "at_once")
         number(self, "reach", "weight")
         fraction(self, "threshold")
         choice(self, suppress=SUPPRESSED, attribution=ATTRIBUTIONS, weigh=WEIGHED)
@@ -142,7 +149,7 @@ class AdvCam:
         for scale in self.scales:
             seen = views(images, scale, network)
             parts = []
-            for own in torch.arange(len(where)).split(self._at_once(seen)):
+            for own in torch.arange(len(where)).split(self._pairs(seen)):
                 given = (seen[where[own].to(seen.device)], torch.cat(ids)[own], tags[own])
                 pixels = self.pixels(method, network, *given, scale)
                 climb = accumulate(pixels, self.steps_at(scale))
@@ -156,9 +163,9 @@ class AdvCam:
             for cam, own, of in zip(cams, logits, numbers, strict=True)
         ]
 
-    def _at_once(self, seen: Tensor) -> int:
+    def _pairs(self, seen: Tensor) -> int:
         """Of views (B, 2, 3, H, W)."""
-        return self.together or together(seen.shape[-2:], batch_pixels("fp32"))
+        return self.at_once or together(seen.shape[-2:], batch_pixels("fp32"))
 
     def pixels(
         self,
@@ -230,7 +237,7 @@ class Pixels:
         held = held.mean(dim=(1, 2)) / 2 if self.weights is None else held.sum(dim=(1, 2))
         loss = (gained - self.of.weight * held).sum()
         (self.gradient,) = torch.autograd.grad(loss, self.leaf)
-        self.views = climbed(self.views, self.gradient, self.rate, clamped=self.of.clamped)
+        self.views = stepped(self.views, self.gradient, self.rate, clamped=self.of.clamped)
         del self.leaf, self.maps, self.attributed, self.total  # the graph of this state
         return ""
 
@@ -239,93 +246,3 @@ class Pixels:
         rise = (self.targets[-1].sum(dim=1) + TINY) / (self.targets[0].sum(dim=1) + TINY)
         parts = zip(self.first, self.latest, rise.tolist(), strict=True)
         return [amplification(*maps) | {"target_rise": rose} for *maps, rose in parts]
-
-
-def of_class(maps: Tensor, class_ids: Tensor) -> Tensor:
-    """Of maps (N, 2, K, h, w) those of the pair's own class, (N, 2, h, w)."""
-    return maps[torch.arange(len(maps), device=maps.device), :, class_ids]
-
-
-def attribution(maps: Tensor, class_ids: Tensor, weights: Tensor | None = None) -> Tensor:
-    """A of each view, (N, 2, h, w), not negative, the second still mirrored.
-
-    maps: (N, 2, K, h, w) signed CAMs.  weights: C of the classes, (N,), for the release's; None:
-    relu(z_c).  Pairs of which no pixel fires are 0.
-    """
-    positive = of_class(maps, class_ids).relu()
-    if weights is None:
-        return positive
-    fires = (positive > 0).to(positive).sum(dim=(2, 3), keepdim=True)
-    share = fires / (fires.sum(dim=1, keepdim=True) * weights[:, None, None, None] + TINY)
-    return positive * share
-
-
-def positive_weights(head: Any) -> Tensor:
-    """C of every class, (K,): the positive weights of a head of one 1x1 convolution.
-
-    Raises ValueError for another head.
-    """
-    if not isinstance(head, nn.Conv2d):
-        kind = type(head).__name__
-        raise ValueError(f'"grad_cam" needs a head of one 1x1 convolution, got {kind}: take "relu"')
-    return (head.weight.detach() > 0).flatten(1).sum(dim=1).to(head.weight.dtype)
-
-
-def gain(maps: Tensor, class_ids: Tensor, competing: Tensor) -> Tensor:
-    """Sum over the pair of ``y_c - sum of y_k`` over the other classes that compete, (N,).
-
-    maps: (N, 2, K, h, w) signed; the ReLU comes before the mean.  competing: (N, K), 0 or 1.
-
-    >>> maps = torch.tensor([[[3.0, 1.0], [2.0, -5.0]]]).reshape(1, 2, 2, 1, 1)
-    >>> gain(maps, torch.tensor([0]), torch.ones(1, 2)).item()
-    4.0
-    """
-    y = maps.relu().mean(dim=(3, 4))
-    pairs = torch.arange(len(y), device=y.device)
-    others = competing.to(y).clone()
-    others[pairs, class_ids] = 0
-    return (y[pairs, :, class_ids] - (y * others[:, None]).sum(dim=2)).sum(dim=1)
-
-
-def drift(total: Tensor, first: Tensor, threshold: float) -> Tensor:
-    """``M |A - A0|``, (N, h, w); M, a constant, is 1 where A is above the threshold of its maximum.
-
-    total: A, (N, h, w).  first: A0.  Where A is 0 everywhere, so is M.
-    """
-    peak = total.detach().amax(dim=(1, 2), keepdim=True)
-    mask = total.detach() / peak.clamp(min=torch.finfo(total.dtype).tiny) > threshold
-    return mask.to(total.dtype) * (total - first).abs()
-
-
-def climbed(views: Tensor, gradient: Tensor, rate: float, *, clamped: bool = True) -> Tensor:
-    """Pairs (N, 2, 3, H, W) a step on; the largest change of a pair is the rate.
-
-    clamped: to the values that the pair has.
-
-    >>> pair, slope = torch.tensor([0.0, 1.0]), torch.tensor([2.0, -4.0])
-    >>> climbed(*(x.reshape(1, 2, 1, 1, 1) for x in (pair, slope)), 0.08).flatten().tolist()
-    [0.03999999910593033, 0.9200000166893005]
-    """
-    axes = tuple(range(1, views.ndim))
-    steepest = gradient.abs().amax(dim=axes, keepdim=True)
-    moved = views + rate * gradient / (steepest + TINY)
-    if not clamped:
-        return moved
-    return moved.clamp(views.amin(dim=axes, keepdim=True), views.amax(dim=axes, keepdim=True))
-
-
-def amplification(first: Tensor, last: Tensor) -> dict[str, float]:
-    """How much the rest of a map (below half its first maximum) grew, and its peak; their ratio.
-
-    first, last: (h, w), not negative.  NaN where a part is 0 at first.
-
-    >>> amplification(torch.tensor([[4.0, 1.0]]), torch.tensor([[8.0, 3.0]]))
-    {'amplification_ratio': 1.5, 'amplified_rest': 3.0, 'amplified_peak': 2.0}
-    """
-    peak = first >= 0.5 * first.max()
-    rest_was, rest_is = float(first[~peak].sum()), float(last[~peak].sum())
-    peak_was, peak_is = float(first[peak].sum()), float(last[peak].sum())
-    rest = rest_is / rest_was if rest_was > 0 else math.nan
-    top = peak_is / peak_was if peak_was > 0 else math.nan
-    ratio = rest / top if top > 0 else math.nan
-    return {"amplification_ratio": ratio, "amplified_rest": rest, "amplified_peak": top}

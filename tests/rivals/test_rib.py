@@ -12,7 +12,8 @@ from aeft_lib.data.views import ViewSpec
 from aeft_lib.paper.classifier import Classification
 from aeft_lib.parts.adapting import Adaptable, adaptable
 from aeft_lib.parts.climbing import accumulate, merged, strided
-from aeft_lib.rivals.rib import COVER, LARGE, RATE, RateSpec, Rib, Weights, choose_rate, cover, gndp
+from aeft_lib.parts.peakless import cover, gndp
+from aeft_lib.rivals.rib import COVER, LARGE, RATE, RateSpec, Rib, Weights, choose_rate
 from aeft_lib.stages import store
 from aeft_lib.stages.image_reader import Picture
 from aeft_lib.stages.loading import load_network
@@ -345,7 +346,7 @@ def test_without_a_step_it_is_the_plain_cam(classifier, adapts):
     # Bilinear values of four products, ten additions, both sides of a division; the 1e-5 in it
     # is a tenth of itself here.
     peak = network.from_trunk(network.backbone.trunk(_plain(network, picture))).cam.max().item()
-    bound = 2 * (7 + 10) * 2**-24 + 1e-5 / peak
+    bound = 2 * (7 + 10) * 2**-24 + 1e-5 / peak + 5e-6  # CPUs differ in the order of sums
     assert (ours.cam - plain.cam).abs().max() <= bound
     assert ours.numbers["stopped_by_cover"] in (0.0, 1.0)
 
