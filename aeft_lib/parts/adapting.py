@@ -17,12 +17,14 @@ class Adaptable(NamedTuple):
     """before: trunk features -> what the part reads.  cam: that -> the signed CAM (B, K, h, w).
 
     body, head: the parameters that adapt, of the backbone (perhaps none) and of the CAM's head.
+    name: of the part.
     """
 
     before: Callable[[Tensor], Tensor]
     cam: Callable[[Tensor], Tensor]
     body: list[nn.Parameter]
     head: list[nn.Parameter]
+    name: str = ""
 
 
 def adaptable(network: nn.Module, part: str) -> Adaptable:
@@ -33,14 +35,14 @@ def adaptable(network: nn.Module, part: str) -> Adaptable:
     backbone, head = network.backbone, network.head
     if part == "trained":
         body = [p for p in backbone.parameters() if p.requires_grad]
-        return Adaptable(lambda x: x, lambda x: head(backbone.tail(x)), body, _trained(head))
+        return Adaptable(lambda x: x, lambda x: head(backbone.tail(x)), body, _trained(head), part)
     try:
         blocks = list(backbone.get_submodule("_tail"))
     except (AttributeError, TypeError) as error:
         kind = type(backbone).__name__
         raise ValueError(f'{kind} has no last block that adapts alone: take "trained"') from error
     fixed, last = nn.Sequential(*blocks[:-1]), nn.Sequential(*blocks[-1:])
-    return Adaptable(fixed, lambda x: head(last(x)), _trained(last), _trained(head))
+    return Adaptable(fixed, lambda x: head(last(x)), _trained(last), _trained(head), part)
 
 
 def _trained(module: nn.Module) -> list[nn.Parameter]:

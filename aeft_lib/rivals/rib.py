@@ -195,10 +195,10 @@ def _inputs_of(
     normalise = network.backbone.normalise
     if others.view is not None:
         return _before(network, part, others.images(chosen, path, normalise))
-    for index in set(chosen) - others.kept.keys():
-        images = others.images([index], path, normalise)
-        others.kept[index] = _before(network, part, images)[0].half()
-    return torch.stack([others.kept[index] for index in chosen]).float()
+    kept = others.kept.setdefault(part.name, {})
+    for index in set(chosen) - kept.keys():
+        kept[index] = _before(network, part, others.images([index], path, normalise))[0].half()
+    return torch.stack([kept[index] for index in chosen]).float()
 
 
 class Weights:

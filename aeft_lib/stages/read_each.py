@@ -36,13 +36,13 @@ class Others:
     """Training images that a reader may draw, none of which shares a class with the image read.
 
     view: random views are drawn; None: whole scenes.
-    kept: by index, for what a reader computes once of a whole scene.
+    kept: by a reader's name for it and by index, what is computed once of a whole scene.
     """
 
     def __init__(self, scenes: SceneSet, view: ViewSpec | None, repeat: int) -> None:
         self.scenes, self.view, self.repeat = scenes.open(), view, repeat
         self.tags = load_tags(scenes)
-        self.kept: dict[int, Tensor] = {}
+        self.kept: dict[str, dict[int, Tensor]] = {}
 
     def draw(self, picture: Picture, step: int, count: int) -> list[int]:
         """Scenes for a step, each once, fewer than `count` where there are not so many."""

@@ -340,6 +340,10 @@ def test_without_a_step_it_is_the_plain_cam(classifier, adapts):
     reader = Rib(rate=1e-30, adapts=adapts).fitted((1.0,), brief=True)
     method: Classification = classifier.spec.method
     (ours,) = reader.read(method, network, [picture], others, {})
+    # What is kept of others is that of this part: a second reading finds it, another part its own.
+    other = replace(reader, adapts="trained" if adapts == "last" else "last")
+    other.read(method, network, [picture], others, {})
+    assert set(others.kept) == {"last", "trained"}
     with torch.no_grad():
         ids = [picture.tags.nonzero()[:, 0]]
         (plain,) = ReluFirst((1.0,)).from_images(method, network, [picture.image], ids)
