@@ -275,7 +275,9 @@ def test_every_command_has_help_and_names_what_it_takes(capsys):
 
     listed = " ".join(helped("").split())
     assert all(f" {command} " in listed for command in COMMANDS if " " not in command)
-    assert "one of evaluation, inference, memory, refinement, training" in helped("bench")
+    assert "one of evaluation, inference, memory, readers, refinement, training" in " ".join(
+        helped("bench").split()
+    )
     assert joined(f"one of {', '.join(catalogue.STUDIES)}") in joined(helped("run"))
     names = f"one of {', '.join(profiles.PROFILES)} (default laptop)"
     assert joined(names) in joined(helped("predict"))
