@@ -23,7 +23,7 @@ PROFILES = ("smoke", "laptop", "evening", "evening-voc", "evening-fine", "voc-li
 PROFILES += ("voc", "voc-corrected", "voc-resnet50", "coco")
 STUDIES = (
     *("gap_vs_gpp", "pyramid_ablation", "triplet_ablation", "ours_ablation", "quirks"),
-    *("erasing_settings", "refinement", "segmentation", "rivals", "rivals_grid"),
+    *("erasing_settings", "refinement", "segmentation", "rivals", "rivals_grid", "pasting"),
     *("conditions", "conditions_brief", "mechanism", "settings", "erasing_strength", "photo_depth"),
     *("pooling_over_steps", "triplet_versions", "levels_over_steps", "longer_trainings"),
 )

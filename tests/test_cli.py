@@ -275,7 +275,9 @@ def test_every_command_has_help_and_names_what_it_takes(capsys):
 
     listed = " ".join(helped("").split())
     assert all(f" {command} " in listed for command in COMMANDS if " " not in command)
-    assert "one of evaluation, inference, memory, refinement, training" in helped("bench")
+    assert "one of evaluation, inference, memory, readers, refinement, training" in " ".join(
+        helped("bench").split()
+    )
     assert joined(f"one of {', '.join(catalogue.STUDIES)}") in joined(helped("run"))
     names = f"one of {', '.join(profiles.PROFILES)} (default laptop)"
     assert joined(names) in joined(helped("predict"))
@@ -509,7 +511,7 @@ def test_reproduce_leaves_long_studies_out_below_their_repeats_and_says_so(
         for study in catalogue.STUDIES.values()
         if study.apart or study.needs in ("photos", "curves")
     }
-    assert {"rivals", "rivals_grid", "photo_depth"} < set(reasons)
+    assert {"rivals", "rivals_grid", "pasting", "photo_depth"} < set(reasons)
     assert left_out == [f"study {name}: left out {reason}" for name, reason in reasons.items()]
 
 

@@ -7,7 +7,7 @@ from aeft_lib.paper.gpp import Pyramid
 from aeft_lib.paper.triplet import CORRECTED, LOSS_QUIRKS
 from aeft_lib.rivals.ours import OURS
 from aeft_lib.stages.psa import Psa
-from aeft_lib.studies import rivals, rivals_grid
+from aeft_lib.studies import rivals, rivals_grid, rivals_readers
 from aeft_lib.studies.conditions import CONDITION_STUDIES
 from aeft_lib.studies.evening import FIRST_SOFT, FIRST_SOFT_REPEL, LONGER, MATCHED, PARTS
 from aeft_lib.studies.names import near_misses, unknown
@@ -269,6 +269,7 @@ STUDIES = {
             long=True,
             committed="rivals",
         ),
+        rivals_readers.PASTING,
         *CONDITION_STUDIES,
         Study(
             "pooling_over_steps",

@@ -29,9 +29,11 @@ from aeft_lib.stages.infer_seeds import SeedSpec, infer_seeds
 from aeft_lib.stages.labeller import LABELS
 from aeft_lib.stages.measure_objects import ObjectsSpec, measure_objects
 from aeft_lib.stages.method import Method, Workshop
+from aeft_lib.stages.read_each import EachSpec, read_each
 from aeft_lib.stages.store import key_for
 from aeft_lib.stages.store import obtain as obtain_artefact
 from aeft_lib.stages.train_classifier import JUDGE, WARM_START, ClassifierSpec, train_classifier
+from aeft_lib.stages.train_composed import ComposedSpec, train_composed
 from aeft_lib.stages.train_labelled import train_labelled
 from aeft_lib.stages.train_on_maps import MAPS, train_on_maps
 from aeft_lib.stages.train_on_views import ViewsSpec, train_on_views
@@ -58,7 +60,7 @@ def artefacts(
     made, given = products(profile, row, repeat, obtain), profile
     profile = with_fast_steps(row.setting.applied(profile, repeat))
     if "classifier" in made:
-        made |= _mechanisms(profile, row, made["classifier"], obtain)
+        made |= _mechanisms(profile, row, made, obtain)
     made |= _reported(row, made)
     if masks_to_score(given, row, repeat):
         return made
@@ -167,14 +169,14 @@ def _backbone(profile: Profile, taps: bool) -> BackboneSpec:
     return TappedSpec(profile.backbone) if taps else profile.backbone
 
 
-def _mechanisms(profile: Profile, row: Row, classifier: Artefact, obtain: Obtain) -> Artefacts:
+def _mechanisms(profile: Profile, row: Row, made: Artefacts, obtain: Obtain) -> Artefacts:
     """An artefact for every number of the row's mechanisms, as ``mechanism_<number>``."""
-    scenes = profile.scenes(row.scored_on)
-    return {
-        f"{MECHANISM}{name}": mechanism.measure(obtain, scenes, classifier, profile.precision)
-        for mechanism in row.mechanisms
-        for name in mechanism.names
-    }
+    scenes, numbers = profile.scenes(row.scored_on), {}
+    for mechanism in row.mechanisms:
+        asked = made[getattr(mechanism, "of", "classifier")]
+        measured = mechanism.measure(obtain, scenes, asked, profile.precision)
+        numbers |= {f"{MECHANISM}{name}": measured for name in mechanism.names}
+    return numbers
 
 
 def _reported(row: Row, made: Artefacts) -> Artefacts:
@@ -233,6 +235,12 @@ def classifiers(profile: Profile, row: Row, repeat: int, obtain: Obtain) -> Arte
         source, maker = row.reads
         stage, more = source.for_training(workshop(profile, maker, repeat, obtain))
         inputs = (inputs if source.cached else {}) | more
+    elif row.composed_by:
+        composer, teacher = row.composed_by
+        shop = workshop(profile, teacher, repeat, obtain)
+        labels = teacher.refiner.refine(shop, teacher.scored_on)["labels"]
+        inputs |= composer.prepared(obtain, profile.train, labels)
+        stage, spec = train_composed, ComposedSpec(**vars(spec), composer=composer)
     elif MAPS in row.method.needs:
         stage, given = train_on_maps, (profile.train, profile.backbone, profile.precision)
         inputs[MAPS] = method.maps(obtain, *given)
@@ -258,8 +266,19 @@ def _needs_taps(row: Row) -> bool:
 
 
 def seeds(profile: Profile, row: Row, classifier: Artefact, split: str, obtain: Obtain) -> Artefact:
-    """The seeds of a split's scenes, from cached features where there are some and they will do."""
+    """The seeds of a split's scenes, from cached features where there are some and they will do.
+
+    A reader that optimises for every image is brief on scenes that are squared for a laptop, and
+    draws whole ones there.
+    """
     scenes, inputs = profile.scenes(split), {"classifier": classifier}
+    if hasattr(row.reader, "draws"):
+        brief = bool(scenes.size)
+        reader = row.reader.fitted(profile.seed_scales, brief=brief)
+        view = None if brief else profile.view
+        drawn = {"others": profile.train, "view": view} if reader.draws else {}
+        spec = EachSpec(scenes, reader, scenes.open().fingerprint, **drawn)
+        return obtain(read_each, spec, inputs | reader.inputs(obtain, spec, classifier))
     reader = row.reader.fitted(profile.seed_scales)
     needs_images = getattr(reader, "needs_images", False)
     if not needs_images and (cached := _features_of(profile, row, split, obtain)):

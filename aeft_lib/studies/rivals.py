@@ -11,7 +11,7 @@ from aeft_lib.rivals.sccam import ScCam, SubCategories
 from aeft_lib.rivals.seam import Seam
 from aeft_lib.stages.multi_crop import MultiCrop
 from aeft_lib.stages.psa import Psa
-from aeft_lib.studies import rivals_irn, rivals_rounds, rivals_segment
+from aeft_lib.studies import rivals_irn, rivals_readers, rivals_rounds, rivals_segment
 from aeft_lib.studies.rival import BASE, PSA, Rival, ends, labelled
 from aeft_lib.studies.rivals_rounds import SEAM
 from aeft_lib.studies.rows import GAP, SEGMENT_TRUTH, Logged, Row, passes_of, segmented
@@ -141,6 +141,7 @@ ROWS = (
     *rivals_irn.ROWS,
     *rivals_rounds.ROWS,
     *rivals_segment.ROWS,
+    *rivals_readers.ROWS,
 )
 
 

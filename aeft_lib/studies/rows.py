@@ -13,6 +13,8 @@ from aeft_lib.paper.classifier import Classification
 from aeft_lib.paper.gpp import Gap, Pyramid
 from aeft_lib.paper.triplet import CORRECTED, REFERENCE, Triplet
 from aeft_lib.stages.artefact import Artefact
+from aeft_lib.stages.composer import Composer
+from aeft_lib.stages.image_reader import ImageReader
 from aeft_lib.stages.labeller import Labeller
 from aeft_lib.stages.map_source import MapSource
 from aeft_lib.stages.method import Method, Reader, Refiner, Segmenter
@@ -36,7 +38,11 @@ PLAIN = Prediction()
 
 
 class Mechanism(Protocol):
-    """What a method claims to do, as numbers that need no mask.  names: of the numbers."""
+    """What a method claims to do, as numbers that need no mask.
+
+    names: of the numbers.  of: what is measured, the "classifier" or, by those that say so, the
+    "seeds".
+    """
 
     names: tuple[str, ...]
 
@@ -52,9 +58,13 @@ class Mechanism(Protocol):
 
 @dataclass(frozen=True)
 class Logged:
-    """Numbers that the training logged: their means over its last epoch."""
+    """Numbers that the training logged, their means over its last epoch.
+
+    of: "seeds": those that the reader logged, their means over the images.
+    """
 
     names: tuple[str, ...]
+    of: str = "classifier"
 
     def measure(
         self,
@@ -63,7 +73,7 @@ class Logged:
         classifier: Artefact,
         precision: str,
     ) -> Artefact:
-        """The classifier itself."""
+        """The artefact itself."""
         return classifier
 
 
@@ -103,6 +113,8 @@ class Row:
         be taught, which makes rounds.
     reads: what maps the training reads beside the images, made by the classifier of which row; this
         makes rounds too.
+    composed_by: who composes further training scenes from the label maps of which row, which ends
+        in those of the training scenes.
     mechanisms: measured on the scored scenes where the row ends in seeds; `Reported` ones are read
         where it ends in pseudo-labels.
     as_long_as: a method, or its passes a step: the row trains for at least as many in all.
@@ -115,13 +127,14 @@ class Row:
     label: str
     method: Method | None
     starts_from: "Row | None" = None
-    reader: Reader = MultiScale()
+    reader: Reader | ImageReader = MultiScale()
     refiner: Refiner | None = None
     segmenter: Segmenter | None = None
     prediction: Prediction = PLAIN
     judges: tuple[tuple[str, "Row"], ...] = ()
     taught_by: "tuple[Labeller, Row] | None" = None
     reads: "tuple[MapSource, Row] | None" = None
+    composed_by: "tuple[Composer, Row] | None" = None
     mechanisms: tuple[Mechanism, ...] = field(default=(), compare=False)  # the same row without
     as_long_as: Method | float = 1.0
     scored_on: str = "scored"
