@@ -8,6 +8,9 @@ from torch import Tensor, nn
 
 from aeft_lib.stages.method import Method, Reader
 from aeft_lib.stages.predict_logits import normalised
+from aeft_lib.studies import shipped
+from aeft_lib.studies.rows import Row
+from aeft_lib.studies.settings import Profile
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,15 @@ class CamReader:
     def cams(self, image: np.ndarray, class_ids: Tensor) -> Tensor:
         """CAMs (K', h, w) in 0..1 of these classes, each over its own maximum."""
         return self.reader.from_images(self.method, self.network, [image], [class_ids])[0].cam
+
+
+def shipped_reader(profile: Profile, row: Row) -> CamReader:
+    """The reader of a row whose weights come with the package, on the CPU.
+
+    Raises ValueError as `shipped.network` does.
+    """
+    network, method = shipped.network(profile, row), shipped.training(profile, row).method
+    return CamReader(network, method, row.reader.fitted(profile.seed_scales))
 
 
 def likely(logits: Tensor) -> Tensor:

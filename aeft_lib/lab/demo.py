@@ -6,7 +6,7 @@ It reads the trained weights that come with the package and writes one picture a
 
 import html
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -20,7 +20,7 @@ from aeft_lib.data.images import image_size, read_resized
 from aeft_lib.data.scene import Scenes
 from aeft_lib.engine.device import check_device, device
 from aeft_lib.lab import figures, outputs
-from aeft_lib.lab.cams import CamReader, likely
+from aeft_lib.lab.cams import CamReader, likely, shipped_reader
 from aeft_lib.maps.labels import label_map
 from aeft_lib.refinement import dense_crf
 from aeft_lib.refinement.background import powers_around
@@ -122,9 +122,8 @@ def open_networks() -> Networks:
 
 
 def _cams(profile: Profile, name: str) -> CamReader:
-    row = catalogue.row(name)
-    network, method = shipped.network(profile, row), shipped.training(profile, row).method
-    return CamReader(network.to(device()), method, row.reader.fitted(profile.seed_scales))
+    reader = shipped_reader(profile, catalogue.row(name))
+    return replace(reader, network=reader.network.to(device()))
 
 
 def example_scenes(scenes: Scenes) -> Iterator[Shown]:

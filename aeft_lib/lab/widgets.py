@@ -122,7 +122,11 @@ def affinity(case: Any, start: tuple[int, int]) -> ipywidgets.VBox:
     """Pick a cell of the grid and see where its score flows: in one step, and after more.
 
     start: row and column of the cell to begin with.
+    A case without affinity has nothing to move, and says so.
     """
+    if case.affinity is None:
+        told = "there is no AffinityNet to ask: train = True trains one"
+        return ipywidgets.VBox([ipywidgets.Label(told)])
     h, w = case.affinity.size
 
     def draw(row: int, column: int, steps: int) -> tuple[Figure, str]:

@@ -66,14 +66,15 @@ def _stored(stage: Stage, spec: Any, inputs: Inputs | None = None) -> Artefact:
 
 def _write(profile: Profile, row: Row, made: Artefacts) -> dict[str, Any]:
     """Write one file; its part of the manifest."""
-    artefact = made["segmenter" if row.segmenter else "classifier"]
+    artefact = made[shipped.product(row)]
     trained = loaded(shipped.untrained, artefact)
     start = shipped.untrained(artefact.spec).state_dict()
     content = save(shipped.encoded(state.trained_state(trained), start))
     name = f"{row.name}.safetensors"
     with paths.replacing(shipped.FOLDER / name) as aside:
         aside.write_bytes(content)
-    return {
+    background = {"background": made["background"].summary} if "background" in made else {}
+    return background | {
         "file": name,
         "sha256": hashlib.sha256(content).hexdigest(),
         "bytes": len(content),
