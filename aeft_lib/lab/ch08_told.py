@@ -78,11 +78,11 @@ def depths(effects: pd.DataFrame) -> str:
         if metric == "recall":
             continue
         by_stage = [
-            f"{line.stages} stages {points(line.mean, line.low, line.high)} ({line.n})"
+            f"{line.stages}: {points(line.mean, line.low, line.high)} ({line.n})"
             for line in lines.sort_values("stages").itertuples()
         ]
         name = f"**{pictures}, {told.NAMES[metric]}**"
-        sentences.append(f"{name} (repeats): {'; '.join(by_stage)}.")
+        sentences.append(f"{name}, by trained stages (repeats): {'; '.join(by_stage)}.")
     return told.bullets(sentences)
 
 

@@ -10,6 +10,11 @@ import pandas as pd
 
 from aeft_lib.studies.effects import REPEATS, effect, paired, points, side
 
+WHERE = {  # 0, by the side of an interval
+    "holds": "the interval lies above 0",
+    "fails": "the interval lies below 0",
+    "undecided": "0 is in the interval",
+}
 NAMES = {"miou": "mIoU", "precision": "precision", "recall": "recall"}
 
 
@@ -19,10 +24,12 @@ def bullets(sentences: Iterable[str]) -> str:
 
 
 def differences(values: Sequence[float]) -> str:
-    """Paired differences in words: mean with interval, each repeat, and the verdict.
+    """Paired differences in words: mean with interval, each repeat, and where 0 lies.
+
+    It is no verdict on a claim, which needs repeats of its own number.
 
     >>> differences([1.0, 2.0, 3.0])
-    '+2.0 [-0.5, +4.5] points; by repeat +1.0, +2.0, +3.0: undecided'
+    '+2.0 [-0.5, +4.5] points; by repeat +1.0, +2.0, +3.0: 0 is in the interval'
     >>> differences([0.4])
     '+0.4 points in the only repeat, which decides nothing'
     """
@@ -30,9 +37,9 @@ def differences(values: Sequence[float]) -> str:
     if len(values) < 2:
         return f"{each} points in the only repeat, which decides nothing" if each else "not run"
     found = effect(values)
-    decided = side(found.low, found.high)
-    verdict = decided if len(values) >= REPEATS else f"undecided, {len(values)} repeats are few"
-    return f"{points(found.mean, found.low, found.high)} points; by repeat {each}: {verdict}"
+    where = WHERE[side(found.low, found.high)]
+    few = "" if len(values) >= REPEATS else f", of {len(values)} repeats"
+    return f"{points(found.mean, found.low, found.high)} points; by repeat {each}: {where}{few}"
 
 
 def compared(
