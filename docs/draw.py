@@ -85,8 +85,8 @@ def triplet(session: Session) -> None:
     anchor = ch01_cams.extreme_cases(session, "gated")["sparse"]
     case = ch04_triplet.triplet(session, anchor, ch04_triplet.first_negative(session, anchor))
     class_id = int(case.anchor.tags.nonzero()[0][0])
-    pooling = _gated(session).pooling
-    widgets.triplet(case.anchor.image, case.output, pooling, class_id, REFERENCE)
+    network, shown = _gated(session), (case.anchor.image, case.output)
+    widgets.triplet(*shown, network.pooling, class_id, REFERENCE, network)
 
 
 def affinity(session: Session) -> None:

@@ -45,3 +45,10 @@ def likely(logits: Tensor) -> Tensor:
     """Class ids (K',) int64 with a logit above 0, ascending; the largest alone where none has."""
     ids = (logits > 0).nonzero()[:, 0]
     return ids if len(ids) else logits.argmax()[None]
+
+
+def displayed(network: nn.Module, images: Tensor) -> np.ndarray:
+    """The first of a batch of images that the network's backbone normalised, RGB in 0..1."""
+    levels = (torch.full((1, 3, 1, 1), level, dtype=torch.uint8) for level in (0, 255))
+    black, white = map(network.backbone.normalise, levels)
+    return ((images - black) / (white - black))[0].clamp(0, 1).permute(1, 2, 0).numpy()

@@ -89,13 +89,6 @@ def triplet_case(
     return TripletCase(anchor, negative, output, erased, positive, region, values)
 
 
-def displayed(network: CamClassifier, images: Tensor) -> np.ndarray:
-    """The first of a batch of images that the network's backbone normalised, RGB in 0..1."""
-    levels = (torch.full((1, 3, 1, 1), level, dtype=torch.uint8) for level in (0, 255))
-    black, white = map(network.backbone.normalise, levels)
-    return ((images - black) / (white - black))[0].clamp(0, 1).permute(1, 2, 0).numpy()
-
-
 def triplet_pictures(case: TripletCase) -> tuple[dict[str, np.ndarray], pd.DataFrame]:
     """For `ch04_figures.triplet_diagram`: eight pictures, the last are labels, and both pairs."""
     image, classes = case.anchor.image, np.flatnonzero(case.anchor.tags)
