@@ -91,10 +91,14 @@ def triplet(session: Session) -> None:
 
 def affinity(session: Session) -> None:
     """The widget of notebook 5.  Raises ValueError where the package brings no AffinityNet."""
-    if shipped.REFINED not in shipped.known():
+    if not _has_affinity():
         raise ValueError("frames of affinity need an AffinityNet in the package: make weights")
     case = ch05.refinement(session, ch05.middle_scene(ch05.gains(session)))
     widgets.affinity(case, ch05_case.strongest_cell(case))
+
+
+def _has_affinity() -> bool:
+    return shipped.REFINED in shipped.known()
 
 
 def _gated(session: Session) -> CamClassifier:
@@ -125,13 +129,16 @@ def frames_to(folder: Path) -> Iterator[None]:
 
 
 def draw(names: Sequence[str]) -> None:
-    """Draw these; none named is all.  Raises ValueError for an unknown name."""
+    """Draw these; none named is all that the package has weights for.
+
+    Raises ValueError for an unknown name.
+    """
     for name in names:
         if name not in DRAWN:
             raise unknown(f"nothing is drawn as {name!r}", name, DRAWN)
     session = open_session(shipped.PROFILE, train=False)
     with frames_to(FRAMES):
-        for name in names or DRAWN:
+        for name in names or [n for n in DRAWN if n != "affinity" or _has_affinity()]:
             DRAWN[name](session)
             print(name)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from aeft_lib.data.scene import Scene
 from aeft_lib.lab import figures
+from aeft_lib.lab.cams import displayed
 from aeft_lib.lab.session import Session, batch_of
 from aeft_lib.paper import erasing
 from aeft_lib.paper.classifier import CamClassifier, CamOutput

@@ -56,10 +56,16 @@ def compared(
         if {more, less} <= set(labels.index):
             for metric in metrics:
                 values = paired(table, more, less, metric).tolist()
-                told = NAMES.get(metric.removesuffix("_maskless"), metric)
-                name = f"**{labels[more]} − {labels[less]}**, {told}"
+                name = f"**{labels[more]} − {labels[less]}**, {_named(metric, metrics)}"
                 sentences.append(f"{name}: {differences(values)}.")
     return bullets(sentences)
+
+
+def _named(metric: str, among: Sequence[str]) -> str:
+    """A metric in words; the threshold too where the same is given at two."""
+    plain = metric.removesuffix("_maskless")
+    apart = ", threshold without masks" if plain != metric and plain in among else ""
+    return f"{NAMES.get(plain, plain)}{apart}"
 
 
 def counted(values: pd.Series, of: str) -> str:

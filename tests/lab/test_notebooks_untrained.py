@@ -16,6 +16,7 @@ import nbformat
 import pytest
 
 from aeft_lib import paths
+from aeft_lib.lab import demo
 from aeft_lib.lab.session import Session, open_session
 from aeft_lib.stages import fitting
 from aeft_lib.studies import catalogue, pipeline, run, shipped, shipping
@@ -115,3 +116,14 @@ def test_verdicts_without_training_are_those_of_the_committed_report(opened):
     assert "`claim.triplet_is_best`" in shown
     assert session.conclusions("triplet_ablation").startswith("*As in the committed report")
     assert not session.verdicts("gap_vs_gpp").startswith("*")
+
+
+def test_the_demo_shows_what_the_package_brings_and_names_what_is_absent(opened):
+    networks = demo.open_networks()
+    done = demo.read(next(demo.example_scenes(SMOKE.val.open())), networks)
+    walks, predicts = shipped.REFINED in opened, shipped.SEGMENTER in opened
+    assert ("pseudo-label (walk + CRF)" in done.maps) == walks
+    assert ("prediction (no tags)" in done.maps) == predicts
+    page = demo.page([], networks)
+    assert ("brings no AffinityNet" in page) == (not walks)
+    assert ("brings no segmentation network" in page) == (not predicts)

@@ -109,15 +109,15 @@ def test_triplet_draws_foreground_mask_positive_and_residual_region(pooling, dra
 
 
 class Classifier:
-    """Its CAM is the sum of the image's channels, for both classes; grey 51 is its mean colour."""
+    """Its CAM is twice the sum of the channels, for both classes; grey 51 is its mean colour."""
 
-    class backbone:  # noqa: N801
+    class backbone:
         @staticmethod
         def normalise(images):
             return (images.float() - 51) / 100
 
     def __call__(self, images):
-        cam = images.sum(dim=1, keepdim=True).expand(-1, 2, -1, -1)
+        cam = 2 * images.sum(dim=1, keepdim=True).expand(-1, 2, -1, -1)
         return CamOutput(cam, cam.mean(dim=(2, 3)), cam)
 
 
@@ -127,8 +127,8 @@ def test_with_its_network_the_triplet_shows_the_positives_embedding_and_mean_col
     widget = widgets.triplet(image, OUTPUT, pooling, 1, CORRECTED, Classifier())
     controls, _, text = parts(widget)
     controls["attention"].value = "level 2"  # the CAM itself
-    # The mask keeps a quarter of one pixel: its CAM is 3/4, the others' 0.
-    told = "e_A = 1.250   e_P = 0.188   |e_P - e_A| = 1.062 (attract)   a = -0.250 (repel)"
+    # The mask keeps a quarter of one pixel: its CAM is 3/2, the others' 0.
+    told = "e_A = 1.250   e_P = 0.375   |e_P - e_A| = 0.875 (attract)   a = -0.250 (repel)"
     assert text.value == told
     expected = np.full((2, 2, 3), 51 / 255)
     expected[0, 1] += 25 / 255

@@ -1,6 +1,7 @@
 """The README's block of results: short, computed, and the one of the committed report."""
 
 import json
+import re
 
 import pandas as pd
 import pytest
@@ -89,6 +90,17 @@ def test_the_committed_readme_is_short_and_shows_the_committed_report():
     text = (paths.ROOT / "README.md").read_text(encoding="utf-8")
     assert readme.block(report.load()) in text
     assert len(text.splitlines()) < 150
+
+
+def test_the_lines_of_python_in_the_readme_run():
+    text = (paths.ROOT / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```", text, flags=re.M | re.S)
+    names: dict = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert len([line for line in code.splitlines() if line.strip()]) == 8
+    assert names["logits"].shape == (2, 20)
+    assert names["features"].weight.grad.abs().sum() > 0
+    assert names["pooling"].gates[0].positive.weight.grad is not None
 
 
 def test_the_committed_page_is_that_of_the_committed_report():
