@@ -125,7 +125,7 @@ def gate_balance(gates: pd.DataFrame) -> Figure:
     style = {"errorbar": "sd", "linewidth": 1, "markersize": 3, "dodge": 0.1}
     for axis, (sign, rows) in zip(axes, gates.groupby("sign", sort=False), strict=True):
         sns.pointplot(rows, x="step", y="weight", hue="side", ax=axis, **style)
-        axis.set(title=f"{sign} evidence", xlabel="", ylabel="mean gate")
+        axis.set(title=f"{sign} evidence", xlabel="fusion step (levels)", ylabel="mean gate")
         axis.legend(title=None)
         axis.axhline(0.5, color="0.8", linewidth=0.6, zorder=0)
     return figure
