@@ -2,7 +2,7 @@
 
 ``task`` is the README's picture.  ``threshold``, ``pyramid``, ``triplet`` and ``affinity`` are the
 frames behind the widgets of notebooks 1, 2, 4 and 5.  All come from the trained weights of the
-package; nothing is trained.  Frames of ``affinity`` need the package's AffinityNet.
+package, or from rows of the store; nothing is trained.  Frames of ``affinity`` need an AffinityNet.
 """
 
 import os
@@ -90,15 +90,15 @@ def triplet(session: Session) -> None:
 
 
 def affinity(session: Session) -> None:
-    """The widget of notebook 5.  Raises ValueError where the package brings no AffinityNet."""
-    if not _has_affinity():
-        raise ValueError("frames of affinity need an AffinityNet in the package: make weights")
+    """The widget of notebook 5.  Raises ValueError where neither store nor package has its row."""
+    if not _has_affinity(session):
+        raise ValueError(f"frames of affinity need row {ch05.ROW} in the store or the package")
     case = ch05.refinement(session, ch05.middle_scene(ch05.gains(session)))
     widgets.affinity(case, ch05_case.strongest_cell(case))
 
 
-def _has_affinity() -> bool:
-    return shipped.REFINED in shipped.known()
+def _has_affinity(session: Session) -> bool:
+    return session.has(ch05.ROW) or shipped.REFINED in shipped.known()
 
 
 def _gated(session: Session) -> CamClassifier:
@@ -138,7 +138,7 @@ def draw(names: Sequence[str]) -> None:
             raise unknown(f"nothing is drawn as {name!r}", name, DRAWN)
     session = open_session(shipped.PROFILE, train=False)
     with frames_to(FRAMES):
-        for name in names or [n for n in DRAWN if n != "affinity" or _has_affinity()]:
+        for name in names or [n for n in DRAWN if n != "affinity" or _has_affinity(session)]:
             DRAWN[name](session)
             print(name)
 

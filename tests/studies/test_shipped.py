@@ -38,6 +38,7 @@ def test_the_package_brings_all_classifiers_in_less_than_20_mb():
     files = {shipped.entry(row)["file"] for row in KNOWN}
     assert files | {shipped.MANIFEST} == {file.name for file in shipped.FOLDER.iterdir()}
     assert sum(file.stat().st_size for file in shipped.FOLDER.iterdir()) < 20e6
+    assert shipped.MOST_BYTES == 20e6
     assert shipped.manifest()["classes"] == list(LAPTOP.train.open().classes)
     for row in KNOWN:
         assert shipped.entry(row)["command"] == shipping.command(row)
@@ -159,6 +160,16 @@ def test_weights_are_written_from_the_store_and_others_stay(smoke_weights, monke
     with pytest.raises(ValueError, match="nothing to write; gap: not in the store"):
         shipping.write()
     assert shipped.manifest() == before
+
+
+def test_what_does_not_fit_is_left_out_with_its_file(smoke_weights, monkeypatch):
+    file = shipped.FOLDER / shipped.entry("gap")["file"]
+    networks = {name: {"bytes": 60, "file": f"{name}.bin"} for name in ("a", "b", "c")}
+    networks["c"] = {"bytes": 40, "file": file.name}
+    monkeypatch.setattr(shipped, "MOST_BYTES", 70)
+    assert [line.split(":")[0] for line in shipping._drop_what_does_not_fit(networks)] == ["b", "c"]
+    assert list(networks) == ["a"]
+    assert not file.exists()
 
 
 def test_a_session_that_does_not_train_reads_the_shipped_weights(
