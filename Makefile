@@ -60,8 +60,9 @@ bench: $(STAMP)  ## time sweep, training steps, seeds and predictions, CRF and r
 	$(BIN)/aeft bench inference
 	$(BIN)/aeft bench refinement
 
-weights: $(STAMP)  ## write the trained weights that come with the package anew, from the store
+weights: $(STAMP)  ## write the trained weights that come with the package anew, from the store, and the pictures drawn with them
 	$(BIN)/aeft weights --write
+	$(BIN)/python docs/draw.py
 
 publish: $(STAMP)  ## reproduce on laptop with three repeats, and make its notebooks, figures and report the committed ones
 	$(BIN)/aeft reproduce --profile laptop --repeats 3 --publish

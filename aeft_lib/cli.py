@@ -153,6 +153,7 @@ def write_report(
     """
     from aeft_lib.lab.session import Session
     from aeft_lib.stages import store
+    from aeft_lib.studies import readme
     from aeft_lib.studies import report as reports
 
     store.check_writable()
@@ -164,7 +165,7 @@ def write_report(
     for file in reports.write(built, session.figures_folder):
         print(file)
     if session.figures_folder == paths.FIGURES:
-        reports.update_readme(built)
+        readme.update(built)
 
 
 def export(arguments: argparse.Namespace) -> None:

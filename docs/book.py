@@ -2,7 +2,7 @@
 
 Nothing is executed: notebooks are read as committed.  ``captions.toml`` has a caption and an alt
 text for every picture, found by the id of the cell that shows it; the gallery shows the same
-entries.  A widget is replaced by the frames that `aeft_lib.lab.frames` has drawn for it, with
+entries.  A widget is replaced by the frames that ``draw.py`` has drawn for it, with
 controls that swap them (``static/frames.js``).
 """
 

@@ -16,6 +16,7 @@ from aeft_lib import paths
 
 sys.path.append(str(paths.ROOT / "docs"))
 import book
+import photos
 
 NOTEBOOKS = sorted(paths.NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
 WIDGETS = ("threshold", "pyramid", "triplet", "affinity")
@@ -140,6 +141,12 @@ def test_every_saved_figure_has_a_caption_and_captions_name_code_and_numbers():
         assert callable(getattr(importlib.import_module(f"aeft_lib.lab.{module}"), function))
         assert (paths.NOTEBOOKS / f"{entry['notebook']}.ipynb").is_file()
         assert not book.is_saved(name) or (paths.FIGURES / f"{name}.csv").is_file()
+
+
+def test_the_page_on_real_photos_follows_its_tables():
+    page = photos.PAGE.read_text(encoding="utf-8")
+    assert photos.computed(page) == page
+    assert {found[1] for found in photos.PART.findall(page)} == set(photos.PARTS)
 
 
 @pytest.mark.parametrize("name", WIDGETS)

@@ -20,7 +20,7 @@ from aeft_lib.lab import notebooks
 from aeft_lib.lab.session import Session
 from aeft_lib.maps.labels import VOID
 from aeft_lib.stages import store
-from aeft_lib.studies import catalogue, profiles, report, run
+from aeft_lib.studies import catalogue, profiles, readme, report, run
 from aeft_lib.studies.profiles import SMOKE
 
 
@@ -454,7 +454,7 @@ def test_report_of_an_empty_store_never_replaces_the_committed_one(
     report.write(committed, tmp_path / "figures")
     monkeypatch.setattr(paths, "FIGURES", tmp_path / "figures")
     shown = []
-    monkeypatch.setattr(report, "update_readme", shown.append)
+    monkeypatch.setattr(readme, "update", shown.append)
     assert cli.main(["report", "--profile", "laptop", "--repeats", "3"]) == 0
     assert report.load(tmp_path / "figures") == committed
     assert shown == [committed]

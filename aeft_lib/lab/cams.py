@@ -8,6 +8,9 @@ from torch import Tensor, nn
 
 from aeft_lib.stages.method import Method, Reader
 from aeft_lib.stages.predict_logits import normalised
+from aeft_lib.studies import shipped
+from aeft_lib.studies.rows import Row
+from aeft_lib.studies.settings import Profile
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,23 @@ class CamReader:
         return self.reader.from_images(self.method, self.network, [image], [class_ids])[0].cam
 
 
+def shipped_reader(profile: Profile, row: Row) -> CamReader:
+    """The reader of a row whose weights come with the package, on the CPU.
+
+    Raises ValueError as `shipped.network` does.
+    """
+    network, method = shipped.network(profile, row), shipped.training(profile, row).method
+    return CamReader(network, method, row.reader.fitted(profile.seed_scales))
+
+
 def likely(logits: Tensor) -> Tensor:
     """Class ids (K',) int64 with a logit above 0, ascending; the largest alone where none has."""
     ids = (logits > 0).nonzero()[:, 0]
     return ids if len(ids) else logits.argmax()[None]
+
+
+def displayed(network: nn.Module, images: Tensor) -> np.ndarray:
+    """The first of a batch of images that the network's backbone normalised, RGB in 0..1."""
+    levels = (torch.full((1, 3, 1, 1), level, dtype=torch.uint8) for level in (0, 255))
+    black, white = map(network.backbone.normalise, levels)
+    return ((images - black) / (white - black))[0].clamp(0, 1).permute(1, 2, 0).numpy()

@@ -45,6 +45,20 @@ def scene_scores(session: Session, row: str, repeat: int = 0) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def gains(session: Session, more: str, less: str, name: str) -> pd.Series:
+    """Mean IoU of row `more` minus that of `less` by scene, in points: the largest first.
+
+    name: of the committed table with ``scene, iou_gain``, where a row cannot be read.
+    """
+    table = session.instead([more, less], name)
+    if table is None:
+        scores = [scene_scores(session, row).set_index("scene")["iou"] for row in (more, less)]
+        gain = (scores[0] - scores[1]).rename("iou_gain")
+    else:
+        gain = table.set_index("scene")["iou_gain"]
+    return gain.sort_values(ascending=False, kind="stable")
+
+
 def comparison(
     session: Session, rows: Sequence[str], indices: Sequence[int], repeat: int = 0
 ) -> list[list[np.ndarray]]:

@@ -1,7 +1,7 @@
 """Chapter 3: rows of the pooling layer against GAP, and what its gates learn."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,9 +10,11 @@ import seaborn as sns
 import torch
 from matplotlib.figure import Figure
 
+from aeft_lib.lab import told, untrained
 from aeft_lib.lab.figures import DOTS, SD_BARS, TEXT_WIDTH
 from aeft_lib.lab.session import Session
 from aeft_lib.paper import gpp
+from aeft_lib.studies import catalogue
 
 FLOOR = -8.0  # points: a row that collapses would hide all other differences
 SCENES = 40  # enough for a mean gate, and seconds
@@ -36,6 +38,38 @@ def gates(session: Session, row: str = "gated") -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def silence(session: Session, row: str) -> Iterator[str]:
+    """What a row's classifier says of the first scored scene, a line a repeat."""
+    if not session.has(row):
+        yield untrained.left_out([catalogue.row(row)])
+        return
+    for repeat in range(session.n_repeats):
+        output = session.output(session.network(row, repeat), 0)
+        above, zero = bool(output.cam.max() > 0), bool((output.logits == 0).all())
+        yield f"repeat {repeat}: CAM above zero somewhere: {above}, all logits zero: {zero}"
+
+
+def gates_told(gates: pd.DataFrame) -> str:
+    """Which gates are more open than one half, where training starts, in every repeat; Markdown."""
+    where = told.on_one_side(gates, ("sign", "step", "side"), "weight", 0.5)
+    repeats, sentences = gates["repeat"].nunique(), []
+    for sign, of_sign in where.groupby("sign", sort=False):
+        counts = {name: int((of_sign == name).sum()) for name in ("above", "below", "both")}
+        counts[f"changing side between the {repeats} repeats"] = counts.pop("both")
+        sentences.append(
+            f"**{sign} evidence**, {len(of_sign)} mean gates against one half: "
+            f"{told.in_words(counts)}."
+        )
+    return told.bullets(sentences)
+
+
+def order_told(ours: pd.Series, published: pd.Series) -> str:
+    """How far two orders of the same rows agree, in a sentence."""
+    rank = ours.corr(published, method="spearman")
+    kind = "agree" if rank > 0.5 else "are opposed" if rank < -0.5 else "hardly agree"
+    return f"rank correlation {rank:.2f} over {len(ours)} rows: the two orders {kind}"
+
+
 def step_names(pooling: gpp.PyramidPooling) -> list[str]:
     """What every fusion step joins: "1→2" for levels 1 and 2 of a coarse-to-fine layer."""
     levels = pooling.levels if pooling.fusion == "gated" else pooling.levels[::-1]
@@ -49,8 +83,11 @@ def ablation_bars(
 
     Bars are mean ± sd and start at a true zero, a dot is a repeat, mIoU stands at the edge.  The
     published values have a panel and scale of their own.
-    table: long, with ``label, repeat, miou``.  published: label -> percent, of the baseline too.
+    table: long, with ``label, repeat, miou``; means over repeats, without ``repeat``, give bars
+    alone.  published: label -> percent, of the baseline too.
     """
+    has_repeats = "repeat" in table
+    table = table if has_repeats else table.assign(repeat=0)
     wide = table.pivot_table(index="repeat", columns="label", values="miou", sort=False)
     order = [label for label in dict.fromkeys(table["label"]) if label != baseline]
     means, start = wide[order].mean(), wide[baseline].mean()
@@ -58,7 +95,8 @@ def ablation_bars(
     size = {"figsize": (TEXT_WIDTH, 2.6), "width_ratios": (3, 2)}
     figure, (ours, theirs) = plt.subplots(1, 2, sharey=True, **size)
     sns.barplot(gains, x="gain", y="label", order=order, ax=ours, **SD_BARS)
-    sns.stripplot(gains, x="gain", y="label", order=order, ax=ours, **DOTS)
+    if has_repeats:
+        sns.stripplot(gains, x="gain", y="label", order=order, ax=ours, **DOTS)
     floor = max(gains["gain"].min() - 1, FLOOR)
     ours.set_xlim(floor, max(gains["gain"].max() + 1, 2))
     for label in wide[order].columns[means - start < floor]:
@@ -87,7 +125,7 @@ def gate_balance(gates: pd.DataFrame) -> Figure:
     style = {"errorbar": "sd", "linewidth": 1, "markersize": 3, "dodge": 0.1}
     for axis, (sign, rows) in zip(axes, gates.groupby("sign", sort=False), strict=True):
         sns.pointplot(rows, x="step", y="weight", hue="side", ax=axis, **style)
-        axis.set(title=f"{sign} evidence", xlabel="", ylabel="mean gate")
+        axis.set(title=f"{sign} evidence", xlabel="fusion step (levels)", ylabel="mean gate")
         axis.legend(title=None)
         axis.axhline(0.5, color="0.8", linewidth=0.6, zorder=0)
     return figure

@@ -1,6 +1,6 @@
 """Figures of chapter 4: a triplet as the poster draws it, and what the second phase changes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,11 +12,14 @@ from aeft_lib.lab import figures
 from aeft_lib.lab.figures import DOTS, SD_BARS, TEXT_WIDTH, metric_name
 
 
-def triplet_diagram(pictures: Mapping[str, np.ndarray], bars: pd.DataFrame) -> Figure:
+def triplet_diagram(
+    pictures: Mapping[str, np.ndarray], bars: pd.DataFrame, classes: Sequence[str] = ()
+) -> Figure:
     """The poster's picture of the triplet with real maps: the positive, and what is compared.
 
     pictures: eight, title -> (H, W, 3) RGB, drawn four a row.
     bars: long, with ``pair, embedding, class, value``; a bar chart a pair at the end of its row.
+    classes: their names, for those with a bar.
     """
     titles, pairs = list(pictures), list(dict.fromkeys(bars["pair"]))
     widths = (1, 1, 1, 1, 1.5)
@@ -28,7 +31,11 @@ def triplet_diagram(pictures: Mapping[str, np.ndarray], bars: pd.DataFrame) -> F
         rows, axis = bars[bars["pair"] == pair], axes[r, 4]
         sns.barplot(rows, x="class", y="value", hue="embedding", ax=axis, saturation=1)
         axis.axhline(0, color="0.3", linewidth=0.6)
-        axis.set(xlabel="", ylabel="")
+        axis.set(xlabel="class", ylabel="embedding")
+        if classes:
+            largest = rows.groupby("class")["value"].agg(lambda values: values.abs().max())
+            names = [classes[k] if value > 0 else "" for k, value in largest.items()]
+            axis.set_xticks(range(len(names)), names, rotation=30, fontsize=5)
         axis.set_title(pair, fontsize=6)
         axis.legend(title=None, fontsize=5)
     return figure

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from aeft_lib.data.scene import Scene
 from aeft_lib.lab import figures
+from aeft_lib.lab.cams import displayed
 from aeft_lib.lab.session import Session, batch_of
 from aeft_lib.paper import erasing
 from aeft_lib.paper.classifier import CamClassifier, CamOutput
@@ -42,6 +43,18 @@ def triplet(
     """The triplet of two scored scenes as the trained classifier of a row sees it."""
     scenes = session.scenes
     return triplet_case(session.network(row), scenes[anchor], scenes[negative], settings)
+
+
+def first_negative(session: Session, anchor: int) -> int:
+    """The first scored scene that shares no class with the anchor.
+
+    Raises ValueError where every scene shares one.
+    """
+    tags = [session.scenes.tags(index) for index in range(len(session.scenes))]
+    apart = (i for i, other in enumerate(tags) if not (other & tags[anchor]).any())
+    if (found := next(apart, None)) is None:
+        raise ValueError(f"every scored scene shares a class with scene {anchor}")
+    return found
 
 
 def triplet_case(
@@ -77,13 +90,6 @@ def triplet_case(
     return TripletCase(anchor, negative, output, erased, positive, region, values)
 
 
-def displayed(network: CamClassifier, images: Tensor) -> np.ndarray:
-    """The first of a batch of images that the network's backbone normalised, RGB in 0..1."""
-    levels = (torch.full((1, 3, 1, 1), level, dtype=torch.uint8) for level in (0, 255))
-    black, white = map(network.backbone.normalise, levels)
-    return ((images - black) / (white - black))[0].clamp(0, 1).permute(1, 2, 0).numpy()
-
-
 def triplet_pictures(case: TripletCase) -> tuple[dict[str, np.ndarray], pd.DataFrame]:
     """For `ch04_figures.triplet_diagram`: eight pictures, the last are labels, and both pairs."""
     image, classes = case.anchor.image, np.flatnonzero(case.anchor.tags)
@@ -111,9 +117,10 @@ def embedding_sizes(session: Session, rows: Sequence[str], scenes: int = 20) -> 
     """How much of the tagged classes the GPP space holds: mean over the first scenes and repeats.
 
     Index: label.  Columns: e_A of the anchor, e_P of its positive (ring mask), and their ratio.
+    Rows that cannot be read are left out, and a line says so.
     """
     lines = {}
-    for row in map(catalogue.row, rows):
+    for row in map(catalogue.row, session.known(rows)):
         sizes = []
         for repeat in range(session.n_repeats):
             network = session.network(row.name, repeat)
@@ -142,12 +149,15 @@ def progress(session: Session, rows: Sequence[str]) -> pd.DataFrame:
 
     ``row, label, repeat, step``; precision, recall: at the warm start's best threshold, the same
     for all rows of a repeat; miou_best: at its own best.
-    Random views of photos keep no epochs: the committed table is shown, and a line says so.
+    Random views of photos keep no epochs, and some rows no weights: the committed table is shown,
+    and a line says so.
     Raises ValueError for a row that keeps none on cached scenes.
     """
     if not session.profile.cached:
         print("committed table over_expansion.csv of the laptop: no epochs of random views")
         return session.committed("over_expansion")
+    if (committed := session.instead(rows, "over_expansion")) is not None:
+        return committed
     lines = []
     for row in map(catalogue.row, rows):
         for repeat in range(session.n_repeats):
@@ -179,6 +189,16 @@ def _progress(curves: pd.DataFrame, steps_per_epoch: int) -> list[dict[str, floa
 def log(session: Session, row: str, repeat: int = 0) -> pd.DataFrame:
     """The training log of a row's last phase: one line an epoch."""
     return pd.read_csv(session.artefacts(row, repeat)["classifier"].folder / "log.csv")
+
+
+def without_negative(session: Session, rows: Sequence[str]) -> str:
+    """How many anchors of these rows' trainings had no negative, in words."""
+    asked = "anchors without a negative, all steps and repeats"
+    if not session.train:
+        return f"{asked}: the package brings no training log (train = True)"
+    repeats = range(session.n_repeats)
+    counts = [log(session, row, n)["without_negative"].sum() for row in rows for n in repeats]
+    return f"{asked}: {int(sum(counts))}"
 
 
 def quirk_effects(table: pd.DataFrame) -> pd.DataFrame:

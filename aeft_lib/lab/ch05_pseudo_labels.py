@@ -1,69 +1,87 @@
-"""Chapter 5: one training scene from its seed to its pseudo-label, and rows of label maps."""
+"""Chapter 5: rows of label maps, or without a training what the package's weights give."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from matplotlib.figure import Figure
 
-from aeft_lib.data.scene import Scene, Scenes
-from aeft_lib.lab import figures
+from aeft_lib import paths
+from aeft_lib.lab import ch05_case, ch05_untrained, figures, label_rows, untrained
+from aeft_lib.lab.ch05_case import RefinementCase, refinement_case
 from aeft_lib.lab.session import Session
 from aeft_lib.maps import evaluation
-from aeft_lib.maps.cam_fit import tagged_iou
-from aeft_lib.maps.labels import VOID, label_map, read_label_map
+from aeft_lib.maps.labels import label_map
 from aeft_lib.maps.seeds import Seed, read_seeds
-from aeft_lib.refinement import affinity, dense_crf, random_walk
-from aeft_lib.refinement.affinity_net import AffinityNet
-from aeft_lib.refinement.background import Powers, crossing
-from aeft_lib.refinement.propagation import CELL, padded, refine_by_walk
+from aeft_lib.refinement import dense_crf
 from aeft_lib.stages.affinity_nets import load_affinity_net
 from aeft_lib.stages.artefact import Artefact
-from aeft_lib.stages.write_labels import label_files
 from aeft_lib.studies import catalogue
 
+ROW, SEED = "aeft_pseudo", "aeft_seed"
 KEPT = ("seeds", "posteriors", "scores", "labels")
+STEPS = (1, 16)  # of the walk from one cell
+NOT_MEASURED = "not measured: nothing was stored (train = True stores it)"
 
 
 def label_maps(session: Session, row: str, repeat: int = 0) -> list[np.ndarray]:
-    """The label maps (H, W) uint8 of a row that has some.
-
-    They are pseudo-labels, or what a segmentation network predicts.
-    """
-    files = label_files(session.artefacts(row, repeat)["labels"])
-    return [read_label_map(file, num_classes=session.num_classes) for file in files]
+    """The label maps (H, W) uint8 of a row that has some, see `Session.label_maps`."""
+    return session.label_maps(row, repeat)
 
 
 def label_scores(session: Session, row: str, repeat: int = 0) -> pd.DataFrame:
     """Per scene of a row of label maps: mean IoU over its tagged classes (%), and how many."""
-    scenes, lines = scenes_of(session, row), []
-    for index, labels in enumerate(label_maps(session, row, repeat)):
-        classes = np.flatnonzero(scenes.tags(index)).tolist()
-        iou = 100 * tagged_iou(labels, scenes.mask(index), classes)
-        lines.append({"scene": index, "iou": iou, "classes": len(classes)})
-    return pd.DataFrame(lines)
+    return label_rows.scores(session.label_maps(row, repeat), session.scenes_of(row))
 
 
 def label_comparison(
     session: Session, rows: Sequence[str], indices: Sequence[int], repeat: int = 0
 ) -> list[list[np.ndarray]]:
     """Rows of `figures.picture_grid`: image, truth, then the label map of every row of a study."""
-    maps = {row: label_maps(session, row, repeat) for row in rows}
-    scenes = scenes_of(session, rows[0])
+    maps = {row: session.label_maps(row, repeat) for row in rows}
+    scenes = session.scenes_of(rows[0])
     return [[scenes[i].image, scenes[i].mask, *(maps[row][i] for row in rows)] for i in indices]
 
 
-def scenes_of(session: Session, row: str) -> Scenes:
-    """The scenes whose label maps a row makes."""
-    chosen = catalogue.row(row)
-    return session.profile.scenes("val" if chosen.segmenter else chosen.scored_on).open()
+def gains(session: Session, row: str = ROW, seed: str = SEED) -> pd.DataFrame:
+    """What refinement adds to the seed of every scene: index ``scene``; ``iou, classes, gain``."""
+    committed = session.instead([row, seed], "refinement_grid")
+    if committed is not None:
+        return committed.set_index("scene")
+    table = label_scores(session, row).set_index("scene")
+    return table.assign(gain=table["iou"] - label_scores(session, seed)["iou"])
 
 
-def background(session: Session, row: str) -> pd.DataFrame:
+def middle_scene(gains: pd.DataFrame) -> int:
+    """Of the scenes with two classes the one where refinement gains the median; else of all.
+
+    gains: of `gains`.
+    """
+    two = gains[gains["classes"] == 2]
+    ranked = (two if len(two) else gains).sort_values("gain", kind="stable")
+    return int(ranked.index[len(ranked) // 2])
+
+
+def refinement(session: Session, index: int, row: str = ROW, repeat: int = 0) -> RefinementCase:
+    """One training scene on the way of a row from its seed to its pseudo-label."""
+    scenes = session.training_scenes
+    if not session.has(row, repeat):
+        (case,) = ch05_untrained.cases(session.profile, scenes, [index])
+        if case.affinity is None:
+            print(ch05_untrained.NO_AFFINITY)
+        return case
+    artefacts = session.artefacts(row, repeat)
+    file = artefacts["seeds"].folder / "seeds.npz"
+    seed = next(seed for _, seed in read_seeds(file, [f"{index:05d}"]))
+    network = load_affinity_net(artefacts["affinity"])
+    return refinement_case(scenes[index], seed, artefacts["background"].summary, network)
+
+
+def background(session: Session, row: str = ROW) -> pd.DataFrame:
     """The threshold and the powers of the background: ``repeat, threshold, low, middle, high``."""
+    if not session.has(row):
+        return pd.DataFrame([{"repeat": 0, **ch05_untrained.background()}])
     lines = []
     for repeat in range(session.n_repeats):
         chosen = session.artefacts(row, repeat)["background"].summary
@@ -71,9 +89,87 @@ def background(session: Session, row: str) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def affinity_figure(
+    session: Session, case: RefinementCase, cell: tuple[int, int]
+) -> tuple[Figure, pd.DataFrame]:
+    """Which cells take up the score of one cell, after one step and after more; its numbers."""
+    if case.affinity is None:
+        return _committed(session, "affinity")
+    image = case.scene.image
+    reach = [figures.stretched(ch05_case.spread(case, *cell, steps), image) for steps in STEPS]
+    pictures = [image, ch05_case.grid_picture(case), *(figures.overlay(image, m) for m in reach)]
+    titles = ("image", "what both CRFs know", "1 step", "16 steps")
+    figure = figures.picture_grid([pictures], titles, classes=session.class_names)
+    return figure, ch05_case.spread_table(case, cell, (1, 4, 16, 64))
+
+
+def walk_figure(
+    session: Session, case: RefinementCase, steps: Sequence[int]
+) -> tuple[Figure, pd.DataFrame]:
+    """The strongest class's score above, the labels below, over the steps of the walk."""
+    if case.affinity is None:
+        return _committed(session, "random_walk")
+    titles = [f"{count} step{'s' if count > 1 else ''}" for count in steps]
+    titles[0] = "seed, on the grid" if steps[0] == 0 else titles[0]
+    rows = ch05_case.walk_pictures(case, steps)
+    figure = figures.picture_grid(rows, titles, classes=session.class_names)
+    return figure, ch05_case.walk_table(case, steps)
+
+
+def side_by_side(
+    session: Session, titles: Mapping[str, str], indices: Sequence[int]
+) -> tuple[list[list[np.ndarray]], list[str]]:
+    """Image, truth and the label maps of rows, a line of pictures a scene; the columns' titles.
+
+    titles: row -> title.  A row that cannot be read is left out.
+    """
+    first = ["image", "truth"]
+    if all(map(session.has, titles)):
+        return label_comparison(session, list(titles), indices), [*first, *titles.values()]
+    lines, rows = [], list(titles)
+    for case in ch05_untrained.cases(session.profile, session.training_scenes, indices):
+        maps = ch05_untrained.label_maps(case, session.profile)
+        rows = [row for row in titles if row in maps]
+        lines.append([case.scene.image, case.scene.mask, *(maps[row] for row in rows)])
+    if others := [row for row in titles if row not in rows]:
+        print(untrained.left_out(map(catalogue.row, others)))
+    return lines, [*first, *(titles[row] for row in rows)]
+
+
+def told_size(session: Session) -> str:
+    """Kilobytes a scene that each step keeps, in lines."""
+    if not session.has(ROW):
+        return NOT_MEASURED
+    sizes = store_size(session, ROW)
+    times = sizes["two CRFs in float32"] / sizes["posteriors"]
+    return f"{sizes.round(1).to_string()}\ntwo CRFs: {times:.0f} times smaller"
+
+
+def told_quantisation(session: Session) -> str:
+    """What steps of 1/255 cost in mIoU, a line a power."""
+    if not session.has(ROW):
+        return NOT_MEASURED
+    kept, lines = quantisation(session, ROW), []
+    for power in ("low", "high"):
+        stored, exact = kept[f"{power} stored"], kept[f"{power} float"]
+        lines.append(f"{power}: {stored:.1f}, difference below 0.05: {abs(stored - exact) < 0.05}")
+    return "\n".join(lines)
+
+
+def _committed(session: Session, name: str) -> tuple[Figure, pd.DataFrame]:
+    """A committed picture and its numbers, and a line that says so."""
+    print(f"committed picture {name}.png ({ch05_untrained.NO_AFFINITY})")
+    picture = plt.imread(paths.FIGURES / f"{name}.png")
+    height = figures.TEXT_WIDTH * picture.shape[0] / picture.shape[1]
+    figure, axis = plt.subplots(figsize=(figures.TEXT_WIDTH, height))
+    figures.show(axis, picture)
+    axis.axis("off")
+    return figure, session.committed(name)
+
+
 def store_size(session: Session, row: str, repeat: int = 0) -> pd.Series:
     """Kilobytes a scene that each artefact of a refined row keeps, and two CRFs in float32."""
-    artefacts, scenes = session.artefacts(row, repeat), scenes_of(session, row)
+    artefacts, scenes = session.artefacts(row, repeat), session.scenes_of(row)
     sizes = {name: _bytes_of(artefacts[name]) / len(scenes) / 1e3 for name in KEPT}
     maps = np.mean([1 + scenes.tags(index).sum() for index in range(len(scenes))])
     pixels = scenes.image(0)[..., 0].size
@@ -111,142 +207,3 @@ def _first(artefact: Artefact, file: str, count: int) -> list[Seed]:
 
 def _bytes_of(artefact: Artefact) -> int:
     return sum((artefact.folder / name).stat().st_size for name in artefact.record["files"])
-
-
-class RefinementCase(NamedTuple):
-    """One scene, ready to be drawn.
-
-    seed: its tagged classes' CAMs.  threshold, powers: of the background, chosen without masks.
-    posteriors: power's name -> the CRF's (1 + K', H, W).
-    grid_labels: (h, w), what AffinityNet learns from (rows of scores).
-    affinity: of the grid, as the trained network has it.
-    """
-
-    scene: Scene
-    seed: Seed
-    threshold: float
-    powers: Powers
-    posteriors: dict[str, Tensor]
-    grid_labels: Tensor
-    affinity: affinity.SparseAffinity
-
-
-def refinement(
-    session: Session, index: int, row: str = "aeft_pseudo", repeat: int = 0
-) -> RefinementCase:
-    """One training scene on the way of a row from its seed to its pseudo-label."""
-    artefacts = session.artefacts(row, repeat)
-    file = artefacts["seeds"].folder / "seeds.npz"
-    seed = next(seed for _, seed in read_seeds(file, [f"{index:05d}"]))
-    network = load_affinity_net(artefacts["affinity"])
-    chosen = artefacts["background"].summary
-    return refinement_case(session.training_scenes[index], seed, chosen, network)
-
-
-def refinement_case(
-    scene: Scene, seed: Seed, background: dict[str, float], network: AffinityNet
-) -> RefinementCase:
-    """All that the refinement knows of a scene.  background: summary of `choose_background`."""
-    powers = Powers(*(background[name] for name in Powers._fields))
-    posteriors = dict(
-        zip(Powers._fields, dense_crf.refine(scene.image, seed.cam, powers), strict=True)
-    )
-    picture = padded(torch.from_numpy(scene.image.copy()).permute(2, 0, 1))[None]
-    return RefinementCase(
-        scene,
-        seed,
-        background["threshold"],
-        powers,
-        posteriors,
-        affinity.affinity_labels(posteriors["low"], posteriors["high"], cell=CELL),
-        network.affinity(network.backbone.normalise(picture))[0],
-    )
-
-
-def labels_of(case: RefinementCase, posterior: Tensor) -> np.ndarray:
-    """Label map (H, W) of a posterior of the case's classes."""
-    return label_map(case.seed.class_ids, posterior[1:])
-
-
-def walked(case: RefinementCase, steps: int, *, beta: float = 8, crf_iterations: int = 0) -> Tensor:
-    """Posteriors (1 + K', H, W) of the case after so many steps, and of a CRF where asked."""
-    return refine_by_walk(
-        case.scene.image,
-        case.seed.cam,
-        case.affinity,
-        alpha=case.powers.middle,
-        beta=beta,
-        steps=steps,
-        crf_iterations=crf_iterations,
-    )
-
-
-def background_pictures(case: RefinementCase) -> list[list[np.ndarray]]:
-    """Rows of pictures, one a background power: its score, the seed's labels, those of the CRF."""
-    rows = []
-    for name, alpha in zip(case.powers._fields, case.powers, strict=True):
-        scores = dense_crf.with_background(case.seed.cam, alpha)
-        seed_labels = labels_of(case, scores / scores.sum(dim=0, keepdim=True))
-        maps = (scores[0].numpy(), seed_labels, labels_of(case, case.posteriors[name]))
-        rows.append([case.scene.image, figures.overlay(case.scene.image, maps[0]), *maps[1:]])
-    return rows
-
-
-def grid_picture(case: RefinementCase) -> np.ndarray:
-    """What the two CRFs agree on, at the image's size: labels, 255 where they do not."""
-    names = torch.cat([torch.zeros(1, dtype=torch.int64), case.seed.class_ids + 1])
-    grid = case.grid_labels.long()
-    labels = torch.where(grid == VOID, VOID, names[grid.clamp(max=len(names) - 1)])
-    return figures.stretched(labels.to(torch.uint8).numpy(), case.scene.image)
-
-
-def spread(case: RefinementCase, row: int, column: int, steps: int, beta: float = 8) -> np.ndarray:
-    """Where the score of one cell of the grid is after so many steps, see `random_walk.reach`."""
-    return random_walk.reach(case.affinity, row, column, steps=steps, beta=beta).numpy()
-
-
-def walk_pictures(case: RefinementCase, steps: Sequence[int]) -> list[list[np.ndarray]]:
-    """Two rows of pictures over `steps`: the strongest class's score, and the labels."""
-    scores, labels = [], []
-    for count in steps:
-        posterior = walked(case, count)
-        scores.append(figures.overlay(case.scene.image, posterior[1:].amax(dim=0).numpy()))
-        labels.append(labels_of(case, posterior))
-    return [scores, labels]
-
-
-def strongest_cell(case: RefinementCase) -> tuple[int, int]:
-    """Row and column of the grid's cell where the seed is strongest."""
-    grid = F.avg_pool2d(padded(case.seed.cam)[None], CELL)[0].amax(dim=0)
-    at = int(grid.argmax())
-    return at // grid.shape[1], at % grid.shape[1]
-
-
-def power_table(case: RefinementCase) -> pd.DataFrame:
-    """Per background power: ``power, alpha, crossing``, and the foreground of the seed and the CRF.
-
-    Foreground: the part of the scene, 0..1.
-    """
-    lines, powers = [], case.powers._asdict().items()
-    for (name, alpha), row in zip(powers, background_pictures(case), strict=True):
-        parts = [float((labels != 0).mean()) for labels in row[2:]]
-        numbers = {"power": name, "alpha": alpha, "crossing": crossing(alpha)}
-        lines.append(numbers | {"seed": parts[0], "crf": parts[1]})
-    return pd.DataFrame(lines)
-
-
-def spread_table(case: RefinementCase, cell: tuple[int, int], steps: Sequence[int]) -> pd.DataFrame:
-    """How many cells hold more than a tenth of the strongest, from one cell: ``steps, cells``."""
-    reached = {count: spread(case, *cell, count) > 0.1 for count in steps}
-    lines = [{"steps": count, "cells": int(cells.sum())} for count, cells in reached.items()]
-    return pd.DataFrame(lines)
-
-
-def walk_table(case: RefinementCase, steps: Sequence[int]) -> pd.DataFrame:
-    """Over the walk: the foreground and the mean IoU over the tagged classes, both 0..1."""
-    lines, classes = [], case.seed.class_ids.tolist()
-    for count in steps:
-        labels = labels_of(case, walked(case, count))
-        iou = tagged_iou(labels, case.scene.mask, classes)
-        lines.append({"steps": count, "foreground": float((labels != 0).mean()), "iou": iou})
-    return pd.DataFrame(lines)

@@ -6,7 +6,7 @@ It reads the trained weights that come with the package and writes one picture a
 
 import html
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -20,13 +20,15 @@ from aeft_lib.data.images import image_size, read_resized
 from aeft_lib.data.scene import Scenes
 from aeft_lib.engine.device import check_device, device
 from aeft_lib.lab import figures, outputs
-from aeft_lib.lab.cams import CamReader, likely
+from aeft_lib.lab.cams import CamReader, likely, shipped_reader
 from aeft_lib.maps.labels import label_map
 from aeft_lib.refinement import dense_crf
+from aeft_lib.refinement.affinity_net import AffinityNet
 from aeft_lib.refinement.background import powers_around
+from aeft_lib.refinement.propagation import padded, refine_by_walk
 from aeft_lib.stages.predict_labels import predict
 from aeft_lib.studies import catalogue, profiles, shipped
-from aeft_lib.studies.settings import Profile
+from aeft_lib.studies.settings import Profile, Refinement
 
 WRITER = "aeft demo"
 PAGE, SUFFIX = "index.html", ".demo.png"
@@ -54,14 +56,16 @@ class Shown:
 class Networks:
     """The networks that come with the package.
 
-    cams: classifiers by their name in a picture, AEFT's the last.  segmenter: None where the
-    package brings none.  scales: of its passes.  threshold: of the seeds' background, chosen on
-    unseen scenes without masks.
+    cams: classifiers by their name in a picture, AEFT's the last.  segmenter, affinity: None where
+    the package brings none.  scales: of the segmenter's passes.  refinement: numbers of the walk.
+    threshold: of the seeds' background, chosen on unseen scenes without masks.
     """
 
     cams: Mapping[str, CamReader]
     segmenter: nn.Module | None
+    affinity: AffinityNet | None
     scales: tuple[float, ...]
+    refinement: Refinement
     threshold: float
     classes: tuple[str, ...]
 
@@ -109,22 +113,25 @@ def run(photos: Sequence[Path], folder: Path) -> Iterator[str]:
 def open_networks() -> Networks:
     """The package's own networks.  Raises ValueError where a file of theirs is damaged."""
     profile, last = profiles.get(shipped.PROFILE), shipped.CLASSIFIERS[-1]
-    segmenter = None
+    segmenter, affinity = None, None
     if shipped.SEGMENTER in shipped.known():
         segmenter = shipped.network(profile, catalogue.row(shipped.SEGMENTER)).to(device())
+    if shipped.REFINED in shipped.known():
+        affinity = shipped.network(profile, catalogue.row(shipped.REFINED))
     return Networks(
         cams={NAMES[row]: _cams(profile, row) for row in shipped.CLASSIFIERS},
         segmenter=segmenter,
+        affinity=affinity,
         scales=profile.segmentation.scales,
+        refinement=profile.refinement,
         threshold=shipped.entry(last)["numbers"]["threshold_maskless"],
         classes=tuple(shipped.manifest()["classes"]),
     )
 
 
 def _cams(profile: Profile, name: str) -> CamReader:
-    row = catalogue.row(name)
-    network, method = shipped.network(profile, row), shipped.training(profile, row).method
-    return CamReader(network.to(device()), method, row.reader.fitted(profile.seed_scales))
+    reader = shipped_reader(profile, catalogue.row(name))
+    return replace(reader, network=reader.network.to(device()))
 
 
 def example_scenes(scenes: Scenes) -> Iterator[Shown]:
@@ -160,12 +167,25 @@ def read(shown: Shown, networks: Networks) -> Read:
     seed = cams[last]
     maps = {} if shown.truth is None else {"truth": shown.truth}
     maps[f"seed ({last})"] = label_map(ids, seed, networks.threshold)
-    alpha = powers_around(networks.threshold).middle
-    posterior = dense_crf.refine(image, seed, [alpha])[0]
-    maps["pseudo-label (seed + CRF)"] = label_map(ids, posterior[1:])
+    name, posterior = refined(image, seed, networks)
+    maps[name] = label_map(ids, posterior[1:])
     if networks.segmenter is not None:
         maps["prediction (no tags)"] = predict(networks.segmenter, image, networks.scales)
     return Read(shown, {name: cam.amax(dim=0).numpy() for name, cam in cams.items()}, maps, tags)
+
+
+def refined(image: np.ndarray, seed: torch.Tensor, networks: Networks) -> tuple[str, torch.Tensor]:
+    """What refinement makes of a seed (K', H, W): its name, and posteriors (1 + K', H, W)."""
+    alpha, net = powers_around(networks.threshold).middle, networks.affinity
+    if net is None:
+        return "pseudo-label (seed + CRF)", dense_crf.refine(image, seed, [alpha])[0]
+    pixels = padded(torch.from_numpy(image.copy()).permute(2, 0, 1))[None]
+    near, numbers = net.affinity(net.backbone.normalise(pixels))[0], networks.refinement
+    walk = {"alpha": alpha, "beta": numbers.beta, "steps": numbers.steps}
+    posterior = refine_by_walk(
+        image, seed, near, **walk, crf_iterations=numbers.last_crf_iterations
+    )
+    return "pseudo-label (walk + CRF)", posterior
 
 
 def picture(read: Read, classes: Sequence[str]) -> Figure:
@@ -222,10 +242,15 @@ STEPS = {
     "takes its place; AEFT goes on from GPP with the paper's erasing triplet.",
     "seed": "The CAM as a label map: a class where its CAM is above a threshold that was chosen "
     "without masks, background elsewhere.",
-    "pseudo-label": "The seed after a dense CRF, which moves its borders to edges of colour. The "
-    "study adds a random walk before it; its network does not come with the package.",
+    "pseudo-label": "The seed after refinement: a random walk spreads it to places that belong "
+    "together, and a dense CRF moves its borders to edges of colour.",
     "prediction": "What a segmentation network says that learned from such pseudo-labels (after "
     "walk and CRF). It is told no tags.",
+}
+
+ABSENT = {
+    "walk": "The package brings no AffinityNet, so pseudo-labels are made without a random walk.",
+    "prediction": "The package brings no segmentation network, so there is no prediction.",
 }
 
 
@@ -234,6 +259,8 @@ def page(sections: Sequence[str], networks: Networks) -> str:
     known = shipped.manifest()
     steps = {name: text for name, text in STEPS.items() if name != "prediction"}
     steps = STEPS if networks.segmenter is not None else steps
+    absent = {ABSENT["walk"]: networks.affinity, ABSENT["prediction"]: networks.segmenter}
+    lacking = " ".join(words for words, network in absent.items() if network is None)
     terms = "".join(f"<dt>{name}</dt><dd>{html.escape(text)}</dd>" for name, text in steps.items())
     classes = html.escape(", ".join(networks.classes))
     body = "\n".join(sections)
@@ -244,6 +271,7 @@ def page(sections: Sequence[str], networks: Networks) -> str:
 <p>No network below saw a mask in training, only tags: which classes are in a photo, not where.
 Each picture shows how far one gets with that, step by step.</p>
 <dl>{terms}</dl>
+{f"<p><b>What is absent.</b> {lacking}</p>" if lacking else ""}
 <p><b>What the networks know.</b> {len(networks.classes)} classes: {classes}. Everything else is
 background to them; on a photo without these classes their answer means nothing. They learned from
 {html.escape(known["trained_on"])}: photographic cut-outs on photographic backgrounds, with tags.

@@ -18,11 +18,13 @@ from matplotlib.figure import Figure
 from aeft_lib import paths
 from aeft_lib.data.photos import Photos
 from aeft_lib.data.scene import Scenes, missing_masks
-from aeft_lib.lab import figures, parameters
+from aeft_lib.lab import figures, parameters, untrained
+from aeft_lib.maps.labels import read_label_map
 from aeft_lib.maps.seeds import Seed, read_seeds
 from aeft_lib.paper.classifier import CamClassifier, CamOutput
 from aeft_lib.stages import store
 from aeft_lib.stages.loading import load_network
+from aeft_lib.stages.write_labels import label_files
 from aeft_lib.studies import (
     catalogue,
     objects,
@@ -33,7 +35,7 @@ from aeft_lib.studies import (
     saturation,
     shipped,
 )
-from aeft_lib.studies.rows import Row
+from aeft_lib.studies.rows import Row, Study
 from aeft_lib.studies.settings import Profile
 
 
@@ -104,17 +106,14 @@ class Session:
 
         A study that does not fit the scenes, or is too long for so few repeats, is not computed:
         its committed table is read, and a line of output says so.
-        Without training, rows that the store lacks are read off the package's weights.
+        Without training, rows that the store lacks are read off the package's weights; a study with
+        a row that neither has is its committed table too.
         """
         chosen = catalogue.get(study)
         if run.left_out(chosen, self.profile, self.n_repeats):
-            file = run.committed_table(chosen)
-            table = self.committed(file.stem)
-            table = table[table["row"].isin([row.name for row in chosen.rows])]
-            whose = "" if self.profile.name in ("smoke", "laptop") else " of the laptop"
-            repeats = f"{table['repeat'].nunique()} repeats"
-            print(f"committed table {file.name}{whose}, {repeats} (aeft run {study} computes it)")
-            return table
+            return self._as_committed(chosen, f"aeft run {study} computes it")
+        if self._lacks(chosen):
+            return self._as_committed(chosen, f"{untrained.REMEDY} the rows it lacks")
         if not self.train:
             lines = [
                 {"row": row.name, "label": row.label, "repeat": repeat}
@@ -124,6 +123,45 @@ class Session:
             ]
             return pd.DataFrame(lines)
         return run.run_study(chosen, self.profile, chosen.repeats(self.n_repeats))
+
+    def _as_committed(self, study: Study, remedy: str) -> pd.DataFrame:
+        """A study's committed table, and a line that says so.
+
+        A table of means over repeats has no column ``repeat``, but their number ``n``.
+        """
+        file = run.committed_table(study)
+        table = self.committed(file.stem)
+        table = table[table["row"].isin([row.name for row in study.rows])]
+        whose = "" if self.profile.name in ("smoke", "laptop") else " of the laptop"
+        count = table["repeat"].nunique() if "repeat" in table else table["n"].max()
+        print(f"committed table {file.name}{whose}, {count} repeats ({remedy})")
+        return table
+
+    def _lacks(self, study: Study) -> bool:
+        """Whether a row of a study would have to be trained, and is not to be."""
+        repeats = study.repeats(self.n_repeats)
+        return not all(self.has(row.name, repeat) for row in study.rows for repeat in repeats)
+
+    def has(self, row: str, repeat: int = 0) -> bool:
+        """Whether a row can be read: the session trains, or store or package has it."""
+        return self.train or untrained.can_read(self.profile, catalogue.row(row), repeat)
+
+    def known(self, rows: Sequence[str]) -> list[str]:
+        """Those of `rows` that can be read; a line of output names the others."""
+        kept = [row for row in rows if self.has(row)]
+        if others := [row for row in rows if row not in kept]:
+            print(untrained.left_out(map(catalogue.row, others)))
+        return kept
+
+    def instead(self, rows: Sequence[str], name: str) -> pd.DataFrame | None:
+        """The committed table of this name where one of `rows` cannot be read, else None.
+
+        A line of output says so.
+        """
+        if all(map(self.has, rows)):
+            return None
+        print(f"committed table {name}.csv ({untrained.REMEDY} the rows it lacks)")
+        return self.committed(name)
 
     def stored_table(self, study: str) -> pd.DataFrame:
         """As `table`, but only what is in the store."""
@@ -159,7 +197,7 @@ class Session:
 
     def _is_shipped(self, row: Row, repeat: int) -> bool:
         """Whether the package's weights stand for a row, which nothing is to train."""
-        return not self.train and run.stored(self.profile, row, repeat) is None
+        return not (self.train or untrained.in_store(self.profile, row, repeat))
 
     def at_hand(self, row: str) -> bool:
         """Whether all that a row made can be read without training: in the store, or shipped."""
@@ -192,6 +230,19 @@ class Session:
         file = self.artefacts(row, repeat)["seeds"].folder / "seeds.npz"
         return [seed for _, seed in read_seeds(file)]
 
+    def label_maps(self, row: str, repeat: int = 0) -> list[np.ndarray]:
+        """The label maps (H, W) uint8 of a row that has some, scene by scene.
+
+        They are pseudo-labels, or what a segmentation network predicts.
+        """
+        files = label_files(self.artefacts(row, repeat)["labels"])
+        return [read_label_map(file, num_classes=self.num_classes) for file in files]
+
+    def scenes_of(self, row: str) -> Scenes:
+        """The scenes whose label maps a row makes."""
+        chosen = catalogue.row(row)
+        return self.profile.scenes("val" if chosen.segmenter else chosen.scored_on).open()
+
     def curves(self, rows: Sequence[str]) -> pd.DataFrame:
         """mIoU, precision and recall at every threshold, for rows and repeats."""
         return self._stacked(rows, "curve.csv")
@@ -201,18 +252,32 @@ class Session:
         return self._stacked(rows, "classes.csv")
 
     def summary(self, table: pd.DataFrame) -> pd.DataFrame:
-        """Mean and sd over the repeats of a study's table, a line a row; ``n`` repeats."""
-        return run.summarise(table)
+        """Mean and sd over the repeats of a study's table, a line a row; ``n`` repeats.
+
+        A committed table that holds them already stays as it is.
+        """
+        return run.summarise(table) if "repeat" in table else table
 
     def verdicts(self, study: str) -> str:
         """The claims that rest on a study, as Markdown: published, ours, and the verdict."""
-        built = self.report({study: self.table(study)})
-        ids = self._claims_of(study)
-        return report.markdown({"claims": [c for c in built["claims"] if c["id"] in ids]})
+        built, ids = self._report_on(study), self._claims_of(study)
+        lines = [claim for claim in built["claims"] if claim["id"] in ids]
+        return self._origin(study) + report.markdown({"claims": lines})
 
     def conclusions(self, study: str) -> str:
         """What the table of a study says of its claims, a sentence each, as Markdown."""
-        return report.conclusions(self.report({study: self.table(study)}), self._claims_of(study))
+        told = report.conclusions(self._report_on(study), self._claims_of(study))
+        return self._origin(study) + told
+
+    def _report_on(self, study: str) -> dict:
+        """The report with a study's table; the committed one where rows are lacking."""
+        if self._lacks(catalogue.get(study)):
+            return report.load(paths.FIGURES)
+        return self.report({study: self.table(study)})
+
+    def _origin(self, study: str) -> str:
+        lacks = self._lacks(catalogue.get(study))
+        return f"*As in the committed report: {untrained.REMEDY} the rows.*\n\n" if lacks else ""
 
     def report(
         self, tables: Mapping[str, pd.DataFrame] | None = None, *, carry_over: bool = True

@@ -25,8 +25,9 @@ from torch import Tensor
 
 from aeft_lib import paths
 from aeft_lib.lab import figures
+from aeft_lib.lab.cams import displayed
 from aeft_lib.paper import erasing, gpp
-from aeft_lib.paper.classifier import CamOutput
+from aeft_lib.paper.classifier import CamClassifier, CamOutput
 from aeft_lib.paper.triplet import Triplet
 from aeft_lib.refinement import random_walk
 
@@ -73,18 +74,38 @@ def pyramid(
 
 
 def triplet(
-    image: np.ndarray, output: CamOutput, pooling: gpp.PyramidPooling, class_id: int, start: Triplet
+    image: np.ndarray,
+    output: CamOutput,
+    pooling: gpp.PyramidPooling,
+    class_id: int,
+    start: Triplet,
+    network: CamClassifier | None = None,
 ) -> ipywidgets.VBox:
     """Move both thresholds and choose the attention: mask, positive, residual region, embeddings.
 
     image: (H, W, 3) uint8.  output: the classifier's, batch of one.  pooling: its gated layer.
     class_id: the only tag here.  start: its thresholds are where the sliders begin.
+    network: the classifier; with it the positive is shown as it sees it, erased pixels in the mean
+    colour, and its embedding stands beside the anchor's.
     """
     maps = _attentions(pooling, output.cam)
     tags = torch.zeros(output.cam.shape[:2])
     tags[:, class_id] = 1
     scale = figures.signed_scale(m[0, class_id].numpy() for m in maps.values())
-    picture = torch.from_numpy(image.copy()).permute(2, 0, 1)[None] / 255
+    picture = torch.from_numpy(image.copy()).permute(2, 0, 1)[None]
+    picture = picture / 255 if network is None else network.backbone.normalise(picture)
+
+    def embedding(of: Tensor) -> float:
+        return erasing.embeddings(of, tags)[0, class_id].item()
+
+    def attracted(e_anchor: float, erased: Tensor, attention: str) -> str:
+        """The embedding of the anchor; of the positive, and their distance, where it is known."""
+        if network is None:
+            return f"e_A = {e_anchor:.3f} (attract)"
+        with torch.inference_mode():
+            positive = embedding(_attentions(pooling, network(erased).cam)[attention])
+        apart = f"|e_P - e_A| = {abs(positive - e_anchor):.3f} (attract)"
+        return f"e_A = {e_anchor:.3f}   e_P = {positive:.3f}   {apart}"
 
     def draw(t_high: float, t_low: float, attention: str) -> tuple[Figure, str]:
         if t_low >= t_high:
@@ -94,7 +115,6 @@ def triplet(
         erased = erasing.erase(picture, output.cam, tags, threshold=t_high)
         region = erasing.residual_region(output.cam, tags, threshold=t_low)
         chosen = maps[attention]
-        e = erasing.embeddings(chosen, tags)[0, class_id].item()
         a = erasing.region_embeddings(chosen, region)[0, class_id].item()
         shown = [
             erased.foreground[0, 0].numpy(),
@@ -102,10 +122,11 @@ def triplet(
             region[0, class_id].float().numpy(),
         ]
         pictures = [image, *(figures.overlay(image, figures.stretched(m, image)) for m in shown)]
-        pictures.insert(3, erased.images[0].permute(1, 2, 0).numpy())
+        seen = erased.images[0].permute(1, 2, 0).numpy()
+        pictures.insert(3, seen if network is None else displayed(network, erased.images))
         pictures.append(figures.signed_colours(chosen[0, class_id].numpy(), scale))
         titles = ("anchor", "A_fg", "mask m", "positive", "residual", attention)
-        words = f"e_A = {e:.3f} (attract)   a = {a:.3f} (repel)"
+        words = f"{attracted(embedding(chosen), erased.images, attention)}   a = {a:.3f} (repel)"
         return figures.picture_grid([pictures], titles), words
 
     limits = {"min": 0.05, "max": 0.95, "step": 0.05}
@@ -122,7 +143,11 @@ def affinity(case: Any, start: tuple[int, int]) -> ipywidgets.VBox:
     """Pick a cell of the grid and see where its score flows: in one step, and after more.
 
     start: row and column of the cell to begin with.
+    A case without affinity has nothing to move, and says so.
     """
+    if case.affinity is None:
+        told = "there is no AffinityNet to ask: train = True trains one"
+        return ipywidgets.VBox([ipywidgets.Label(told)])
     h, w = case.affinity.size
 
     def draw(row: int, column: int, steps: int) -> tuple[Figure, str]:

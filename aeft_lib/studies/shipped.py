@@ -1,12 +1,13 @@
-"""Small trained weights that come with the package: three classifiers, one segmentation network.
+"""Small trained weights that come with the package: classifiers, AffinityNet, segmentation network.
 
 They are the laptop's first repeat, made by `shipping`, ``aeft weights --write``.  A file
 holds what training changed; frozen tensors come with the ImageNet weights.
 
 Tensors that start from ImageNet are kept as their way from there, in int8 steps of each output
-channel's longest way / 127; all others in half precision.  In half precision throughout the four
-files would have 29 MB, in this form they have under 20.  The way is short, so that its step errs
-by about as much as half precision does on the whole weight (tests/studies/test_shipped.py).
+channel's longest way / 127; all others in half precision.  In half precision throughout the files
+would be half as large again, in this form they stay under 20 MB.  The way is short, so that its
+step errs by about as much as half precision does on the whole weight
+(tests/studies/test_shipped.py).
 """
 
 import hashlib
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from aeft_lib.networks import state
 from aeft_lib.stages import store
+from aeft_lib.stages.affinity_nets import build_affinity_net
 from aeft_lib.stages.artefact import Artefact, Inputs, Stage
 from aeft_lib.stages.cache_features import cache_features
 from aeft_lib.stages.keys import decisive
@@ -36,10 +38,13 @@ from aeft_lib.studies.settings import Profile
 FOLDER = Path(__file__).with_name("weights")
 MANIFEST = "manifest.json"
 PROFILE, REPEAT = "laptop", 0
-CLASSIFIERS, SEGMENTER = ("gap", "gated", "attract_soft_repel"), "segment_aeft"
-ROWS = (*CLASSIFIERS, SEGMENTER)
+CLASSIFIERS = ("gap", "gated", "attract_soft_repel")
+SEGMENTER, REFINED = "segment_aeft", "aeft_pseudo"  # of the last, AffinityNet is kept
+ROWS = (*CLASSIFIERS, SEGMENTER, REFINED)  # in the order in which they have to fit
+MOST_BYTES = 20_000_000  # of all files together
 STEP = ".step"  # ends the name of a tensor's steps, one an output channel
 PROBES = 4  # unseen scenes whose outputs stand in the manifest
+FEATURES = 10  # of AffinityNet's that stand there
 REMEDY = "write it anew: make weights"
 
 
@@ -119,7 +124,12 @@ def last_training(profile: Profile, row: Row) -> Any:
         return Artefact(stage.__name__, "", Path(), {}, spec)
 
     pipeline.products(profile, replace(row, keep_epochs=False), REPEAT, note)
-    return specs["train_segmenter" if row.segmenter else "train_classifier"]
+    return specs[f"train_{product(row)}"]
+
+
+def product(row: Row) -> str:
+    """The network that is kept of a row: ``classifier``, ``affinity`` or ``segmenter``."""
+    return "segmenter" if row.segmenter else "affinity" if row.refiner else "classifier"
 
 
 def read(row: str, start: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -152,7 +162,9 @@ def network(profile: Profile, row: Row) -> nn.Module:
 
 def untrained(spec: Any) -> nn.Module:
     """The network of a training's spec, before the training."""
-    return build_segmenter(spec) if hasattr(spec, "segmenter") else build_network(spec)
+    if hasattr(spec, "segmenter"):
+        return build_segmenter(spec)
+    return build_affinity_net(spec) if hasattr(spec, "radius") else build_network(spec)
 
 
 def artefacts(profile: Profile, row: Row) -> pipeline.Artefacts:
@@ -192,12 +204,18 @@ def unpack_weights(
 
 
 def outputs(network: nn.Module, images: Sequence[Any]) -> Tensor:
-    """What tells one network from another, (N, K) or (N, K + 1): logits, or mean coarse logits."""
+    """What tells one network from another, (N, K) or (N, K + 1): see `answer`."""
     with torch.inference_mode():
-        pictures = normalised(network, images)
-        if hasattr(network, "coarse"):
-            return network.coarse(pictures).mean(dim=(2, 3))
-        return network(pictures).logits
+        return answer(network, normalised(network, images))
+
+
+def answer(network: nn.Module, pictures: Tensor) -> Tensor:
+    """Of normalised pictures (N, 3, H, W): logits, mean coarse logits, or ten mean features."""
+    if hasattr(network, "coarse"):
+        return network.coarse(pictures).mean(dim=(2, 3))
+    if hasattr(network, "f9"):
+        return network(pictures)[:, :FEATURES].mean(dim=(2, 3))
+    return network(pictures).logits
 
 
 def probes(profile: Profile) -> list[Any]:

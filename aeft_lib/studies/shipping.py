@@ -45,15 +45,31 @@ def write() -> list[str]:
     if not entries:
         raise ValueError(f"nothing to write; {'; '.join(lines)}")
     networks = (shipped.manifest()["networks"] if file.is_file() else {}) | entries
+    networks = {name: networks[name] for name in shipped.ROWS if name in networks}
+    lines += _drop_what_does_not_fit(networks)
     content = {
         "made_by": "aeft weights --write",
         "profile": shipped.PROFILE,
         "repeat": shipped.REPEAT,
         "classes": list(scenes.classes),
         "trained_on": f"{len(scenes)} collages of {profile.train.size} px",
-        "networks": {name: networks[name] for name in shipped.ROWS if name in networks},
+        "networks": networks,
     }
     paths.write_text(file, json.dumps(content, indent=1) + "\n")
+    return lines
+
+
+def _drop_what_does_not_fit(networks: dict[str, dict[str, Any]]) -> list[str]:
+    """Remove networks, and their files, beyond `shipped.MOST_BYTES`; returns a line for each."""
+    lines, total = [], 0
+    for name, entry in list(networks.items()):
+        if total + entry["bytes"] <= shipped.MOST_BYTES:
+            total += entry["bytes"]
+            continue
+        del networks[name]
+        (shipped.FOLDER / entry["file"]).unlink(missing_ok=True)
+        most = f"{shipped.MOST_BYTES / 1e6:.0f} MB that files may have together"
+        lines.append(f"{name}: left out, it does not fit into the {most}")
     return lines
 
 
@@ -66,14 +82,15 @@ def _stored(stage: Stage, spec: Any, inputs: Inputs | None = None) -> Artefact:
 
 def _write(profile: Profile, row: Row, made: Artefacts) -> dict[str, Any]:
     """Write one file; its part of the manifest."""
-    artefact = made["segmenter" if row.segmenter else "classifier"]
+    artefact = made[shipped.product(row)]
     trained = loaded(shipped.untrained, artefact)
     start = shipped.untrained(artefact.spec).state_dict()
     content = save(shipped.encoded(state.trained_state(trained), start))
     name = f"{row.name}.safetensors"
     with paths.replacing(shipped.FOLDER / name) as aside:
         aside.write_bytes(content)
-    return {
+    background = {"background": made["background"].summary} if "background" in made else {}
+    return background | {
         "file": name,
         "sha256": hashlib.sha256(content).hexdigest(),
         "bytes": len(content),

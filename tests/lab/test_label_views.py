@@ -19,7 +19,7 @@ import torch
 
 from aeft_lib import cli
 from aeft_lib.data.augment import random_views
-from aeft_lib.lab import ch05_pseudo_labels, ch06_segmentation, figures, widgets
+from aeft_lib.lab import ch05_case, ch05_pseudo_labels, ch06_segmentation, figures, widgets
 from aeft_lib.lab.session import Session
 from aeft_lib.maps.labels import VOID
 from aeft_lib.paper.gpp import scaled_levels
@@ -108,7 +108,7 @@ def test_the_case_has_one_posterior_a_power_and_the_grid_of_its_scene(case):
 
 
 def test_a_weaker_background_leaves_more_foreground(case):
-    table = ch05_pseudo_labels.power_table(case)
+    table = ch05_case.power_table(case)
     assert table["power"].tolist() == ["low", "middle", "high"]
     assert table["crossing"].is_monotonic_decreasing
     assert table["seed"].is_monotonic_increasing
@@ -116,28 +116,26 @@ def test_a_weaker_background_leaves_more_foreground(case):
 
 
 def test_grid_picture_shows_classes_background_and_void_only(case):
-    shown = set(np.unique(ch05_pseudo_labels.grid_picture(case)))
+    shown = set(np.unique(ch05_case.grid_picture(case)))
     assert shown <= {0, VOID, *(case.seed.class_ids + 1).tolist()}
 
 
 def test_a_score_spreads_further_with_more_steps_and_stays_without_any(case):
-    cell = ch05_pseudo_labels.strongest_cell(case)
-    alone = ch05_pseudo_labels.spread(case, *cell, 0)
+    cell = ch05_case.strongest_cell(case)
+    alone = ch05_case.spread(case, *cell, 0)
     assert alone[cell] == 1
     assert alone.sum() == 1
-    table = ch05_pseudo_labels.spread_table(case, cell, (1, 4, 64))
+    table = ch05_case.spread_table(case, cell, (1, 4, 64))
     assert table["cells"].is_monotonic_increasing
     with pytest.raises(ValueError, match=r"cell \(99, 0\) is outside the 12 x 12 grid"):
-        ch05_pseudo_labels.spread(case, 99, 0, 1)
+        ch05_case.spread(case, 99, 0, 1)
 
 
 def test_walk_pictures_are_scores_over_labels(case):
-    scores, labels = ch05_pseudo_labels.walk_pictures(case, (0, 4))
+    scores, labels = ch05_case.walk_pictures(case, (0, 4))
     assert [picture.ndim for picture in (*scores, *labels)] == [3, 3, 2, 2]
-    np.testing.assert_array_equal(
-        labels[1], ch05_pseudo_labels.labels_of(case, ch05_pseudo_labels.walked(case, 4))
-    )
-    table = ch05_pseudo_labels.walk_table(case, (0, 4))
+    np.testing.assert_array_equal(labels[1], ch05_case.labels_of(case, ch05_case.walked(case, 4)))
+    table = ch05_case.walk_table(case, (0, 4))
     assert table["steps"].tolist() == [0, 4]
     assert table["foreground"][1] == pytest.approx((labels[1] != 0).mean())
 
@@ -262,11 +260,11 @@ def test_results_scatter_has_every_method_and_a_trend_without_ours():
 
 
 def test_affinity_widget_redraws_and_counts_the_cells_it_reaches(case):
-    cell = ch05_pseudo_labels.strongest_cell(case)
+    cell = ch05_case.strongest_cell(case)
     *controls, picture, text = widgets.affinity(case, cell).children
     assert [control.description for control in controls] == ["row", "column", "steps"]
     assert [control.value for control in controls] == [*cell, 16]
-    reached = ch05_pseudo_labels.spread_table(case, cell, (16,))["cells"][0]
+    reached = ch05_case.spread_table(case, cell, (16,))["cells"][0]
     assert text.value.startswith(f"{reached} of 144 cells")
     before = picture.value
     controls[0].value = (cell[0] + 3) % 12

@@ -108,6 +108,33 @@ def test_triplet_draws_foreground_mask_positive_and_residual_region(pooling, dra
     np.testing.assert_allclose(shown["level 2"], figures.signed_colours(CAM[0, 1].numpy(), scale))
 
 
+class Classifier:
+    """Its CAM is twice the sum of the channels, for both classes; grey 51 is its mean colour."""
+
+    class backbone:
+        @staticmethod
+        def normalise(images):
+            return (images.float() - 51) / 100
+
+    def __call__(self, images):
+        cam = 2 * images.sum(dim=1, keepdim=True).expand(-1, 2, -1, -1)
+        return CamOutput(cam, cam.mean(dim=(2, 3)), cam)
+
+
+def test_with_its_network_the_triplet_shows_the_positives_embedding_and_mean_colour(drawn):
+    image = np.full((2, 2, 3), 151, np.uint8)  # normalised: 1 everywhere
+    pooling = gpp.PyramidPooling(num_classes=2, levels=(1, 2))
+    widget = widgets.triplet(image, OUTPUT, pooling, 1, CORRECTED, Classifier())
+    controls, _, text = parts(widget)
+    controls["attention"].value = "level 2"  # the CAM itself
+    # The mask keeps a quarter of one pixel: its CAM is 3/2, the others' 0.
+    told = "e_A = 1.250   e_P = 0.375   |e_P - e_A| = 0.875 (attract)   a = -0.250 (repel)"
+    assert text.value == told
+    expected = np.full((2, 2, 3), 51 / 255)
+    expected[0, 1] += 25 / 255
+    np.testing.assert_allclose(drawn[-1]["positive"], expected, atol=1e-4)
+
+
 @pytest.mark.parametrize(("name", "value"), [("t_H", 0.2), ("t_L", 0.3), ("attention", "level 2")])
 def test_every_move_of_the_triplet_redraws(pooling, name, value):
     controls, picture, _ = triplet(pooling, replace(CORRECTED, residual_threshold=0.1))

@@ -1,6 +1,5 @@
-"""The report: verdicts, the poster's numbers, what a table becomes, and the README's block."""
+"""The report: verdicts, the poster's numbers, and what a table becomes."""
 
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -379,7 +378,10 @@ def test_written_files_say_the_same(built, tmp_path):
         "claim.gpp_beats_gap", ["reproduced_mean", "sd", "n", "verdict"]
     ].tolist() == [5, 1, 3, "undecided"]
     assert list(stored.index) == list(built)
-    lines = files[2].read_text(encoding="utf-8").splitlines()
+    text = files[2].read_text(encoding="utf-8")
+    assert text.startswith(report.RULE)
+    assert f"- `claim.`: {report.tally(whole, 'claim.')}" in text
+    lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len(lines) == 2 + len(built)
     head = "G (gated, coarse to fine) gives better seeds than GAP | 54.2 | 46.0; +5.0 [+2.5, +7.5]"
     verdict = "undecided (3 of 5 repeats) | undecided"
@@ -417,57 +419,3 @@ def test_an_edited_digit_of_the_published_numbers_is_refused(tmp_path, monkeypat
         ValueError, match=r"published\.toml is damaged or was edited.*python -m aeft_lib.paths"
     ):
         report.published.__wrapped__()
-
-
-# --- the README -----------------------------------------------------------------------------------
-
-
-def small_report() -> dict:
-    return json.loads(
-        json.dumps(
-            report.build({"gap_vs_gpp": table(gap=[40.0, 41.0], gated=[45.0, 47.0])}, "tiny")
-        )
-    )
-
-
-def test_the_readme_block_holds_every_claim_and_nothing_else():
-    whole = small_report()
-    block = report.readme_block(whole)
-    shown = [line.split("`")[1] for line in block.splitlines() if line.startswith("| `")]
-    assert shown == [claim["id"] for claim in report.published()["claims"]]
-    assert "`tiny`" in block
-    assert report.tally(whole, "claim.") in block
-    assert block.startswith(report.README_START)
-    assert block.endswith(report.README_END)
-
-
-def test_update_readme_replaces_its_block_alone_and_twice_is_once(tmp_path):
-    readme = tmp_path / "README.md"
-    readme.write_text(
-        f"# Título\n\n{report.README_START}\nold\n{report.README_END}\n\nafter ±\n",
-        encoding="utf-8",
-    )
-    report.update_readme(small_report(), readme)
-    once = readme.read_text(encoding="utf-8")
-    assert once == f"# Título\n\n{report.readme_block(small_report())}\n\nafter ±\n"
-    report.update_readme(small_report(), readme)
-    assert readme.read_text(encoding="utf-8") == once
-
-
-@pytest.mark.parametrize("text", ["", report.README_START, report.README_END])
-def test_update_readme_refuses_a_file_without_both_markers(tmp_path, text):
-    readme = tmp_path / "README.md"
-    readme.write_text(text, encoding="utf-8")
-    with pytest.raises(
-        ValueError, match=r"README\.md has no results block: put the lines.*restore"
-    ):
-        report.update_readme(small_report(), readme)
-    assert readme.read_text(encoding="utf-8") == text
-
-
-def test_the_committed_readme_shows_the_committed_report():
-    readme = paths.ROOT / "README.md"
-    for file in (readme, paths.FIGURES / "report.json"):
-        if not file.is_file():
-            pytest.skip(f"there is no {file.relative_to(paths.ROOT)} yet")
-    assert report.readme_block(report.load()) in readme.read_text(encoding="utf-8")

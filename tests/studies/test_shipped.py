@@ -38,6 +38,7 @@ def test_the_package_brings_all_classifiers_in_less_than_20_mb():
     files = {shipped.entry(row)["file"] for row in KNOWN}
     assert files | {shipped.MANIFEST} == {file.name for file in shipped.FOLDER.iterdir()}
     assert sum(file.stat().st_size for file in shipped.FOLDER.iterdir()) < 20e6
+    assert shipped.MOST_BYTES == 20e6
     assert shipped.manifest()["classes"] == list(LAPTOP.train.open().classes)
     for row in KNOWN:
         assert shipped.entry(row)["command"] == shipping.command(row)
@@ -71,8 +72,7 @@ def reach(network, row: str) -> tuple[torch.Tensor, torch.Tensor]:
         parameter.requires_grad_(True)
     (image, *_) = shipped.probes(LAPTOP)
     picture = shipped.normalised(network, [image])
-    is_segmenter = hasattr(network, "coarse")
-    out = network.coarse(picture).mean(dim=(2, 3)) if is_segmenter else network(picture).logits
+    out = shipped.answer(network, picture)
     limits = []
     bounds = error_bounds(row, {name: p.detach() for name, p in trained.items()})
     for value in out[0]:
@@ -91,7 +91,9 @@ def test_shipped_weights_give_the_trained_networks_outputs(row):
     # The bound tells weights apart: with a last layer off by a tenth it is left.
     assert limits.max() < 0.02 * before.abs().max()
     last = [
-        p for name, p in network.named_parameters() if name.endswith(("fc9.weight", "conv7.weight"))
+        p
+        for name, p in network.named_parameters()
+        if name.endswith(("fc9.weight", "conv7.weight", "f9.weight"))
     ]
     with torch.no_grad():
         last[0].mul_(1.1)
@@ -158,6 +160,16 @@ def test_weights_are_written_from_the_store_and_others_stay(smoke_weights, monke
     with pytest.raises(ValueError, match="nothing to write; gap: not in the store"):
         shipping.write()
     assert shipped.manifest() == before
+
+
+def test_what_does_not_fit_is_left_out_with_its_file(smoke_weights, monkeypatch):
+    file = shipped.FOLDER / shipped.entry("gap")["file"]
+    networks = {name: {"bytes": 60, "file": f"{name}.bin"} for name in ("a", "b", "c")}
+    networks["c"] = {"bytes": 40, "file": file.name}
+    monkeypatch.setattr(shipped, "MOST_BYTES", 70)
+    assert [line.split(":")[0] for line in shipping._drop_what_does_not_fit(networks)] == ["b", "c"]
+    assert list(networks) == ["a"]
+    assert not file.exists()
 
 
 def test_a_session_that_does_not_train_reads_the_shipped_weights(

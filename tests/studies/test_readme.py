@@ -1,0 +1,108 @@
+"""The README's block of results: short, computed, and the one of the committed report."""
+
+import json
+import re
+
+import pandas as pd
+import pytest
+
+from aeft_lib import paths
+from aeft_lib.studies import readme, report
+
+
+def small_report() -> dict:
+    """GAP and G in two repeats."""
+    lines = [("gap", 0, 40.0), ("gap", 1, 41.0), ("gated", 0, 45.0), ("gated", 1, 47.0)]
+    table = pd.DataFrame(lines, columns=["row", "repeat", "miou"])
+    return json.loads(json.dumps(report.build({"gap_vs_gpp": table}, "tiny")))
+
+
+def with_own_claim(verdict: str) -> dict:
+    whole = small_report()
+    line = next(line for line in whole["claims"] if line["id"] == "ours.crf_refines")
+    line |= {"verdict": verdict, "difference": 3.0, "low": 2.0, "high": 4.0, "pairs": 3}
+    return whole
+
+
+def rows(block: str) -> list[str]:
+    return [line for line in block.splitlines() if line.startswith("|")][2:]
+
+
+def test_the_block_has_a_line_for_each_claim_of_the_paper():
+    whole = small_report()
+    block = readme.block(whole)
+    claims = [c for c in report.published()["claims"] if c["id"].startswith(readme.PAPER)]
+    assert [line.split(" | ")[0] for line in rows(block)] == [f"| {c['claim']}" for c in claims]
+    assert block.startswith(readme.START)
+    assert block.endswith(readme.END)
+    assert "`tiny`" in block
+    assert report.tally(whole, "claim.") in block
+    assert report.tally(whole, "claim.", "photos_") in block
+
+
+def test_a_line_has_the_papers_difference_ours_and_that_of_photos():
+    whole = small_report()
+    first = rows(readme.block(whole))[0]  # +5 and +6, so 5.5 ± 12.7 * 0.5
+    line = next(line for line in whole["claims"] if line["id"] == "claim.gpp_beats_gap")
+    photos = f"{report.points_of(line, 'photos_')} {line['photos_verdict']}"
+    assert first.endswith(f"| +6.2 | +5.5 [-0.9, +11.9] undecided | {photos} |")
+    assert rows(readme.block(whole))[1].endswith("| not run | not run |")
+
+
+@pytest.mark.parametrize("verdict", ["holds", "fails", "undecided", "not run"])
+def test_of_our_own_claims_those_that_are_decided_are_shown(verdict):
+    block = readme.block(with_own_claim(verdict))
+    assert ("The dense CRF alone improves seeds" in block) == (verdict in ("holds", "fails"))
+    assert ("not claimed by the paper" in block) == (verdict in ("holds", "fails"))
+
+
+def test_short_trainings_are_reported():
+    whole = small_report()
+    assert "Trainings on real photos are short" in readme.block(whole)
+    for line in whole["claims"]:
+        line["short"] = True
+    assert "Trainings on collages and on real photos are short" in readme.block(whole)
+
+
+def test_update_replaces_its_block_alone_and_twice_is_once(tmp_path):
+    file = tmp_path / "README.md"
+    text = f"# Título\n\n{readme.START}\nold\n{readme.END}\n\nafter ±\n"
+    file.write_text(text, encoding="utf-8")
+    readme.update(small_report(), file)
+    once = file.read_text(encoding="utf-8")
+    assert once == f"# Título\n\n{readme.block(small_report())}\n\nafter ±\n"
+    readme.update(small_report(), file)
+    assert file.read_text(encoding="utf-8") == once
+
+
+@pytest.mark.parametrize("text", ["", readme.START, readme.END])
+def test_update_refuses_a_file_without_both_markers(tmp_path, text):
+    file = tmp_path / "README.md"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(
+        ValueError, match=r"README\.md has no results block: put the lines.*restore"
+    ):
+        readme.update(small_report(), file)
+    assert file.read_text(encoding="utf-8") == text
+
+
+def test_the_committed_readme_is_short_and_shows_the_committed_report():
+    text = (paths.ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme.block(report.load()) in text
+    assert len(text.splitlines()) < 150
+
+
+def test_the_lines_of_python_in_the_readme_run():
+    text = (paths.ROOT / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```", text, flags=re.M | re.S)
+    names: dict = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert len([line for line in code.splitlines() if line.strip()]) == 8
+    assert names["logits"].shape == (2, 20)
+    assert names["features"].weight.grad.abs().sum() > 0
+    assert names["pooling"].gates[0].positive.weight.grad is not None
+
+
+def test_the_committed_page_is_that_of_the_committed_report():
+    page = (paths.FIGURES / "report.md").read_text(encoding="utf-8")
+    assert page == report.page(report.load()) + "\n"
