@@ -32,6 +32,7 @@ def write() -> list[str]:
     A network that the store lacks stays as it is.  Raises ValueError where the store has none.
     """
     profile, file = profiles.get(shipped.PROFILE), shipped.FOLDER / shipped.MANIFEST
+    commit = store.commit()  # before the first file changes the checkout
     scenes, entries, lines = profile.train.open(), {}, []
     for row in map(catalogue.row, shipped.ROWS):
         try:
@@ -40,7 +41,7 @@ def write() -> list[str]:
             remedy = f"left as it was; train it with {command(row.name)}"
             lines.append(f"{row.name}: not in the store, {remedy}")
             continue
-        entries[row.name] = _write(profile, row, made)
+        entries[row.name] = _write(profile, row, made, commit)
         lines.append(f"{row.name}: {entries[row.name]['bytes'] / 1e6:.1f} MB")
     if not entries:
         raise ValueError(f"nothing to write; {'; '.join(lines)}")
@@ -80,7 +81,7 @@ def _stored(stage: Stage, spec: Any, inputs: Inputs | None = None) -> Artefact:
     return store.lookup(stage, spec, inputs)
 
 
-def _write(profile: Profile, row: Row, made: Artefacts) -> dict[str, Any]:
+def _write(profile: Profile, row: Row, made: Artefacts, commit: str) -> dict[str, Any]:
     """Write one file; its part of the manifest."""
     artefact = made[shipped.product(row)]
     trained = loaded(shipped.untrained, artefact)
@@ -95,7 +96,7 @@ def _write(profile: Profile, row: Row, made: Artefacts) -> dict[str, Any]:
         "sha256": hashlib.sha256(content).hexdigest(),
         "bytes": len(content),
         "command": command(row.name),
-        "commit": store.commit(),
+        "commit": commit,
         "made_on": artefact.record["machine"],
         "key": artefact.key,
         "training": decisive(shipped.last_training(profile, row)),
