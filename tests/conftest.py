@@ -25,6 +25,7 @@ def pytest_addoption(parser) -> None:
 LONG = (
     "test_notebooks_on_photos",
     "test_solutions",
+    "test_notebooks_untrained",
     "test_campaign",
     "test_ranks",
     "test_run",
