@@ -30,6 +30,7 @@ exclude_patterns = [".*", "runs", "build", "**/.ipynb_checkpoints"]
 
 nb_execution_mode = "off"  # the committed outputs are shown
 nb_merge_streams = True
+nb_render_markdown_format = "myst"  # tables in outputs, as in the text
 myst_enable_extensions = ["dollarmath", "amsmath", "deflist", "colon_fence"]
 myst_heading_anchors = 4
 html_math_renderer = "mathml"
