@@ -114,6 +114,7 @@ def _made(folder):
     return folder
 
 
+@pytest.mark.exact  # weights as they are in the file
 def test_a_warm_start_fills_what_it_has(tmp_path):
     gap = pipeline.classifiers(SMOKE, catalogue.GAP, 0, obtain)["classifier"]
     start = load_file(gap.folder / "weights.safetensors")
