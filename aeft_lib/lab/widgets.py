@@ -1,8 +1,10 @@
 """The notebooks' figures with controls, over arrays that are already computed.
 
-Dependency choice: ipywidgets, the standard of JupyterLab.  The static picture always stands in a
-cell of its own above.  Pictures go into an Image widget, not through captured output: that needs a
-front end, and a papermill run has none.
+Dependency choice: ipywidgets, the standard of JupyterLab, and ipyevents, which hands on clicks in
+its Image widget.  ipympl, as well kept, draws through a backend of its own, and so would change
+every figure of a notebook.  The static picture always stands in a cell of its own above.  Pictures
+go into an Image widget, not through captured output: that needs a front end, and a papermill run
+has none.
 
 A book has no kernel: where AEFT_FRAMES names a folder (as in ``aeft reproduce --publish``), every
 widget also writes its frames there, the pictures of a grid of its controls' values.
@@ -10,14 +12,14 @@ widget also writes its frames there, the pictures of a grid of its controls' val
 
 import itertools
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import ipyevents
 import ipywidgets
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.figure import Figure
@@ -26,29 +28,40 @@ from torch import Tensor
 from aeft_lib import paths
 from aeft_lib.lab import figures
 from aeft_lib.lab.cams import displayed
+from aeft_lib.lab.canvas import Canvas, Decorate, View, figure_of
 from aeft_lib.paper import erasing, gpp
 from aeft_lib.paper.classifier import CamClassifier, CamOutput
 from aeft_lib.paper.triplet import Triplet
 from aeft_lib.refinement import random_walk
 
+Draw = Callable[..., View]
+# Row and column of a clicked pixel -> new values of controls, by their places.
+Clicked = Callable[[int, int], Mapping[int, Any]]
+
 
 def threshold(case: Mapping[str, np.ndarray], start: float = 0.3) -> ipywidgets.VBox:
     """Move the background score of one CAM: hits are green, spill is orange, misses are blue.
 
+    A click in a picture moves it just below the CAM's value there, to a hundredth: this pixel and
+    all with more stay.
     case: image (H, W, 3) uint8, truth (H, W) bool, cam (H, W) in 0..1.
     """
 
-    def draw(t: float) -> tuple[Figure, str]:
+    def draw(t: float) -> View:
         predicted = case["cam"] > t
         hit = (predicted & case["truth"]).sum()
         precision, recall = hit / max(predicted.sum(), 1), hit / max(case["truth"].sum(), 1)
         picture = figures.agreement(case["image"], predicted, case["truth"])
         maps = [case["image"], figures.overlay(case["image"], case["cam"]), picture]
         words = f"precision {100 * precision:.0f} %, recall {100 * recall:.0f} %"
-        return figures.picture_grid([maps], ("image", "CAM", f"t = {t:.2f}")), words
+        return View(maps, ("image", "CAM", f"t = {t:.2f}"), words)
 
-    slider = ipywidgets.FloatSlider(start, min=0.0, max=0.95, step=0.05, description="t")
-    return _with_picture("threshold", [slider], draw, [np.arange(0.0, 1.0, 0.05)])
+    def at_value(row: int, column: int) -> dict[int, float]:
+        below = math.ceil(round(100 * float(case["cam"][row, column]), 6) - 1) / 100
+        return {0: min(max(below, slider.min), slider.max)}
+
+    slider = ipywidgets.FloatSlider(start, min=0.0, max=0.95, step=0.01, description="t")
+    return _with_picture("threshold", [slider], draw, [np.arange(0.0, 1.0, 0.05)], at_value)
 
 
 def pyramid(
@@ -62,15 +75,16 @@ def pyramid(
     maps = _attentions(pooling, cam)
     scale = figures.signed_scale(m[0, class_id].numpy() for m in (cam, *maps.values()))
 
-    def draw(attention: str) -> tuple[Figure, str]:
+    def draw(attention: str) -> View:
         logit = gpp.sign_preserving_prediction(cam, maps[attention])[0, class_id].item()
         signed = (m[0, class_id].numpy() for m in (cam, maps[attention]))
         pictures = [image, *(figures.signed_colours(m, scale) for m in signed)]
-        figure = figures.picture_grid([pictures], ("image", "signed CAM f", attention))
-        figures.signed_bar(figure, scale)
-        return figure, f"logit {logit:.2f}"
+        return View(pictures, ("image", "signed CAM f", attention), f"logit {logit:.2f}")
 
-    return _with_picture("pyramid", [_attention_menu(maps)], draw, [list(maps)])
+    def bar(figure: Figure) -> None:
+        figures.signed_bar(figure, scale)
+
+    return _with_picture("pyramid", [_attention_menu(maps)], draw, [list(maps)], decorate=bar)
 
 
 def triplet(
@@ -107,11 +121,9 @@ def triplet(
         apart = f"|e_P - e_A| = {abs(positive - e_anchor):.3f} (attract)"
         return f"e_A = {e_anchor:.3f}   e_P = {positive:.3f}   {apart}"
 
-    def draw(t_high: float, t_low: float, attention: str) -> tuple[Figure, str]:
+    def draw(t_high: float, t_low: float, attention: str) -> View:
         if t_low >= t_high:
-            return figures.picture_grid(
-                [[image]], ["t_L must lie below t_H"]
-            ), "move t_L down or t_H up"
+            return View([image], ["t_L must lie below t_H"], "move t_L down or t_H up")
         erased = erasing.erase(picture, output.cam, tags, threshold=t_high)
         region = erasing.residual_region(output.cam, tags, threshold=t_low)
         chosen = maps[attention]
@@ -127,7 +139,7 @@ def triplet(
         pictures.append(figures.signed_colours(chosen[0, class_id].numpy(), scale))
         titles = ("anchor", "A_fg", "mask m", "positive", "residual", attention)
         words = f"{attracted(embedding(chosen), erased.images, attention)}   a = {a:.3f} (repel)"
-        return figures.picture_grid([pictures], titles), words
+        return View(pictures, titles, words)
 
     limits = {"min": 0.05, "max": 0.95, "step": 0.05}
     controls = (
@@ -142,6 +154,7 @@ def triplet(
 def affinity(case: Any, start: tuple[int, int]) -> ipywidgets.VBox:
     """Pick a cell of the grid and see where its score flows: in one step, and after more.
 
+    A click in a picture picks the cell under it.
     start: row and column of the cell to begin with.
     A case without affinity has nothing to move, and says so.
     """
@@ -149,20 +162,23 @@ def affinity(case: Any, start: tuple[int, int]) -> ipywidgets.VBox:
         told = "there is no AffinityNet to ask: train = True trains one"
         return ipywidgets.VBox([ipywidgets.Label(told)])
     h, w = case.affinity.size
+    image = case.scene.image
 
-    def draw(row: int, column: int, steps: int) -> tuple[Figure, str]:
+    def draw(row: int, column: int, steps: int) -> View:
         maps = [
             random_walk.reach(case.affinity, row, column, steps=count).numpy()
             for count in (1, steps)
         ]
         cell = np.zeros((h, w))
         cell[row, column] = 1
-        image = case.scene.image
         pictures = [figures.overlay(image, figures.stretched(m, image)) for m in (cell, *maps)]
         reached = int((maps[1] > 0.1).sum())
         words = f"{reached} of {h * w} cells hold more than a tenth of the strongest"
         titles = ("image", "cell", "1 step", f"{steps} steps")
-        return figures.picture_grid([[image, *pictures]], titles), words
+        return View([image, *pictures], titles, words)
+
+    def at_cell(row: int, column: int) -> dict[int, int]:
+        return {0: row * h // image.shape[0], 1: column * w // image.shape[1]}
 
     options = (1, 2, 4, 8, 16, 32, 64)
     controls = (
@@ -174,7 +190,7 @@ def affinity(case: Any, start: tuple[int, int]) -> ipywidgets.VBox:
         sorted({at, *np.linspace(0, n - 1, 4).astype(int).tolist()})
         for at, n in zip(start, (h, w), strict=True)
     )
-    return _with_picture("affinity", controls, draw, [rows, columns, (1, 4, 16)])
+    return _with_picture("affinity", controls, draw, [rows, columns, (1, 4, 16)], at_cell)
 
 
 def _attentions(pooling: gpp.PyramidPooling, cam: Tensor) -> dict[str, Tensor]:
@@ -196,23 +212,45 @@ def _attention_menu(maps: Mapping[str, Tensor]) -> ipywidgets.Dropdown:
 def _with_picture(
     name: str,
     controls: Sequence[ipywidgets.ValueWidget],
-    draw: Callable[..., tuple[Figure, str]],
+    draw: Draw,
     shown: Sequence[Sequence[Any]],
+    clicked: Clicked | None = None,
+    decorate: Decorate | None = None,
 ) -> ipywidgets.VBox:
     """Controls, the picture their values decide, and a line of text below.
 
     name: of its folder of frames.  shown: the values of each control that have a frame.
+    clicked: what a click in a picture changes.  decorate: see `figure_of`.
     """
     if folder := os.environ.get("AEFT_FRAMES"):
-        write_frames(Path(folder) / name, controls, draw, shown)
-    picture, text = ipywidgets.Image(format="png"), ipywidgets.Label()
+        write_frames(Path(folder) / name, controls, draw, shown, decorate)
+    picture, text, canvas = ipywidgets.Image(format="png"), ipywidgets.Label(), Canvas(decorate)
 
     def show(_: object = None) -> None:
-        figure, text.value = draw(*(control.value for control in controls))
-        picture.value = _drawn(figure, "png")
+        view = draw(*(control.value for control in controls))
+        picture.value, text.value = canvas.drawn(view), view.text
+
+    def move(values: Mapping[int, Any]) -> None:
+        """Move several controls, and draw once."""
+        for place in values:
+            controls[place].unobserve(show, names="value")
+        for place, value in values.items():
+            controls[place].value = value
+            controls[place].observe(show, names="value")
+        show()
+
+    def click(event: Mapping[str, Any]) -> None:
+        x, y = (
+            (event[f"relative{axis}"] + 0.5) / event[f"boundingRect{side}"]
+            for axis, side in (("X", "Width"), ("Y", "Height"))
+        )
+        if at := canvas.pixel(x, y):
+            move(clicked(*at[1:]))
 
     for control in controls:
         control.observe(show, names="value")
+    if clicked:
+        ipyevents.Event(source=picture, watched_events=["click"]).on_dom_event(click)
     show()
     return ipywidgets.VBox([*controls, picture, text])
 
@@ -220,24 +258,26 @@ def _with_picture(
 def write_frames(
     folder: Path,
     controls: Sequence[ipywidgets.ValueWidget],
-    draw: Callable[..., tuple[Figure, str]],
+    draw: Draw,
     shown: Sequence[Sequence[Any]],
+    decorate: Decorate | None = None,
 ) -> None:
     """Write a picture ``I-J-K.webp`` for every combination of values, and ``frames.json``.
 
     I, J, K are the values' places in `shown`.  The table has the controls with the place of the
-    value they stand at, and the line of text of every picture.
+    value they stand at, and the line of text of every picture.  decorate: see `figure_of`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.webp"):
         old.unlink()
     texts = {}
     for places in itertools.product(*(range(len(values)) for values in shown)):
-        figure, text = draw(*(values[i] for values, i in zip(shown, places, strict=True)))
+        view = draw(*(values[i] for values, i in zip(shown, places, strict=True)))
         frame = "-".join(map(str, places))
-        texts[frame] = text
+        texts[frame] = view.text
         with paths.replacing(folder / f"{frame}.webp") as aside:
-            aside.write_bytes(_drawn(figure, "webp", pil_kwargs={"quality": 60}))
+            figure, options = figure_of(view, decorate), {"quality": 60}
+            figure.savefig(aside, format="webp", pil_kwargs=options)
     described = [
         {
             "name": control.description,
@@ -254,11 +294,3 @@ def write_frames(
 def _distance(value: Any, other: Any) -> float:
     """Between numbers; 0 for equal words and 1 for others."""
     return float(value != other) if isinstance(value, str) else abs(value - other)
-
-
-def _drawn(figure: Figure, kind: str, **options: Any) -> bytes:
-    """The figure as a file of this kind; it is closed."""
-    content = BytesIO()
-    figure.savefig(content, format=kind, **options)
-    plt.close(figure)
-    return content.getvalue()

@@ -6,7 +6,7 @@ run at once.
 
 import multiprocessing
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from aeft_lib import paths
 from aeft_lib.engine import ranks, shards
@@ -23,7 +22,7 @@ from aeft_lib.maps.evaluation import mean_average_precision
 from aeft_lib.maps.labels import VOID
 from aeft_lib.stages import store
 from aeft_lib.stages.reading import load_logits
-from aeft_lib.studies import ledger, preflight, saturation
+from aeft_lib.studies import ledger, preflight, progress, saturation
 from aeft_lib.studies.pipeline import (
     MECHANISM,
     Artefacts,
@@ -306,12 +305,6 @@ def quiet_tracker() -> None:
         os.environ["PYTHONWARNINGS"] = f"{rules},{rule}" if rules else rule
 
 
-def track(items: Iterable[Any], total: int, title: str) -> Iterable[Any]:
-    """A progress bar for people; silent under ``AEFT_QUIET`` (papermill, tests)."""
-    quiet = bool(os.environ.get("AEFT_QUIET"))
-    return tqdm(items, total=total, desc=title, leave=False, disable=quiet)
-
-
 def _compute(
     title: str, profile: Profile, jobs: list[Job], workers: int
 ) -> dict[Job, dict[str, Any]]:
@@ -331,15 +324,21 @@ def _compute(
     share = 1 if device().type == "cuda" else max(1, cores() // workers)
     quiet_tracker()
     context = multiprocessing.get_context("spawn")
-    options = {"mp_context": context, "initializer": shards.start_worker, "initargs": (share,)}
+    options = {"mp_context": context, "initializer": _start_worker, "initargs": (share,)}
     others = multiprocessing.active_children()
-    with ProcessPoolExecutor(max_workers=workers, **options) as pool:
+    with (
+        progress.bar(progress.missing(artefacts, profile, jobs), len(jobs), title) as bar,
+        ProcessPoolExecutor(max_workers=workers, **options) as pool,
+    ):
         try:
             if profile.cached and any(row.setting.condition is None for row, _ in jobs):
                 for future in [pool.submit(features, profile, s) for s in ("train", "val")]:
                     future.result()
-            for job, future in track(_in_turn(pool, profile, jobs, workers), len(jobs), title):
+            bar.begin()
+            look = None if progress.quiet() else bar.show
+            for job, future in _in_turn(pool, profile, jobs, workers, look):
                 values[job] = future.result()
+                bar.row()
         except BrokenProcessPool as error:
             raise RuntimeError(
                 "a worker process died: out of memory, or a script without "
@@ -353,18 +352,34 @@ def _compute(
     return values
 
 
+def _start_worker(processes: int) -> None:
+    """As `shards.start_worker`; the bar of the process that waits is the only one."""
+    os.environ[progress.QUIET] = "1"
+    shards.start_worker(processes)
+
+
 def _in_turn(
-    pool: ProcessPoolExecutor, profile: Profile, jobs: list[Job], workers: int
+    pool: ProcessPoolExecutor,
+    profile: Profile,
+    jobs: list[Job],
+    workers: int,
+    look: Callable[[], None] | None = None,
 ) -> Iterator[tuple[Job, Future]]:
-    """Finished jobs as they come; a job is handed over only when a worker is free for it."""
+    """Finished jobs as they come; a job is handed over only when a worker is free for it.
+
+    look: called now and then while they are waited for.
+    """
+    every = progress.EVERY if look else None
     waiting: dict[Future, Job] = {}
     left = list(jobs)
     while left or waiting:
         while left and len(waiting) < workers:
             job = left.pop(0)
             waiting[pool.submit(_job, profile, *job)] = job
-        for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+        for future in wait(waiting, timeout=every, return_when=FIRST_COMPLETED).done:
             yield waiting.pop(future), future
+        if look:
+            look()
 
 
 def _job(profile: Profile, row: Row, repeat: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from aeft_lib.lab import figures, widgets
+from aeft_lib.lab.canvas import Canvas
 from aeft_lib.paper import erasing, gpp
 from aeft_lib.paper.classifier import CamOutput
 from aeft_lib.paper.triplet import CORRECTED
@@ -30,14 +31,14 @@ def pooling() -> gpp.PyramidPooling:
 
 @pytest.fixture
 def drawn(monkeypatch) -> list[dict[str, np.ndarray]]:
-    """Title -> picture of every figure that is drawn from now on."""
-    grids, grid = [], figures.picture_grid
+    """Title -> picture of everything that is drawn from now on."""
+    grids, draw = [], Canvas.drawn
 
-    def kept(rows, titles):
-        grids.append(dict(zip(titles, rows[0], strict=True)))
-        return grid(rows, titles)
+    def kept(self, view):
+        grids.append(dict(zip(view.titles, view.pictures, strict=True)))
+        return draw(self, view)
 
-    monkeypatch.setattr(figures, "picture_grid", kept)
+    monkeypatch.setattr(Canvas, "drawn", kept)
     return grids
 
 
