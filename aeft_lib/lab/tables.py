@@ -16,6 +16,8 @@ HEADS = {
     "tag_map": "tag mAP",
     "miou_best": "best mIoU",
     "half_area": "area above half max",
+    "label": "row",
+    "threshold_maskless": "threshold without masks",
 }
 ENDS = {"_maskless": ", threshold without masks", "_common": ", common threshold"}
 BESIDE = ("_sd", "_low", "_high")  # columns that stand in the cells of another
@@ -97,7 +99,7 @@ def _line(cells: Sequence[str]) -> str:
 
 def _head(column: str, unit: str) -> str:
     for end, words in ENDS.items():
-        if column.endswith(end):
+        if column.endswith(end) and column not in HEADS:
             before = column.removesuffix(end)
             column = f"{HEADS.get(before, before)}{words}"
     name = HEADS.get(column, column)
