@@ -15,7 +15,7 @@ from aeft_lib.lab.session import Session
 from aeft_lib.paper.gpp import Gap
 from aeft_lib.studies import catalogue, levels, photo_results, pipeline, report, run
 from aeft_lib.studies.conditions import CONDITIONS, METHODS
-from aeft_lib.studies.effects import effect
+from aeft_lib.studies.effects import effect, paired
 from aeft_lib.studies.levels import BASE
 from aeft_lib.studies.profiles import LAPTOP, SMOKE, VOC_LITE
 
@@ -199,6 +199,30 @@ def test_overview_has_a_line_a_level_and_a_column_a_method():
     named = ch08_effects.level_names(both)
     assert list(named.index[:2]) == ["base", "object area 0.03"]
     assert (means["G"] - means["GAP"]).drop("context_1").to_numpy() == pytest.approx(3.0)
+
+
+def test_tables_for_readers_have_their_intervals_and_spreads():
+    whole = table(repeats=3).assign(precision=1.0, recall=2.0, miou_maskless=3.0, tag_map=4.0)
+    gains = ch08_effects.precision_recall(whole).loc["objects_2"]
+    known = effect(paired(whole, "objects_2.gated", "objects_2.gap", "miou").tolist())
+    assert gains[["miou", "miou_low", "miou_high"]].tolist() == pytest.approx(known[:3])
+    of_rows = ch08_effects.settings_table(whole.assign(entropy=0.5, half_area=0.1))
+    first = whole[whole["label"] == of_rows.index[0]]["miou"]
+    assert of_rows.iloc[0]["miou_sd"] == pytest.approx(first.std())
+    assert of_rows["n"].tolist() == [3] * len(of_rows)
+
+
+def test_depths_as_a_table_have_a_line_a_depth_and_collages_first():
+    keys = ["pictures", "stages", "metric", "mean", "low", "high", "n"]
+    lines = [("photos", 2, "miou", 1.0, 0.0, 2.0, 3), ("collages", 4, "miou", 2.0, 1.0, 3.0, 2)]
+    lines += [("photos", 2, "recall", 5.0, 4.0, 6.0, 3)]
+    shown = ch08_effects.depth_table(pd.DataFrame(lines, columns=keys))
+    assert shown[["pictures", "trained stages", "n"]].to_numpy().tolist() == [
+        ["collages", 4, 2],
+        ["photos", 2, 3],
+    ]
+    ends = shown.loc[1, ["miou", "miou_low", "miou_high", "recall", "recall_low"]]
+    assert ends.tolist() == [1.0, 0.0, 2.0, 5.0, 4.0]
 
 
 def test_causes_compare_each_setting_with_its_own_gap():
