@@ -22,7 +22,7 @@ def cam_fit(session: Session, rows: Sequence[str]) -> pd.DataFrame:
     masks = [scenes.mask(index) for index in range(len(scenes))]
     for row in map(catalogue.row, rows):
         for repeat in range(session.n_repeats):
-            names = {"row": row.name, "label": row.label, "repeat": repeat}
+            names = {"row": row.name, "label": session.label(row), "repeat": repeat}
             for index, seed in enumerate(session.seeds(row.name, repeat)):
                 fits = object_fits(seed, masks[index])
                 lines += [names | {"scene": index, **fit} for fit in fits]

@@ -18,13 +18,22 @@ from aeft_lib.paper import gpp
 def pyramid_pictures(
     pooling: gpp.PyramidPooling, cam: Tensor, class_id: int
 ) -> dict[str, Mapping[str, np.ndarray] | np.ndarray]:
-    """The maps of `gpp_pyramid` for one class of a CAM (1, K, h, w): levels, fused maps, detail."""
+    """The maps of `gpp_pyramid` for one class of a CAM (1, K, h, w): levels, fused maps, detail.
+
+    Levels are named by their bins on this map, and the paper's: "P1 (paper P2)".
+    """
+    here = gpp.scaled_levels(cam.shape[-1])
+    paper = dict(zip(here, gpp.PAPER_LEVELS, strict=True)) if here == pooling.levels else {}
     with no_grad():
         pooled = pooling(cam)
 
+    def name(sign: str, level: int) -> str:
+        theirs = paper.get(level, level)
+        return f"{sign}{level}" + (f" (paper {sign}{theirs})" if theirs != level else "")
+
     def named(sign: str, levels: Sequence[int], maps: Sequence[Tensor]) -> dict[str, np.ndarray]:
         pairs = zip(levels, maps, strict=True)
-        return {f"{sign}{level}": p[0, class_id].numpy() for level, p in pairs}
+        return {name(sign, level): p[0, class_id].numpy() for level, p in pairs}
 
     detail = 4 * (pooled.fused[-1] - pooled.pyramid[-1])[0, class_id].abs().numpy()
     return {

@@ -13,7 +13,7 @@ from aeft_lib.lab.session import Session
 from aeft_lib.stages.measure_objects import FILE
 from aeft_lib.studies import catalogue, pipeline, profiles, run
 from aeft_lib.studies.conditions import CONDITIONS
-from aeft_lib.studies.levels import levels
+from aeft_lib.studies.levels import BASE, levels
 from aeft_lib.studies.settings import Profile
 
 PHOTO_ROWS = ("gap", "average", "gated", "attract_soft_repel")
@@ -25,13 +25,10 @@ def controlled_scene(profile: Profile, level: str, index: int) -> Scene:
     return profile.under(CONDITIONS[level], repeat=0).val.open()[index]
 
 
-def knob_pictures(profile: Profile, index: int) -> dict[str, dict[str, np.ndarray]]:
-    """One unseen scene (H, W, 3) at every level, by knob and level."""
-    pictures: dict[str, dict[str, np.ndarray]] = {}
-    for level in levels():
-        picture = controlled_scene(profile, level.row, index).image
-        pictures.setdefault(level.knob, {})[f"{level.value:g}"] = picture
-    return pictures
+def knob_pictures(profile: Profile, index: int) -> dict[str, np.ndarray]:
+    """One unseen scene (H, W, 3) at every level, the base first, by the level's name."""
+    rows = dict.fromkeys([BASE, *(level.row for level in levels())])
+    return {row.replace("_", " "): controlled_scene(profile, row, index).image for row in rows}
 
 
 def over_epochs(session: Session, study: str) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -49,7 +46,7 @@ def over_epochs(session: Session, study: str) -> tuple[pd.DataFrame, pd.DataFram
     for row in [row for row in chosen.rows if row.keep_epochs]:
         for repeat in chosen.repeats(session.n_repeats):
             folder = session.artefacts(row.name, repeat)["epochs"].folder
-            names = {"row": row.name, "label": row.label, "repeat": repeat}
+            names = {"row": row.name, "label": session.label(row), "repeat": repeat}
             epochs = pd.read_csv(folder / "epochs.csv")
             curves.append(_at_one_threshold(epochs).assign(**names))
             spreads.append(pd.read_csv(folder / "course.csv").assign(**names))
@@ -94,5 +91,5 @@ def objects(session: Session, names: Sequence[str]) -> pd.DataFrame:
             profile = row.setting.applied(session.profile, repeat)
             measured = made.get("objects") or pipeline.objects(profile, made)
             table = pd.read_csv(measured.folder / FILE)
-            tables.append(table.assign(row=row.name, label=row.label, repeat=repeat))
+            tables.append(table.assign(row=row.name, label=session.label(row), repeat=repeat))
     return pd.concat(tables, ignore_index=True)

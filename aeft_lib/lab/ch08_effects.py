@@ -12,7 +12,7 @@ import pandas as pd
 
 from aeft_lib.studies import photo_results
 from aeft_lib.studies.conditions import CONDITIONS
-from aeft_lib.studies.effects import REPEATS, adjusted, effect, paired, points, side
+from aeft_lib.studies.effects import REPEATS, adjusted, effect, interval, paired, points, side
 from aeft_lib.studies.levels import BASE, BASE_LEVELS, COMPARISONS, DEPTHS, OWN_DEPTH, levels
 
 # Edges of the bins that tables use: VOC's quartiles of the area of a class in its image (%).
@@ -63,24 +63,40 @@ def tally(effects: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def overview(table: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Mean over repeats of a number, a line a level and a column a method."""
+def overview(table: pd.DataFrame, metric: str, *, spread: bool = False) -> pd.DataFrame:
+    """Mean over repeats of a number, a line a level and a column a method.
+
+    spread: with columns ``<method>_sd`` too.
+    """
     parts = table["row"].str.rsplit(".", n=1, expand=True)
     table = table.assign(level=parts[0], method=parts[1])
     axes = {"index": "level", "columns": "method"}
     wide = table.pivot_table(values=metric, aggfunc="mean", sort=False, **axes)
-    return wide.rename(columns=METHOD_NAMES).rename_axis(None, axis=1)
+    wide = wide.rename(columns=METHOD_NAMES).rename_axis(None, axis=1)
+    if not spread:
+        return wide
+    sd = table.pivot_table(values=metric, aggfunc="std", sort=False, dropna=False, **axes)
+    return wide.join(sd.rename(columns=METHOD_NAMES).add_suffix("_sd"))
+
+
+def level_names(table: pd.DataFrame) -> pd.DataFrame:
+    """A table by level, with the levels' names in words in its first column."""
+    names = [str(level).replace("_", " ") for level in table.index]
+    return table.set_axis(pd.Index(names, name="level"))
 
 
 def precision_recall(table: pd.DataFrame) -> pd.DataFrame:
     """GPP − GAP in mIoU, precision, recall, mIoU without masks and tag mAP, a line a level.
 
-    Means over repeats.
+    Means over repeats, and the ends of their 95 % intervals as ``<metric>_low, <metric>_high``.
     """
     columns, lines = [*METRICS, "miou_maskless", "tag_map"], {}
     for level in levels():
-        rows = (f"{level.row}.gated", f"{level.row}.gap")
-        lines[level.row] = {metric: paired(table, *rows, metric).mean() for metric in columns}
+        line = lines.setdefault(level.row, {})
+        for metric in columns:
+            values = paired(table, f"{level.row}.gated", f"{level.row}.gap", metric)
+            mean, low, high, _, _ = interval(values)
+            line |= {metric: mean, f"{metric}_low": low, f"{metric}_high": high}
     return pd.DataFrame(lines).T
 
 
@@ -117,10 +133,14 @@ def cause_effects(*tables: pd.DataFrame, metric: str = "miou") -> pd.DataFrame:
 
 
 def settings_table(*tables: pd.DataFrame) -> pd.DataFrame:
-    """Numbers of the rows of several studies, each row once: means over repeats, and how many."""
+    """Numbers of the rows of several studies, each row once: means over repeats, and how many.
+
+    ``<number>_sd`` of several repeats; NaN of one.
+    """
     shown = [*METRICS, "tag_map", "entropy", "half_area"]
     grouped = _together(tables).groupby("label", sort=False)
-    return grouped[shown].mean().assign(n=grouped.size())
+    summary = grouped[shown].mean().join(grouped[shown].std().add_suffix("_sd"))
+    return summary.assign(n=grouped.size()).rename_axis("row")
 
 
 def depth_effects(*tables: pd.DataFrame) -> pd.DataFrame:
@@ -140,6 +160,19 @@ def depth_effects(*tables: pd.DataFrame) -> pd.DataFrame:
                     names = {"pictures": pictures, "stages": stages, "metric": metric}
                     lines.append(names | _mean_and_ends(differences))
     return pd.DataFrame(lines)
+
+
+def depth_table(effects: pd.DataFrame) -> pd.DataFrame:
+    """`depth_effects` with a column a metric: ``pictures, stages``, metrics with ends, ``n``."""
+    lines = []
+    for (pictures, stages), of_depth in effects.groupby(["pictures", "stages"], sort=False):
+        line = {"pictures": pictures, "trained stages": int(stages)}
+        for one in of_depth.itertuples():
+            metric = one.metric
+            line |= {metric: one.mean, f"{metric}_low": one.low, f"{metric}_high": one.high}
+        lines.append(line | {"n": int(of_depth["n"].iloc[0])})
+    table = pd.DataFrame(lines)
+    return table.sort_values("pictures", kind="stable", ignore_index=True)
 
 
 def width_effects(*tables: pd.DataFrame) -> pd.DataFrame:
@@ -175,8 +208,8 @@ def advice(effects: pd.DataFrame) -> pd.DataFrame:
     lines = []
     for line in effects[effects["comparison"] == "gpp"].drop_duplicates("row").itertuples():
         use = {"holds": "GPP", "fails": "GAP"}.get(_verdict(line), "undecided")
-        interval = points(line.mean, line.low, line.high)
-        lines.append({"condition": _where(line), "use": use, "points": interval})
+        told = points(line.mean, line.low, line.high)
+        lines.append({"condition": _where(line), "use": use, "points": told})
     return pd.DataFrame(lines)
 
 

@@ -18,43 +18,44 @@ SCREEN_DPI = (
 METRICS = {"iou": "IoU (%)", "precision": "precision (%)", "recall": "recall (%)"}
 
 
-def knob_grid(pictures: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
-    """One scene at every level of every knob: a row a knob, a column a level.
+def knob_grid(pictures: Mapping[str, np.ndarray], columns: int = 4) -> Figure:
+    """One scene at the base level, and at every other level of every knob.
 
-    pictures: (H, W, 3) by knob and level.
+    pictures: (H, W, 3) by the level's name.
     """
-    columns = max(map(len, pictures.values()))
-    width = 0.6 * TEXT_WIDTH
-    size = (width, 1.1 * width / columns * len(pictures))
-    figure, axes = plt.subplots(len(pictures), columns, squeeze=False, figsize=size, dpi=SCREEN_DPI)
-    for line, (knob, levels) in zip(axes, pictures.items(), strict=True):
-        for axis in line:
-            axis.axis("off")
-        for axis, (level, picture) in zip(line, levels.items(), strict=False):
-            axis.imshow(picture)
-            axis.set_title(f"{knob.replace('_', ' ')} {level}", fontsize=5)
+    lines = -(-len(pictures) // columns)
+    size = (TEXT_WIDTH, 1.13 * TEXT_WIDTH / columns * lines)
+    figure, axes = plt.subplots(lines, columns, squeeze=False, figsize=size, dpi=SCREEN_DPI)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, (name, picture) in zip(axes.flat, pictures.items(), strict=False):
+        axis.imshow(picture)
+        axis.set_title(name, fontsize=6)
     return figure
 
 
 def effect_forest(effects: pd.DataFrame) -> Figure:
     """Paired differences at every level with 95 % intervals, a panel a comparison.
 
-    effects: of `ch08_effects.level_effects`.  The base is a grey band.  Filled dots are effects
+    effects: of `ch08_effects.level_effects`.  The base, a level of every knob, stands once, on top;
+    the grey band is its interval.  Filled dots are effects
     after adjustment for the number of comparisons, ticks are repeats.  Intervals may end outside
     the frame, which is twice as wide as the repeats.
     """
     panels = list(dict.fromkeys(effects["label"]))
-    lines = effects[["knob", "value"]].drop_duplicates().reset_index(drop=True)
+    effects = effects.drop_duplicates(["label", "row"])
+    is_base = effects["row"] == BASE
+    effects = pd.concat([effects[is_base].assign(knob=BASE), effects[~is_base]])
+    lines = effects.drop_duplicates("row").reset_index(drop=True)
     gap = (lines["knob"].ne(lines["knob"].shift()).cumsum() - 1) * 0.7
-    levels = list(zip(lines["knob"], lines["value"], strict=True))
-    places = dict(zip(levels, lines.index + gap, strict=True))
+    places = dict(zip(lines["row"], lines.index + gap, strict=True))
     figure, axes = _panels(len(panels), 3.9, sharey=True)
     for i, (axis, label) in enumerate(zip(axes, panels, strict=True)):
         of_panel = effects[effects["label"] == label]
         base = of_panel[of_panel["row"] == BASE].head(1)
         axis.axvspan(base["low"].item(), base["high"].item(), color="0.92", linewidth=0)
         for line in of_panel.itertuples():
-            place = places[line.knob, line.value]
+            place = places[line.row]
             face = f"C{i}" if line.p_adjusted < 0.05 else "white"
             gains = line.differences
             axis.plot(gains, [place] * len(gains), "|", color="0.2", markersize=4, zorder=3)
@@ -62,7 +63,7 @@ def effect_forest(effects: pd.DataFrame) -> Figure:
         reach = 2 * max(abs(gain) for gains in of_panel["differences"] for gain in gains)
         axis.axvline(0, color="0.3", linewidth=0.6)
         axis.set(xlabel="mIoU points", title=label, xlim=(-reach, reach))
-    names = [f"{knob.replace('_', ' ')} {value:g}" for knob, value in places]
+    names = [row.replace("_", " ") for row in places]
     axes[0].set_yticks(list(places.values()), names)
     axes[0].invert_yaxis()
     return figure

@@ -27,6 +27,7 @@ from aeft_lib.stages.loading import load_network
 from aeft_lib.stages.write_labels import label_files
 from aeft_lib.studies import (
     catalogue,
+    labels,
     objects,
     pipeline,
     profiles,
@@ -84,6 +85,10 @@ class Session:
         repeats = f"{self.n_repeats}repeats" if self.train else "shipped"
         return paths.runs() / "figures" / f"{self.profile.name}-{repeats}"
 
+    def label(self, row: Row) -> str:
+        """A row's label on this profile's map."""
+        return labels.of_row(row, self.profile)
+
     def provenance(self) -> str:
         """One line: what the numbers of this session depend on."""
         p, data = self.profile, self.training_scenes.fingerprint[:8]
@@ -116,7 +121,7 @@ class Session:
             return self._as_committed(chosen, f"{untrained.REMEDY} the rows it lacks")
         if not self.train:
             lines = [
-                {"row": row.name, "label": row.label, "repeat": repeat}
+                {"row": row.name, "label": self.label(row), "repeat": repeat}
                 | run.numbers(self.artefacts(row.name, repeat))
                 for repeat in chosen.repeats(self.n_repeats)
                 for row in chosen.rows
@@ -174,7 +179,7 @@ class Session:
             for row in rows:
                 numbers = run.stored(self.profile, row, repeat) or {}
                 if "miou" in numbers:  # without masks there is nothing to compare
-                    names = {"row": row.name, "label": row.label, "repeat": repeat}
+                    names = {"row": row.name, "label": self.label(row), "repeat": repeat}
                     lines.append(names | numbers)
         table = run.at_common_threshold(chosen, self.profile, pd.DataFrame(lines))
         return saturation.marked(table)
@@ -319,7 +324,7 @@ class Session:
         for row in map(catalogue.row, rows):
             for repeat in range(self.n_repeats):
                 part = pd.read_csv(self._measured(row, repeat).folder / file)
-                parts.append(part.assign(row=row.name, label=row.label, repeat=repeat))
+                parts.append(part.assign(row=row.name, label=self.label(row), repeat=repeat))
         return pd.concat(parts, ignore_index=True)
 
     def _measured(self, row: Row, repeat: int) -> store.Artefact:

@@ -28,7 +28,7 @@ import pandas as pd
 
 from aeft_lib import paths
 from aeft_lib.stages import store
-from aeft_lib.studies import levels, photo_results, rivals
+from aeft_lib.studies import labels, levels, photo_results, rivals
 from aeft_lib.studies.effects import LEVEL, REPEATS, adjusted, effect, paired, points, side
 from aeft_lib.studies.objects import Interval
 from aeft_lib.studies.profiles import PROFILES
@@ -45,6 +45,7 @@ DIFFERENCES = (*CLAIMS, "condition.")
 FAMILIES = (CLAIMS, ("condition.",), ("table", "known."), ("rival.",))
 # What decides a verdict, by what its fields begin with: on the profile's scenes, on real photos.
 COUNTED = {"": "pairs", "photos_": "photos_n"}
+NEEDED = {"": "needs", "photos_": "photos_needs"}
 VERDICTS = ("holds", "fails", "undecided", "not run")
 PAPER_REPEATS = 5  # that a verdict on the paper needs, where published.toml has no other number
 SHORT_STEPS = 1800  # of classification; below, a comparison may be of how fast rows learn
@@ -93,7 +94,7 @@ def build(
         if number[0] != "known.gap_seed"
     ]
     lines += [_result(column) for column in ("voc_val", "voc_test", "coco_val")]
-    lines += [_claim(claim, tables, over_objects) for claim in published()["claims"]]
+    lines += [_claim(claim, tables, profile, over_objects) for claim in published()["claims"]]
     lines += [_condition(claim, tables) for claim in levels.claims()]
     machine = store.environment()["machine"]
     origin = {"short": short, "profile": profile, "commit": store.commit(), "machine": machine}
@@ -130,7 +131,7 @@ def _comparison(line: Mapping[str, Any]) -> str:
 
 
 def _verdicts(line: Mapping[str, Any], prefix: str) -> Line:
-    n, needs = line[COUNTED[prefix]], line["needs"]
+    n, needs = line[COUNTED[prefix]], line[NEEDED[prefix]]
     names = (f"{prefix}verdict", f"{prefix}verdict_adjusted", f"{prefix}reason")
     if n == 0:
         reason = "no difference by repeat" if line["n"] and not prefix else ""
@@ -170,12 +171,15 @@ def carry_over(report: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 def _richer(line: Line, earlier: Mapping[str, Any]) -> Line:
     """The line of more repeats, of equals the new; what is not from the store is always the new's.
 
-    That is what it needs, and all of photos and paper scale.
+    That is its text, what it needs, and all of photos and paper scale.
     """
     if line["n"] >= earlier["n"]:
         return line
-    elsewhere = ("photos_", "paper_scale", "needs")
-    return line | {k: value for k, value in earlier.items() if not k.startswith(elsewhere)}
+    elsewhere = ("photos_", "paper_scale", "needs", "claim")
+    kept = {k: value for k, value in earlier.items() if not k.startswith(elsewhere)}
+    number = published()["numbers"].get(line["id"])
+    asked = _asked(number, line["profile"]) if number and earlier["n"] else line["claim"]
+    return line | kept | {"claim": asked}
 
 
 def outputs(folder: Path) -> list[Path]:
@@ -289,12 +293,15 @@ def by_scale(report: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def _claim(
-    claim: Mapping[str, Any], tables: Mapping[str, pd.DataFrame], over_objects: OverObjects
+    claim: Mapping[str, Any],
+    tables: Mapping[str, pd.DataFrame],
+    profile: str,
+    over_objects: OverObjects,
 ) -> Line:
     pair = (claim["more"], claim["less"], claim["metric"])
     differences = _differences(tables.get(claim["study"]), *pair)
     unit = f"{claim['metric']}, {claim['more']} − {claim['less']}"
-    told = (claim["id"], claim["claim"], unit, claim.get("published"))
+    told = (claim["id"], _on_map(claim["claim"], profile), unit, claim.get("published"))
     line = _line(*told, differences, differences, claim)
     line |= _over_objects(over_objects, pair, differences)
     return line | _photos(photo_results.differences(*pair))
@@ -313,7 +320,20 @@ def _condition(claim: levels.Claim, tables: Mapping[str, pd.DataFrame]) -> Line:
     if not claim.photos_more:
         word = "no such knob" if claim.study == "conditions" else "not run"
         return line | {"photos_verdict": word}
-    return line | _photos(photo_results.differences(claim.photos_more, claim.photos_less, "miou"))
+    pair = (claim.photos_more, claim.photos_less, "miou")
+    needs = {"photos_needs": _needs_of(pair, claim.repeats)}
+    return line | _photos(photo_results.differences(*pair)) | needs
+
+
+def _needs_of(pair: tuple[str, str, str], repeats: int) -> int:
+    """Repeats that a verdict on two rows needs: those of every claim about the same comparison.
+
+    So no line decides what the line of a claim of the paper leaves undecided.
+    pair: rows more and less, and the metric.  repeats: that the line itself needs.
+    """
+    claims = published()["claims"]
+    same = (c for c in claims if (c["more"], c["less"], c["metric"]) == pair)
+    return max([repeats, *(claim["repeats"] for claim in same)])
 
 
 def _number(
@@ -327,20 +347,30 @@ def _number(
     study, baseline = number.get("study", "pyramid_ablation"), number.get("baseline", "gap")
     table = tables.get(study)
     if table is None or "row" not in number or number["row"] not in set(table["row"]):
-        text = f"{number['label']}: {number['task']}"
+        text = f"{_on_map(number['label'], profile)}: {number['task']}"
         return _line(name, text, "mIoU", number.get("value"), [], [], number)
     of_row = table.loc[table["row"] == number["row"]].sort_values("repeat")
     if baseline not in set(table["row"]):
         table = pd.concat([table, tables.get("pyramid_ablation")])
     pair = (number["row"], baseline, "miou")
     differences = _differences(table, *pair)
-    rival = "GAP" if baseline == "gap" else "GPP only"
-    text = number.get("text", f"{number['label']} gives better seeds than {rival}")
-    if cost := _cost(number["row"], profile):
-        text += f", at {cost:.3g} times its passes"
-    source = number | {"study": study}
+    text, source = _asked(number, profile), number | {"study": study}
     line = _line(name, text, "mIoU", number.get("value"), of_row["miou"], differences, source)
     return line | _over_objects(over_objects, pair, differences)
+
+
+def _asked(number: Mapping[str, Any], profile: str) -> str:
+    """What the line of a number asks where its row has been run."""
+    rival = "GAP" if number.get("baseline", "gap") == "gap" else "GPP only"
+    label = _on_map(number["label"], profile)
+    text = number.get("text", f"{label} gives better seeds than {rival}")
+    cost = _cost(number["row"], profile)
+    return f"{text}, at {cost:.3g} times its passes" if cost else text
+
+
+def _on_map(text: str, profile: str) -> str:
+    """A text with the paper's bins, with those of a profile's map beside them."""
+    return labels.on_map(text, PROFILES[profile].map_side) if profile in PROFILES else text
 
 
 def _cost(row: str, profile: str) -> float | None:
@@ -395,6 +425,7 @@ def _line(
         "objects_high": None,
         "objects": 0,
         **_photos([]),
+        "photos_needs": needs,
         "paper_scale": "not run",
         "place": source["place"],
         "command": command if "study" in source else None,

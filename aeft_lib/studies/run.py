@@ -22,7 +22,7 @@ from aeft_lib.maps.evaluation import mean_average_precision
 from aeft_lib.maps.labels import VOID
 from aeft_lib.stages import store
 from aeft_lib.stages.reading import load_logits
-from aeft_lib.studies import ledger, preflight, progress, saturation
+from aeft_lib.studies import labels, ledger, preflight, progress, saturation
 from aeft_lib.studies.pipeline import (
     MECHANISM,
     Artefacts,
@@ -90,7 +90,8 @@ def run_study(
         title = f"{study.name} on {profile.name}"
         values |= _compute(title, profile, missing, workers or default_workers())
     lines = [
-        {"row": row.name, "label": row.label, "repeat": repeat, **values[row, repeat]}
+        {"row": row.name, "label": labels.of_row(row, profile), "repeat": repeat}
+        | values[row, repeat]
         for row, repeat in jobs
     ]
     table = pd.DataFrame(lines)

@@ -10,11 +10,12 @@ import pytest
 
 from aeft_lib.data.controlled import KNOBS
 from aeft_lib.lab import ch08_effects, ch08_figures
+from aeft_lib.lab.figures import TEXT_WIDTH
 from aeft_lib.lab.session import Session
 from aeft_lib.paper.gpp import Gap
 from aeft_lib.studies import catalogue, levels, photo_results, pipeline, report, run
 from aeft_lib.studies.conditions import CONDITIONS, METHODS
-from aeft_lib.studies.effects import effect
+from aeft_lib.studies.effects import effect, paired
 from aeft_lib.studies.levels import BASE
 from aeft_lib.studies.profiles import LAPTOP, SMOKE, VOC_LITE
 
@@ -191,7 +192,37 @@ def test_conclusions_name_the_levels_that_are_decided(effects):
 def test_overview_has_a_line_a_level_and_a_column_a_method():
     means = ch08_effects.overview(table(noise=0), "miou")
     assert list(means.index) == list(CONDITIONS)
+    both = ch08_effects.overview(table(), "miou", spread=True)
+    of_base = table().query("row == 'base.gap'")["miou"]
+    assert both.loc["base", "GAP_sd"] == pytest.approx(of_base.std())
+    assert both.loc["base", "GAP"] == pytest.approx(of_base.mean())
+    named = ch08_effects.level_names(both)
+    assert list(named.index[:2]) == ["base", "object area 0.03"]
     assert (means["G"] - means["GAP"]).drop("context_1").to_numpy() == pytest.approx(3.0)
+
+
+def test_tables_for_readers_have_their_intervals_and_spreads():
+    whole = table(repeats=3).assign(precision=1.0, recall=2.0, miou_maskless=3.0, tag_map=4.0)
+    gains = ch08_effects.precision_recall(whole).loc["objects_2"]
+    known = effect(paired(whole, "objects_2.gated", "objects_2.gap", "miou").tolist())
+    assert gains[["miou", "miou_low", "miou_high"]].tolist() == pytest.approx(known[:3])
+    of_rows = ch08_effects.settings_table(whole.assign(entropy=0.5, half_area=0.1))
+    first = whole[whole["label"] == of_rows.index[0]]["miou"]
+    assert of_rows.iloc[0]["miou_sd"] == pytest.approx(first.std())
+    assert of_rows["n"].tolist() == [3] * len(of_rows)
+
+
+def test_depths_as_a_table_have_a_line_a_depth_and_collages_first():
+    keys = ["pictures", "stages", "metric", "mean", "low", "high", "n"]
+    lines = [("photos", 2, "miou", 1.0, 0.0, 2.0, 3), ("collages", 4, "miou", 2.0, 1.0, 3.0, 2)]
+    lines += [("photos", 2, "recall", 5.0, 4.0, 6.0, 3)]
+    shown = ch08_effects.depth_table(pd.DataFrame(lines, columns=keys))
+    assert shown[["pictures", "trained stages", "n"]].to_numpy().tolist() == [
+        ["collages", 4, 2],
+        ["photos", 2, 3],
+    ]
+    ends = shown.loc[1, ["miou", "miou_low", "miou_high", "recall", "recall_low"]]
+    assert ends.tolist() == [1.0, 0.0, 2.0, 5.0, 4.0]
 
 
 def test_causes_compare_each_setting_with_its_own_gap():
@@ -472,7 +503,13 @@ def test_the_forest_shows_every_effect_at_its_place_filled_where_it_survives(eff
         label for *_, label in ch08_effects.COMPARISONS.values()
     ]
     dots = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
-    of_panel = effects[effects["comparison"] == "gpp"]
+    of_panel = effects[effects["comparison"] == "gpp"].drop_duplicates("row")
+    is_base = of_panel["row"] == "base"
+    of_panel = pd.concat([of_panel[is_base], of_panel[~is_base]])  # the base once, on top
+    places = [line.get_ydata()[0] for line in dots]
+    assert places == sorted(set(places))
+    names = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    assert names == [row.replace("_", " ") for row in of_panel["row"]]
     assert [line.get_xdata()[0] for line in dots] == of_panel["mean"].tolist()
     ticks = [tuple(line.get_xdata()) for line in figure.axes[0].lines if line.get_marker() == "|"]
     assert ticks == of_panel["differences"].tolist()  # the repeats
@@ -499,11 +536,11 @@ def test_paths_of_erasing_begin_together_and_end_at_the_last_epoch():
     plt.close(figure)
 
 
-def test_the_knob_grid_has_a_row_a_knob_and_leaves_missing_levels_empty():
+def test_the_knob_grid_has_a_picture_a_level_over_the_texts_width():
     picture = np.zeros((4, 4, 3), np.uint8)
-    figure = ch08_figures.knob_grid(
-        {"context": {"0": picture, "1": picture}, "clutter": {"6": picture}}
-    )
-    titles = [axis.get_title() for axis in figure.axes]
-    assert titles == ["context 0", "context 1", "clutter 6", ""]
+    names = ["base", "context 1", "clutter 6"]
+    figure = ch08_figures.knob_grid(dict.fromkeys(names, picture), columns=2)
+    assert [axis.get_title() for axis in figure.axes] == [*names, ""]
+    assert [len(axis.images) for axis in figure.axes] == [1, 1, 1, 0]
+    assert figure.get_figwidth() == TEXT_WIDTH
     plt.close(figure)

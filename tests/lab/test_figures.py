@@ -8,9 +8,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from aeft_lib.lab import ch01_cams, ch02_gpp, ch03_gates, figures
 from aeft_lib.maps.labels import voc_palette
+from aeft_lib.paper import gpp
 
 
 @pytest.fixture(autouse=True)
@@ -164,6 +166,22 @@ def test_cam_problems_shows_image_object_cam_and_agreement():
     for ours, theirs in zip(shown, expected * 2, strict=True):
         np.testing.assert_allclose(ours, theirs)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["hit", "spill", "missed"]
+
+
+@pytest.mark.parametrize(
+    ("levels", "side", "names", "fused"),
+    [
+        ((1, 2, 3, 6), 16, ["P1 (paper P2)", "P2 (paper P4)"], "P̂6 (paper P̂16)"),
+        ((2, 4, 8, 16), 40, ["P2", "P4"], "P̂16"),
+        ((2, 4, 8), 12, ["P2", "P4"], "P̂8"),  # bins as printed have no other name
+    ],
+)
+def test_levels_are_named_by_their_bins_here_and_in_the_paper(levels, side, names, fused):
+    pooling = gpp.PyramidPooling(num_classes=2, levels=levels)
+    cam = torch.randn(1, 2, side, side, generator=torch.Generator().manual_seed(0))
+    maps = ch02_gpp.pyramid_pictures(pooling, cam, 1)
+    assert list(maps["levels"])[:2] == names
+    assert list(maps["fused"])[-1] == fused
 
 
 def test_gpp_pyramid_shows_signed_levels_fused_maps_and_scaled_detail():

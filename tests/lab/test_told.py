@@ -38,6 +38,32 @@ def test_heads_name_the_threshold():
     assert head == "| row | recall, common threshold (%) | mIoU, threshold without masks (%) |"
 
 
+def test_a_grid_has_index_units_intervals_and_gaps():
+    table = pd.DataFrame(
+        {"miou": [1.25, float("nan")], "miou_low": [-1.0, 0.0], "miou_high": [2.0, 1.0]}
+        | {"stages": [4, 0], "use": ["GPP", "GAP"], "share": [0.125, 0.5]},
+        index=pd.Index(["base", "large"], name="level"),
+    )
+    options = {"unit": {"miou": "points"}, "decimals": {"share": 2}, "signed": True}
+    assert tables.grid_text(table, **options).splitlines() == [
+        "| level | mIoU (points) | stages | use | share |",
+        "| --- | ---: | ---: | --- | ---: |",
+        "| base | +1.2 [-1.0, +2.0] | 4 | GPP | +0.12 |",
+        "| large | — | 0 | GAP | +0.50 |",
+    ]
+
+
+def test_the_best_of_a_row_or_column_is_bold_as_it_is_printed():
+    table = pd.DataFrame({"row": ["a", "b"], "GAP": [40.04, 42.0], "G": [40.01, 41.0], "n": [3, 9]})
+    by_row = tables.grid_text(table, best="row").splitlines()[2:]
+    assert by_row == ["| a | **40.0** | **40.0** | 3 |", "| b | **42.0** | 41.0 | 9 |"]
+    by_column = tables.grid_text(table, best="column").splitlines()[2:]
+    assert by_column == ["| a | 40.0 | 40.0 | 3 |", "| b | **42.0** | **41.0** | 9 |"]
+    assert "**" not in tables.grid_text(table)
+    with pytest.raises(ValueError, match="'row' or 'column', got 'columns'"):
+        tables.grid_text(table, best="columns")
+
+
 # --- differences ----------------------------------------------------------------------------------
 
 

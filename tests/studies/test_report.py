@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
@@ -240,6 +241,37 @@ def test_the_papers_claims_need_five_repeats_and_others_three():
         assert claim["repeats"] == (5 if claim["id"].startswith("claim.") else 3)
     lines = report.build({}, "tiny")["claims"]
     assert {line["needs"] for line in lines if line["id"].startswith(("table", "known"))} == {5}
+
+
+@pytest.mark.parametrize(("n", "word"), [(3, "undecided"), (4, "undecided"), (5, "fails")])
+def test_no_line_decides_on_photos_what_the_same_comparison_of_a_claim_leaves_open(
+    n, word, monkeypatch
+):
+    """At two trained stages the photos' rows are those of the claim about GPP and GAP."""
+    differences = np.array([-1.0, -1.2, -1.1, -0.9, -1.3])[:n]
+    monkeypatch.setattr(report.photo_results, "differences", lambda *_: differences)
+    lines = {line["id"]: line for line in report.build({}, "tiny")["claims"]}
+    of_claim, of_depth = lines["claim.gpp_beats_gap"], lines["condition.trained_stages.2"]
+    assert of_claim["photos_mean"] == of_depth["photos_mean"]
+    assert (of_claim["photos_verdict"], of_depth["photos_verdict"]) == (word, word)
+    assert of_claim["photos_reason"] == of_depth["photos_reason"]
+    assert (of_depth["needs"], of_depth["photos_needs"]) == (3, 5)
+    # No claim is about these rows: three repeats decide, as on collages.
+    other = lines["condition.trained_stages.4"]
+    assert (other["photos_verdict"], other["photos_needs"]) == ("fails", 3)
+
+
+def test_committed_verdicts_on_photos_agree_where_the_comparison_is_the_same():
+    claims = {claim["id"]: claim for claim in report.published()["claims"]}
+    pairs = {name: (c["more"], c["less"], c["metric"]) for name, c in claims.items()}
+    conditions = (claim for claim in levels.claims() if claim.photos_more)
+    pairs |= {claim.id: (claim.photos_more, claim.photos_less, "miou") for claim in conditions}
+    words: dict[tuple, set[str]] = {}
+    for line in report.load()["claims"]:
+        if line["id"] in pairs and line["photos_n"]:
+            words.setdefault(pairs[line["id"]], set()).add(line["photos_verdict"])
+    assert len(words) >= 15
+    assert {pair: found for pair, found in words.items() if len(found) > 1} == {}
 
 
 def test_a_user_who_asks_for_verdicts_is_told_which_claim_lacks_repeats():

@@ -60,6 +60,21 @@ def test_of_two_lines_the_one_of_more_repeats_is_carried_over_whole_and_in_place
     assert carried["profile"] == "laptop"
 
 
+def test_a_line_that_is_carried_over_is_named_as_today(tmp_path):
+    old = small(**{"claim.finer_levels_help": 3, "table1.2x2": 3})
+    for line in old["claims"]:
+        line |= {"claim": "an earlier name", "profile": "laptop"}
+    new = small(**{"claim.finer_levels_help": 1, "table1.2x2": 0})
+    for line in new["claims"]:
+        line |= {"claim": "6×6 (paper 16×16) beats 1×1 (paper 2×2)", "profile": "laptop"}
+    lines = {line["id"]: line for line in report.carry_over(new, put(tmp_path, old))["claims"]}
+    assert [line["n"] for line in lines.values()] == [3, 3]
+    beats = "6×6 (paper 16×16) beats 1×1 (paper 2×2)"
+    assert lines["claim.finer_levels_help"]["claim"] == beats
+    # The text of a line that was not run names its task in place of the question.
+    assert lines["table1.2x2"]["claim"] == "1×1 (paper 2×2) gives better seeds than GAP"
+
+
 def test_as_many_repeats_are_the_new_line(tmp_path):
     earlier = small(a=3)
     earlier["claims"][0]["commit"] = "old"
