@@ -362,3 +362,8 @@ def test_no_reproduction_computes_them_whatever_its_repeats(name, tmp_path, monk
         monkeypatch.setattr(paths, "FIGURES", folder)
         assert all(run.left_out(study, p, n) for p in (SMOKE, LAPTOP) for n in (1, 3, 5))
     assert run.committed_table(study).name == "rivals.csv"
+
+
+def test_no_published_number_is_from_memory():
+    entries = report.published()["numbers"]
+    assert [name for name, entry in entries.items() if "memory" in entry.get("place", "")] == []
