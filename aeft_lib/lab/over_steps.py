@@ -5,7 +5,6 @@ sign settles.  Only small committed tables are read (`studies.ledger`), so no ph
 needed; ``aeft report`` says which entries today's code no longer makes.
 """
 
-from collections.abc import Mapping
 from io import BytesIO
 
 import pandas as pd
@@ -96,10 +95,3 @@ def _sentence(table: pd.DataFrame, pictures: str, more: str, less: str, label: s
         f"{pictures}: {label} is {end} after {int(last['step'])} steps ({ahead}), "
         f"{points(first['mean'])} after {int(first['step'])}. *{verdict}*"
     )
-
-
-def last_points(table: pd.DataFrame, rows: Mapping[str, str]) -> pd.DataFrame:
-    """Every row at its last step, a line a repeat.  rows: labels by row name, of those shown."""
-    ends = table[(table["part"] == 1) & table["row"].isin(rows)]
-    names = ["pictures", "label", "repeat", "step", "tag_map", "miou", "precision", "recall"]
-    return ends.assign(label=ends["row"].map(rows))[[*names, "half_area"]].reset_index(drop=True)

@@ -495,6 +495,7 @@ def _objects_cell(row: Mapping[str, Any]) -> str:
 
 
 def published_cell(row: Mapping[str, Any]) -> str:
+    """The paper's number, signed where it is a difference; a dash where it has none."""
     if row["published"] is None:
         return "—"
     return f"{row['published']:{'+' if row['id'].startswith(DIFFERENCES) else ''}.1f}"

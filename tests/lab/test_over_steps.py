@@ -70,8 +70,7 @@ def test_differences_are_paired_by_repeat_at_the_same_part(home):
     assert miou["mean"].tolist() == [-10.0, 1.0]
     assert miou["n"].tolist() == [1, 1]
     assert miou["low"].isna().all()
-    area = over_steps.last_points(table, {"gap": "GAP"})["half_area"]
-    assert area.tolist() == [10.0, 10.0]  # percent of the picture
+    assert table["half_area"].tolist() == [10.0] * len(table)  # percent of the picture
 
 
 def test_the_figure_has_a_line_a_kind_of_pictures(home):
