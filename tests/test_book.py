@@ -107,7 +107,12 @@ def test_equations_are_drawn_and_none_is_left_raw(site, pages):
 
 def test_no_markup_is_left_raw(pages):
     raw = (":::", "{figure}", "```", "%verdicts%")
-    raw += ("| — |", "|—|", "| —: |", "|—:|")  # rules of tables, with the dashes that typography makes
+    raw += (
+        "| — |",
+        "|—|",
+        "| —: |",
+        "|—:|",
+    )  # rules of tables, with the dashes that typography makes
     texts = {file.name: "".join(page.text) for file, page in pages.items()}
     assert [(name, sign) for name, text in texts.items() for sign in raw if sign in text] == []
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from aeft_lib.data.scene import SceneSet
 from aeft_lib.data.views import ViewSpec
-from aeft_lib.engine.device import inference_precision
+from aeft_lib.engine.device import INFERENCE_PRECISIONS, inference_precision
 from aeft_lib.engine.fields import number, whole
 from aeft_lib.engine.schedule import Schedule
 from aeft_lib.engine.step import PLAIN, Compute
@@ -234,6 +234,12 @@ class Profile:
     def precision(self) -> str:
         """In which networks are read on this machine.  Raises ValueError for an unknown one."""
         return inference_precision(self.inference)
+
+    @property
+    def on_other_machines(self) -> tuple["Profile", ...]:
+        """The profile as machines have it that read networks in another precision than this one."""
+        others = [replace(self, inference=p) for p in INFERENCE_PRECISIONS if p != self.precision]
+        return tuple(others) if self.inference == "auto" else ()
 
     @property
     def map_side(self) -> int:

@@ -12,11 +12,12 @@ import torch
 
 from aeft_lib import paths
 from aeft_lib.data.scene import Scene
+from aeft_lib.engine import device
 from aeft_lib.lab import ch09_figures, ch09_ideas, ch09_rivals
 from aeft_lib.lab.session import Session
 from aeft_lib.maps.labels import VOID
 from aeft_lib.maps.seeds import Seed
-from aeft_lib.studies import catalogue, league, report, run
+from aeft_lib.studies import catalogue, league, pipeline, report, run
 from aeft_lib.studies.profiles import LAPTOP, SMOKE
 from aeft_lib.studies.systems import PLACES, SYSTEMS, brief
 
@@ -51,25 +52,52 @@ def table(**rows: list[float]) -> pd.DataFrame:
 # --- numbers --------------------------------------------------------------------------------------
 
 
+def keyed(**rows: list[float]) -> pd.DataFrame:
+    """The same with the keys that the laptop's rows have on this machine."""
+    lines = table(**rows)
+    jobs = zip(lines["row"], lines["repeat"], strict=True)
+    keys = [pipeline.laid_out(LAPTOP, ROWS[r], i)["evaluation"].key for r, i in jobs]
+    return lines.assign(key=keys)
+
+
+def by_row(found: pd.DataFrame) -> dict[str, list[float]]:
+    return found.groupby("row")["miou"].apply(list).to_dict()
+
+
 def test_rows_that_the_store_lacks_come_from_committed_tables(empty):
-    table(seam=[54.0, 55.0], other=[1.0]).to_csv(empty / "rivals.csv", index=False)
+    keyed(seam=[54.0, 55.0], cpn=[50.0]).to_csv(empty / "rivals.csv", index=False)
     table(seam=[9.0], gap=[50.0, 51.0]).to_csv(empty / "pyramid_ablation.csv", index=False)
     means = table(aeft_pseudo=[60.0]).drop(columns="repeat")
     means.to_csv(empty / "refinement.csv", index=False)
     lab = Session(LAPTOP, 1)
-    found = ch09_rivals.results(lab).groupby("row")["miou"].apply(list).to_dict()
-    assert found == {"seam": [54.0, 55.0], "gap": [50.0, 51.0]}
+    found = by_row(ch09_rivals.results(lab))
+    assert found == {"seam": [54.0, 55.0], "cpn": [50.0], "gap": [50.0, 51.0]}
     told = ch09_rivals.origin(lab, ch09_rivals.results(lab))
     total = len(ch09_rivals.wanted())
-    assert told == f"{total} rows: 0 in the store, 2 in committed tables, {total - 2} not run"
+    assert told == f"{total} rows: 0 in the store, 3 in committed tables, {total - 3} not run"
+
+
+def test_committed_lines_count_in_either_precision_and_by_today_s_key_alone(empty, monkeypatch):
+    there = keyed(seam=[54.0, 55.0])
+    there.loc[1, "key"] = "0123456789abcdef"
+    renamed = there.iloc[:1].assign(row="gone")
+    pd.concat([there, renamed, table(cpn=[50.0])]).to_csv(empty / "rivals.csv", index=False)
+    for precision in ("fp32", "bf16"):
+        monkeypatch.setattr(device, "has_bf16", lambda _, has=precision == "bf16": has)
+        lab = Session(LAPTOP, 1)
+        assert lab.profile.precision == precision
+        found = ch09_rivals.results(lab)
+        assert by_row(found) == {"seam": [54.0]}
+        told = ch09_rivals.origin(lab, found)
+        assert told.endswith("not run; 2 committed lines are of other code or data, and left out")
 
 
 def test_numbers_in_the_store_come_first(empty, monkeypatch):
-    table(seam=[54.0], gap=[50.0]).to_csv(empty / "rivals.csv", index=False)
+    keyed(seam=[54.0, 55.0, 56.0], gap=[50.0]).to_csv(empty / "rivals.csv", index=False)
     stored = {("seam", 0): {"miou": 57.0}, ("seam", 1): {"miou": 58.0}, ("cpn", 0): {}}
     monkeypatch.setattr(run, "stored", lambda _, row, repeat: stored.get((row.name, repeat)))
-    found = ch09_rivals.results(Session(LAPTOP, 2)).groupby("row")["miou"].apply(list).to_dict()
-    assert found == {"seam": [57.0, 58.0], "gap": [50.0]}
+    found = by_row(ch09_rivals.results(Session(LAPTOP, 2)))
+    assert found == {"seam": [57.0, 58.0, 56.0], "gap": [50.0]}
 
 
 def test_other_profiles_do_not_read_the_laptops_tables(empty, monkeypatch):
