@@ -10,38 +10,33 @@ from aeft_lib.lab.session import Session
 from aeft_lib.maps.cam_fit import tagged_iou
 from aeft_lib.maps.labels import label_map, read_label_map
 from aeft_lib.stages.write_labels import label_files
-from aeft_lib.studies import catalogue, findings, league, report, run, shipped
+from aeft_lib.studies import catalogue, collected, findings, league, report, run, shipped
 from aeft_lib.studies.effects import points
-from aeft_lib.studies.pipeline import laid_out
 from aeft_lib.studies.rivals_grid import crossed
 from aeft_lib.studies.rows import Row
-from aeft_lib.studies.settings import Profile
 from aeft_lib.studies.systems import ENDS, NOT_RUN, PLACES, SYSTEMS, System, brief, ends, own_row
 
 STUDIES = ("rivals", "rivals_grid")
+RIVALS = catalogue.get(STUDIES[0])
 # Steps of a classifier: a training of no more takes seconds, so what is not in the store is trained
 # here.  The laptop's has 120.
 FEW_STEPS = 20
-KEY = "key"  # the column of the key of what scored a line
-NOTHING = pd.DataFrame(columns=["row", "label", "repeat", KEY])
 
 
 def results(lab: Session) -> pd.DataFrame:
     """The long table of all systems: ``row, label, repeat`` and numbers; what there is of it.
 
     Repeats come from the store; on the profile of the committed tables, those that the store lacks
-    come from the study's own (`_collected`), and rows that this lacks too from others.  Nothing is
-    trained but, where that takes seconds, `systems.brief`.
+    come from the study's own (`studies.collected`), rows that this lacks too from others.  Nothing
+    is trained but, where that takes seconds, `systems.brief`.
     """
     if is_quick(lab):
         known = brief(catalogue.rows_by_name())
-        rows = [row for row in known if not _stored(lab, row, lab.n_repeats)]
+        rows = [row for row in known if _stored(lab, [row]).empty]
         if rows:
             run.run_study(catalogue.get("rivals"), lab.profile, range(lab.n_repeats), rows=rows)
-    lines = [line for row in wanted() for line in _stored(lab, row, lab.n_repeats)]
-    table = pd.DataFrame(lines) if lines else NOTHING
+    table = collected.with_committed(_stored(lab, wanted()), RIVALS, lab.profile, wanted())
     if lab.profile.name == shipped.PROFILE:
-        table = pd.concat([table, _collected(lab, table)], ignore_index=True)
         table = pd.concat([table, *_committed(lab, set(table["row"]))], ignore_index=True)
     return table
 
@@ -60,46 +55,8 @@ def wanted() -> list[Row]:
     return [every[name] for name in dict.fromkeys(row.name for row in rows)]
 
 
-def _stored(lab: Session, row: Row, repeats: int) -> list[dict[str, object]]:
-    """A line for every repeat of a row that the store has, with scores and the key they have."""
-    lines = []
-    for repeat in range(repeats):
-        numbers = run.stored(lab.profile, row, repeat) or {}
-        if "miou" in numbers:
-            line = {"row": row.name, "label": row.label, "repeat": repeat}
-            lines.append(line | {KEY: _key(lab.profile, row, repeat)} | numbers)
-    return lines
-
-
-def _key(profile: Profile, row: Row, repeat: int) -> str:
-    """Of a row's evaluation, as today's code, spec and data give it."""
-    return laid_out(profile, row, repeat)["evaluation"].key
-
-
-def _collected(lab: Session, stored: pd.DataFrame) -> pd.DataFrame:
-    """Lines of the study's committed table whose key is of today, those in `stored` left out.
-
-    So the study is collected over sessions and machines, whose stores go; a key counts in any
-    precision in which a machine reads networks.
-    """
-    table, rows = _kept(lab), {row.name: row for row in wanted()}
-    there = set(zip(stored["row"], stored["repeat"], strict=True))
-    profiles = (lab.profile, *lab.profile.on_other_machines)
-
-    def counts(line: pd.Series) -> bool:
-        job = (line["row"], line["repeat"])
-        if job in there or line["row"] not in rows:
-            return False
-        return line[KEY] in [_key(known, rows[job[0]], job[1]) for known in profiles]
-
-    return table[[counts(line) for _, line in table.iterrows()]]
-
-
-def _kept(lab: Session) -> pd.DataFrame:
-    """The study's committed lines that have a key."""
-    file = run.committed_table(catalogue.get(STUDIES[0]))
-    table = lab.committed(file.stem) if file.is_file() else pd.DataFrame()
-    return table.dropna(subset=KEY) if KEY in table else NOTHING
+def _stored(lab: Session, rows: Sequence[Row]) -> pd.DataFrame:
+    return collected.stored(lab.profile, rows, range(lab.n_repeats))
 
 
 def _committed(lab: Session, there: set[str]) -> list[pd.DataFrame]:
@@ -130,21 +87,14 @@ def map_table() -> pd.DataFrame:
 
 
 def origin(lab: Session, table: pd.DataFrame) -> str:
-    """Where the rows come from, in a sentence or two."""
-    total = len(wanted())
-    there = sum(bool(_stored(lab, row, lab.n_repeats)) for row in wanted())
+    """Where the rows come from, in a sentence."""
+    total, there = len(wanted()), _stored(lab, wanted())["row"].nunique()
     committed = table["row"].nunique() - there
     rest = total - there - committed
     text = f"{total} rows: {there} in the store, {committed} in committed tables, {rest} not run"
-    if lab.profile.name == shipped.PROFILE and (old := _stale(lab, table)):
+    if old := collected.left_out(table, RIVALS, lab.profile):
         text += f"; {old} committed lines are of other code or data, and left out"
     return text
-
-
-def _stale(lab: Session, table: pd.DataFrame) -> int:
-    """How many of the study's committed lines are neither in a table nor replaced by its lines."""
-    kept, there = _kept(lab), set(zip(table["row"], table["repeat"], strict=True))
-    return sum(job not in there for job in zip(kept["row"], kept["repeat"], strict=True))
 
 
 # --- tables of text -------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from aeft_lib.stages.loading import load_network
 from aeft_lib.stages.write_labels import label_files
 from aeft_lib.studies import (
     catalogue,
+    collected,
     labels,
     objects,
     pipeline,
@@ -295,6 +296,10 @@ class Session:
         """
         tables = tables or {}
         stored = {name: self.stored_table(name) for name in catalogue.STUDIES if name not in tables}
+        for study in catalogue.STUDIES.values():
+            if study.apart and study.name in stored:
+                known = (stored[study.name], study, self.profile, study.rows)
+                stored[study.name] = collected.with_committed(*known)
         tables = {name: t for name, t in (stored | dict(tables)).items() if not t.empty}
         options = {"short": report.is_short(self.profile), "over_objects": self._over_objects}
         built = report.build(tables, self.profile.name, **options)

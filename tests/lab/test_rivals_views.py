@@ -92,6 +92,16 @@ def test_committed_lines_count_in_either_precision_and_by_today_s_key_alone(empt
         assert told.endswith("not run; 2 committed lines are of other code or data, and left out")
 
 
+def test_the_report_has_the_collected_lines(empty):
+    values = {"gap": [50.0, 51.0, 52.0], "seam": [53.0, 54.0, 55.5]}
+    keyed(**values).to_csv(empty / "rivals.csv", index=False)
+    lines = {line["id"]: line for line in Session(LAPTOP, 3).report()["claims"]}
+    seam, cpn = lines["rival.seam.seed"], lines["rival.cpn.seed"]
+    assert (seam["n"], seam["pairs"], seam["verdict"]) == (3, 3, "holds")
+    assert seam["difference"] == pytest.approx(19 / 6, abs=1e-4)
+    assert (cpn["n"], cpn["verdict"]) == (0, "not run")
+
+
 def test_numbers_in_the_store_come_first(empty, monkeypatch):
     keyed(seam=[54.0, 55.0, 56.0], gap=[50.0]).to_csv(empty / "rivals.csv", index=False)
     stored = {("seam", 0): {"miou": 57.0}, ("seam", 1): {"miou": 58.0}, ("cpn", 0): {}}
