@@ -82,4 +82,4 @@ def _jobs(table: pd.DataFrame) -> list[tuple[str, int]]:
 
 
 def _columns(table: pd.DataFrame, *more: str) -> list[list]:
-    return [table[name].tolist() for name in ("row", "repeat", *more)]
+    return [table[name].tolist() if len(table) else [] for name in ("row", "repeat", *more)]
