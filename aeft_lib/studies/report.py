@@ -28,7 +28,7 @@ import pandas as pd
 
 from aeft_lib import paths
 from aeft_lib.stages import store
-from aeft_lib.studies import labels, levels, photo_results, rivals
+from aeft_lib.studies import labels, levels, photo_results, rivals, rivals_readers
 from aeft_lib.studies.effects import LEVEL, REPEATS, adjusted, effect, paired, points, side
 from aeft_lib.studies.objects import Interval
 from aeft_lib.studies.profiles import PROFILES
@@ -40,7 +40,9 @@ except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib
 
 CLAIMS = ("claim.", "ours.")  # ids of lines about differences: the poster's, and our own
+INTERACTION = "rival.cda.context"
 DIFFERENCES = (*CLAIMS, "condition.")
+SIGNED = (*DIFFERENCES, INTERACTION)  # what they say of rows is a difference alone
 # Lines whose p values are adjusted together.
 FAMILIES = (CLAIMS, ("condition.",), ("table", "known."), ("rival.",))
 # What decides a verdict, by what its fields begin with: on the profile's scenes, on real photos.
@@ -93,6 +95,7 @@ def build(
         for number in numbers
         if number[0] != "known.gap_seed"
     ]
+    lines.append(_interaction(tables))
     lines += [_result(column) for column in ("voc_val", "voc_test", "coco_val")]
     lines += [_claim(claim, tables, profile, over_objects) for claim in published()["claims"]]
     lines += [_condition(claim, tables) for claim in levels.claims()]
@@ -127,7 +130,7 @@ def judged(lines: Iterable[Mapping[str, Any]]) -> list[Line]:
 
 def _comparison(line: Mapping[str, Any]) -> str:
     """What a line compares: the base is a level of every knob, and one comparison."""
-    return line["unit"] if line["id"].startswith(DIFFERENCES) else line["id"]
+    return line["unit"] if line["id"].startswith(SIGNED) else line["id"]
 
 
 def _verdicts(line: Mapping[str, Any], prefix: str) -> Line:
@@ -325,6 +328,24 @@ def _condition(claim: levels.Claim, tables: Mapping[str, pd.DataFrame]) -> Line:
     return line | _photos(photo_results.differences(*pair)) | needs
 
 
+def _interaction(tables: Mapping[str, pd.DataFrame]) -> Line:
+    """CDA's own claim: it gains more over GAP where backgrounds are tied to classes."""
+    study, (free, tied) = rivals_readers.PASTING, rivals_readers.CONTEXTS
+    gains = [
+        _differences(tables.get(study.name), f"{level}.cda", f"{level}.gap", "miou")
+        for level in (tied, free)
+    ]
+    differences = (gains[0] - gains[1]).dropna()
+    text = "CDA gains more over GAP where backgrounds are tied to classes (context 1 against 0)"
+    unit = f"miou, ({tied}.cda − {tied}.gap) − ({free}.cda − {free}.gap)"
+    source = {
+        "study": study.name,
+        "place": "not in the paper; CDA pastes to undo context",
+        "repeats": REPEATS,
+    }
+    return _line(INTERACTION, text, unit, None, differences, differences, source)
+
+
 def _needs_of(pair: tuple[str, str, str], repeats: int) -> int:
     """Repeats that a verdict on two rows needs: those of every claim about the same comparison.
 
@@ -498,12 +519,12 @@ def published_cell(row: Mapping[str, Any]) -> str:
     """The paper's number, signed where it is a difference; a dash where it has none."""
     if row["published"] is None:
         return "—"
-    return f"{row['published']:{'+' if row['id'].startswith(DIFFERENCES) else ''}.1f}"
+    return f"{row['published']:{'+' if row['id'].startswith(SIGNED) else ''}.1f}"
 
 
 def _ours_cell(row: Mapping[str, Any]) -> str:
     """The difference; of a table's row its own mean first."""
     if row["n"] == 0:
         return "—"
-    own = "" if row["id"].startswith(DIFFERENCES) else f"{row['reproduced_mean']:.1f}; "
+    own = "" if row["id"].startswith(SIGNED) else f"{row['reproduced_mean']:.1f}; "
     return f"{own}{points_of(row)} ({row['n']})"

@@ -283,6 +283,25 @@ def test_a_user_who_asks_for_verdicts_is_told_which_claim_lacks_repeats():
     report.check_repeats({"claims": [verdicts([1.0] * 5)]})
 
 
+def test_cda_s_claim_is_a_difference_of_differences():
+    rows = {
+        "context_1.cda": [60.0, 62.0, 61.0],
+        "context_1.gap": [50.0, 51.0, 51.0],
+        "base.cda": [55.0, 55.0, 56.0],
+        "base.gap": [54.0, 55.0, 55.0, 99.0],
+    }
+    made = report.build({"pasting": table(**rows)}, "laptop")["claims"]
+    (line,) = [line for line in made if line["id"] == report.INTERACTION]
+    assert (line["difference"], line["pairs"], line["verdict"]) == (
+        pytest.approx(29 / 3, abs=1e-3),
+        3,
+        "holds",
+    )
+    assert report.markdown({"claims": [line]}).count("+9.7 [+") == 1
+    (line,) = [x for x in report.build({}, "laptop")["claims"] if x["id"] == report.INTERACTION]
+    assert (line["verdict"], line["n"]) == ("not run", 0)
+
+
 def test_the_interval_over_objects_is_asked_for_the_repeats_that_are_compared():
     asked = []
 
@@ -339,7 +358,7 @@ def test_the_report_has_a_line_for_every_number_result_and_claim(built):
     numbers = set(report.published()["numbers"]) - {"known.gap_seed"}
     results = {"results.voc_val", "results.voc_test", "results.coco_val"}
     of_levels = {claim.id for claim in levels.claims()}
-    assert set(built) == numbers | results | of_levels | {
+    assert set(built) == numbers | results | of_levels | {report.INTERACTION} | {
         claim["id"] for claim in report.published()["claims"]
     }
     for row in built.values():
