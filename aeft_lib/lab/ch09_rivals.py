@@ -118,7 +118,8 @@ def overview(lines: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
         for end in ENDS:
             line[HEADS[end]] = _cell(of_system.loc[end])
             line[f"{HEADS[end]} − GAP"] = _difference(of_system.loc[end])
-        line["cost"] = _cost(of_system["cost"])
+        line["cost"] = _range(of_system["cost"])
+        line["time"] = _range(of_system["time"])
         line["repeats"] = int(of_system["repeats"].max())
         line["mechanism"] = findings.mechanism(table, known, every)
         rows.append(line)
@@ -139,7 +140,7 @@ def _difference(line: pd.Series) -> str:
     return points(line["difference"], line["difference_low"], line["difference_high"])
 
 
-def _cost(costs: pd.Series) -> str:
+def _range(costs: pd.Series) -> str:
     """Of seeds and of the whole way, in GAP trainings."""
     shown = [f"{cost:.1f}" for cost in costs.dropna()]
     return " … ".join(dict.fromkeys((shown[0], shown[-1]))) if shown else "—"

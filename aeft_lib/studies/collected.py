@@ -6,14 +6,18 @@ which a machine reads networks.  So stores may go, and numbers of other code are
 silence.
 """
 
+import math
 from collections.abc import Iterable
 from io import BytesIO
+from typing import Any
 
 import pandas as pd
 
 from aeft_lib import paths
+from aeft_lib.stages import store
+from aeft_lib.stages.artefact import Artefact
 from aeft_lib.studies import run, shipped
-from aeft_lib.studies.pipeline import laid_out
+from aeft_lib.studies.pipeline import artefacts, laid_out
 from aeft_lib.studies.rows import Row, Study
 from aeft_lib.studies.settings import Profile
 
@@ -22,9 +26,9 @@ NOTHING = pd.DataFrame(columns=["row", "label", "repeat", KEY])
 
 
 def stored(profile: Profile, rows: Iterable[Row], repeats: Iterable[int]) -> pd.DataFrame:
-    """A line for every row and repeat that the store has, with scores: ``row, label, repeat, key``.
+    """A line for every row and repeat that the store has, with scores; none are computed.
 
-    And its numbers; none are computed.
+    ``row, label, repeat, key``, `training_seconds` as ``seconds``, and its numbers.
     """
     lines = []
     for row in rows:
@@ -32,13 +36,35 @@ def stored(profile: Profile, rows: Iterable[Row], repeats: Iterable[int]) -> pd.
             numbers = run.stored(profile, row, repeat) or {}
             if "miou" in numbers:
                 line = {"row": row.name, "label": row.label, "repeat": repeat}
-                lines.append(line | {KEY: key(profile, row, repeat)} | numbers)
+                line |= {KEY: key(profile, row, repeat)}
+                line |= {"seconds": training_seconds(profile, row, repeat)}
+                lines.append(line | numbers)
     return pd.DataFrame(lines) if lines else NOTHING
 
 
 def key(profile: Profile, row: Row, repeat: int) -> str:
     """Of a row's evaluation, as today's code, spec and data give it."""
     return laid_out(profile, row, repeat)["evaluation"].key
+
+
+def training_seconds(profile: Profile, row: Row, repeat: int) -> float:
+    """Seconds of all trainings behind a row of the store, on the machines that they ran on.
+
+    NaN where not all of them are in the store.
+    """
+    seconds = {}
+
+    def found(*asked: Any) -> Artefact:
+        made = store.lookup(*asked)
+        if made.stage.startswith("train_"):
+            seconds[made.key] = made.record["seconds"]
+        return made
+
+    try:
+        artefacts(profile, row, repeat, found)
+    except LookupError:  # its scores are from the ledger
+        return math.nan
+    return sum(seconds.values())
 
 
 def with_committed(

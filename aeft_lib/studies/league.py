@@ -28,7 +28,8 @@ def lines(
     ``method, name, family, venue, end, row, published``; ``mean, low, high, repeats`` of its mIoU
     (percent, 95 % interval over repeats, NaN below two); ``difference, difference_low,
     difference_high, p, p_adjusted, pairs`` to the GAP base; ``verdict``; ``shared``: the system
-    whose seeds they are, where they are not its own; ``cost``, see `costs_of`.
+    whose seeds they are, where they are not its own; ``cost``, see `costs_of`; ``time``: what all
+    trainings behind it took, against GAP's of the same repeat, as measured.
     table: long, with ``row, repeat`` and numbers.  rows: all there are, by name.
     """
     results = {line["method"]: line for line in report.published()["results"]}
@@ -43,6 +44,7 @@ def lines(
             line |= {"published": _published(known, end, results[known.method])}
             line |= _numbers(table, end, row)
             line["cost"] = (costs or {}).get(line["row"], np.nan)
+            line["time"] = _time(table, row)
             made.append(line)
     league = pd.DataFrame(made)
     tested = league["p"].notna() & (league["shared"] == "")
@@ -83,6 +85,15 @@ def _verdict(n: int, pairs: int, low: float, high: float) -> str:
     if pairs == 0:
         return "no GAP to compare"
     return side(low, high) if pairs >= REPEATS else f"{pairs} of {REPEATS} repeats"
+
+
+def _time(table: pd.DataFrame, row: Row | None) -> float:
+    """Mean over repeats of the ``seconds`` of a row's trainings over those of GAP's classifier."""
+    if row is None or "seconds" not in table:
+        return np.nan
+    wide = table.pivot_table(index="repeat", columns="row", values="seconds")
+    both = {row.name, GAP_ROWS["seed"]} <= set(wide)
+    return float((wide[row.name] / wide[GAP_ROWS["seed"]]).mean()) if both else np.nan
 
 
 def costs_of(profile: Profile, rows: Iterable[Row], gap: Row) -> dict[str, float]:

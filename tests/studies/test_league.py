@@ -10,6 +10,7 @@ from scipy import stats
 from aeft_lib import paths
 from aeft_lib.studies import (
     catalogue,
+    collected,
     findings,
     league,
     pipeline,
@@ -45,6 +46,32 @@ def numbers(**rows: dict[str, list[float]]) -> pd.DataFrame:
 
 def line(lines: pd.DataFrame, name: str, end: str) -> pd.Series:
     return lines[(lines["name"] == name) & (lines["end"] == end)].iloc[0]
+
+
+# --- time -----------------------------------------------------------------------------------------
+
+
+def test_time_is_measured_against_gap_of_the_same_repeat():
+    table = numbers(
+        gap={"miou": [50.0, 51.0], "seconds": [100.0, 200.0]},
+        seam={"miou": [54.0, 55.0, 56.0], "seconds": [300.0, 500.0, 9.0]},
+    )
+    lines = league.lines(table, ROWS)
+    assert line(lines, "seam", "seed")["time"] == pytest.approx((3 + 2.5) / 2)
+    assert np.isnan(line(lines, "cpn", "seed")["time"])
+    bare = league.lines(table.drop(columns="seconds"), ROWS)
+    assert bare["time"].isna().all()
+
+
+def test_seconds_are_those_of_all_trainings_behind_a_row():
+    rows = {name: ROWS[name] for name in ("gap", "sccam_round1")}
+    made = {name: pipeline.artefacts(SMOKE, row, 0)["classifier"] for name, row in rows.items()}
+    own = {name: artefact.record["seconds"] for name, artefact in made.items()}
+    table = collected.stored(SMOKE, rows.values(), [0]).set_index("row")
+    assert table.loc["gap", "seconds"] == own["gap"]
+    assert table.loc["sccam_round1", "seconds"] == pytest.approx(own["gap"] + own["sccam_round1"])
+    assert table.loc["gap", "key"] == collected.key(SMOKE, rows["gap"], 0)
+    assert collected.stored(SMOKE, rows.values(), [77]).empty
 
 
 # --- systems --------------------------------------------------------------------------------------
