@@ -15,17 +15,19 @@ The CAMs before every step are added up.  It stops at once where what fires cove
 image (the map that showed it stays in its sum), or where the image's logits have grown too large.
 
 Departures from the authors' release.  A laptop adapts the last convolution and the head (there: the
-last two stages), with 6 others (there: 20 random views), and stops by cover alone, since the
-release's bound on logits is for its own network; its rate is chosen by a rule that reads tags
-(`choose_rate`).  Norms stay frozen.  GNDP looks at 20 classes there (`pooled_classes`), so on COCO
-most are pooled by their mean.  Images have weights of their own, so each goes through the network
-alone, but all its rows of one size together.  Read in the authors' code; the paper was not at hand.
+last two stages), with 6 others (there: 20 random views).  The release's rate and its bound on logits
+are for its own network: here both follow from a rule that reads tags (`choose_rate`).  By cover
+alone a rate would pass at which logits explode while small objects stay small.  Norms stay frozen.
+GNDP looks at 20 classes there (`pooled_classes`), so on COCO most are pooled by their mean.  Images
+have weights of their own, so each goes through the network alone, but all its rows of one size
+together.  Read in the authors' code; the paper was not at hand.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -122,23 +124,21 @@ class Rib:
         chosen: Mapping[str, float],
     ) -> list[EachReading]:
         """See `image_reader.ImageReader`; one picture after the other."""
-        part, rate = adaptable(network, self.adapts), self.rate or chosen["rate"]
-        return [self._read(method, network, part, p, others, rate) for p in pictures]
+        part, reader = adaptable(network, self.adapts), self._with(chosen)
+        return [reader._read(method, network, part, p, others) for p in pictures]
+
+    def _with(self, chosen: Mapping[str, float]) -> "Rib":
+        """Itself with the numbers that `choose_rate` gave, where it had none."""
+        return replace(self, **{name: chosen[name] for name in ("rate", "largest") if chosen})
 
     def _read(
-        self,
-        method: Method,
-        network: nn.Module,
-        part: Adaptable,
-        picture: Picture,
-        others: Others,
-        rate: float,
+        self, method: Method, network: nn.Module, part: Adaptable, picture: Picture, others: Others
     ) -> EachReading:
         size, (logits,) = picture.image.shape[:2], plain_logits(method, network, [picture.image])
         if not picture.tags.any():
             return EachReading(torch.zeros(0, *size), logits, {})
         inputs = self.inputs_of(network, part, picture)
-        climb, weights = self.climb(network, part, picture, inputs, others, rate)
+        climb, weights = self.climb(network, part, picture, inputs, others, self.rate)
         cam = merged([climb.sums[scale] for scale in self.scales], size).cpu()
         return EachReading(cam, logits, weights.numbers(climb))
 
@@ -297,7 +297,8 @@ class RateSpec:
     """reader: whose rate it is.  scenes: of the training, and what it draws from.
 
     images: so many, evenly spread.  early: a stop before this step is too early.  at_most: the part
-    of images that may stop so.  ladder: (first rate, factor, rungs).
+    of images that may stop so.  ladder: (first rate, factor, rungs).  times: of an image's logits
+    at the first step their bound, about that of the release.
     """
 
     reader: Rib
@@ -309,13 +310,15 @@ class RateSpec:
     early: int = 5
     at_most: float = 0.05
     ladder: tuple[float, float, int] = (RATE, 3.0, 10)
+    times: float = 100.0
 
 
 def choose_rate(spec: RateSpec, inputs: Mapping[str, Artefact], folder: Path) -> dict[str, float]:
-    """The largest rate of a ladder at which few training images stop by cover early: ``rate``.
+    """The largest rate of a ladder at which few training images stop early: ``rate``.
 
     By bisection, on the assumption that more images stop at a higher rate.  Tags are read, no mask.
-    ``early_stops``: the part of images that stop at it.
+    ``largest``: the bound on |the sum of an image's logits|, `times` the median at the first step,
+    where the reader has none.  ``early_stops``: the part of images that stop at the rate.
     """
     classifier, count = inputs["classifier"], len(spec.scenes.open())
     network = ready(load_network, classifier)
@@ -323,13 +326,19 @@ def choose_rate(spec: RateSpec, inputs: Mapping[str, Artefact], folder: Path) ->
     indices = range(0, count, max(1, count // spec.images))[: spec.images]
     tagged = [p for batch in pictures_of(spec.scenes, indices) for p in batch if p.tags.any()]
     read = [(p, spec.reader.inputs_of(network, part, p)) for p in tagged]
+    first = [
+        abs(spec.reader.climb(network, part, picture, given, others, 0.0, 2)[1].targets[0])
+        for picture, given in read
+    ]
+    largest = spec.reader.largest or spec.times * float(np.median(first or [0.0]))
+    reader = replace(spec.reader, largest=largest)
 
     def early(rung: int) -> float:
         """The part of images that stop; where too many do, of those seen until that is clear."""
         rate, stops = spec.ladder[0] * spec.ladder[1] ** rung, 0
         for picture, given in read:
-            climb, _ = spec.reader.climb(network, part, picture, given, others, rate, spec.early)
-            stops += climb.reason == COVER
+            climb, _ = reader.climb(network, part, picture, given, others, rate, spec.early)
+            stops += bool(climb.reason)
             if stops >= spec.at_most * len(read):
                 break
         return stops / max(1, len(read))
@@ -340,4 +349,5 @@ def choose_rate(spec: RateSpec, inputs: Mapping[str, Artefact], folder: Path) ->
         known[middle] = early(middle)
         low, high = (middle, high) if known[middle] < spec.at_most else (low, middle - 1)
     share = known[low] if low in known else early(low)
-    return {"rate": spec.ladder[0] * spec.ladder[1] ** low, "early_stops": share}
+    rate = spec.ladder[0] * spec.ladder[1] ** low
+    return {"rate": rate, "largest": largest, "early_stops": share}

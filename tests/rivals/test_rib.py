@@ -1,5 +1,6 @@
 """RIB: numbers of the original, GNDP by hand, weights of an image, the rate, and the row."""
 
+import statistics
 from dataclasses import replace
 
 import numpy as np
@@ -379,18 +380,36 @@ def test_the_rate_is_the_largest_at_which_few_stop_early(classifier, tmp_path):
     network = load_network(classifier)
     others, part = Others(SMOKE.train, None, 0), adaptable(network, "last")
     pictures = [p for b in pictures_of(SMOKE.train, range(0, 32, 8)) for p in b if p.tags.any()]
-    shares = []
+    given = [(p, reader.inputs_of(network, part, p)) for p in pictures]
+    first = [abs(reader.climb(network, part, *g, others, 0.0, 2)[1].targets[0]) for g in given]
+    assert summary["largest"] == pytest.approx(100 * statistics.median(first))
+    reader, shares = replace(reader, largest=summary["largest"]), []
     for rung in range(ladder[2]):
         rate = ladder[0] * ladder[1] ** rung
-        climbs = [
-            reader.climb(network, part, p, reader.inputs_of(network, part, p), others, rate, 5)[0]
-            for p in pictures
-        ]
-        shares.append(sum(climb.reason == COVER for climb in climbs) / len(pictures))
+        climbs = [reader.climb(network, part, *g, others, rate, 5)[0] for g in given]
+        shares.append(sum(climb.reason in (COVER, LARGE) for climb in climbs) / len(pictures))
     few = [rung for rung, share in enumerate(shares) if share < 0.3]
     assert summary["rate"] == ladder[0] * ladder[1] ** max(few, default=0)
     if few:
         assert summary["early_stops"] == shares[max(few)]
+
+
+def test_a_rate_may_be_bound_by_logits_alone(classifier, tmp_path):
+    """Nothing covers more than the whole image; half the logits stop every image at once."""
+    reader = replace(FEW.reader, rate=0.0, covers=1.0)
+    given = {"images": 4, "ladder": (1e-3, 10.0, 4)}
+    spec = RateSpec(reader, SMOKE.train, SMOKE.train, "", times=0.5, **given)
+    summary = choose_rate(spec, {"classifier": classifier}, tmp_path)
+    assert (summary["rate"], summary["early_stops"]) == (1e-3, 1 / 4)  # the first one decides
+    own = RateSpec(replace(reader, largest=1e9), SMOKE.train, SMOKE.train, "", **given)
+    found = choose_rate(own, {"classifier": classifier}, tmp_path)
+    assert (found["largest"], found["early_stops"]) == (1e9, 0.0)
+
+
+def test_what_was_chosen_is_used_and_no_more():
+    chosen = {"rate": 0.5, "largest": 7.0, "early_stops": 0.1}
+    assert Rib()._with(chosen) == Rib(rate=0.5, largest=7.0)
+    assert Rib(rate=0.25)._with({}) == Rib(rate=0.25)
 
 
 def test_no_mask_is_read(classifier, blind, tmp_path):
