@@ -12,6 +12,7 @@ from aeft_lib.maps.labels import label_map, read_label_map
 from aeft_lib.stages.write_labels import label_files
 from aeft_lib.studies import catalogue, collected, findings, league, report, run, shipped
 from aeft_lib.studies.effects import points
+from aeft_lib.studies.profiles import COMMITTED_REPEATS
 from aeft_lib.studies.rivals_grid import crossed
 from aeft_lib.studies.rows import Row
 from aeft_lib.studies.systems import ENDS, NOT_RUN, PLACES, SYSTEMS, System, brief, ends, own_row
@@ -56,7 +57,9 @@ def wanted() -> list[Row]:
 
 
 def _stored(lab: Session, rows: Sequence[Row]) -> pd.DataFrame:
-    return collected.stored(lab.profile, rows, range(lab.n_repeats))
+    """Of the session's repeats, and of all that are committed where the profile's tables are."""
+    repeats = max(lab.n_repeats, COMMITTED_REPEATS if lab.profile.name == shipped.PROFILE else 0)
+    return collected.stored(lab.profile, rows, range(repeats))
 
 
 def _committed(lab: Session, there: set[str]) -> list[pd.DataFrame]:

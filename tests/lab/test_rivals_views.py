@@ -106,7 +106,7 @@ def test_numbers_in_the_store_come_first(empty, monkeypatch):
     keyed(seam=[54.0, 55.0, 56.0], gap=[50.0]).to_csv(empty / "rivals.csv", index=False)
     stored = {("seam", 0): {"miou": 57.0}, ("seam", 1): {"miou": 58.0}, ("cpn", 0): {}}
     monkeypatch.setattr(run, "stored", lambda _, row, repeat: stored.get((row.name, repeat)))
-    found = by_row(ch09_rivals.results(Session(LAPTOP, 2)))
+    found = by_row(ch09_rivals.results(Session(LAPTOP, 1)))
     assert found == {"seam": [57.0, 58.0, 56.0], "gap": [50.0]}
 
 
