@@ -79,6 +79,13 @@ RIVALS = (
                 method=Cpn(complementary=0.0, refinement=0.0),
                 published=None,
             ),
+            replace(
+                CPN,
+                name="cpn_raw",
+                label="CPN, CAM before refinement",
+                reader=RefinedMaps(refined=False),
+                published=None,
+            ),
         ),
     ),
     Rival(
