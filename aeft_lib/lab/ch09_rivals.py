@@ -143,6 +143,22 @@ def _difference(line: pd.Series) -> str:
     return points(line["difference"], line["difference_low"], line["difference_high"])
 
 
+def controls(table: pd.DataFrame) -> pd.DataFrame:
+    """`league.controls` of the rows in a table, as text; empty where none was run."""
+    lines = league.controls(table, catalogue.rows_by_name())
+    return pd.DataFrame(
+        {
+            "method": line.method,
+            "of": HEADS[line.end],
+            "against": line.label,
+            "its mIoU (%)": f"{line.mean:.1f}",
+            "difference (points)": points(line.difference, line.low, line.high),
+            "repeats": line.pairs,
+        }
+        for line in lines.itertuples()
+    )
+
+
 def _range(costs: pd.Series) -> str:
     """Of seeds and of the whole way, in GAP trainings."""
     shown = [f"{cost:.1f}" for cost in costs.dropna()]

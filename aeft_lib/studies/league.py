@@ -17,7 +17,17 @@ from aeft_lib.studies import plan, report, rivals
 from aeft_lib.studies.effects import REPEATS, adjusted, by_repeat, interval, paired, side
 from aeft_lib.studies.rows import Row
 from aeft_lib.studies.settings import Profile
-from aeft_lib.studies.systems import ENDS, GAP_ROWS, METRICS, NOT_RUN, SYSTEMS, System, ends, ids
+from aeft_lib.studies.systems import (
+    ENDS,
+    GAP_ROWS,
+    METRICS,
+    NOT_RUN,
+    SYSTEMS,
+    System,
+    ends,
+    ids,
+    learned,
+)
 
 
 def lines(
@@ -85,6 +95,43 @@ def _verdict(n: int, pairs: int, low: float, high: float) -> str:
     if pairs == 0:
         return "no GAP to compare"
     return side(low, high) if pairs >= REPEATS else f"{pairs} of {REPEATS} repeats"
+
+
+def controls(table: pd.DataFrame, rows: Mapping[str, Row]) -> pd.DataFrame:
+    """Each system against itself with a part otherwise, and its seeds against GAP at its cost.
+
+    A line for every such row that was run with it: ``method, end, row, label``; ``mean`` of that
+    row; ``difference, low, high, pairs``: the system minus it, in percent, paired by repeat.
+    """
+    made = []
+    for known in SYSTEMS:
+        for end, own in ends(known, rows).items():
+            for other in _variants(known, end, own, rows):
+                pairs = paired(table, own.name, other.name, METRICS[end])
+                if len(pairs):
+                    mean = float(np.mean(by_repeat(table, other.name, METRICS[end])))
+                    line = {"method": known.title, "end": end, "row": other.name}
+                    line |= {"label": other.label, "mean": mean}
+                    names = ("difference", "low", "high", "p", "pairs")
+                    made.append(line | dict(zip(names, interval(pairs), strict=True)))
+    columns = ["method", "end", "row", "label", "mean", "difference", "low", "high", "p", "pairs"]
+    return pd.DataFrame(made, columns=columns)
+
+
+def _variants(known: System, end: str, own: Row, rows: Mapping[str, Row]) -> list[Row]:
+    """Rows of a system's end with a part otherwise, by their names; later parts on its seeds."""
+
+    def same_end(other: Row) -> bool:
+        kinds = [(bool(r.refiner), bool(r.segmenter), r.prediction) for r in (own, other)]
+        return kinds[0] == kinds[1] and (not own.refiner or learned(other) == learned(own))
+
+    if own.name in GAP_ROWS.values():
+        return []  # the base's, which a system shares
+    others = [row for name, row in rows.items() if name.startswith(f"{own.name}_")]
+    if end == "seed" and f"gap_as_{known.name}" in rows:
+        others.append(rows[f"gap_as_{known.name}"])
+    numbered = ids(known).values()
+    return [row for row in others if row.method and row.published not in numbered and same_end(row)]
 
 
 def _time(table: pd.DataFrame, row: Row | None) -> float:

@@ -156,6 +156,21 @@ def test_the_overview_has_a_line_a_system_and_says_what_was_not_run(numbers):
     assert "ECS (reconstruction)" in shown.index
 
 
+def test_controls_are_text_and_may_be_none():
+    shown = ch09_rivals.controls(table(seam=[54.0, 55.0], seam_off=[50.0, 51.0]))
+    assert shown.to_dict("records") == [
+        {
+            "method": "SEAM",
+            "of": "seeds",
+            "against": "SEAM, both losses off",
+            "its mIoU (%)": "50.5",
+            "difference (points)": "+4.0 [+4.0, +4.0]",
+            "repeats": 2,
+        }
+    ]
+    assert ch09_rivals.controls(table(seam=[54.0])).empty
+
+
 def test_published_stands_beside_reproduced(numbers):
     shown = ch09_rivals.beside(league.lines(numbers, ROWS)).set_index("method")
     assert shown.loc["SEAM"].tolist() == ["55.4", "54.0", "63.6", "—", "64.5", "—"]

@@ -48,6 +48,30 @@ def line(lines: pd.DataFrame, name: str, end: str) -> pd.Series:
     return lines[(lines["name"] == name) & (lines["end"] == end)].iloc[0]
 
 
+# --- controls -------------------------------------------------------------------------------------
+
+
+def test_a_system_stands_beside_itself_with_a_part_otherwise_and_gap_at_its_cost():
+    table = numbers(
+        gap={"miou": [50.0, 51.0]},
+        seam={"miou": [54.0, 55.0, 56.0]},
+        seam_off={"miou": [52.0, 52.0, 52.0]},
+        gap_as_seam={"miou": [55.0, 56.0]},
+        cpn_off={"miou": [1.0]},  # without its system
+        psa={"miou_maskless": [60.0, 61.0]},
+        psa_crf={"miou_maskless": [58.0, 58.0]},
+        pmm={"miou_maskless": [60.0, 61.0]},
+        pmm_seam={"miou_maskless": [58.0, 58.0]},  # on other seeds
+    )
+    found = league.controls(table, ROWS).set_index("row")
+    assert set(found.index) == {"seam_off", "gap_as_seam", "psa_crf"}
+    assert found.loc["seam_off", ["difference", "mean", "pairs"]].tolist() == [3.0, 52.0, 3]
+    assert found.loc["gap_as_seam", ["difference", "pairs"]].tolist() == [-1.0, 2]
+    assert found.loc["psa_crf", ["end", "difference"]].tolist() == ["pseudo", 2.5]
+    assert found.loc["seam_off", "low"] == pytest.approx(3 - T_3 / 3**0.5)
+    assert league.controls(table.iloc[:0], ROWS).empty
+
+
 # --- time -----------------------------------------------------------------------------------------
 
 
