@@ -47,8 +47,9 @@ report: $(STAMP)  ## published against reproduced, from what is in the store
 	$(BIN)/aeft report $(CHOICE)
 
 lab: $(STAMP)  ## open a copy of the notebooks in runs/lab; what was changed there stays
-	@mkdir -p runs/lab; for file in $(NOTEBOOKS); do test -e runs/lab/$${file##*/} || cp $$file runs/lab; done
-	$(BIN)/jupyter lab runs/lab
+	@mkdir -p runs/lab; for file in $(NOTEBOOKS); do copy=runs/lab/$${file##*/}; \
+	test -e $$copy || { sed 's|](\.\./|](../../|g' $$file > $$copy.new && mv $$copy.new $$copy; }; done
+	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/runs/lab
 
 book: $(STAMP)  ## notebooks, documents, API and figures as one site in build/book, which needs no network
 	$(BIN)/python -m sphinx -q -b html -c docs . build/book

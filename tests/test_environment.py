@@ -1,6 +1,8 @@
 """pyproject.toml is the one list of packages; environment.yml and requirements.lock agree."""
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -162,3 +164,23 @@ def test_the_makefile_has_at_most_thirteen_verbs_and_explains_each():
     verbs = re.search(r"^\.PHONY: (.*)$", text, re.M).group(1).split()
     assert len(verbs) <= 13
     assert re.findall(r"^([a-z]+):.*## \w", text, re.M) == verbs
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="there is no make here")
+def test_links_of_the_labs_copies_lead_into_the_checkout_and_copies_stay(tmp_path):
+    for folder in ("notebooks", "bin"):
+        (tmp_path / folder).mkdir()
+    jupyter = tmp_path / "bin" / "jupyter"
+    jupyter.write_text('#!/bin/sh\necho "$@" >opened\n')
+    jupyter.chmod(0o755)
+    (tmp_path / "notebooks" / "01_a.ipynb").write_text('"[a](../docs/a.md) [b](02_b.ipynb)"')
+    makefile = str(paths.ROOT / "Makefile")
+    verb = ["make", "-s", "-f", makefile, "-o", ".venv/.installed", "lab", "BIN=bin"]
+    subprocess.run(verb, cwd=tmp_path, check=True)
+    copy = tmp_path / "runs" / "lab" / "01_a.ipynb"
+    assert copy.read_text() == '"[a](../../docs/a.md) [b](02_b.ipynb)"'
+    assert "root_dir=. " in (tmp_path / "opened").read_text()
+    copy.write_text("changed")
+    subprocess.run(verb, cwd=tmp_path, check=True)
+    assert copy.read_text() == "changed"
+    assert list(copy.parent.iterdir()) == [copy]

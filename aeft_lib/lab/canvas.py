@@ -23,8 +23,8 @@ Decorate = Callable[[Figure], None]
 class View(NamedTuple):
     """What a widget shows for the values of its controls.
 
-    pictures: (H, W, 3) each, uint8 or 0..1, in one row.  titles: one a picture.
-    text: the line below.
+    pictures: (H, W, 3) each, uint8 or 0..1, in one row up to four, else in two.
+    titles: one a picture.  text: the line below.
     """
 
     pictures: Sequence[np.ndarray]
@@ -37,7 +37,15 @@ def figure_of(view: View, decorate: Decorate | None = None) -> Figure:
 
     decorate: adds what it has besides, such as a colour bar.
     """
-    figure = figures.picture_grid([view.pictures], view.titles)
+    count = len(view.pictures)
+    columns = count if count <= 4 else (count + 1) // 2
+    rows = [view.pictures[at : at + columns] for at in range(0, count, columns)]
+    figure = figures.picture_grid(rows, view.titles[:columns])
+    figure.set_figheight(figure.get_figheight() + 0.2 * (len(rows) - 1))
+    for axis in figure.axes[count:]:
+        axis.set_axis_off()
+    for axis, title in zip(figure.axes, view.titles, strict=False):
+        axis.set_title(title, fontsize=6)
     if decorate:
         decorate(figure)
     plt.close(figure)
@@ -45,7 +53,7 @@ def figure_of(view: View, decorate: Decorate | None = None) -> Figure:
 
 
 class Canvas:
-    """A row of pictures under their titles, redrawn in place while their number and sizes stay.
+    """Pictures under their titles, redrawn in place while their number and sizes stay.
 
     decorate: see `figure_of`.
     """

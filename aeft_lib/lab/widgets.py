@@ -34,9 +34,17 @@ from aeft_lib.paper.classifier import CamClassifier, CamOutput
 from aeft_lib.paper.triplet import Triplet
 from aeft_lib.refinement import random_walk
 
+WIDTH = "480px"  # of a control: a step of the finest slider is 3 px
 Draw = Callable[..., View]
 # Row and column of a clicked pixel -> new values of controls, by their places.
 Clicked = Callable[[int, int], Mapping[int, Any]]
+
+
+class Panel(ipywidgets.VBox):
+    """A box of controls; where no kernel runs, a notebook shows its words instead."""
+
+    def __repr__(self) -> str:
+        return "Controls need a running kernel: run this notebook, or see the book (make book)."
 
 
 def threshold(case: Mapping[str, np.ndarray], start: float = 0.3) -> ipywidgets.VBox:
@@ -119,15 +127,12 @@ def triplet(
         with torch.inference_mode():
             positive = embedding(_attentions(pooling, network(erased).cam)[attention])
         apart = f"|e_P - e_A| = {abs(positive - e_anchor):.3f} (attract)"
-        return f"e_A = {e_anchor:.3f}   e_P = {positive:.3f}   {apart}"
+        return f"e_A = {e_anchor:.3f}, e_P = {positive:.3f}, {apart}"
 
     def draw(t_high: float, t_low: float, attention: str) -> View:
-        if t_low >= t_high:
-            return View([image], ["t_L must lie below t_H"], "move t_L down or t_H up")
         erased = erasing.erase(picture, output.cam, tags, threshold=t_high)
         region = erasing.residual_region(output.cam, tags, threshold=t_low)
         chosen = maps[attention]
-        a = erasing.region_embeddings(chosen, region)[0, class_id].item()
         shown = [
             erased.foreground[0, 0].numpy(),
             erased.mask[0, 0].numpy(),
@@ -137,8 +142,11 @@ def triplet(
         seen = erased.images[0].permute(1, 2, 0).numpy()
         pictures.insert(3, seen if network is None else displayed(network, erased.images))
         pictures.append(figures.signed_colours(chosen[0, class_id].numpy(), scale))
-        titles = ("anchor", "A_fg", "mask m", "positive", "residual", attention)
-        words = f"{attracted(embedding(chosen), erased.images, attention)}   a = {a:.3f} (repel)"
+        titles = ("anchor", "$A_{fg}$", "mask $m$", "positive", "residual region", attention)
+        if t_low >= t_high:
+            return View(pictures, titles, "t_L must lie below t_H: move t_L down or t_H up")
+        a = erasing.region_embeddings(chosen, region)[0, class_id].item()
+        words = f"{attracted(embedding(chosen), erased.images, attention)}; a = {a:.3f} (repel)"
         return View(pictures, titles, words)
 
     limits = {"min": 0.05, "max": 0.95, "step": 0.05}
@@ -159,8 +167,9 @@ def affinity(case: Any, start: tuple[int, int]) -> ipywidgets.VBox:
     A case without affinity has nothing to move, and says so.
     """
     if case.affinity is None:
-        told = "there is no AffinityNet to ask: train = True trains one"
-        return ipywidgets.VBox([ipywidgets.Label(told)])
+        told = "There is no AffinityNet here: train = True trains one. "
+        told += "The book (make book) shows this widget with one."
+        return Panel([ipywidgets.Label(told)])
     h, w = case.affinity.size
     image = case.scene.image
 
@@ -248,11 +257,12 @@ def _with_picture(
             move(clicked(*at[1:]))
 
     for control in controls:
+        control.layout = ipywidgets.Layout(width=WIDTH, max_width="100%")
         control.observe(show, names="value")
     if clicked:
         ipyevents.Event(source=picture, watched_events=["click"]).on_dom_event(click)
     show()
-    return ipywidgets.VBox([*controls, picture, text])
+    return Panel([*controls, picture, text])
 
 
 def write_frames(

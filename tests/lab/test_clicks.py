@@ -116,6 +116,23 @@ def test_a_redraw_has_the_pixels_of_a_new_figure_and_makes_none(monkeypatch):
     assert plt.get_fignums() == []
 
 
+def test_six_pictures_stand_in_two_rows_under_titles_of_their_own():
+    drawing = Canvas()
+    titles = [f"picture {n}" for n in range(6)]
+    pictures = [painted(n) for n in range(6)]
+    drawing.drawn(View(pictures, titles, ""))
+    axes = drawing.figure.axes
+    assert [axis.get_title() for axis in axes] == titles
+    corners = [axis.get_position().bounds[:2] for axis in axes]
+    assert [round(x, 6) for x, _ in corners[:3]] == [round(x, 6) for x, _ in corners[3:]]
+    assert all(
+        above > below for (_, above), (_, below) in zip(corners[:3], corners[3:], strict=True)
+    )
+    for place, axis in enumerate(axes):
+        at = axis.transAxes.transform((0.5, 0.5)) / drawing.figure.bbox.size
+        assert drawing.pixel(at[0], 1 - at[1]) == (place, 1, 2)
+
+
 def test_another_number_of_pictures_gets_a_figure_with_its_decoration():
     bars = []
     drawing = Canvas(lambda figure: bars.append(figures.signed_bar(figure, 1.0)))

@@ -1,6 +1,8 @@
 """The notebooks' controls: every move redraws; pictures and words follow from 2x2 maps by hand."""
 
 from dataclasses import replace
+from io import BytesIO
+from types import SimpleNamespace
 
 import matplotlib
 
@@ -10,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from aeft_lib.lab import figures, widgets
 from aeft_lib.lab.canvas import Canvas
@@ -21,6 +24,7 @@ IMAGE = np.full((2, 2, 3), 51, np.uint8)
 # Class 1 is shown: its max_norm is 1, 1/4, 0, 0; class 0 has another.
 CAM = torch.tensor([[[[-1.0, 2.0], [3.0, 0.0]], [[4.0, 1.0], [-2.0, 0.0]]]])
 OUTPUT = CamOutput(CAM, torch.zeros(1, 2), CAM)
+TRIPLET_TITLES = ("anchor", "$A_{fg}$", "mask $m$", "positive", "residual region")
 
 
 @pytest.fixture
@@ -49,6 +53,11 @@ def parts(box) -> tuple[dict, object, object]:
     return {control.description: control for control in controls}, picture, text
 
 
+def size(picture) -> tuple[int, int]:
+    """Width and height of a widget's picture."""
+    return Image.open(BytesIO(picture.value)).size
+
+
 def triplet(pooling, start=CORRECTED):
     return parts(widgets.triplet(IMAGE, OUTPUT, pooling, 1, start))
 
@@ -69,15 +78,15 @@ def test_triplet_says_the_embeddings_of_the_chosen_attention(pooling):
     controls[
         "attention"
     ].value = "level 2"  # the CAM itself: e_A = (4 + 1) / 4, a = (-2/4 + 0) / 2 over its lower row
-    assert text.value == "e_A = 1.250 (attract)   a = -0.250 (repel)"
+    assert text.value == "e_A = 1.250 (attract); a = -0.250 (repel)"
     controls["t_L"].value = 0.3  # the cell of 1/4 joins: (1/4 - 2/4 + 0) / 3
-    assert text.value == "e_A = 1.250 (attract)   a = -0.083 (repel)"
+    assert text.value == "e_A = 1.250 (attract); a = -0.083 (repel)"
     controls["attention"].value = "level 1"  # 3/4 everywhere, so 1 everywhere on its own scale
-    assert text.value == "e_A = 0.750 (attract)   a = 1.000 (repel)"
+    assert text.value == "e_A = 0.750 (attract); a = 1.000 (repel)"
     controls[
         "attention"
     ].value = "average"  # 19/8, 7/8, -5/8, 3/8: e_A = 29/32, a = (7 - 5 + 3) / 19 / 3
-    assert text.value == "e_A = 0.906 (attract)   a = 0.088 (repel)"
+    assert text.value == "e_A = 0.906 (attract); a = 0.088 (repel)"
 
 
 def test_triplet_begins_with_what_the_layer_attends(pooling):
@@ -90,12 +99,12 @@ def test_triplet_draws_foreground_mask_positive_and_residual_region(pooling, dra
     controls, _, _ = triplet(pooling)
     controls["attention"].value = "level 2"
     shown = drawn[-1]
-    assert list(shown) == ["anchor", "A_fg", "mask m", "positive", "residual", "level 2"]
+    assert list(shown) == [*TRIPLET_TITLES, "level 2"]
     np.testing.assert_array_equal(shown["anchor"], IMAGE)
     maps = {
-        "A_fg": [[1, 0.25], [0, 0]],
-        "mask m": [[0, 0.25], [0, 0]],
-        "residual": [[0, 0], [1, 1]],
+        "$A_{fg}$": [[1, 0.25], [0, 0]],
+        "mask $m$": [[0, 0.25], [0, 0]],
+        "residual region": [[0, 0], [1, 1]],
     }
     for title, values in maps.items():
         np.testing.assert_allclose(
@@ -129,7 +138,7 @@ def test_with_its_network_the_triplet_shows_the_positives_embedding_and_mean_col
     controls, _, text = parts(widget)
     controls["attention"].value = "level 2"  # the CAM itself
     # The mask keeps a quarter of one pixel: its CAM is 3/2, the others' 0.
-    told = "e_A = 1.250   e_P = 0.375   |e_P - e_A| = 0.875 (attract)   a = -0.250 (repel)"
+    told = "e_A = 1.250, e_P = 0.375, |e_P - e_A| = 0.875 (attract); a = -0.250 (repel)"
     assert text.value == told
     expected = np.full((2, 2, 3), 51 / 255)
     expected[0, 1] += 25 / 255
@@ -147,11 +156,12 @@ def test_every_move_of_the_triplet_redraws(pooling, name, value):
 
 @pytest.mark.parametrize(("name", "value"), [("t_L", 0.6), ("t_L", 0.9), ("t_H", 0.1)])
 def test_a_lower_threshold_that_is_not_lower_is_a_message(pooling, drawn, name, value):
-    controls, _, text = triplet(pooling)
-    shown = text.value
+    controls, picture, text = triplet(pooling)
+    shown, before = text.value, size(picture)
     start, controls[name].value = controls[name].value, value
-    assert text.value == "move t_L down or t_H up"
-    assert list(drawn[-1]) == ["t_L must lie below t_H"]
+    assert text.value == "t_L must lie below t_H: move t_L down or t_H up"
+    assert list(drawn[-1]) == [*TRIPLET_TITLES, "gated, step 1"]
+    assert size(picture) == before  # the page below stays where it is
     controls[name].value = start
     assert text.value == shown
 
@@ -202,3 +212,24 @@ def test_the_last_attention_is_the_layers_own(fusion, levels):
     *_, last = widgets._attentions(layer, CAM).values()
     torch.testing.assert_close(last, layer(CAM).attention, check_stride=False)
     assert not last.requires_grad
+
+
+# --- all ------------------------------------------------------------------------------------------
+
+
+def test_without_a_kernel_a_notebook_shows_words_and_no_dump_of_controls(pooling):
+    boxes = (
+        widgets.pyramid(IMAGE, CAM, pooling, 1),
+        widgets.affinity(SimpleNamespace(affinity=None), (0, 0)),
+    )
+    for box in boxes:
+        shown = box._repr_mimebundle_()["text/plain"]
+        assert "running kernel" in shown
+        assert not shown.endswith("…")
+
+
+def test_controls_are_wide_enough_for_single_steps_and_fit_into_a_narrow_page(pooling):
+    case = {"image": IMAGE, "truth": np.ones((2, 2), bool), "cam": np.zeros((2, 2))}
+    slider, *_ = widgets.threshold(case).children
+    assert int(slider.layout.width.removesuffix("px")) >= 4 * (slider.max - slider.min) / 0.01
+    assert slider.layout.max_width == "100%"
