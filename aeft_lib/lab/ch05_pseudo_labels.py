@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from aeft_lib import paths
-from aeft_lib.lab import ch05_case, ch05_untrained, figures, label_rows, untrained
+from aeft_lib.lab import ch05_case, ch05_untrained, figures, label_rows, tables, untrained
 from aeft_lib.lab.ch05_case import RefinementCase, refinement_case
 from aeft_lib.lab.session import Session
 from aeft_lib.maps import evaluation
@@ -137,12 +137,14 @@ def side_by_side(
 
 
 def told_size(session: Session) -> str:
-    """Kilobytes a scene that each step keeps, in lines."""
+    """Kilobytes a scene that each step keeps, as Markdown."""
     if not session.has(ROW):
         return NOT_MEASURED
     sizes = store_size(session, ROW)
     times = sizes["two CRFs in float32"] / sizes["posteriors"]
-    return f"{sizes.round(1).to_string()}\ntwo CRFs: {times:.0f} times smaller"
+    table = sizes.rename_axis("kept").rename("kilobytes a scene").to_frame()
+    told = f"The posteriors of two CRFs take {times:.0f} times less than in float32."
+    return f"{tables.grid_text(table)}\n\n{told}"
 
 
 def told_quantisation(session: Session) -> str:
