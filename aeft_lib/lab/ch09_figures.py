@@ -20,6 +20,7 @@ GREY = "0.55"
 IN_A_ROW = 2  # failures
 HEADS = {"seed": "seeds", "pseudo": "pseudo-labels", "segmentation": "network"}
 ROUND = "↺"
+NAME = (35, 6)  # points: a name with its dot is as wide, and as high
 NEAR = 0.35  # years, or points: names of near dots are set apart
 STARRED = {"marker": "*", "markersize": 8, "color": "C3"}
 
@@ -99,7 +100,7 @@ def league_forest(lines: pd.DataFrame) -> Figure:
         for line in lines[lines["end"] == end].itertuples():
             place, colour = names.index(line.method), colour_of(line.family)
             if not line.pairs or line.shared:
-                word = f"{line.shared}'s" if line.shared and line.repeats else line.verdict
+                word = f"as {line.shared}" if line.shared and line.repeats else line.verdict
                 style = {"fontsize": 5, "color": GREY, "ha": "center", "va": "center"}
                 axis.text(0.5, place, word, transform=axis.get_yaxis_transform(), **style)
                 continue
@@ -125,8 +126,7 @@ def published_scatter(lines: pd.DataFrame) -> Figure:
     for axis, end in zip(axes, ENDS, strict=True):
         of_end = lines[(lines["end"] == end) & (lines["shared"] == "")]
         both = of_end.dropna(subset=["published", "mean"])
-        for line in both.itertuples():
-            _dot(axis, line.published, line._asdict())
+        _dots(axis, [(line.published, line._asdict()) for line in both.itertuples()])
         ranks = rank_correlation(both["published"], both["mean"])
         told = f"ρ {ranks.rho:+.2f} [{ranks.low:+.2f}, {ranks.high:+.2f}]"
         told = told if np.isfinite(ranks.rho) else f"n = {ranks.n}"
@@ -142,6 +142,7 @@ def over_the_years(results: pd.DataFrame, lines: pd.DataFrame) -> Figure:
     """
     size = {"figsize": (TEXT_WIDTH, 4.0), "height_ratios": (3, 2), "dpi": SCREEN_DPI}
     figure, (above, below) = plt.subplots(2, 1, sharex=True, **size)
+    reproduced = []
     titles = dict(zip((s.method for s in SYSTEMS), SYSTEMS, strict=True))
     ours = lines[lines["end"] == "segmentation"].set_index("method")
     for line in results.itertuples():
@@ -151,7 +152,8 @@ def over_the_years(results: pd.DataFrame, lines: pd.DataFrame) -> Figure:
         _named(above, line.method, line.date, line.voc_test, results["voc_test"], results["date"])
         own = ours.loc[known.title]
         if own["repeats"] and not own["shared"]:
-            _dot(below, line.date, {**own, "method": line.method})
+            reproduced.append((line.date, {**own, "method": line.method}))
+    _dots(below, reproduced)
     if not ours["repeats"].any():
         _empty(below)
     above.set(ylabel="VOC 2012 test (%)", title="the poster")
@@ -160,15 +162,27 @@ def over_the_years(results: pd.DataFrame, lines: pd.DataFrame) -> Figure:
     return figure
 
 
-def _dot(axis: Axes, x: float, part: Mapping[str, Any]) -> None:
-    """A system's mean with its interval and its name.  part: a line of the league."""
-    style = {"marker": "o", "color": colour_of(part["family"])}
-    style = STARRED if part["name"] == "aeft" else style
-    axis.plot(x, part["mean"], linestyle="", **style)
-    if np.isfinite(part["low"]):
-        axis.plot([x, x], [part["low"], part["high"]], color=style["color"], linewidth=0.8)
-    name = {"fontsize": 5, "xytext": (3, 2), "textcoords": "offset points"}
-    axis.annotate(part["method"].partition(" (")[0], (x, part["mean"]), **name)
+def _dots(axis: Axes, parts: Sequence[tuple[float, Mapping[str, Any]]]) -> None:
+    """Means of systems with their intervals and names.  parts: x and a line of the league, each."""
+    for x, part in parts:
+        style = {"marker": "o", "color": colour_of(part["family"])}
+        style = STARRED if part["name"] == "aeft" else style
+        axis.plot(x, part["mean"], linestyle="", **style)
+        if np.isfinite(part["low"]):
+            axis.plot([x, x], [part["low"], part["high"]], color=style["color"], linewidth=0.8)
+    axis.get_xlim(), axis.get_ylim()  # the limits are those of all dots from here on
+    placed: list[tuple[float, float]] = []
+    for x, part in sorted(parts, key=lambda both: both[1]["mean"]):
+        right, up = axis.transData.transform((x, part["mean"])) * 72 / axis.figure.dpi
+        height = up + 2
+        for other, taken in placed:  # from the lowest up: a name stands above those it would cover
+            if abs(other - right) < NAME[0]:
+                height = max(height, taken + NAME[1])
+        placed.append((right, height))
+        name = {"fontsize": 5, "xytext": (7, height - up), "textcoords": "offset points"}
+        if height > up + 2:  # it was moved: a line leads from the dot
+            name["arrowprops"] = {"arrowstyle": "-", "linewidth": 0.3, "color": GREY, "shrinkA": 0}
+        axis.annotate(part["method"].partition(" (")[0], (x, part["mean"]), **name)
 
 
 def _empty(axis: Axes) -> None:

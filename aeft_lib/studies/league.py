@@ -74,7 +74,7 @@ def _published(known: System, end: str, result: Mapping[str, Any]) -> float:
 def _shared(known: System, row: Row | None) -> str:
     """Whose seeds a row is, where it is another system's or the base's; "" for its own."""
     own = row is None or row.published in ids(known).values() or row.refiner or row.segmenter
-    return "" if own else row.label
+    return "" if own else row.label.removesuffix(", seeds")
 
 
 def _numbers(table: pd.DataFrame, end: str, row: Row | None) -> dict[str, Any]:
