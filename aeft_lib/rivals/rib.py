@@ -16,12 +16,10 @@ image (the map that showed it stays in its sum), or where the image's logits hav
 
 Departures from the authors' release.  A laptop adapts the last convolution and the head (there: the
 last two stages), with 6 others (there: 20 random views).  The release's rate and its bound on
-logits are for its own network: here both follow from a rule that reads tags (`choose_rate`).  By
-cover alone a rate would pass at which logits explode while small objects stay small.  Norms stay
-frozen.
-GNDP looks at 20 classes there (`pooled_classes`), so on COCO most are pooled by their mean.  Images
-have weights of their own, so each goes through the network alone, but all its rows of one size
-together.  Read in the authors' code; the paper was not at hand.
+logits are for its own network: here both follow from a rule that reads tags (`choose_rate`).  Norms
+stay frozen.  GNDP looks at 20 classes there (`pooled_classes`), so on COCO most are pooled by their
+mean.  Images have weights of their own, so each goes through the network alone, but all its rows of
+one size together.  Read in the authors' code; the paper was not at hand.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
