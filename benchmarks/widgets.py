@@ -1,7 +1,7 @@
 """``aeft bench widgets``: a move of a widget's control, redrawn in place, against a new figure.
 
 Scene, CAM and grid have the laptop's sizes; their values are random: times do not hang on them.
-Seconds are of one thread's CPU, drawing and PNG included; what the browser takes is not.
+Seconds are of one thread's CPU, drawing and JPEG included; what the browser takes is not.
 """
 
 from collections.abc import Callable

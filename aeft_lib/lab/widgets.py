@@ -233,7 +233,8 @@ def _with_picture(
     """
     if folder := os.environ.get("AEFT_FRAMES"):
         write_frames(Path(folder) / name, controls, draw, shown, decorate)
-    picture, text, canvas = ipywidgets.Image(format="png"), ipywidgets.Label(), Canvas(decorate)
+    picture, text, canvas = ipywidgets.Image(format="jpeg"), ipywidgets.Label(), Canvas(decorate)
+    picture.layout = ipywidgets.Layout(max_height="60vh", align_self="flex-start")
 
     def show(_: object = None) -> None:
         view = draw(*(control.value for control in controls))

@@ -22,7 +22,7 @@ TITLES = ("one", "another")
 
 
 def decoded(content: bytes) -> np.ndarray:
-    """A PNG as (H, W, 3) uint8."""
+    """A picture as (H, W, 3) uint8."""
     return np.asarray(Image.open(BytesIO(content)))
 
 
@@ -89,7 +89,8 @@ def test_the_pixel_under_a_point_has_the_colour_of_the_file_there():
             if len(near) > 1 or None in near:  # at an edge, or outside
                 continue
             ((place, row, column),) = near
-            assert file[y, x].tolist() == pictures[place][row, column].tolist()
+            off = np.abs(file[y, x].astype(int) - pictures[place][row, column])
+            assert off.max() < 20  # a JPEG; no two pixels' colours are nearer than 40
             seen |= near
     assert seen == {(p, r, c) for p in range(2) for r in range(3) for c in range(5)}
 
