@@ -136,7 +136,11 @@ def test_every_picture_of_a_notebook_has_a_caption():
     described = {entry["cell"] for entry in book.captions().values()}
     for file in NOTEBOOKS:
         for cell in json.loads(file.read_text(encoding="utf-8"))["cells"]:
-            if any("image/jpeg" in output.get("data", {}) for output in cell.get("outputs", [])):
+            if any(
+                kind.startswith("image/")
+                for o in cell.get("outputs", [])
+                for kind in o.get("data", {})
+            ):
                 assert cell["id"] in described, (file.name, cell["source"])
 
 

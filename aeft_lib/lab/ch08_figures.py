@@ -12,9 +12,7 @@ from matplotlib.figure import Figure
 from aeft_lib.lab.figures import TEXT_WIDTH, metric_name
 from aeft_lib.studies.levels import BASE
 
-SCREEN_DPI = (
-    100  # notebook 8 has nine figures and 300 KB; files are saved at the style's own resolution
-)
+KNOBS_DPI = 130  # of 13 photos, in a notebook of 300 KB; files have the style's resolution
 METRICS = {"iou": "IoU (%)", "precision": "precision (%)", "recall": "recall (%)"}
 
 
@@ -25,7 +23,7 @@ def knob_grid(pictures: Mapping[str, np.ndarray], columns: int = 4) -> Figure:
     """
     lines = -(-len(pictures) // columns)
     size = (TEXT_WIDTH, 1.13 * TEXT_WIDTH / columns * lines)
-    figure, axes = plt.subplots(lines, columns, squeeze=False, figsize=size, dpi=SCREEN_DPI)
+    figure, axes = plt.subplots(lines, columns, squeeze=False, figsize=size, dpi=KNOBS_DPI)
     for axis in axes.flat:
         axis.axis("off")
     for axis, (name, picture) in zip(axes.flat, pictures.items(), strict=False):
@@ -185,7 +183,7 @@ def erasing_paths(curves: pd.DataFrame) -> Figure:
     curves: long, with ``label, repeat, epoch, recall, precision`` (percent), at one threshold a
     repeat.
     """
-    figure, axis = plt.subplots(figsize=(TEXT_WIDTH, 2.8), dpi=SCREEN_DPI)
+    figure, axis = plt.subplots(figsize=(TEXT_WIDTH, 2.8))
     grouped = curves.groupby(["label", "epoch"], sort=False)[["recall", "precision"]]
     means = grouped.mean().reset_index()
     kinds = list(dict.fromkeys(label.rsplit(", ×", 1)[0] for label in means["label"]))
@@ -224,6 +222,6 @@ def by_size(binned: pd.DataFrame) -> Figure:
 
 def _panels(columns: int, height: float, **options: bool) -> tuple[Figure, np.ndarray]:
     """A row of panels over the text's width, at the screen's resolution."""
-    size = {"figsize": (TEXT_WIDTH, height), "dpi": SCREEN_DPI}
+    size = {"figsize": (TEXT_WIDTH, height)}
     figure, axes = plt.subplots(1, columns, squeeze=False, **size, **options)
     return figure, axes[0]

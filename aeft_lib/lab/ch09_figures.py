@@ -14,8 +14,7 @@ from aeft_lib.lab.figures import TEXT_WIDTH, picture_grid, show
 from aeft_lib.studies.findings import rank_correlation
 from aeft_lib.studies.systems import ENDS, FAMILIES, NOT_RUN, PLACES, SYSTEMS
 
-# The notebook has eleven figures and 300 KB; files are saved at the style's own resolution.
-SCREEN_DPI, PICTURES_DPI = 95, 75
+PICTURES_DPI = 75  # of many photos, in a notebook of 300 KB; files have the style's resolution
 GREY = "0.55"
 IN_A_ROW = 2  # failures
 HEADS = {"seed": "seeds", "pseudo": "pseudo-labels", "segmentation": "network"}
@@ -51,7 +50,7 @@ def field_map(run: Collection[str] = ()) -> Figure:
     systems that are not in `run` are grey.
     """
     ordered = [known for f in FAMILIES for known in SYSTEMS if known.family == f.name]
-    figure, axis = plt.subplots(figsize=(TEXT_WIDTH, 4.2), dpi=SCREEN_DPI)
+    figure, axis = plt.subplots(figsize=(TEXT_WIDTH, 4.2))
     for x, place in enumerate(PLACES):
         box = {"boxstyle": "round,pad=0.35", "facecolor": "0.92", "edgecolor": "0.4"}
         axis.text(x, -1.6, place, ha="center", va="center", fontsize=5.5, bbox=box)
@@ -94,7 +93,7 @@ def league_forest(lines: pd.DataFrame) -> Figure:
     single repeat.
     """
     names = list(dict.fromkeys(lines["method"]))
-    size = {"figsize": (TEXT_WIDTH, 0.9 + 0.17 * len(names)), "dpi": SCREEN_DPI}
+    size = {"figsize": (TEXT_WIDTH, 0.9 + 0.17 * len(names))}
     figure, axes = plt.subplots(1, len(ENDS), sharey=True, **size)
     for axis, end in zip(axes, ENDS, strict=True):
         for line in lines[lines["end"] == end].itertuples():
@@ -122,7 +121,7 @@ def published_scatter(lines: pd.DataFrame) -> Figure:
 
     Vertical lines are 95 % intervals over repeats.  The title has Spearman's rank correlation.
     """
-    figure, axes = plt.subplots(1, len(ENDS), figsize=(TEXT_WIDTH, 2.1), dpi=SCREEN_DPI)
+    figure, axes = plt.subplots(1, len(ENDS), figsize=(TEXT_WIDTH, 2.1))
     for axis, end in zip(axes, ENDS, strict=True):
         of_end = lines[(lines["end"] == end) & (lines["shared"] == "")]
         both = of_end.dropna(subset=["published", "mean"])
@@ -140,7 +139,7 @@ def over_the_years(results: pd.DataFrame, lines: pd.DataFrame) -> Figure:
 
     results: ``method, date, voc_test``, a line a method.  lines: of `league.lines`.
     """
-    size = {"figsize": (TEXT_WIDTH, 4.0), "height_ratios": (3, 2), "dpi": SCREEN_DPI}
+    size = {"figsize": (TEXT_WIDTH, 4.0), "height_ratios": (3, 2)}
     figure, (above, below) = plt.subplots(2, 1, sharex=True, **size)
     reproduced = []
     titles = dict(zip((s.method for s in SYSTEMS), SYSTEMS, strict=True))

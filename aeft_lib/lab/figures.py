@@ -6,6 +6,7 @@ agreement and error in colour-blind-safe hues.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -17,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib_inline.backend_inline import set_matplotlib_formats
+from PIL import Image
 
 from aeft_lib import paths
 from aeft_lib.maps.labels import VOID, voc_palette
@@ -34,10 +36,30 @@ SD_BARS = {"errorbar": "sd", "color": "0.8", "err_kws": {"linewidth": 0.8}}
 DOTS = {"size": 2.5, "color": "C0", "jitter": False}
 
 
-def use_inline_jpeg() -> None:
-    """In a notebook, store shown figures as JPEG: as PNG the files would be four times as large."""
-    if get_ipython() is not None:
-        set_matplotlib_formats("jpeg", pil_kwargs={"quality": 70})
+def use_small_outputs() -> None:
+    """In a notebook, store shown figures small: plots as `plot_png`, pictures as JPEG."""
+    shell = get_ipython()
+    if shell is None:
+        return
+    set_matplotlib_formats("jpeg", pil_kwargs={"quality": 70})
+    png, jpeg = (shell.display_formatter.formatters[f"image/{kind}"] for kind in ("png", "jpeg"))
+    as_jpeg = jpeg.lookup_by_type(Figure)
+    jpeg.for_type(Figure, lambda figure: as_jpeg(figure) if _has_pictures(figure) else None)
+    png.for_type(Figure, lambda figure: None if _has_pictures(figure) else plot_png(figure))
+
+
+def plot_png(figure: Figure) -> bytes:
+    """A figure without pictures as a PNG of 64 colours: half the bytes of a JPEG, and sharp."""
+    drawn, reduced = BytesIO(), BytesIO()
+    figure.savefig(drawn, format="png", dpi=figure.dpi, bbox_inches="tight")
+    picture = Image.open(drawn).convert("RGB")
+    picture = picture.quantize(64, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    picture.save(reduced, "png", optimize=True)
+    return reduced.getvalue()
+
+
+def _has_pictures(figure: Figure) -> bool:
+    return any(axis.images for axis in figure.axes)
 
 
 def save(figure: Figure, name: str, table: pd.DataFrame, folder: Path) -> None:

@@ -357,7 +357,7 @@ def open_session(profile: str = "", repeats: int = 0, train: bool = True) -> Ses
     if not train and session.n_repeats > 1:
         given = f"repeats = {session.n_repeats}"
         raise ValueError(f"the package's weights are of one repeat: set train = True for {given}")
-    figures.use_inline_jpeg()
+    figures.use_small_outputs()
     check_masks(chosen, ("scored",))
     store.check_writable()
     return session

@@ -1,5 +1,7 @@
 """Figures, tested as data: what was drawn is read back from the axes, pixels are not compared."""
 
+from io import BytesIO
+
 import matplotlib
 
 matplotlib.use("agg")
@@ -9,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from aeft_lib.lab import ch01_cams, ch02_gpp, ch03_gates, figures
 from aeft_lib.maps.labels import voc_palette
@@ -353,3 +356,20 @@ def test_gate_balance_draws_mean_gates_by_step_and_side():
             assert any(len(y) == 2 and np.allclose(y, np.array(mean) + offset) for y in drawn)
         assert [text.get_text() for text in axis.get_xticklabels()] == ["1→2", "2→4"]
         assert [text.get_text() for text in axis.get_legend().get_texts()] == ["coarser", "finer"]
+
+
+def test_a_plot_for_a_notebook_has_few_colours_and_looks_as_it_was_drawn():
+    figure, axis = plt.subplots()
+    axis.plot([0, 1, 0], color="C1")
+    drawn = BytesIO()
+    figure.savefig(drawn, format="png", dpi=figure.dpi, bbox_inches="tight")
+    before, after = (
+        Image.open(BytesIO(content)) for content in (drawn.getvalue(), figures.plot_png(figure))
+    )
+    assert len(after.getcolors()) <= 64
+    assert after.size == before.size
+    off = np.abs(np.asarray(before.convert("RGB"), int) - np.asarray(after.convert("RGB"), int))
+    assert off.max() < 64  # a shade of the antialiased edges at most
+    line = (np.asarray(before.convert("RGB")) == (213, 94, 0)).all(axis=2)
+    assert line.any()
+    assert off[line].max() < 8

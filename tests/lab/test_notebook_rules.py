@@ -52,8 +52,8 @@ def parsed(cell: NotebookNode) -> ast.Module:
         return ast.Module([], [])
 
 
-def shows(cell: NotebookNode, kind: str) -> bool:
-    return any(kind in output.get("data", {}) for output in cell.outputs)
+def shows(cell: NotebookNode, *kinds: str) -> bool:
+    return any(set(kinds) & set(output.get("data", {})) for output in cell.outputs)
 
 
 def title_first(node: NotebookNode) -> list[str]:
@@ -169,16 +169,10 @@ def no_complaints(node: NotebookNode) -> list[str]:
     ]
 
 
-def figures_end_with_show(node: NotebookNode) -> list[str]:
-    cells = [
-        cell
-        for cell in code_cells(node)
-        if shows(cell, "image/png") and not tagged(cell, "nbval-ignore-output")
-    ]
+def figures_are_shown(node: NotebookNode) -> list[str]:
+    drawn = [cell for cell in code_cells(node) if shows(cell, "image/png", "image/jpeg")]
     return [
-        f"draws but does not end with plt.show(): {lines(c)[-1]!r}"
-        for c in cells
-        if lines(c)[-1] != "plt.show()"
+        f"draws without plt.show(): {lines(c)[-1]!r}" for c in drawn if "plt.show()" not in c.source
     ]
 
 
@@ -236,7 +230,7 @@ RULES: tuple[Callable[[NotebookNode], list[str]], ...] = (
     enough_text,
     executed_in_order,
     no_complaints,
-    figures_end_with_show,
+    figures_are_shown,
     widgets_are_not_compared,
     no_addresses_of_this_machine,
     outputs_are_checked,
@@ -309,7 +303,7 @@ PATH = new_output("execute_result", {"text/plain": "'/root/x'"})
         (executed_in_order, 2, {"execution_count": None}),
         (no_complaints, 2, {"outputs": [STDERR]}),
         (no_complaints, 2, {"outputs": [new_output("error", ename="E", evalue="", traceback=[])]}),
-        (figures_end_with_show, 5, {"source": "figures.bars()"}),
+        (figures_are_shown, 5, {"source": "figures.bars()"}),
         (widgets_are_not_compared, 5, {"outputs": [VIEW]}),
         (no_addresses_of_this_machine, 4, {"outputs": [PATH]}),
         (no_addresses_of_this_machine, 3, {"source": "see /home/me"}),
