@@ -8,6 +8,7 @@ PHOTOS  ?=
 BIN       := .venv/bin
 PIP       := $(BIN)/python -m pip install -qq --disable-pip-version-check
 STAMP     := .venv/.installed
+AS_ROOT   := $(if $(filter 0,$(shell id -u)),--allow-root)  # a container's only user; Jupyter refuses root otherwise
 CHOICE     = --profile $(PROFILE) $(if $(REPEATS),--repeats $(REPEATS))
 NOTEBOOKS := notebooks/[0-9][0-9]_*.ipynb
 # What hangs on rounding: these tests run once more with noise on weights and scores (tests/noise.py).
@@ -49,7 +50,7 @@ report: $(STAMP)  ## published against reproduced, from what is in the store
 lab: $(STAMP)  ## open a copy of the notebooks in runs/lab; what was changed there stays
 	@mkdir -p runs/lab; for file in $(NOTEBOOKS); do copy=runs/lab/$${file##*/}; \
 	test -e $$copy || { sed 's|](\.\./|](../../|g' $$file > $$copy.new && mv $$copy.new $$copy; }; done
-	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/runs/lab
+	$(BIN)/jupyter lab $(AS_ROOT) --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/runs/lab
 
 book: $(STAMP)  ## notebooks, documents, API and figures as one site in build/book, which needs no network
 	$(BIN)/python -m sphinx -q -b html -c docs . build/book

@@ -212,7 +212,7 @@ def by_size(binned: pd.DataFrame) -> Figure:
     for axis, (metric, title) in zip(axes, METRICS.items(), strict=True):
         last = axis is axes[-1]
         sns.pointplot(binned, x="bin", y=metric, hue="label", ax=axis, legend=last, **style)
-        axis.set(title=title, xlabel="", ylabel="")
+        axis.set(title=title, xlabel="area of the object", ylabel="")
         axis.tick_params(axis="x", rotation=45)
     handles, labels = axes[-1].get_legend_handles_labels()
     axes[-1].get_legend().remove()

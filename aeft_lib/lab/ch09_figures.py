@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from aeft_lib.lab.ch08_figures import interval
-from aeft_lib.lab.figures import TEXT_WIDTH, picture_grid, show
+from aeft_lib.lab.figures import TEXT_WIDTH, class_colours, colour_legend, picture_grid, show
 from aeft_lib.studies.findings import rank_correlation
 from aeft_lib.studies.systems import ENDS, FAMILIES, NOT_RUN, PLACES, SYSTEMS
 
@@ -27,12 +27,15 @@ STARRED = {"marker": "*", "markersize": 8, "color": "C3"}
 class Failure(NamedTuple):
     """The scene in which a system loses most against GAP.  loss: points of IoU, below 0 a loss.
 
+    name, method: of the system, in code and in words.  key: of the row that was scored.
     truth, base, own: label maps (H, W).
     """
 
+    name: str
     method: str
     scene: int
     loss: float
+    key: str
     truth: np.ndarray
     base: np.ndarray
     own: np.ndarray
@@ -203,11 +206,14 @@ def _named(
     axis.annotate(name, (date, value), **place, **style)
 
 
-def failure_grid(cases: Sequence[Failure]) -> Figure:
-    """Truth, GAP's labels and the system's own, in the scene where it loses most; two in a row."""
+def failure_grid(cases: Sequence[Failure], classes: Sequence[str] = ()) -> Figure:
+    """Truth, GAP's labels and the system's own, in the scene where it loses most; two in a row.
+
+    classes: K names, for a legend of those that the maps have.
+    """
     lines = max(1, -(-len(cases) // IN_A_ROW))
     columns = 3 * IN_A_ROW
-    size = (TEXT_WIDTH, lines * (TEXT_WIDTH / columns + 0.22))
+    size = (TEXT_WIDTH, lines * (TEXT_WIDTH / columns + 0.22) + (0.4 if classes else 0))
     figure, axes = plt.subplots(lines, columns, squeeze=False, figsize=size, dpi=PICTURES_DPI)
     for axis in axes.flat:
         axis.axis("off")
@@ -220,4 +226,7 @@ def failure_grid(cases: Sequence[Failure]) -> Figure:
         for axis, picture, title in zip(axes[row, start:], maps, titles, strict=False):
             show(axis, picture)
             axis.set_title(title, fontsize=5.5)
+    if classes:
+        maps = [labels for case in cases for labels in (case.truth, case.base, case.own)]
+        colour_legend(figure, class_colours(maps, classes))
     return figure

@@ -1,21 +1,18 @@
-"""Chapter 9: the numbers of all systems, from store and committed tables, and where each fails."""
+"""Chapter 9: the numbers of all systems, from store and committed tables."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
-from aeft_lib.lab.ch09_figures import HEADS, Failure
+from aeft_lib.lab.ch09_figures import HEADS
 from aeft_lib.lab.session import Session
-from aeft_lib.maps.cam_fit import tagged_iou
-from aeft_lib.maps.labels import label_map, read_label_map
-from aeft_lib.stages.write_labels import label_files
 from aeft_lib.studies import catalogue, collected, findings, league, report, run, shipped
 from aeft_lib.studies.effects import points
 from aeft_lib.studies.profiles import COMMITTED_REPEATS
-from aeft_lib.studies.rivals_grid import crossed
+from aeft_lib.studies.rivals_grid import crossed, crossing
 from aeft_lib.studies.rows import Row
-from aeft_lib.studies.systems import ENDS, NOT_RUN, PLACES, SYSTEMS, System, brief, ends, own_row
+from aeft_lib.studies.systems import ENDS, NOT_RUN, PLACES, SYSTEMS, brief, ends
 
 STUDIES = ("rivals", "rivals_grid")
 RIVALS = catalogue.get(STUDIES[0])
@@ -49,10 +46,11 @@ def is_quick(lab: Session) -> bool:
 
 
 def wanted() -> list[Row]:
-    """The rows of the league: all of both studies, and those of the paper's own method."""
+    """The rows of the league: of both studies, of the paper's own method, and of its refiners."""
     every = catalogue.rows_by_name()
     rows = [row for name in STUDIES for row in catalogue.get(name).rows]
     rows += [row for known in SYSTEMS for row in ends(known, every).values()]
+    rows += crossing(every.values())
     return [every[name] for name in dict.fromkeys(row.name for row in rows)]
 
 
@@ -113,16 +111,22 @@ def league_lines(lab: Session, table: pd.DataFrame, *, costs: bool = True) -> pd
 
 
 def overview(lines: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
-    """The league as text, a line a system: numbers with intervals, differences, cost, mechanism."""
+    """The league as text, a line a system: numbers with intervals, differences, cost, mechanism.
+
+    The best own mean of each end is bold.
+    """
+    best = lines[lines["shared"] == ""].groupby("end")["mean"].max()
     rows, every = [], catalogue.rows_by_name()
     for known in SYSTEMS:
         of_system = lines[lines["name"] == known.name].set_index("end")
         line = {"method": known.title}
         for end in ENDS:
-            line[HEADS[end]] = _cell(of_system.loc[end])
-            line[f"{HEADS[end]} − GAP"] = _difference(of_system.loc[end])
-        line["cost"] = _range(of_system["cost"])
-        line["time"] = _range(of_system["time"])
+            text = _cell(of_system.loc[end])
+            is_best = of_system.loc[end, "mean"] == best[end] and not of_system.loc[end, "shared"]
+            line[f"{HEADS[end]} (mIoU, %)"] = f"**{text}**" if is_best else text
+            line[f"{HEADS[end]} − GAP (points)"] = _difference(of_system.loc[end])
+        line["cost (GAP trainings)"] = _range(of_system["cost"])
+        line["time (of GAP's)"] = _range(of_system["time"])
         line["repeats"] = int(of_system["repeats"].max())
         line["mechanism"] = findings.mechanism(table, known, every)
         rows.append(line)
@@ -188,47 +192,3 @@ def combinations(table: pd.DataFrame) -> pd.DataFrame:
 
 
 # --- where each fails -----------------------------------------------------------------------------
-
-
-def failures(lab: Session) -> list[Failure]:
-    """Of every system whose own row's maps are at hand: in the store, or from shipped weights."""
-    found, rows = [], catalogue.rows_by_name()
-    for known in SYSTEMS:
-        row = ends(known, rows).get("seed") if known.is_paper else own_row(known, rows)
-        if row is None:
-            continue
-        base = rows["gap_pseudo" if row.scored_on == "train" else "gap"]
-        if all(lab.at_hand(needed.name) for needed in (row, base)):
-            found.append(_failure(lab, known, row, base))
-    return found
-
-
-def _failure(lab: Session, known: System, row: Row, base: Row) -> Failure:
-    scenes = lab.profile.scenes(row.scored_on).open()
-    own, others = _maps(lab, row), _maps(lab, base)
-
-    def gain(index: int) -> float:
-        classes, mask = np.flatnonzero(scenes.tags(index)).tolist(), scenes.mask(index)
-        mine, theirs = (tagged_iou(maps[index], mask, classes) for maps in (own, others))
-        return 100 * (mine - theirs)
-
-    gains = [gain(index) for index in range(len(scenes))]
-    worst = int(np.argmin(gains))
-    maps = (scenes.mask(worst), others[worst], own[worst])
-    return Failure(known.title, worst, gains[worst], *maps)
-
-
-def _maps(lab: Session, row: Row) -> list[np.ndarray]:
-    """The label maps (H, W) of a row: those it made, or its seeds at their best threshold."""
-    made = lab.artefacts(row.name)
-    if row.refiner:
-        files = label_files(made["labels"])
-        return [read_label_map(file, num_classes=lab.num_classes) for file in files]
-    threshold = made["evaluation"].summary["threshold"]
-    return [label_map(*seed, threshold) for seed in lab.seeds(row.name)]
-
-
-def failure_table(cases: Sequence[Failure]) -> pd.DataFrame:
-    """``method, scene, loss``: points of IoU against GAP, in the worst scene of each."""
-    lines = [{"method": c.method, "scene": c.scene, "loss": c.loss} for c in cases]
-    return pd.DataFrame(lines, columns=["method", "scene", "loss"])

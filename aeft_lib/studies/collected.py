@@ -47,6 +47,11 @@ def key(profile: Profile, row: Row, repeat: int) -> str:
     return laid_out(profile, row, repeat)["evaluation"].key
 
 
+def is_todays(profile: Profile, row: Row, repeat: int, kept_key: str) -> bool:
+    """Whether a kept key is that of today's code, spec and data, in any precision."""
+    return kept_key in [key(p, row, repeat) for p in (profile, *profile.on_other_machines)]
+
+
 def training_seconds(profile: Profile, row: Row, repeat: int) -> float:
     """Seconds of all trainings behind a row of the store, on the machines that they ran on.
 
@@ -77,12 +82,12 @@ def with_committed(
     if profile.name != shipped.PROFILE:
         return table
     known = {row.name: row for row in rows}
-    profiles, there = (profile, *profile.on_other_machines), set(_jobs(table))
+    there = set(_jobs(table))
 
     def counts(name: str, repeat: int, kept_key: str) -> bool:
         if (name, repeat) in there or name not in known:
             return False
-        return kept_key in [key(p, known[name], repeat) for p in profiles]
+        return is_todays(profile, known[name], repeat, kept_key)
 
     lines = committed(study)
     counting = [counts(*line) for line in zip(*_columns(lines, KEY), strict=True)]

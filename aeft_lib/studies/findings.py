@@ -34,6 +34,20 @@ class Sign:
     level: float | None = None
 
 
+# Numbers of mechanisms in words; of others the name without underscores will do.
+IN_WORDS = {
+    "amplification_ratio": "amplification of what was weak",
+    "labelled_objects": "share of pixels labelled as objects",
+    "labelled": "share of pixels labelled",
+    "largest_cluster": "images in the largest cluster",
+    "p_erased": "p of the erased class",
+    "p_kept": "p of the kept classes",
+    "p_tag": "p of a tag",
+    "p_tag_erased": "p of a tag when erased",
+    "smallest_cluster": "in the smallest",
+    "sub_accuracy": "accuracy of sub-categories",
+    "sub_ap": "their AP",
+}
 # What methods claim to do, where there is something to compare with.
 SIGNS = {
     "seam": Sign("equivariance_error", -1),
@@ -62,8 +76,12 @@ def mechanism(table: pd.DataFrame, known: System, rows: Mapping[str, Row]) -> st
         claim = Sign(shared[0], 0) if shared else None
     if claim is None:
         values = {name: np.mean(by_repeat(table, row, name)) for name in names}
-        return ", ".join(f"{name} {value:.3g}" for name, value in values.items())
+        return ", ".join(f"{_in_words(name)} {value:.3g}" for name, value in values.items())
     return _moved(table, row, claim)
+
+
+def _in_words(name: str) -> str:
+    return IN_WORDS.get(name, name.replace("_", " "))
 
 
 def _moved(table: pd.DataFrame, row: str, claim: Sign) -> str:
@@ -76,8 +94,8 @@ def _moved(table: pd.DataFrame, row: str, claim: Sign) -> str:
         theirs = by_row.loc[claim.against or row, claim.other or claim.number]
     mean, low, high, _, n = interval((ours - theirs).dropna())
     if n == 0:
-        return f"{claim.number} {ours.mean():.3g}, nothing to compare"
-    told = f"{claim.number} {mean:+.3f}"
+        return f"{_in_words(claim.number)} {ours.mean():.3g}, nothing to compare"
+    told = f"{_in_words(claim.number)} {mean:+.3f}"
     if n < REPEATS:
         return f"{told} ({n} of {REPEATS} repeats)"
     word = {"holds": 1, "fails": -1}.get(side(low, high), 0)
@@ -157,7 +175,9 @@ def advice(league: pd.DataFrame, table: pd.DataFrame) -> list[str]:
         text = f"Use {line.method} when you want {WORDS[line.end]}: {gain} points over GAP"
         if np.isfinite(line.cost):
             text += f", for {line.cost:.1f} GAP trainings"
-        decided = "" if line.p_adjusted < 0.05 else "; not after adjusting for all comparisons"
+        decided = (
+            "" if line.p_adjusted < 0.05 else "; no longer certain once all comparisons are counted"
+        )
         told.append(f"{text}{_same_cost(line, table)}{decided}.")
     return told
 
@@ -183,12 +203,13 @@ def conclusions(league: pd.DataFrame, table: pd.DataFrame) -> str:
         words = run["verdict"].tolist()
         counts = ", ".join(
             f"{words.count(word)} {name}"
-            for word, name in (("holds", "above"), ("fails", "below"), ("undecided", "undecided"))
+            for word, name in (("holds", "better"), ("fails", "worse"), ("undecided", "undecided"))
         )
         few = len(words) - sum(words.count(word) for word in ("holds", "fails", "undecided"))
-        text = f"**{WORDS[end]}**: {len(run)} of {len(SYSTEMS)} systems were run; against GAP"
+        text = f"**{WORDS[end]}**: {len(run)} of {len(SYSTEMS)} systems were run."
+        text += f" Against GAP: {counts}, {few} with too few repeats to compare."
         ranks = rank_correlation(of_end["published"], of_end["mean"])
-        items.append(f"- {text} {counts}, {few} with too few repeats of both. {ranks}.")
+        items.append(f"- {text} {ranks}.")
     sentences = advice(league, table)
     none = "No system's interval lies above the GAP base's, so none is recommended over it."
     return "\n".join([*items, *(f"- {text}" for text in sentences or [none])])

@@ -36,9 +36,7 @@ def block(report: Mapping[str, Any]) -> str:
         "small backbone) and on real photos, the paper's on VOC 2012. The tasks differ, so signs "
         "can be compared and sizes cannot."
     )
-    counts = (
-        f"On collages: {tally(report, PAPER)} On real photos: {tally(report, PAPER, 'photos_')}"
-    )
+    counts = f"On collages {tally(report, PAPER)} On real photos {tally(report, PAPER, 'photos_')}"
     parts = [START, f"{task} {RULE} {_short(report)}".strip(), _table(report), counts]
     decided = [line["id"] for line in report["claims"] if _is_own_and_decided(line)]
     if decided:
@@ -71,11 +69,11 @@ def _table(report: Mapping[str, Any]) -> str:
 
 
 def _cell(line: Mapping[str, Any], prefix: str) -> str:
-    """The verdict, with its difference where there is one."""
-    verdict = line[f"{prefix}verdict"]
+    """The verdict and why there is none, with the difference where there is one."""
+    verdict, reason = line[f"{prefix}verdict"], line[f"{prefix}reason"]
     if not line[COUNTED[prefix]]:
         return verdict
-    return f"{points_of(line, prefix)} {verdict}"
+    return f"{points_of(line, prefix)} {verdict}" + (f" ({reason})" if reason else "")
 
 
 def _short(report: Mapping[str, Any]) -> str:

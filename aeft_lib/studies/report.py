@@ -48,7 +48,8 @@ FAMILIES = (CLAIMS, ("condition.",), ("table", "known."), ("rival.",))
 # What decides a verdict, by what its fields begin with: on the profile's scenes, on real photos.
 COUNTED = {"": "pairs", "photos_": "photos_n"}
 NEEDED = {"": "needs", "photos_": "photos_needs"}
-VERDICTS = ("holds", "fails", "undecided", "not run")
+VERBS = {"holds": "hold", "fails": "fail", "undecided": "undecided", "not run": "not run"}
+VERDICTS = tuple(VERBS)
 PAPER_REPEATS = 5  # that a verdict on the paper needs, where published.toml has no other number
 SHORT_STEPS = 1800  # of classification; below, a comparison may be of how fast rows learn
 
@@ -226,13 +227,13 @@ def markdown(report: Mapping[str, Any], prefix: str | tuple[str, ...] = "") -> s
 
 
 def conclusions(report: Mapping[str, Any], ids: Iterable[str]) -> str:
-    """A Markdown item for each of these claims: verdict, claim, difference with its intervals."""
+    """A Markdown item for each of these claims: claim, verdict, difference with its intervals."""
     lines = {line["id"]: line for line in report["claims"]}
     return "\n".join(f"- {_sentence(lines[name])}" for name in ids)
 
 
 def _sentence(line: Mapping[str, Any]) -> str:
-    text = f"**{_verdict_cell(line)}**: {line['claim']}"
+    text = f"{line['claim']}: **{_verdict_cell(line)}**"
     if line["difference"] is None:
         return f"{text}."
     repeats = f"{line['pairs']} repeat{'s' if line['pairs'] > 1 else ''}"
@@ -254,11 +255,11 @@ def tally(report: Mapping[str, Any], prefix: str | tuple[str, ...], where: str =
 
     def counted(name: str) -> str:
         words = [line[f"{where}{name}"] for line in lines]
-        return ", ".join(f"{words.count(word)} {word}" for word in VERDICTS)
+        return ", ".join(f"{words.count(word)} {verb}" for word, verb in VERBS.items())
 
     tests = max((line[f"{where}tests"] for line in lines), default=0)
-    after = f"adjusted for {tests} comparisons: {counted('verdict_adjusted')}"
-    return f"{len(lines)} claims: {counted('verdict')}; {after}."
+    after = f"adjusted for all {tests} comparisons tested together: {counted('verdict_adjusted')}"
+    return f"of {len(lines)} claims {counted('verdict')}; {after}."
 
 
 def load(folder: Path = paths.FIGURES) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from aeft_lib.parts.refined import RefinedMaps
 from aeft_lib.rivals import psa
 from aeft_lib.rivals.cpn import Cpn
+from aeft_lib.rivals.cpn_pixels import PixelsAlone
 from aeft_lib.rivals.occse import OcCse
 from aeft_lib.rivals.pmm import Ppmg, Pus
 from aeft_lib.rivals.sccam import ScCam, SubCategories
@@ -84,6 +85,13 @@ RIVALS = (
                 name="cpn_raw",
                 label="CPN, CAM before refinement",
                 reader=RefinedMaps(refined=False),
+                published=None,
+            ),
+            replace(
+                CPN,
+                name="cpn_pixels",
+                label="CPN, pixel correlation alone",
+                reader=PixelsAlone(),
                 published=None,
             ),
         ),

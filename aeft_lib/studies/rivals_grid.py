@@ -55,6 +55,13 @@ def refiners(known: Iterable[Row]) -> dict[str, Refiner]:
     return named | ({"IRNet's walk": irnet} if irnet else {})
 
 
+def crossing(known: Iterable[Row]) -> list[Row]:
+    """Rows that may stand in `crossed`, of whatever study.  known: rows of all studies."""
+    known = list(known)
+    labelling = [row for row in known if not row.segmenter and row.scored_on == "train"]
+    return [row for row in labelling if row.refiner in refiners(known).values()]
+
+
 def crossed(table: pd.DataFrame, known: Iterable[Row]) -> pd.DataFrame:
     """Means over repeats of label maps of the training scenes, in percent.
 

@@ -1,5 +1,8 @@
 """Chapter 9: numbers from store and committed tables, pictures of ideas, figures, as data."""
 
+from pathlib import Path
+from typing import NamedTuple
+
 import matplotlib
 
 matplotlib.use("agg")
@@ -13,12 +16,13 @@ import torch
 from aeft_lib import paths
 from aeft_lib.data.scene import Scene
 from aeft_lib.engine import device
-from aeft_lib.lab import ch09_figures, ch09_ideas, ch09_rivals
+from aeft_lib.lab import ch09_failures, ch09_figures, ch09_ideas, ch09_rivals, figures
 from aeft_lib.lab.session import Session
-from aeft_lib.maps.labels import VOID
+from aeft_lib.maps.labels import VOID, read_label_map
 from aeft_lib.maps.seeds import Seed
-from aeft_lib.studies import catalogue, league, pipeline, report, run
+from aeft_lib.studies import catalogue, collected, league, pipeline, report, run
 from aeft_lib.studies.profiles import LAPTOP, SMOKE
+from aeft_lib.studies.settings import Profile
 from aeft_lib.studies.systems import PLACES, SYSTEMS, brief
 
 ROWS = catalogue.rows_by_name()
@@ -148,11 +152,12 @@ def test_the_overview_has_a_line_a_system_and_says_what_was_not_run(numbers):
     lines = league.lines(numbers, ROWS, {"seam": 1.25})
     shown = ch09_rivals.overview(lines, numbers).set_index("method")
     assert list(shown.index) == [known.title for known in SYSTEMS]
-    assert shown.loc["SEAM", "seeds"] == "54.0 [51.5, 56.5]"
-    assert shown.loc["SEAM", "seeds − GAP"] == "+3.0 [+0.5, +5.5]"
-    assert (shown.loc["SEAM", "cost"], shown.loc["SEAM", "repeats"]) == ("1.2", 3)
-    assert (shown.loc["SEAM", "network"], shown.loc["SEAM", "network − GAP"]) == ("not run", "—")
-    assert shown.loc["AffinityNet", "seeds"] == "52.0"
+    assert shown.loc["SEAM", "seeds (mIoU, %)"] == "**54.0 [51.5, 56.5]**"
+    assert shown.loc["SEAM", "seeds − GAP (points)"] == "+3.0 [+0.5, +5.5]"
+    assert (shown.loc["SEAM", "cost (GAP trainings)"], shown.loc["SEAM", "repeats"]) == ("1.2", 3)
+    network = [shown.loc["SEAM", f"network{unit}"] for unit in (" (mIoU, %)", " − GAP (points)")]
+    assert network == ["not run", "—"]
+    assert shown.loc["AffinityNet", "seeds (mIoU, %)"] == "52.0"
     assert "ECS (reconstruction)" in shown.index
 
 
@@ -290,13 +295,52 @@ def test_years_have_the_poster_above_and_say_where_nothing_was_run(numbers):
 
 def test_failures_stand_two_in_a_row_and_none_is_told():
     maps = [np.full((4, 4), label, dtype=np.uint8) for label in range(3)]
-    cases = [ch09_figures.Failure(f"method {i}", i, -1.0 - i, *maps) for i in range(3)]
-    axes = ch09_figures.failure_grid(cases).axes
+    cases = [ch09_figures.Failure(f"m{i}", f"method {i}", i, -1.0 - i, "", *maps) for i in range(3)]
+    figure = ch09_figures.failure_grid(cases, ("cat", "dog"))
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["cat", "dog"]
+    axes = figure.axes
     titles = [axis.get_title() for axis in axes if axis.get_title()]
     assert titles == ["truth", "GAP", "method 0 -1", *("truth", "GAP", "method 1 -2")] + [
         *("truth", "GAP", "method 2 -3")
     ]
-    kept = ch09_rivals.failure_table(cases)
-    assert kept["loss"].tolist() == [-1.0, -2.0, -3.0]
+    assert ch09_failures.table(cases)["loss"].tolist() == [-1.0, -2.0, -3.0]
     assert "not run" in words(ch09_figures.failure_grid([]))[0]
-    assert list(ch09_rivals.failure_table([])) == ["method", "scene", "loss"]
+    assert list(ch09_failures.table([])) == ch09_failures.COLUMNS
+
+
+class KeptIn(NamedTuple):
+    """What `ch09_failures` asks of a session; nothing is in its store."""
+
+    figures_folder: Path
+    num_classes: int = 11
+    profile: Profile = LAPTOP
+
+    def at_hand(self, row: str) -> bool:
+        return False
+
+
+def test_committed_failures_count_while_their_key_is_todays(tmp_path, monkeypatch):
+    seam, cpn = (ROWS[name] for name in ("seam", "cpn"))
+    maps = [np.full((144, 100), label, dtype=np.uint8) for label in range(3)]
+    keys = (collected.key(LAPTOP, seam, 0), "of other code")
+    cases = [
+        ch09_figures.Failure(row.name, row.label, 7, -1.5, key, *maps)
+        for row, key in zip((seam, cpn), keys, strict=True)
+    ]
+    monkeypatch.setattr(paths, "FIGURES", tmp_path)
+    figures.save_table(ch09_failures.NAME, ch09_failures.table(cases), tmp_path)
+    ch09_failures.keep(KeptIn(tmp_path), cases)
+    (found,) = ch09_failures.failures(KeptIn(tmp_path))
+    assert (found.name, found.scene, found.loss, found.key) == ("seam", 7, -1.5, keys[0])
+    for kept, given in zip((found.truth, found.base, found.own), maps, strict=True):
+        assert np.array_equal(kept, given)
+    assert ch09_failures.failures(KeptIn(tmp_path, profile=SMOKE)) == []
+
+
+def test_maps_are_kept_no_larger_than_the_figure_shows_them(tmp_path):
+    large = np.repeat(np.repeat(np.arange(2, dtype=np.uint8)[None], 320, axis=0), 128, axis=1)
+    case = ch09_figures.Failure("seam", "SEAM", 0, -1.0, "", large, large, 1 - large)
+    ch09_failures.keep(KeptIn(tmp_path), [case])
+    kept = read_label_map(tmp_path / ch09_failures.NAME / "seam.png", num_classes=11)
+    assert kept.shape == (144, 3 * 115)  # 320 x 256 at 0.45
+    assert kept[0, [0, 114, 230, 344]].tolist() == [0, 1, 1, 0]

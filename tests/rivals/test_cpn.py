@@ -25,7 +25,8 @@ from aeft_lib.paper import losses
 from aeft_lib.paper.erasing import max_norm
 from aeft_lib.parts.map_losses import only_maxima, resized
 from aeft_lib.parts.pixel_correlation import correlated, stretched_maps
-from aeft_lib.parts.refined import RefinedClassifier
+from aeft_lib.parts.refined import RefinedClassifier, RefinedMaps
+from aeft_lib.rivals import cpn
 from aeft_lib.rivals.cpn import (
     REFERENCE,
     Cpn,
@@ -39,6 +40,7 @@ from aeft_lib.rivals.cpn import (
     regions,
     visible_share,
 )
+from aeft_lib.rivals.cpn_pixels import PixelsAlone
 from aeft_lib.studies import catalogue, pipeline, run
 from aeft_lib.studies.profiles import LAPTOP, SMOKE, VOC
 
@@ -459,6 +461,21 @@ def test_wrong_weights_are_refused(field):
 def test_tags_keep_absent_classes_out_of_the_refinement():
     cam = torch.rand(1, 2, 2, 2)
     assert not stretched_maps(cam, torch.tensor([[1, 0]]))[0, 2].any()
+
+
+def test_pixels_alone_are_read_as_if_regions_weighed_nothing(monkeypatch):
+    method, network = Cpn(), tiny(Cpn(), K).eval()
+    images, ids = [np.random.default_rng(0).integers(256, size=(24, 32, 3), dtype=np.uint8)], [1, 3]
+
+    def read(reader: RefinedMaps) -> Tensor:
+        with torch.inference_mode():
+            return reader.from_images(method, network, images, [torch.tensor(ids)])[0].cam
+
+    pixels = read(PixelsAlone((1.0,)))
+    for weight, same in ((0.0, True), (1.0, False)):
+        monkeypatch.setattr(cpn, "attention", lambda *_, w=weight, **__: torch.tensor(w))
+        whole = read(RefinedMaps((1.0,)))
+        assert torch.allclose(pixels, whole, rtol=0, atol=100 * FLOAT32) == same
 
 
 # --- a whole row ----------------------------------------------------------------------------------

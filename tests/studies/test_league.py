@@ -235,18 +235,18 @@ def test_p_values_are_adjusted_for_all_comparisons_of_the_league(table):
 def test_a_mechanism_that_moved_as_claimed_or_the_other_way(table):
     seam = systems.system("seam")
     assert findings.mechanism(table, seam, ROWS).startswith(
-        "moved: equivariance_error -0.100 [-0.1"
+        "moved: equivariance error -0.100 [-0.1"
     )
     reverse = table.assign(equivariance_error=-table["equivariance_error"])
     assert findings.mechanism(reverse, seam, ROWS).startswith(
-        "moved the other way: equivariance_error"
+        "moved the other way: equivariance error"
     )
 
 
 def test_a_mechanism_within_its_interval_or_of_few_repeats_did_not_move(table):
     seam, same = systems.system("seam"), table.copy()
     same.loc[same["row"] == "seam", "equivariance_error"] = [0.19, 0.23, 0.21]
-    assert findings.mechanism(same, seam, ROWS).startswith("not seen to move: equivariance_error")
+    assert findings.mechanism(same, seam, ROWS).startswith("not seen to move: equivariance error")
     few = table[table["repeat"] < 2]
     assert findings.mechanism(few, seam, ROWS).endswith("(2 of 3 repeats)")
 
@@ -254,7 +254,7 @@ def test_a_mechanism_within_its_interval_or_of_few_repeats_did_not_move(table):
 def test_a_mechanism_between_two_numbers_of_one_row():
     judged = {"miou": [50.0] * 3, "p_erased": [0.2, 0.3, 0.25], "p_kept": [0.8, 0.85, 0.9]}
     told = findings.mechanism(numbers(occse=judged), systems.system("occse"), ROWS)
-    assert told.startswith("moved: p_erased -0.600")
+    assert told.startswith("moved: p of the erased class -0.600")
 
 
 def test_mechanisms_without_comparison_numbers_or_log_say_so(table):
@@ -262,7 +262,7 @@ def test_mechanisms_without_comparison_numbers_or_log_say_so(table):
     assert findings.mechanism(table, systems.system("psa"), ROWS) == "not logged"
     alone = numbers(cpn={"miou": [50.0], "complementarity_error": [0.125]})
     told = findings.mechanism(alone, systems.system("cpn"), ROWS)
-    assert told == "complementarity_error 0.125, nothing to compare"
+    assert told == "complementarity error 0.125, nothing to compare"
     names = [
         n
         for part in systems.ends(systems.system("sccam"), ROWS)["seed"].mechanisms
@@ -275,7 +275,7 @@ def test_mechanisms_without_comparison_numbers_or_log_say_so(table):
 def test_a_mechanism_against_a_level():
     climbed = {"amplification_ratio": [1.4, 1.5, 1.45]}
     told = findings._moved(numbers(advcam=climbed), "advcam", findings.SIGNS["advcam"])
-    assert told.startswith("moved: amplification_ratio +0.450 [+0.")
+    assert told.startswith("moved: amplification of what was weak +0.450 [+0.")
     shrunk = {"amplification_ratio": [0.9, 0.91, 0.92]}
     told = findings._moved(numbers(advcam=shrunk), "advcam", findings.SIGNS["advcam"])
     assert told.startswith("moved the other way")
@@ -338,9 +338,11 @@ def test_advice_says_what_is_left_against_gap_of_the_same_cost(table, gap, told)
 
 def test_conclusions_count_what_the_table_has(table):
     text = findings.conclusions(league.lines(table, ROWS), table)
-    assert "**seeds**: 1 of 17 systems were run; against GAP 1 above, 0 below, 0 undecided" in text
+    assert (
+        "**seeds**: 1 of 17 systems were run. Against GAP: 1 better, 0 worse, 0 undecided" in text
+    )
     assert "**pseudo-labels**: 1 of 17 systems were run" in text
-    assert "1 with too few repeats of both" in text
+    assert "1 with too few repeats to compare" in text
     assert "**a network**: 0 of 17 systems were run" in text
 
 

@@ -45,7 +45,8 @@ def test_a_line_has_the_papers_difference_ours_and_that_of_photos():
     first = rows(readme.block(whole))[0]  # +5 and +6, so 5.5 ± 12.7 * 0.5
     line = next(line for line in whole["claims"] if line["id"] == "claim.gpp_beats_gap")
     photos = f"{report.points_of(line, 'photos_')} {line['photos_verdict']}"
-    assert first.endswith(f"| +6.2 | +5.5 [-0.9, +11.9] undecided | {photos} |")
+    photos += f" ({line['photos_reason']})"
+    assert first.endswith(f"| +6.2 | +5.5 [-0.9, +11.9] undecided (2 of 5 repeats) | {photos} |")
     assert rows(readme.block(whole))[1].endswith("| not run | not run |")
 
 

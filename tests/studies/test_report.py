@@ -323,15 +323,16 @@ def test_short_trainings_are_said_beside_every_verdict():
     assert not report.is_short(long)  # 45 x 40 steps
     line = verdicts([1.0] * 5, short=True)
     assert "| holds, short |" in report.markdown({"claims": [line]})
-    assert report.conclusions({"claims": [line]}, [line["id"]]).startswith("- **holds, short**: ")
+    told = report.conclusions({"claims": [line]}, [line["id"]])
+    assert told.startswith(f"- {line['claim']}: **holds, short**; ")
     assert "short" not in report.markdown(report.build({}, "tiny", short=True), "table")
 
 
 def test_a_tally_counts_every_word_before_and_after_adjustment():
     lines = [verdicts([1.0] * 5), verdicts([-1.0] * 5), verdicts([1.0]), verdicts([])]
     told = report.tally({"claims": lines}, "claim.")
-    words = "1 holds, 1 fails, 1 undecided, 1 not run"
-    assert told == f"4 claims: {words}; adjusted for 2 comparisons: {words}."
+    words = "1 hold, 1 fail, 1 undecided, 1 not run"
+    assert told == f"of 4 claims {words}; adjusted for all 2 comparisons tested together: {words}."
 
 
 # --- build ----------------------------------------------------------------------------------------
