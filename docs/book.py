@@ -126,7 +126,7 @@ def verdicts() -> str:
 def describe(cell: dict[str, Any]) -> None:
     """Caption, alt text and links of a cell's picture; frames in the place of its widget."""
     if any(WIDGET in output.get("data", {}) for output in cell["outputs"]):
-        data = {"text/html": frames("".join(cell["source"]))}
+        data = {"text/html": frames("".join(cell["source"]), cell["id"])}
         cell["outputs"] = [{"output_type": "display_data", "metadata": {}, "data": data}]
     name = next((name for name, c in captions().items() if c["cell"] == cell.get("id")), None)
     if name:
@@ -158,8 +158,11 @@ def _shown(name: str) -> str:
     return f"## {name}\n\n:::{{figure}} /figures/{name}.png\n:alt: {alt}\n\n{caption}\n:::\n"
 
 
-def frames(source: str) -> str:
-    """The controls and the first frame of the widget that a cell makes, as HTML."""
+def frames(source: str, cell: str) -> str:
+    """The controls and the first frame of the widget that a cell makes, as HTML.
+
+    source, cell: the cell's code and id.
+    """
     name = re.search(r"widgets\.(\w+)\(", source)[1]
     file = FRAMES / name / "frames.json"
     if not file.is_file():
@@ -176,5 +179,8 @@ def frames(source: str) -> str:
             moved, options = "", f'<select data-at="{start}">{options}</select>'
         lines.append(f"<label><span>{label}</span> {moved}{options}</label>")
     texts = html.escape(json.dumps(plan["texts"]))
-    lines += [f'<img alt="" data-texts="{texts}">', "<figcaption></figcaption></figure>"]
+    entry = next((c for c in captions().values() if c["cell"] == cell), {"alt": "", "caption": ""})
+    alt, caption = (html.escape(entry[key]) for key in ("alt", "caption"))
+    lines.append(f'<img alt="{alt}" data-alt="{alt}" data-texts="{texts}">')
+    lines.append(f"<figcaption><output></output> {caption}</figcaption></figure>")
     return "\n".join(lines)

@@ -15,7 +15,8 @@ document.addEventListener("DOMContentLoaded", () => {
         if (output) output.textContent = label.querySelector("select").options[index(label)].text;
       }
       image.src = `${figure.dataset.frames}${name}.webp`;
-      image.alt = figure.querySelector("figcaption").textContent = texts[name];
+      image.alt = `${image.dataset.alt}: ${texts[name]}`;
+      figure.querySelector("figcaption output").textContent = `${texts[name]}.`;
     };
     for (const label of labels) {
       const menu = label.querySelector("select[data-at]");
