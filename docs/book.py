@@ -7,8 +7,10 @@ controls that swap them (``static/frames.js``).
 """
 
 import html
+import itertools
 import json
 import re
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -100,9 +102,7 @@ def read_page(app: Any, name: str, content: list[str]) -> None:
     """Give a notebook's pictures their captions and its widgets their frames; fill the gallery."""
     if name.startswith("notebooks/"):
         node = json.loads(content[0])
-        for cell in node["cells"]:
-            if cell["cell_type"] == "code":
-                describe(cell)
+        node["cells"] = [part for cell in node["cells"] for part in described(cell)]
         content[0] = json.dumps(node)
     elif name == "figures/report":
         content[0] = f"# Published against reproduced\n\n{content[0]}"
@@ -123,16 +123,32 @@ def verdicts() -> str:
     return "\n".join(lines)
 
 
-def describe(cell: dict[str, Any]) -> None:
-    """Caption, alt text and links of a cell's picture; frames in the place of its widget."""
-    if any(WIDGET in output.get("data", {}) for output in cell["outputs"]):
-        data = {"text/html": frames("".join(cell["source"]), cell["id"])}
-        cell["outputs"] = [{"output_type": "display_data", "metadata": {}, "data": data}]
+def described(cell: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A cell with its picture's caption, alt text and links, and frames in its widget's place.
+
+    A caption goes to all outputs of a cell, so those beside the picture get cells of their own.
+    """
     name = next((name for name, c in captions().items() if c["cell"] == cell.get("id")), None)
-    if name:
-        entry = captions()[name]
-        figure = {"caption": f"{entry['caption']} {links(name)}", "align": "left"}
-        cell["metadata"]["mystnb"] = {"image": {"alt": entry["alt"]}, "figure": figure}
+    if cell["cell_type"] != "code" or name is None:
+        yield cell
+        return
+    if any(WIDGET in output.get("data", {}) for output in cell["outputs"]):
+        data = {"text/html": frames("".join(cell["source"]), captions()[name])}
+        yield cell | {"outputs": [{"output_type": "display_data", "metadata": {}, "data": data}]}
+        return
+    entry, hidden = captions()[name], {"tags": ["remove-input"]}
+    figure = {"caption": f"{entry['caption']} {links(name)}", "align": "left"}
+    own = {"mystnb": {"image": {"alt": entry["alt"]}, "figure": figure}}
+    for place, (shows, outputs) in enumerate(itertools.groupby(cell["outputs"], _is_picture)):
+        metadata = (hidden if place else cell["metadata"]) | (own if shows else {})
+        part = cell | {"outputs": list(outputs), "metadata": metadata}
+        yield part | ({"id": f"{cell['id']}-{place}", "source": []} if place else {})
+    if not cell["outputs"]:
+        yield cell
+
+
+def _is_picture(output: dict[str, Any]) -> bool:
+    return any(kind.startswith("image/") for kind in output.get("data", {}))
 
 
 def is_saved(name: str) -> bool:
@@ -158,10 +174,10 @@ def _shown(name: str) -> str:
     return f"## {name}\n\n:::{{figure}} /figures/{name}.png\n:alt: {alt}\n\n{caption}\n:::\n"
 
 
-def frames(source: str, cell: str) -> str:
+def frames(source: str, entry: dict[str, str]) -> str:
     """The controls and the first frame of the widget that a cell makes, as HTML.
 
-    source, cell: the cell's code and id.
+    source: the cell's code.  entry: its caption and alt text.
     """
     name = re.search(r"widgets\.(\w+)\(", source)[1]
     file = FRAMES / name / "frames.json"
@@ -179,7 +195,6 @@ def frames(source: str, cell: str) -> str:
             moved, options = "", f'<select data-at="{start}">{options}</select>'
         lines.append(f"<label><span>{label}</span> {moved}{options}</label>")
     texts = html.escape(json.dumps(plan["texts"]))
-    entry = next((c for c in captions().values() if c["cell"] == cell), {"alt": "", "caption": ""})
     alt, caption = (html.escape(entry[key]) for key in ("alt", "caption"))
     lines.append(f'<img alt="{alt}" data-alt="{alt}" data-texts="{texts}">')
     lines.append(f"<figcaption><output></output> {caption}</figcaption></figure>")

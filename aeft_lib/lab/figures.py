@@ -33,33 +33,35 @@ HIT, SPILL, MISS = (
     np.array(colour) / 255 for colour in ((0, 158, 115), (213, 94, 0), (86, 180, 233))
 )
 SD_BARS = {"errorbar": "sd", "color": "0.8", "err_kws": {"linewidth": 0.8}}
+FLAT = 4096  # colours of a plot, with those of its smoothed edges; a photo has more
 DOTS = {"size": 2.5, "color": "C0", "jitter": False}
 
 
 def use_small_outputs() -> None:
-    """In a notebook, store shown figures small: plots as `plot_png`, pictures as JPEG."""
+    """In a notebook, store shown figures small: in few colours as `flat_png`, others as JPEG."""
     shell = get_ipython()
     if shell is None:
         return
     set_matplotlib_formats("jpeg", pil_kwargs={"quality": 70})
     png, jpeg = (shell.display_formatter.formatters[f"image/{kind}"] for kind in ("png", "jpeg"))
     as_jpeg = jpeg.lookup_by_type(Figure)
-    jpeg.for_type(Figure, lambda figure: as_jpeg(figure) if _has_pictures(figure) else None)
-    png.for_type(Figure, lambda figure: None if _has_pictures(figure) else plot_png(figure))
+    png.for_type(Figure, flat_png)
+    jpeg.for_type(Figure, lambda figure: None if flat_png(figure) else as_jpeg(figure))
 
 
-def plot_png(figure: Figure) -> bytes:
-    """A figure without pictures as a PNG of 64 colours: half the bytes of a JPEG, and sharp."""
+def flat_png(figure: Figure) -> bytes | None:
+    """Plots and label maps as a PNG of 64 colours: half the bytes of a JPEG, and sharp.
+
+    None for a figure of so many colours that it has photos or CAMs.
+    """
     drawn, reduced = BytesIO(), BytesIO()
     figure.savefig(drawn, format="png", dpi=figure.dpi, bbox_inches="tight")
     picture = Image.open(drawn).convert("RGB")
+    if picture.getcolors(FLAT) is None:
+        return None
     picture = picture.quantize(64, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     picture.save(reduced, "png", optimize=True)
     return reduced.getvalue()
-
-
-def _has_pictures(figure: Figure) -> bool:
-    return any(axis.images for axis in figure.axes)
 
 
 def save(figure: Figure, name: str, table: pd.DataFrame, folder: Path) -> None:

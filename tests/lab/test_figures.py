@@ -364,7 +364,7 @@ def test_a_plot_for_a_notebook_has_few_colours_and_looks_as_it_was_drawn():
     drawn = BytesIO()
     figure.savefig(drawn, format="png", dpi=figure.dpi, bbox_inches="tight")
     before, after = (
-        Image.open(BytesIO(content)) for content in (drawn.getvalue(), figures.plot_png(figure))
+        Image.open(BytesIO(content)) for content in (drawn.getvalue(), figures.flat_png(figure))
     )
     assert len(after.getcolors()) <= 64
     assert after.size == before.size
@@ -373,3 +373,10 @@ def test_a_plot_for_a_notebook_has_few_colours_and_looks_as_it_was_drawn():
     line = (np.asarray(before.convert("RGB")) == (213, 94, 0)).all(axis=2)
     assert line.any()
     assert off[line].max() < 8
+
+
+def test_photos_are_left_to_jpeg():
+    noise = np.random.default_rng(0).integers(256, size=(64, 64, 3), dtype=np.uint8)
+    assert figures.flat_png(figures.picture_grid([[noise]], ["photo"])) is None
+    labels = np.arange(16, dtype=np.uint8).reshape(4, 4)
+    assert figures.flat_png(figures.picture_grid([[labels]], ["labels"]))
