@@ -14,7 +14,7 @@ from aeft_lib.lab.figures import TEXT_WIDTH, class_colours, colour_legend, pictu
 from aeft_lib.studies.findings import rank_correlation
 from aeft_lib.studies.systems import ENDS, FAMILIES, NOT_RUN, PLACES, SYSTEMS
 
-PICTURES_DPI = 75  # of many photos, in a notebook of 300 KB; files have the style's resolution
+PICTURES_DPI = 95  # of many photos, in a notebook of 300 KB; files have the style's resolution
 GREY = "0.55"
 IN_A_ROW = 2  # failures
 HEADS = {"seed": "seeds", "pseudo": "pseudo-labels", "segmentation": "network"}
