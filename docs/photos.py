@@ -1,7 +1,7 @@
 """The computed parts of ``real_photos.md``; ``python docs/photos.py`` writes them anew.
 
 Tables and sentences between the lines ``<!-- computed: NAME -->`` and ``<!-- end of computed -->``
-follow ``real_photos.csv`` and ``real_photos_objects.csv``; all other text is written by hand.
+follow ``real_photos.csv``, ``real_photos_objects.csv`` and ``real_photos_rivals.csv``; all other text is written by hand.
 """
 
 import re
@@ -12,7 +12,8 @@ import pandas as pd
 
 from aeft_lib import paths
 from aeft_lib.lab import ch08_told, tables, told
-from aeft_lib.studies import photo_results, report, run
+from aeft_lib.studies import catalogue, findings, photo_results, report, run
+from aeft_lib.studies.systems import system
 
 PAGE = paths.ROOT / "docs" / "real_photos.md"
 PART = re.compile(r"(<!-- computed: (\w+) -->\n).*?(<!-- end of computed -->)", re.S)
@@ -21,6 +22,7 @@ SEEDS = ("gap", "gated", "average", "attract_soft_repel")
 TRIPLET = ("gpp_only", "attract_rigid", "attract_soft", "attract_soft_repel")
 OURS = ("gpp_only_corrected", "ours")
 LABELS = ("aeft_seed", "aeft_crf", "aeft_walk", "aeft_pseudo")
+RIVALS = ("seam", "occse", "sccam", "cpn")
 NETWORKS = ("segment_truth", "segment_aeft", "segment_seed", "segment_aeft_tags", "aeft_unseen")
 
 
@@ -104,8 +106,20 @@ def verdicts(ids: list[str]) -> str:
     return "\n".join(lines)
 
 
+def rivals() -> str:
+    """GAP and rivals of it: a table, differences, and what their mechanisms say."""
+    file = paths.ROOT / "docs" / "real_photos_rivals.csv"
+    table, every = pd.read_csv(BytesIO(paths.read_committed(file))), catalogue.rows_by_name()
+    columns = ["n", *METRICS, "miou_maskless", "tag_map"]
+    shown = tables.as_text(run.summarise(table), columns)
+    there = [name for name in RIVALS if name in set(table["row"])]
+    moved = [f"- **{s.title}**: {findings.mechanism(table, s, every)}." for s in map(system, there)]
+    differences = told.compared(table, [(name, "gap") for name in there])
+    return "\n\n".join([shown, differences, "Mechanisms, without masks:", "\n".join(moved)])
+
+
 PARTS: dict[str, Callable[[], str]] = {
-    part.__name__: part for part in (seeds, sizes, depth, triplet, labels, networks)
+    part.__name__: part for part in (seeds, sizes, depth, rivals, triplet, labels, networks)
 }
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -27,12 +28,14 @@ from aeft_lib.networks.backbone import BackboneSpec
 from aeft_lib.networks.efficientnet_lite import EfficientNetLiteSpec
 from aeft_lib.paper.classifier import CamClassifier
 from aeft_lib.paper.gpp import GlobalAveragePooling
+from aeft_lib.rivals.advcam import AdvCam
 from aeft_lib.stages import store
 from aeft_lib.stages.cache_features import FeatureSpec
 from aeft_lib.stages.infer_seeds import SeedSpec
 from aeft_lib.stages.multi_crop import MultiCrop, windows
 from aeft_lib.stages.predict_labels import PredictionSpec
 from aeft_lib.stages.predict_logits import LogitSpec
+from aeft_lib.stages.read_each import EachSpec
 from aeft_lib.stages.train_affinity import AffinitySpec
 from aeft_lib.stages.train_classifier import JUDGE, ClassifierSpec
 from aeft_lib.stages.train_edges import EdgeSpec
@@ -53,6 +56,7 @@ TFLOPS = 60.0
 CORE_GFLOPS = 25.0
 CORE = f"at {CORE_GFLOPS:.0f} GFLOP/s a core, about what EfficientNet-Lite0 gets on a busy machine"
 MEMORIES = (4, 8, 12, 24)  # of GPUs, in GB, that `choices` speaks of
+TAGS_OF = 100  # scenes whose tags are counted; a set that is not there has one tag a scene
 SHARE = 0.75  # of a device's memory that what is counted may take
 
 
@@ -330,6 +334,9 @@ def _cost(
         return _training(profile, spec, count, _view(spec) or whole, judges)
     if isinstance(spec, EdgeSpec | EdgeWalkSpec):
         return _edges(profile, spec, count, _view(spec) or whole)
+    if isinstance(spec, EachSpec):
+        image = forward(profile.backbone, whole)
+        return count, count * _states(spec) * image.flops / 1e15, None, None
     inferred = FeatureSpec | SeedSpec | LogitSpec | PredictionSpec
     if not isinstance(spec, inferred) or (cached and isinstance(spec, SeedSpec | PredictionSpec)):
         return count, None, None, None
@@ -349,6 +356,23 @@ def _edges(
         size = tuple(max(spec.least, side) for side in size)
         images, passes = count, 2 * count * sum(scale**2 for scale in spec.scales)
     return images, passes * forward(profile.backbone, size).flops / 1e15, None, None
+
+
+def _states(spec: EachSpec) -> float:
+    """Passes of an image in which it is optimised; a gradient is three, as of a training step.
+
+    AdvCAM's states are of an image, a class and a scale, of RIB's each has all scales and other
+    images; both are mirrored too.  A bound from above for RIB, whose images may stop early; what
+    its last block alone takes is not counted.
+    """
+    reader, scenes = spec.reader, spec.scenes.open()
+    if isinstance(reader, AdvCam):
+        few = range(min(len(scenes), TAGS_OF)) if hasattr(scenes, "tags") else ()
+        classes = np.mean([np.sum(scenes.tags(index)) for index in few]) if few else 1.0
+        states = sum(scale**2 * reader.steps_at(scale) for scale in reader.scales)
+        return 6 * float(classes) * states
+    pair = 2 * sum(scale**2 for scale in reader.scales)
+    return 3 * reader.steps * (pair + reader.others) if reader.adapts == "trained" else pair
 
 
 def _passes(spec: Any, size: tuple[int, int]) -> float:

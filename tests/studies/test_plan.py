@@ -9,10 +9,15 @@ from photo_sets import make_voc
 from aeft_lib.cli import main
 from aeft_lib.data.scene import opened
 from aeft_lib.engine.step import Compute
+from aeft_lib.rivals.advcam import AdvCam
+from aeft_lib.rivals.rib import OTHERS, Rib
+from aeft_lib.stages.read_each import EachSpec
 from aeft_lib.studies import catalogue, profiles, run
+from aeft_lib.studies import plan as plan_module
 from aeft_lib.studies.plan import (
     PHOTO,
     Load,
+    PublishedSet,
     cheapest,
     choices,
     forward,
@@ -111,6 +116,20 @@ def test_windows_are_counted():
     count = 1 + 2 + 4
     passes = 1 + 2 * count * 450**2 / (375 * 500)
     assert seeds.pflop == pytest.approx(SPLITS["val"] * passes * whole / 1e15)
+
+
+def test_readers_that_optimise_for_every_image_are_counted():
+    """AdvCAM: a pair forward and back to its pixels, a class and state; RIB: with other images."""
+    whole, scales = forward(VOC.backbone, PHOTO).flops, (0.5, 1.0, 1.5, 2.0)
+    scenes = PublishedSet("train_aug", 100, 0, ("cat",))
+    for reader, passes in (
+        (AdvCam(), 2 * 3 * (13 * 0.25 + 27 * (1 + 2.25 + 4))),  # half of 27 steps at 0.5
+        (Rib(), 3 * 10 * (2 * 7.5 + OTHERS)),
+    ):
+        spec = EachSpec(scenes, reader.fitted(scales, brief=False), "")
+        images, pflop, memory, disk = plan_module._cost(VOC, spec, frozenset({"classifier"}))
+        assert (images, memory, disk) == (100, None, None)
+        assert pflop == pytest.approx(100 * passes * whole / 1e15)
 
 
 @pytest.mark.parametrize(
