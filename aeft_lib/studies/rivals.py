@@ -127,7 +127,9 @@ PSA_ROWS = (
     labelled(
         "psa_crf", "AffinityNet, no walk: its CRF", PSA_SEED, Psa(crf=True, powers=psa.POWERS)
     ),
-    segmented("psa_segment", "AffinityNet, network", PSA_LABELS),
+    segmented(
+        "psa_segment", "AffinityNet, network", PSA_LABELS, published="rival.psa.segmentation"
+    ),
 )
 PMM_LABELS = labelled("pmm", "PMM", GAP, Ppmg(), published="rival.pmm.pseudo")
 PMM_SEGMENT = segmented("pmm_segment", "PMM, network", PMM_LABELS)
