@@ -127,8 +127,9 @@ PSA_ROWS = (
     labelled(
         "psa_crf", "AffinityNet, no walk: its CRF", PSA_SEED, Psa(crf=True, powers=psa.POWERS)
     ),
-    segmented(
-        "psa_segment", "AffinityNet, network", PSA_LABELS, published="rival.psa.segmentation"
+    replace(
+        segmented("psa_segment", "AffinityNet, network", PSA_LABELS),
+        published="rival.psa.segmentation",
     ),
 )
 PMM_LABELS = labelled("pmm", "PMM", GAP, Ppmg(), published="rival.pmm.pseudo")
