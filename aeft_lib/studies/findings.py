@@ -37,16 +37,26 @@ class Sign:
 # Numbers of mechanisms in words; of others the name without underscores will do.
 IN_WORDS = {
     "amplification_ratio": "amplification of what was weak",
-    "labelled_objects": "share of pixels labelled as objects",
+    "cover": "share of the image covered",
+    "edge": "mean edge",
+    "edge_high": "share of strong edges",
+    "known": "share of pairs known",
     "labelled": "share of pixels labelled",
+    "labelled_objects": "share of pixels labelled as objects",
     "largest_cluster": "images in the largest cluster",
     "p_erased": "p of the erased class",
     "p_kept": "p of the kept classes",
     "p_tag": "p of a tag",
     "p_tag_erased": "p of a tag when erased",
-    "smallest_cluster": "in the smallest",
+    "smallest_cluster": "images in the smallest",
+    "states": "states an image",
+    "stopped_by_cover": "share stopped by cover",
+    "stopped_by_logits": "share stopped by logits",
     "sub_accuracy": "accuracy of sub-categories",
-    "sub_ap": "their AP",
+    "sub_ap": "AP of sub-categories",
+    "t_background": "background threshold",
+    "t_foreground": "foreground threshold",
+    "unsure": "share of pixels unsure",
 }
 # What methods claim to do, where there is something to compare with.
 SIGNS = {
