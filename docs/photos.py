@@ -22,7 +22,7 @@ SEEDS = ("gap", "gated", "average", "attract_soft_repel")
 TRIPLET = ("gpp_only", "attract_rigid", "attract_soft", "attract_soft_repel")
 OURS = ("gpp_only_corrected", "ours")
 LABELS = ("aeft_seed", "aeft_crf", "aeft_walk", "aeft_pseudo")
-RIVALS = ("seam", "occse", "sccam", "cpn")
+RIVALS = ("seam", "occse")
 NETWORKS = ("segment_truth", "segment_aeft", "segment_seed", "segment_aeft_tags", "aeft_unseen")
 
 
