@@ -1,7 +1,8 @@
 """The computed parts of ``real_photos.md``; ``python docs/photos.py`` writes them anew.
 
 Tables and sentences between the lines ``<!-- computed: NAME -->`` and ``<!-- end of computed -->``
-follow ``real_photos.csv``, ``real_photos_objects.csv`` and ``real_photos_rivals.csv``; all other text is written by hand.
+follow ``real_photos.csv``, ``real_photos_objects.csv`` and ``real_photos_rivals.csv``; all other
+text is written by hand.
 """
 
 import re
