@@ -239,6 +239,7 @@ def _with_picture(
     def show(_: object = None) -> None:
         view = draw(*(control.value for control in controls))
         picture.value, text.value = canvas.drawn(view), view.text
+        picture.tooltip = f"{', '.join(view.titles)}: {view.text}"  # an Image has no alt text
 
     def move(values: Mapping[int, Any]) -> None:
         """Move several controls, and draw once."""

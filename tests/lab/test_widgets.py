@@ -50,6 +50,7 @@ def parts(box) -> tuple[dict, object, object]:
     """The controls by name, the picture and the line of text of a widget."""
     *controls, picture, text = box.children
     assert Image.open(BytesIO(picture.value)).format.lower() == picture.format
+    assert picture.tooltip.endswith(f": {text.value}")
     return {control.description: control for control in controls}, picture, text
 
 
