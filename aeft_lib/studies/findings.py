@@ -37,17 +37,25 @@ class Sign:
 # Numbers of mechanisms in words; of others the name without underscores will do.
 IN_WORDS = {
     "amplification_ratio": "amplification of what was weak",
+    "cov": "coefficient of variation",
     "cover": "share of the image covered",
+    "differs": "share of pixels on which both masks differ",
     "edge": "mean edge",
     "edge_high": "share of strong edges",
+    "force": "energy's gradient over cross-entropy's",
     "known": "share of pairs known",
     "labelled": "share of pixels labelled",
     "labelled_objects": "share of pixels labelled as objects",
     "largest_cluster": "images in the largest cluster",
+    "outweighed": "share of pixels taken from the higher CAM",
+    "overlap": "share of pixels claimed by several classes",
     "p_erased": "p of the erased class",
     "p_kept": "p of the kept classes",
     "p_tag": "p of a tag",
     "p_tag_erased": "p of a tag when erased",
+    "pus_acted": "share of steps in which PUS acted",
+    "pus_pixels": "share of pixels it capped",
+    "seed_changed": "share of the seed that was changed",
     "smallest_cluster": "images in the smallest",
     "states": "states an image",
     "stopped_by_cover": "share stopped by cover",
@@ -56,7 +64,10 @@ IN_WORDS = {
     "sub_ap": "AP of sub-categories",
     "t_background": "background threshold",
     "t_foreground": "foreground threshold",
+    "taken": "share of these taken from the CRF",
+    "turned": "share of directions turned",
     "unsure": "share of pixels unsure",
+    "without_score": "share of pixels claimed where the CAM is 0",
 }
 # What methods claim to do, where there is something to compare with.
 SIGNS = {
@@ -79,14 +90,14 @@ def mechanism(table: pd.DataFrame, known: System, rows: Mapping[str, Row]) -> st
         return "not logged"
     row, names = logging[0].name, [name for part in logging[0].mechanisms for name in part.names]
     if not by_repeat(table, row, names[0]):
-        return NOT_RUN
+        return "not logged" if by_repeat(table, row, "miou_maskless") else NOT_RUN
     claim = SIGNS.get(known.name)
     if claim is None:
         shared = [name for name in names if by_repeat(table, "gap", name)]
         claim = Sign(shared[0], 0) if shared else None
     if claim is None:
-        values = {name: np.mean(by_repeat(table, row, name)) for name in names}
-        return ", ".join(f"{_in_words(name)} {value:.3g}" for name, value in values.items())
+        values = {name: by_repeat(table, row, name) for name in names}
+        return ", ".join(f"{_in_words(n)} {np.mean(v):.3g}" for n, v in values.items() if v)
     return _moved(table, row, claim)
 
 

@@ -61,7 +61,7 @@ def artefacts(
     profile = with_fast_steps(row.setting.applied(profile, repeat))
     if "classifier" in made:
         made |= _mechanisms(profile, row, made, obtain)
-    made |= _reported(row, made)
+    made |= _reported(profile, row, repeat, made, obtain)
     if masks_to_score(given, row, repeat):
         return made
     return made | _measures(profile, row, repeat, made, obtain)
@@ -179,9 +179,13 @@ def _mechanisms(profile: Profile, row: Row, made: Artefacts, obtain: Obtain) -> 
     return numbers
 
 
-def _reported(row: Row, made: Artefacts) -> Artefacts:
-    """As `_mechanisms`, of what the row's refiner made on its way."""
-    told = [mechanism for mechanism in row.mechanisms if getattr(mechanism, "part", "") in made]
+def _reported(
+    profile: Profile, row: Row, repeat: int, made: Artefacts, obtain: Obtain
+) -> Artefacts:
+    """As `_mechanisms`, of the parts that `Reported` names: what the row made, its classifier."""
+    told = [mechanism for mechanism in row.mechanisms if hasattr(mechanism, "part")]
+    if any(mechanism.part == "classifier" for mechanism in told):
+        made = classifiers(profile, row, repeat, obtain) | made
     return {f"{MECHANISM}{name}": made[m.part] for m in told for name in m.names}
 
 

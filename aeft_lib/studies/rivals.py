@@ -15,7 +15,7 @@ from aeft_lib.stages.psa import Psa
 from aeft_lib.studies import rivals_irn, rivals_readers, rivals_rounds, rivals_segment
 from aeft_lib.studies.rival import BASE, PSA, Rival, ends, labelled
 from aeft_lib.studies.rivals_rounds import SEAM
-from aeft_lib.studies.rows import GAP, SEGMENT_TRUTH, Logged, Row, passes_of, segmented
+from aeft_lib.studies.rows import GAP, SEGMENT_TRUTH, Logged, Reported, Row, passes_of, segmented
 from aeft_lib.studies.settings import Profile
 
 CPN = Row(
@@ -119,6 +119,7 @@ PSA_LABELS = labelled(
     "AffinityNet",
     PSA_SEED,
     Psa(walk=True, powers=psa.POWERS, steps=psa.STEPS),
+    mechanisms=(Reported("affinity", ("known",)),),
     published="rival.psa.pseudo",
 )
 PSA_ROWS = (
@@ -132,23 +133,28 @@ PSA_ROWS = (
         published="rival.psa.segmentation",
     ),
 )
-PMM_LABELS = labelled("pmm", "PMM", GAP, Ppmg(), published="rival.pmm.pseudo")
+PROPORTION = (Reported("labels", ("outweighed", "overlap", "cov", "without_score")),)
+SOFTENED = (Reported("segmenter", ("pus_acted", "pus_pixels")),)
+PMM_LABELS = labelled(
+    "pmm", "PMM", GAP, Ppmg(), mechanisms=PROPORTION, published="rival.pmm.pseudo"
+)
 PMM_SEGMENT = segmented("pmm_segment", "PMM, network", PMM_LABELS)
+PMM_PUS = {"segmenter": Pus(), "mechanisms": SOFTENED}
 PMM_ROWS = (
     replace(
         GAP, name="pmm_crops", label="PMM, seeds in windows", reader=MultiCrop(), published=None
     ),
     PMM_LABELS,
-    labelled("pmm_seam", "PMM on SEAM", SEAM, Ppmg(), mechanisms=()),
+    labelled("pmm_seam", "PMM on SEAM", SEAM, Ppmg(), mechanisms=PROPORTION),
     # Each part left out: smoothing, the proportion, both (the CRF of all classes together).
-    labelled("pmm_no_cvs", "PMM, not smoothed", GAP, Ppmg(smoothing=0.0)),
-    labelled("pmm_score", "PMM, by score", GAP, Ppmg(importance="score")),
+    labelled("pmm_no_cvs", "PMM, not smoothed", GAP, Ppmg(smoothing=0.0), mechanisms=PROPORTION),
+    labelled("pmm_score", "PMM, by score", GAP, Ppmg(importance="score"), mechanisms=PROPORTION),
     labelled("gap_crf", "GAP, one CRF of all classes", GAP, Psa(crf=True)),
     PMM_SEGMENT,
-    replace(PMM_SEGMENT, name="pmm_pus", label="PMM, network with PUS", segmenter=Pus()),
+    replace(PMM_SEGMENT, name="pmm_pus", label="PMM, network with PUS", **PMM_PUS),
     # Without noise in the labels PUS has nothing to gain.
     SEGMENT_TRUTH,
-    replace(SEGMENT_TRUTH, name="truth_pus", label="true masks, network with PUS", segmenter=Pus()),
+    replace(SEGMENT_TRUTH, name="truth_pus", label="true masks, network with PUS", **PMM_PUS),
 )
 ROWS = (
     BASE,

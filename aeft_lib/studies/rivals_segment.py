@@ -10,7 +10,7 @@ from aeft_lib.rivals.rrm import Reliable, Rrm
 from aeft_lib.rivals.ssdd import Dynamic, Ssdd
 from aeft_lib.stages.method import Refiner
 from aeft_lib.stages.psa import Psa
-from aeft_lib.studies.rows import GAP, Logged, Row, segmented
+from aeft_lib.studies.rows import GAP, Logged, Reported, Row, segmented
 
 
 def labelled(name: str, label: str, base: Row, refiner: Refiner, **fields: Any) -> Row:
@@ -25,33 +25,44 @@ def labelled(name: str, label: str, base: Row, refiner: Refiner, **fields: Any) 
 # SSDD begins with AffinityNet's walk, as its authors run it.
 WALK = Psa(walk=True, powers=psa.POWERS, steps=psa.STEPS)
 PSA_SEED = replace(GAP, name="ssdd_seeds", reader=psa.READER, published=None)
-SSDD_LABELS = labelled(
-    "ssdd_pseudo", "SSDD, static", PSA_SEED, Ssdd(WALK), published="rival.ssdd.pseudo"
+
+
+def _static(name: str, label: str, refiner: Ssdd) -> Row:
+    """Label maps of SSDD's static stage; where the CRF differs, and how much of it is taken."""
+    mechanisms = (Reported("labels", ("taken", "differs")),)
+    return labelled(name, label, PSA_SEED, refiner, mechanisms=mechanisms)
+
+
+SSDD_LABELS = replace(
+    _static("ssdd_pseudo", "SSDD, static", Ssdd(WALK)), published="rival.ssdd.pseudo"
 )
 SSDD_ROWS = (
-    labelled(
-        "ssdd_advice", "SSDD, its CRF everywhere", PSA_SEED, Ssdd(WALK, bias=3.0, bg_bias=0.0)
-    ),
+    _static("ssdd_advice", "SSDD, its CRF everywhere", Ssdd(WALK, bias=3.0, bg_bias=0.0)),
     SSDD_LABELS,
-    labelled(
+    _static(
         "ssdd_released",
         "SSDD, static as released",
-        PSA_SEED,
         Ssdd(WALK, order="released", alignment="released"),
     ),
     segmented("ssdd_static", "SSDD, network on static", SSDD_LABELS),
     replace(
         segmented("ssdd_segmentation", "SSDD, dynamic", SSDD_LABELS),
         segmenter=Dynamic(),
+        mechanisms=(Reported("segmenter", ("seed_changed", "differs")),),
         published="rival.ssdd.segmentation",
     ),
 )
-RRM_LABELS = labelled("rrm_pseudo", "RRM, label maps", GAP, Rrm(), published="rival.rrm.pseudo")
+# Of the network that makes RRM's label maps: its sure pixels, the energy against cross-entropy.
+RELIABLE = (Reported("network", ("labelled", "force")),)
+RRM_LABELS = labelled(
+    "rrm_pseudo", "RRM, label maps", GAP, Rrm(), mechanisms=RELIABLE, published="rival.rrm.pseudo"
+)
 RRM_ONE_STEP = labelled(
     "rrm",
     "RRM, one step",
     GAP,
     Rrm(tags_known=False),
+    mechanisms=RELIABLE,
     scored_on="val",
     published="rival.rrm.one_step",
 )
@@ -71,6 +82,7 @@ RRM_ROWS = (
     ),
 )
 ICD_CAM = Row("icd_cam", "ICD, its CAM", Icd(), mechanisms=(Logged(("turned",)),))
+TURNED = (Reported("classifier", ("turned",)),)
 ICD_LABELS = labelled(
     "icd_pseudo",
     "ICD, label maps",
@@ -87,6 +99,7 @@ ICD_ROWS = (
         label="ICD, label maps before the CRF",
         refiner=IcdLabels(crf=False),
         scored_on="scored",
+        mechanisms=TURNED,
         published="rival.icd.seed",
     ),
     labelled(
@@ -94,7 +107,7 @@ ICD_ROWS = (
         "ICD, superpixels by SLIC",
         replace(ICD_CAM, method=Icd(superpixels=Superpixels(kind="slic"))),
         IcdLabels(crf=False),
-        mechanisms=(),
+        mechanisms=TURNED,
         scored_on="scored",
     ),
     ICD_LABELS,

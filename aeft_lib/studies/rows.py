@@ -79,9 +79,10 @@ class Logged:
 
 @dataclass(frozen=True)
 class Reported:
-    """Numbers in the summary of what a refiner made on its way.  part: the artefact's name there.
+    """Numbers in the summary of a part that the row made, for rows that do not end in seeds.
 
-    A row has them where it ends in pseudo-labels.
+    part: its name (`pipeline.products`): "labels" and what else a refiner makes, the "segmenter",
+    or the "classifier" behind it.  names: those that it lacks are left out of the row.
     """
 
     part: str
@@ -94,7 +95,7 @@ class Reported:
         classifier: Artefact,
         precision: str,
     ) -> Artefact:
-        """Raises ValueError: a classifier has no such part."""
+        """Raises ValueError: a row that ends in seeds has `Logged`."""
         raise ValueError(f"{self.part} is a part of pseudo-labels, and this row ends in seeds")
 
 
@@ -115,8 +116,8 @@ class Row:
         makes rounds too.
     composed_by: who composes further training scenes from the label maps of which row, which ends
         in those of the training scenes.
-    mechanisms: measured on the scored scenes where the row ends in seeds; `Reported` ones are read
-        where it ends in pseudo-labels.
+    mechanisms: measured on the scored scenes where the row ends in seeds; where it ends in
+        pseudo-labels or a network, those of its parts (`Reported`).
     as_long_as: a method, or its passes a step: the row trains for at least as many in all.
     scored_on: the split whose scenes the end is scored on.
     published: the id of its number in published.toml.
@@ -240,7 +241,8 @@ def second(
 def segmented(name: str, label: str, teacher: Row, prediction: Prediction = PLAIN) -> Row:
     """A network that learned from a row's label maps, on unseen scenes."""
     changes = {"segmenter": LargeFov(), "prediction": prediction, "scored_on": "val"}
-    return replace(teacher, name=name, label=label, published=None, **changes)
+    changes |= {"published": None, "mechanisms": ()}  # the teacher's parts are not its own
+    return replace(teacher, name=name, label=label, **changes)
 
 
 SEGMENT_TRUTH = segmented("segment_truth", "true masks", Row("truth", "true masks", None))

@@ -54,11 +54,8 @@ def numbers(made: Artefacts) -> dict[str, float]:
     ``tag_gain`` too, where there is a curve over its steps (see `saturation`).
     Without masks there is no evaluation: the tag mAP is left where the row ends in seeds.
     """
-    mechanism = {
-        name.removeprefix(MECHANISM): artefact.summary[name.removeprefix(MECHANISM)]
-        for name, artefact in made.items()
-        if name.startswith(MECHANISM)
-    }
+    named = {n.removeprefix(MECHANISM): a for n, a in made.items() if n.startswith(MECHANISM)}
+    mechanism = {name: a.summary[name] for name, a in named.items() if name in a.summary}
     if "evaluation" not in made:
         if "classifier" not in made:
             return {}

@@ -30,7 +30,7 @@ from aeft_lib.rivals.pmm import (
 from aeft_lib.stages import store
 from aeft_lib.stages.choose_background import choose_background
 from aeft_lib.stages.label_seeds import LabelMakerSpec, label_seeds
-from aeft_lib.studies import catalogue, pipeline
+from aeft_lib.studies import catalogue, pipeline, run
 from aeft_lib.studies.profiles import SMOKE
 
 ON_MAPS = 1e-5  # forward values, losses, and gradients on given maps: tests/golden_rivals/README.md
@@ -422,6 +422,8 @@ def test_label_maps_of_the_row_and_its_mechanism(stored):
     assert (table["outweighed"] <= table["overlap"]).all()
     # Written with five places.
     assert labels.summary["cov"] == pytest.approx(table["cov"].mean(), abs=1e-5)
+    logged = {name: labels.summary[name] for name in table.columns[1:]}
+    assert logged.items() <= run.numbers(row).items()
 
 
 def test_rows_share_their_seeds_and_differ_by_their_part(stored):
@@ -463,6 +465,7 @@ def test_network_with_pus_logs_how_often_it_acted(stored):
     log = pd.read_csv(pus["segmenter"].folder / "log.csv")
     assert {"segmentation", "pus_acted", "pus_pixels"} <= set(log.columns)
     assert log["pus_acted"].between(0, 1).all()
+    assert log.iloc[-1][["pus_acted", "pus_pixels"]].to_dict().items() <= run.numbers(pus).items()
 
 
 @pytest.mark.parametrize(("profile", "expected"), [(SMOKE, None), (None, (POWER,) * 3)])

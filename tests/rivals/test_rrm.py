@@ -20,6 +20,7 @@ from aeft_lib.parts.in_step import as_taken, posterior
 from aeft_lib.parts.reliable_labels import CERTAIN, HIGH, LOW, decide, high_in_cam, reliable_labels
 from aeft_lib.refinement.dense_crf import with_background
 from aeft_lib.rivals.rrm import Reliable, Rrm, RrmNetwork
+from aeft_lib.studies import run
 
 FORWARD, LATTICE = 1e-5, 1e-6  # tests/golden_rivals/README.md
 CRF = 1e-3  # absolute, ten iterations: tests/refinement/test_dense_crf.py
@@ -470,5 +471,8 @@ def test_rows():
     assert expected <= set(log.columns)
     assert (log["energy"] < 0).all()
     assert log["labelled"].between(0, 1).all()
+    last = log.iloc[-1][["labelled", "force"]]
+    assert last.to_dict().items() <= run.numbers(one).items()
+    assert not {"labelled", "force"} & set(run.numbers(two))  # its teacher's
     for row in (one, maps, two):
         assert row["evaluation"].summary["miou"] > 0

@@ -37,7 +37,7 @@ from aeft_lib.parts.in_step import posterior
 from aeft_lib.parts.merge_masks import MergeSpec, differences
 from aeft_lib.rivals.ssdd import Cosine, Dynamic, Ssdd, Static
 from aeft_lib.stages.psa import Psa
-from aeft_lib.studies import catalogue, pipeline
+from aeft_lib.studies import catalogue, pipeline, run
 from aeft_lib.studies.profiles import SMOKE
 
 FORWARD, NORMS, CRF = 1e-5, 1e-3, 1e-3  # tests/golden_rivals/README.md; the CRF's is absolute
@@ -596,6 +596,7 @@ def test_rows_of_the_static_stage():
     assert 0 <= static["labels"].summary["taken"] <= 1
     assert advice["labels"].summary["taken"] == 1  # a bias of 3 is beyond every difference
     assert static["evaluation"].summary["miou"] > 0
+    assert run.numbers(advice)["taken"] == 1
 
 
 def test_the_row_of_the_dynamic_stage():
@@ -606,6 +607,8 @@ def test_the_row_of_the_dynamic_stage():
     assert {"segmentation", "difference", "differs", "seed_changed"} <= set(log.columns)
     assert len(log) == 2 * TINY.segmentation.schedule.epochs
     assert dynamic["evaluation"].summary["miou"] > 0
+    logged = log.iloc[-1][["differs", "seed_changed"]]
+    assert logged.to_dict().items() <= run.numbers(dynamic).items()
 
 
 def test_a_start_that_the_refiner_does_not_make_is_refused():

@@ -259,7 +259,9 @@ def test_a_mechanism_between_two_numbers_of_one_row():
 
 def test_mechanisms_without_comparison_numbers_or_log_say_so(table):
     assert findings.mechanism(table, systems.system("cpn"), ROWS) == "not run"
-    assert findings.mechanism(table, systems.system("psa"), ROWS) == "not logged"
+    labelled = numbers(psa={"miou_maskless": [50.0]})  # scored before its mechanism was logged
+    assert findings.mechanism(labelled, systems.system("psa"), ROWS) == "not logged"
+    assert findings.mechanism(table, systems.system("psa"), {}) == "not logged"
     alone = numbers(cpn={"miou": [50.0], "complementarity_error": [0.125]})
     told = findings.mechanism(alone, systems.system("cpn"), ROWS)
     assert told == "complementarity error 0.125, nothing to compare"
