@@ -159,7 +159,7 @@ def write_report(
     store.check_writable()
     session = Session(profile, n_repeats)
     reports.outputs(session.figures_folder)  # refused before the work
-    built = session.report(carry_over=carry_over)
+    built = session.report(carry_over=carry_over, costs=True)
     if decided:
         reports.check_repeats(built)
     for file in reports.write(built, session.figures_folder):
@@ -193,8 +193,9 @@ def export(arguments: argparse.Namespace) -> None:
 def score(arguments: argparse.Namespace) -> None:
     """``aeft score CHECKPOINT``: a published checkpoint's seeds, beside the poster's."""
     from aeft_lib.stages import store
-    from aeft_lib.studies import profiles, report
+    from aeft_lib.studies import profiles
     from aeft_lib.studies import score as scores
+    from aeft_lib.studies.published import published
 
     profile = profiles.get(arguments.profile or "voc")
     store.check_writable()
@@ -208,8 +209,8 @@ def score(arguments: argparse.Namespace) -> None:
     if "absent" in numbers:
         present = f"the others' mIoU is {numbers['miou_present']:.1f}"
         print(f"{numbers['absent']} classes are in no mask and count as 0: {present}")
-    published = report.published()["numbers"]["table2.attract_soft_repel"]["value"]
-    print(f"published for AEFT (poster, table 2): mIoU {published} at its best threshold")
+    theirs = published()["numbers"]["table2.attract_soft_repel"]["value"]
+    print(f"published for AEFT (poster, table 2): mIoU {theirs} at its best threshold")
 
 
 def predict(arguments: argparse.Namespace) -> None:

@@ -7,9 +7,10 @@ import pandas as pd
 
 from aeft_lib.lab.ch09_figures import HEADS
 from aeft_lib.lab.session import Session
-from aeft_lib.studies import catalogue, collected, findings, league, report, run, shipped
+from aeft_lib.studies import catalogue, collected, findings, league, run, shipped
 from aeft_lib.studies.effects import points
 from aeft_lib.studies.profiles import COMMITTED_REPEATS
+from aeft_lib.studies.published import published
 from aeft_lib.studies.rivals_grid import crossed, crossing
 from aeft_lib.studies.rows import Row
 from aeft_lib.studies.systems import ENDS, NOT_RUN, PLACES, SYSTEMS, brief, ends
@@ -78,7 +79,7 @@ def map_table() -> pd.DataFrame:
 
     A place is True where the method changes it.
     """
-    venues = {line["method"]: line["venue"] for line in report.published()["results"]}
+    venues = {line["method"]: line["venue"] for line in published()["results"]}
     lines = []
     for known in SYSTEMS:
         line = {"method": known.title, "venue": venues[known.method], "family": known.family}

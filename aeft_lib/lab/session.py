@@ -29,6 +29,7 @@ from aeft_lib.studies import (
     catalogue,
     collected,
     labels,
+    league,
     objects,
     pipeline,
     profiles,
@@ -37,6 +38,7 @@ from aeft_lib.studies import (
     saturation,
     shipped,
 )
+from aeft_lib.studies.published import published
 from aeft_lib.studies.rows import Row, Study
 from aeft_lib.studies.settings import Profile
 
@@ -286,11 +288,16 @@ class Session:
         return f"*As in the committed report: {untrained.REMEDY} the rows.*\n\n" if lacks else ""
 
     def report(
-        self, tables: Mapping[str, pd.DataFrame] | None = None, *, carry_over: bool = True
+        self,
+        tables: Mapping[str, pd.DataFrame] | None = None,
+        *,
+        carry_over: bool = True,
+        costs: bool = False,
     ) -> dict:
         """The report over all studies that the store holds for these repeats; computes nothing.
 
-        tables: of studies, in place of the store's.
+        tables: of studies, in place of the store's.  costs: with those of other methods, which
+        takes seconds.
         Where it may replace the committed report, lines that this store cannot make stay as they
         were committed, if they are to be carried over.
         """
@@ -302,9 +309,16 @@ class Session:
                 stored[study.name] = collected.with_committed(*known)
         tables = {name: t for name, t in (stored | dict(tables)).items() if not t.empty}
         options = {"short": report.is_short(self.profile), "over_objects": self._over_objects}
+        options |= {"costs": self._costs()} if costs else {}
         built = report.build(tables, self.profile.name, **options)
         is_committed = self.figures_folder == paths.FIGURES
         return report.carry_over(built, paths.FIGURES) if is_committed and carry_over else built
+
+    def _costs(self) -> dict[str, float]:
+        """Of the rows that the report names of other methods, see `league.costs_of`."""
+        numbers, rows = published()["numbers"].items(), catalogue.rows_by_name()
+        named = [n["row"] for name, n in numbers if name.startswith("rival.") and "row" in n]
+        return league.costs_of(self.profile, [rows[name] for name in named], rows["gap"])
 
     def _over_objects(
         self, more: str, less: str, metric: str, repeats: Sequence[int]
@@ -314,7 +328,7 @@ class Session:
 
     @staticmethod
     def _claims_of(study: str) -> list[str]:
-        return [claim["id"] for claim in report.published()["claims"] if claim["study"] == study]
+        return [claim["id"] for claim in published()["claims"] if claim["study"] == study]
 
     def save(self, figure: Figure, name: str, table: pd.DataFrame) -> None:
         """Keep a figure and its numbers in the session's figures folder."""

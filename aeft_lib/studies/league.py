@@ -7,14 +7,14 @@ run*.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from aeft_lib.studies import plan, report, rivals
+from aeft_lib.studies import plan
 from aeft_lib.studies.effects import REPEATS, adjusted, by_repeat, interval, paired, side
+from aeft_lib.studies.published import published
 from aeft_lib.studies.rows import Row
 from aeft_lib.studies.settings import Profile
 from aeft_lib.studies.systems import (
@@ -29,6 +29,8 @@ from aeft_lib.studies.systems import (
     learned,
 )
 
+OPTIMISING = ("train_", "read_each")  # stages that step, and not only pass
+
 
 def lines(
     table: pd.DataFrame, rows: Mapping[str, Row], costs: Mapping[str, float] | None = None
@@ -42,7 +44,7 @@ def lines(
     trainings behind it took, against GAP's of the same repeat, as measured.
     table: long, with ``row, repeat`` and numbers.  rows: all there are, by name.
     """
-    results = {line["method"]: line for line in report.published()["results"]}
+    results = {line["method"]: line for line in published()["results"]}
     made = []
     for known in SYSTEMS:
         found = ends(known, rows)
@@ -67,7 +69,7 @@ def _published(known: System, end: str, result: Mapping[str, Any]) -> float:
     """What its paper reports for an end, VOC 2012; NaN where no number is known."""
     if end == "segmentation":
         return result["voc_val"]
-    number = report.published()["numbers"].get(ids(known)[end], {})
+    number = published()["numbers"].get(ids(known)[end], {})
     return number.get("value", np.nan)
 
 
@@ -144,23 +146,17 @@ def _time(table: pd.DataFrame, row: Row | None) -> float:
 
 
 def costs_of(profile: Profile, rows: Iterable[Row], gap: Row) -> dict[str, float]:
-    """Trainings behind each row, by name, in trainings of a GAP classifier, row `gap`.
+    """What is behind each row, by name, in trainings of a GAP classifier, row `gap`.
 
-    Classifiers count as the report has it (`rivals.cost`), else by the operations of all that are
-    trained for the seeds; to label maps and networks what is trained after the seeds is added.
-    Reading seeds counts nothing.
+    Operations of all trainings count, those of judges and earlier rounds too, and of readers that
+    optimise for every image, on the scenes that the row reads.  One pass over them counts nothing.
     Raises ValueError where the profile's data is missing.
     """
-    base, costs = _trained(profile, gap), {}
-    for row in rows:
-        seeds = _trained(profile, replace(row, refiner=None, segmenter=None, mechanisms=()))
-        own = rivals.cost(row.name, profile)
-        later = _trained(profile, row) - seeds
-        costs[row.name] = (seeds / base if own is None else own) + later / base
-    return costs
+    base = _work(profile, gap)
+    return {row.name: _work(profile, row) / base for row in rows}
 
 
-def _trained(profile: Profile, row: Row) -> float:
-    """PFLOP of all trainings behind a row."""
+def _work(profile: Profile, row: Row) -> float:
+    """PFLOP of all trainings behind a row, and of readers that optimise for every image."""
     planned = plan.plan(profile, [row], [0])
-    return sum(item.pflop or 0.0 for item in planned if item.stage.startswith("train_"))
+    return sum(item.pflop or 0.0 for item in planned if item.stage.startswith(OPTIMISING))

@@ -19,8 +19,8 @@ differences.
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -28,16 +28,12 @@ import pandas as pd
 
 from aeft_lib import paths
 from aeft_lib.stages import store
-from aeft_lib.studies import labels, levels, photo_results, rivals, rivals_readers
+from aeft_lib.studies import labels, levels, photo_results, rivals_readers
 from aeft_lib.studies.effects import LEVEL, REPEATS, adjusted, effect, paired, points, side
 from aeft_lib.studies.objects import Interval
 from aeft_lib.studies.profiles import PROFILES
+from aeft_lib.studies.published import published
 from aeft_lib.studies.settings import Profile
-
-try:
-    import tomllib
-except ModuleNotFoundError:  # Python 3.10
-    import tomli as tomllib
 
 CLAIMS = ("claim.", "ours.")  # ids of lines about differences: the poster's, and our own
 INTERACTION = "rival.cda.context"
@@ -66,16 +62,7 @@ that nobody has run it."""
 Line = dict[str, Any]
 # Rows more and less, metric, repeats -> the interval over objects, where there is one.
 OverObjects = Callable[[str, str, str, Sequence[int]], Interval | None]
-
-
-@cache
-def published() -> dict[str, Any]:
-    """The numbers, results and claims of ``published.toml``.
-
-    Raises ValueError where it is damaged, or edited without its digest.
-    """
-    content = paths.read_committed(Path(__file__).with_name("published.toml"))
-    return tomllib.loads(content.decode())
+Costs = Mapping[str, float]  # of rows, in trainings of a GAP classifier
 
 
 def build(
@@ -84,15 +71,16 @@ def build(
     *,
     short: bool = False,
     over_objects: OverObjects = lambda *_: None,
+    costs: Costs = MappingProxyType({}),
 ) -> dict[str, Any]:
     """The whole report as JSON-ready data: ``{"profile", "claims": [...]}``.
 
     tables: per study its long table (`studies.run`); a missing study is reported as not run.
-    short: see `is_short`.
+    short: see `is_short`.  costs: of the rows of other methods (`league.costs_of`).
     """
     numbers = published()["numbers"].items()
     lines = [
-        _number(*number, tables, profile, over_objects)
+        _number(*number, tables, profile, over_objects, costs)
         for number in numbers
         if number[0] != "known.gap_seed"
     ]
@@ -179,10 +167,11 @@ def _richer(line: Line, earlier: Mapping[str, Any]) -> Line:
     """
     if line["n"] >= earlier["n"]:
         return line
-    elsewhere = ("photos_", "paper_scale", "needs", "claim")
+    elsewhere = ("photos_", "paper_scale", "needs", "claim", "cost")
     kept = {k: value for k, value in earlier.items() if not k.startswith(elsewhere)}
     number = published()["numbers"].get(line["id"])
-    asked = _asked(number, line["profile"]) if number and earlier["n"] else line["claim"]
+    ran = number and earlier["n"]
+    asked = _asked(number, line["profile"], line["cost"]) if ran else line["claim"]
     return line | kept | {"claim": asked}
 
 
@@ -364,40 +353,35 @@ def _number(
     tables: Mapping[str, pd.DataFrame],
     profile: str,
     over_objects: OverObjects,
+    costs: Costs,
 ) -> Line:
     """A published number beside ours of its row; the verdict is on its table's baseline."""
     study, baseline = number.get("study", "pyramid_ablation"), number.get("baseline", "gap")
-    table = tables.get(study)
+    table, cost = tables.get(study), {"cost": costs.get(number.get("row"))}
     if table is None or "row" not in number or number["row"] not in set(table["row"]):
         text = f"{_on_map(number['label'], profile)}: {number['task']}"
-        return _line(name, text, "mIoU", number.get("value"), [], [], number)
+        return _line(name, text, "mIoU", number.get("value"), [], [], number) | cost
     of_row = table.loc[table["row"] == number["row"]].sort_values("repeat")
     if baseline not in set(table["row"]):
         table = pd.concat([table, tables.get("pyramid_ablation")])
     pair = (number["row"], baseline, "miou")
     differences = _differences(table, *pair)
-    text, source = _asked(number, profile), number | {"study": study}
+    text, source = _asked(number, profile, cost["cost"]), number | {"study": study}
     line = _line(name, text, "mIoU", number.get("value"), of_row["miou"], differences, source)
-    return line | _over_objects(over_objects, pair, differences)
+    return line | cost | _over_objects(over_objects, pair, differences)
 
 
-def _asked(number: Mapping[str, Any], profile: str) -> str:
+def _asked(number: Mapping[str, Any], profile: str, cost: float | None) -> str:
     """What the line of a number asks where its row has been run."""
     rival = "GAP" if number.get("baseline", "gap") == "gap" else "GPP only"
     label = _on_map(number["label"], profile)
     text = number.get("text", f"{label} gives better seeds than {rival}")
-    cost = _cost(number["row"], profile)
-    return f"{text}, at {cost:.3g} times its passes" if cost else text
+    return f"{text}, at the cost of {cost:.3g} GAP trainings" if cost else text
 
 
 def _on_map(text: str, profile: str) -> str:
     """A text with the paper's bins, with those of a profile's map beside them."""
     return labels.on_map(text, PROFILES[profile].map_side) if profile in PROFILES else text
-
-
-def _cost(row: str, profile: str) -> float | None:
-    """What a rival's classifier costs on a profile, in trainings of a GAP classifier."""
-    return rivals.cost(row, PROFILES[profile]) if profile in PROFILES else None
 
 
 def _result(column: str) -> Line:
@@ -429,6 +413,7 @@ def _line(
         "claim": text,
         "unit": unit,
         "published": value,
+        "cost": None,
         "reproduced_mean": _rounded(np.mean(ours)) if n else None,
         "sd": _rounded(np.std(ours, ddof=1)) if n > 1 else None,
         "n": n,

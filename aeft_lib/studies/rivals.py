@@ -15,8 +15,7 @@ from aeft_lib.stages.psa import Psa
 from aeft_lib.studies import rivals_irn, rivals_readers, rivals_rounds, rivals_segment
 from aeft_lib.studies.rival import BASE, PSA, Rival, ends, labelled
 from aeft_lib.studies.rivals_rounds import SEAM
-from aeft_lib.studies.rows import GAP, SEGMENT_TRUTH, Logged, Reported, Row, passes_of, segmented
-from aeft_lib.studies.settings import Profile
+from aeft_lib.studies.rows import GAP, SEGMENT_TRUTH, Logged, Reported, Row, segmented
 
 CPN = Row(
     "cpn",
@@ -167,11 +166,3 @@ ROWS = (
     *rivals_segment.ROWS,
     *rivals_readers.ROWS,
 )
-
-
-def cost(row: str, profile: Profile) -> float | None:
-    """Passes of the classifier behind a row, against GAP's; None for a row of no method here."""
-    for rival in RIVALS:
-        if row in [known.name for known in (rival.seed, *ends(rival.seed, rival.refiner))]:
-            return passes_of(rival.as_long_as, profile)
-    return None

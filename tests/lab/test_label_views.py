@@ -23,8 +23,9 @@ from aeft_lib.lab import ch05_case, ch05_pseudo_labels, ch06_segmentation, figur
 from aeft_lib.lab.session import Session
 from aeft_lib.maps.labels import VOID
 from aeft_lib.paper.gpp import scaled_levels
-from aeft_lib.studies import catalogue, pipeline, report, run
+from aeft_lib.studies import catalogue, pipeline, run
 from aeft_lib.studies.profiles import SMOKE
+from aeft_lib.studies.published import published
 
 pytestmark = pytest.mark.usefixtures("stored")
 
@@ -233,8 +234,8 @@ def test_class_heatmap_is_the_mean_over_repeats():
 
 
 def results() -> pd.DataFrame:
-    table = pd.DataFrame(report.published()["results"])
-    return table.assign(date=table["venue"].map(report.published()["venues"]))
+    table = pd.DataFrame(published()["results"])
+    return table.assign(date=table["venue"].map(published()["venues"]))
 
 
 def test_every_venue_of_the_results_has_a_date_in_its_year():

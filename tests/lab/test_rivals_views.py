@@ -20,8 +20,9 @@ from aeft_lib.lab import ch09_failures, ch09_figures, ch09_ideas, ch09_rivals, f
 from aeft_lib.lab.session import Session
 from aeft_lib.maps.labels import VOID, read_label_map
 from aeft_lib.maps.seeds import Seed
-from aeft_lib.studies import catalogue, collected, league, pipeline, report, run
+from aeft_lib.studies import catalogue, collected, league, pipeline, run
 from aeft_lib.studies.profiles import LAPTOP, SMOKE
+from aeft_lib.studies.published import published
 from aeft_lib.studies.settings import Profile
 from aeft_lib.studies.systems import PLACES, SYSTEMS, brief
 
@@ -282,15 +283,15 @@ def test_published_stands_on_x_and_reproduced_on_y(numbers):
 
 
 def test_years_have_the_poster_above_and_say_where_nothing_was_run(numbers):
-    results = pd.DataFrame(report.published()["results"])
-    dated = results.assign(date=results["venue"].map(report.published()["venues"]))
+    results = pd.DataFrame(published()["results"])
+    dated = results.assign(date=results["venue"].map(published()["venues"]))
     above, below = ch09_figures.over_the_years(dated, league.lines(numbers, ROWS)).axes
     assert len(above.lines) == len(SYSTEMS)
     assert [text.get_text() for text in below.texts] == ["not run"]
     taught = table(segment_aeft=[45.0, 46.0, 47.0], gap_segmentation=[44.0, 44.5, 45.0])
     _, below = ch09_figures.over_the_years(dated, league.lines(taught, ROWS)).axes
     star = next(line for line in below.lines if line.get_marker() == "*")
-    assert star.get_xydata()[0].tolist() == [report.published()["venues"]["ECCV22"], 46.0]
+    assert star.get_xydata()[0].tolist() == [published()["venues"]["ECCV22"], 46.0]
 
 
 def test_failures_stand_two_in_a_row_and_none_is_told():

@@ -356,10 +356,11 @@ def test_costs_are_trainings_of_gap(monkeypatch):
     monkeypatch.setattr(plan, "forward", lambda *_: plan.Forward(1, 1, 1, 1, 1))
     rows = ROWS
     names = ("gap", "seam", "cpn", "occse", "sccam", "psa_seed", "pmm", "attract_soft_repel")
-    names += ("seam_pseudo", "aeft_pseudo", "segment_aeft")
+    names += ("seam_pseudo", "aeft_pseudo", "segment_aeft", "advcam", "conta")
     costs = league.costs_of(LAPTOP, [rows[name] for name in names], rows["gap"])
     assert [costs[n] for n in ("gap", "psa_seed", "pmm")] == pytest.approx([1, 1, 1])
-    assert [costs[n] for n in ("seam", "cpn", "occse", "sccam")] == pytest.approx([1.25, 3, 2, 4])
+    # OC-CSE's judge is a GAP classifier of its own, and is asked in every step.
+    assert [costs[n] for n in ("seam", "cpn", "occse", "sccam")] == pytest.approx([1.25, 3, 3, 4])
     phase, first = LAPTOP.erasing, LAPTOP.schedule
     second = 2 * phase.epochs * phase.steps_per_epoch * phase.batch_size  # and masked images
     images = first.epochs * LAPTOP.train.count
@@ -368,6 +369,9 @@ def test_costs_are_trainings_of_gap(monkeypatch):
     affinity, network = (s.epochs * s.epoch_steps(640) * s.batch_size for s in (affinity, network))
     assert costs["seam_pseudo"] == pytest.approx(1.25 + affinity / images)
     assert costs["segment_aeft"] == pytest.approx(costs["aeft_pseudo"] + network / images)
+    # Three trainings, and between two of them AffinityNet and a network make the masks.
+    assert costs["conta"] == pytest.approx(3 + 2 * (affinity + network) / images)
+    assert costs["advcam"] > 1  # its reading is optimisation
 
 
 # --- combinations ---------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import pytest
 
 from aeft_lib import paths
 from aeft_lib.studies import readme, report
+from aeft_lib.studies.published import published
 
 
 def small_report() -> dict:
@@ -31,7 +32,7 @@ def rows(block: str) -> list[str]:
 def test_the_block_has_a_line_for_each_claim_of_the_paper():
     whole = small_report()
     block = readme.block(whole)
-    claims = [c for c in report.published()["claims"] if c["id"].startswith(readme.PAPER)]
+    claims = [c for c in published()["claims"] if c["id"].startswith(readme.PAPER)]
     assert [line.split(" | ")[0] for line in rows(block)] == [f"| {c['claim']}" for c in claims]
     assert block.startswith(readme.START)
     assert block.endswith(readme.END)

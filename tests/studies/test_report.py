@@ -11,8 +11,10 @@ from scipy import stats
 
 from aeft_lib import paths
 from aeft_lib.studies import catalogue, levels, profiles, report
+from aeft_lib.studies import published as published_module
 from aeft_lib.studies.effects import effect, paired
 from aeft_lib.studies.objects import Interval
+from aeft_lib.studies.published import published
 
 # The two ablation tables of the poster, typed off a second time.
 TABLE_1 = {"2x2": 49.9, "4x4": 51.6, "8x8": 52.9, "16x16": 53.1, "A": 53.3, "G_I": 51.3, "G": 54.2}
@@ -60,7 +62,7 @@ KEYS = {
 
 
 def test_published_ablation_tables_equal_the_posters():
-    numbers = report.published()["numbers"]
+    numbers = published()["numbers"]
     table_1 = {
         name.removeprefix("table1."): n["value"]
         for name, n in numbers.items()
@@ -84,21 +86,21 @@ def test_published_results_are_the_posters_seventeen_rows():
             r["backbone"],
             *(str(r[column]) if column in r else "-" for column in columns),
         )
-        for r in report.published()["results"]
+        for r in published()["results"]
     ]
     assert rows == [tuple(line.split()) for line in RESULTS.strip().splitlines()]
     assert len(rows) == 17
 
 
 def test_every_published_number_and_claim_has_its_place():
-    published = report.published()
-    assert all(entry["place"] for entry in (*published["numbers"].values(), *published["claims"]))
-    ids = [claim["id"] for claim in published["claims"]]
+    claims = published()["claims"]
+    assert all(entry["place"] for entry in (*published()["numbers"].values(), *claims))
+    ids = [claim["id"] for claim in claims]
     assert len(set(ids)) == len(ids)
 
 
 def existing_claims() -> list[dict]:
-    return [claim for claim in report.published()["claims"] if claim["study"] in catalogue.STUDIES]
+    return [claim for claim in published()["claims"] if claim["study"] in catalogue.STUDIES]
 
 
 def test_rows_of_claims_and_numbers_exist_in_their_studies():
@@ -112,7 +114,7 @@ def test_rows_of_claims_and_numbers_exist_in_their_studies():
         study = catalogue.get(claim["study"])
         assert {claim["more"], claim["less"]} <= {row.name for row in study.rows}, claim["id"]
         assert claim["metric"] in ("miou", "precision", "recall", "miou_maskless"), claim["id"]
-    numbers = report.published()["numbers"]
+    numbers = published()["numbers"]
     rows = {row.name: row for study in catalogue.STUDIES.values() for row in study.rows}
     for name, row in {n["row"]: name for name, n in numbers.items() if "row" in n}.items():
         assert rows[name].published == row
@@ -120,7 +122,7 @@ def test_rows_of_claims_and_numbers_exist_in_their_studies():
 
 
 def test_published_differences_follow_from_the_published_numbers():
-    numbers = report.published()["numbers"]
+    numbers = published()["numbers"]
     value_of = {n["row"]: {"miou": n.get("value")} for n in numbers.values() if "row" in n}
     value_of["gated_unscaled"] = value_of[
         "gated"
@@ -132,7 +134,7 @@ def test_published_differences_follow_from_the_published_numbers():
     # The same seeds, on the scenes that are refined.
     value_of["aeft_seed"] = value_of["attract_soft_repel"]
     checked = 0
-    for claim in report.published()["claims"]:
+    for claim in published()["claims"]:
         if "published" in claim:
             metric = claim["metric"].removesuffix("_maskless")  # the paper has one number a row
             difference = value_of[claim["more"]][metric] - value_of[claim["less"]][metric]
@@ -237,7 +239,7 @@ def test_equal_comparisons_count_once():
 
 
 def test_the_papers_claims_need_five_repeats_and_others_three():
-    for claim in report.published()["claims"]:
+    for claim in published()["claims"]:
         assert claim["repeats"] == (5 if claim["id"].startswith("claim.") else 3)
     lines = report.build({}, "tiny")["claims"]
     assert {line["needs"] for line in lines if line["id"].startswith(("table", "known"))} == {5}
@@ -262,7 +264,7 @@ def test_no_line_decides_on_photos_what_the_same_comparison_of_a_claim_leaves_op
 
 
 def test_committed_verdicts_on_photos_agree_where_the_comparison_is_the_same():
-    claims = {claim["id"]: claim for claim in report.published()["claims"]}
+    claims = {claim["id"]: claim for claim in published()["claims"]}
     pairs = {name: (c["more"], c["less"], c["metric"]) for name, c in claims.items()}
     conditions = (claim for claim in levels.claims() if claim.photos_more)
     pairs |= {claim.id: (claim.photos_more, claim.photos_less, "miou") for claim in conditions}
@@ -356,11 +358,11 @@ def built() -> dict[str, dict]:
 
 
 def test_the_report_has_a_line_for_every_number_result_and_claim(built):
-    numbers = set(report.published()["numbers"]) - {"known.gap_seed"}
+    numbers = set(published()["numbers"]) - {"known.gap_seed"}
     results = {"results.voc_val", "results.voc_test", "results.coco_val"}
     of_levels = {claim.id for claim in levels.claims()}
     assert set(built) == numbers | results | of_levels | {report.INTERACTION} | {
-        claim["id"] for claim in report.published()["claims"]
+        claim["id"] for claim in published()["claims"]
     }
     for row in built.values():
         assert set(row) >= KEYS
@@ -457,17 +459,27 @@ def test_a_damaged_report_names_the_remedy(tmp_path, damage):
         report.load(tmp_path)
 
 
+def test_lines_of_other_methods_have_their_cost_whether_they_ran_or_not():
+    table = pd.DataFrame({"row": ["gap", "seam"], "repeat": 0, "miou": [50.0, 52.0]})
+    built = report.build({"rivals": table}, "laptop", costs={"seam": 1.25, "cpn": 3.0})
+    lines = {line["id"]: line for line in built["claims"]}
+    costs = {name: line["cost"] for name, line in lines.items() if line["cost"]}
+    assert costs == {"rival.seam.seed": 1.25, "rival.cpn.seed": 3.0}
+    assert lines["rival.seam.seed"]["claim"].endswith(", at the cost of 1.25 GAP trainings")
+    assert lines["rival.cpn.seed"]["verdict"] == "not run"
+
+
 def test_an_edited_digit_of_the_published_numbers_is_refused(tmp_path, monkeypatch):
     """It would still be a table, and no schema sees it."""
     folder = tmp_path / "aeft_lib" / "studies"
     folder.mkdir(parents=True)
-    for file in (paths.SUMS, Path(report.__file__).with_name("published.toml")):
+    for file in (paths.SUMS, Path(published_module.__file__).with_name("published.toml")):
         target = tmp_path / file.relative_to(paths.ROOT)
         target.write_bytes(file.read_bytes().replace(b"54.2", b"54.3"))
     monkeypatch.setattr(paths, "ROOT", tmp_path)
     monkeypatch.setattr(paths, "SUMS", tmp_path / paths.SUMS.name)
-    monkeypatch.setattr(report, "__file__", str(folder / "report.py"))
+    monkeypatch.setattr(published_module, "__file__", str(folder / "published.py"))
     with pytest.raises(
         ValueError, match=r"published\.toml is damaged or was edited.*python -m aeft_lib.paths"
     ):
-        report.published.__wrapped__()
+        published.__wrapped__()
