@@ -28,6 +28,8 @@ from aeft_lib.networks.backbone import BackboneSpec
 from aeft_lib.networks.efficientnet_lite import EfficientNetLiteSpec
 from aeft_lib.paper.classifier import CamClassifier
 from aeft_lib.paper.gpp import GlobalAveragePooling
+from aeft_lib.parts.merge_masks import MergeSpec
+from aeft_lib.rivals import icd, rrm
 from aeft_lib.rivals.advcam import AdvCam
 from aeft_lib.stages import store
 from aeft_lib.stages.cache_features import FeatureSpec
@@ -38,6 +40,7 @@ from aeft_lib.stages.predict_logits import LogitSpec
 from aeft_lib.stages.read_each import EachSpec
 from aeft_lib.stages.train_affinity import AffinitySpec
 from aeft_lib.stages.train_classifier import JUDGE, ClassifierSpec
+from aeft_lib.stages.train_composed import ComposedSpec
 from aeft_lib.stages.train_edges import EdgeSpec
 from aeft_lib.stages.train_on_views import ViewsSpec
 from aeft_lib.stages.train_segmenter import SegmenterSpec
@@ -58,6 +61,8 @@ CORE = f"at {CORE_GFLOPS:.0f} GFLOP/s a core, about what EfficientNet-Lite0 gets
 MEMORIES = (4, 8, 12, 24)  # of GPUs, in GB, that `choices` speaks of
 TAGS_OF = 100  # scenes whose tags are counted; a set that is not there has one tag a scene
 SHARE = 0.75  # of a device's memory that what is counted may take
+# What reads a whole image in one pass, not mirrored.
+READ_ONCE = icd.ReadSpec | rrm.ReadSpec | MergeSpec
 
 
 @dataclass(frozen=True)
@@ -337,7 +342,7 @@ def _cost(
     if isinstance(spec, EachSpec):
         image = forward(profile.backbone, whole)
         return count, count * _states(spec) * image.flops / 1e15, None, None
-    inferred = FeatureSpec | SeedSpec | LogitSpec | PredictionSpec
+    inferred = FeatureSpec | SeedSpec | LogitSpec | PredictionSpec | READ_ONCE
     if not isinstance(spec, inferred) or (cached and isinstance(spec, SeedSpec | PredictionSpec)):
         return count, None, None, None
     image, passes = forward(profile.backbone, whole), _passes(spec, whole)
@@ -376,7 +381,9 @@ def _states(spec: EachSpec) -> float:
 
 
 def _passes(spec: Any, size: tuple[int, int]) -> float:
-    """Passes of a whole image (H, W), by pixels, in which it is read; each mirrored too."""
+    """Passes of a whole image (H, W), by pixels, in which it is read; most mirror each too."""
+    if isinstance(spec, READ_ONCE):
+        return 1.0
     reader = getattr(spec, "reader", None)
     if isinstance(reader, MultiCrop):
         crop = reader.crop or round(0.9 * max(size))
@@ -398,7 +405,8 @@ def _training(
     erased = getattr(trained, "attract", "off") != "off"
     # Views of a scene, by their pixels: the masked image too, or what a method says.
     views = getattr(trained, "passes", 2 if erased else 1) + judges
-    images = schedule.epochs * schedule.epoch_steps(count) * schedule.batch_size
+    composed = 2 if isinstance(spec, ComposedSpec) else 1  # a scene beside each
+    images = composed * schedule.epochs * schedule.epoch_steps(count) * schedule.batch_size
     passes = views * (3 + compute.checkpointing + (compute.parts > 1))
     memory = _memory(image, views) + 4 * judges * image.parameters
     return images, images * passes * image.flops / 1e15, memory, 4 * image.trained

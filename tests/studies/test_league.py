@@ -356,7 +356,7 @@ def test_costs_are_trainings_of_gap(monkeypatch):
     monkeypatch.setattr(plan, "forward", lambda *_: plan.Forward(1, 1, 1, 1, 1))
     rows = ROWS
     names = ("gap", "seam", "cpn", "occse", "sccam", "psa_seed", "pmm", "attract_soft_repel")
-    names += ("seam_pseudo", "aeft_pseudo", "segment_aeft", "advcam", "conta")
+    names += ("seam_pseudo", "aeft_pseudo", "segment_aeft", "advcam", "conta", "cda")
     costs = league.costs_of(LAPTOP, [rows[name] for name in names], rows["gap"])
     assert [costs[n] for n in ("gap", "psa_seed", "pmm")] == pytest.approx([1, 1, 1])
     # OC-CSE's judge is a GAP classifier of its own, and is asked in every step.
@@ -371,6 +371,7 @@ def test_costs_are_trainings_of_gap(monkeypatch):
     assert costs["segment_aeft"] == pytest.approx(costs["aeft_pseudo"] + network / images)
     # Three trainings, and between two of them AffinityNet and a network make the masks.
     assert costs["conta"] == pytest.approx(3 + 2 * (affinity + network) / images)
+    assert costs["cda"] == pytest.approx(1 + affinity / images + 2)  # each scene and one beside it
     assert costs["advcam"] > 1  # its reading is optimisation
 
 

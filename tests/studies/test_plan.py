@@ -118,6 +118,21 @@ def test_windows_are_counted():
     assert seeds.pflop == pytest.approx(SPLITS["val"] * passes * whole / 1e15)
 
 
+def test_label_makers_that_read_a_whole_image_once_are_counted():
+    """RRM's network and ICD's classifier read unseen photos, SSDD's detector those of training."""
+    profile, study = photo_profile(), catalogue.get("rivals")
+    whole = forward(profile.backbone, PHOTO).flops
+    for row, stage, split in (
+        ("rrm", "read_rrm", "val"),
+        ("icd", "read_icd", "val"),
+        ("ssdd_pseudo", "merge_masks", "train"),
+    ):
+        planned = plan(profile, [study.row(row)], [0])
+        (read,) = (item for item in planned if item.stage == stage)
+        count = len(profile.scenes(split).open())
+        assert read.pflop == pytest.approx(count * whole / 1e15), row
+
+
 def test_readers_that_optimise_for_every_image_are_counted():
     """AdvCAM: a pair forward and back to its pixels, a class and state; RIB: with other images."""
     whole, scales = forward(VOC.backbone, PHOTO).flops, (0.5, 1.0, 1.5, 2.0)
