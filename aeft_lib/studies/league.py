@@ -129,11 +129,11 @@ def _variants(known: System, end: str, own: Row, rows: Mapping[str, Row]) -> lis
 
     if own.name in GAP_ROWS.values():
         return []  # the base's, which a system shares
-    others = [row for name, row in rows.items() if name.startswith(f"{own.name}_")]
-    if end == "seed" and f"gap_as_{known.name}" in rows:
-        others.append(rows[f"gap_as_{known.name}"])
     numbered = ids(known).values()
-    return [row for row in others if row.method and row.published not in numbered and same_end(row)]
+    others = [row for name, row in rows.items() if name.startswith(f"{own.name}_")]
+    others = [r for r in others if r.method and r.published not in numbered and same_end(r)]
+    longer = rows.get(f"gap_as_{known.name}") if end == "seed" else None
+    return [*others, longer] if longer else others
 
 
 def _time(table: pd.DataFrame, row: Row | None) -> float:

@@ -110,6 +110,15 @@ ICD_ROWS = (
         mechanisms=TURNED,
         scored_on="scored",
     ),
+    labelled(
+        "icd_several_tags",
+        "ICD, its direction from images of several tags too",
+        replace(ICD_CAM, method=Icd(single_tag_only=False)),
+        IcdLabels(crf=False),
+        mechanisms=TURNED,
+        scored_on="scored",
+    ),
+    replace(GAP, name="gap_as_icd", label="GAP, passes of ICD", as_long_as=Icd(), published=None),
     ICD_LABELS,
     replace(
         segmented("icd_segmentation", "ICD, network", ICD_LABELS),

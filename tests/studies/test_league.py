@@ -67,6 +67,9 @@ def test_a_system_stands_beside_itself_with_a_part_otherwise_and_gap_at_its_cost
     assert set(found.index) == {"seam_off", "gap_as_seam", "psa_crf"}
     assert found.loc["seam_off", ["difference", "mean", "pairs"]].tolist() == [3.0, 52.0, 3]
     assert found.loc["gap_as_seam", ["difference", "pairs"]].tolist() == [-1.0, 2]
+    # ICD's seeds are label maps, GAP's are not; the comparison is the paper's.
+    icd = numbers(icd={"miou": [40.0]}, gap_as_icd={"miou": [50.0]})
+    assert league.controls(icd, ROWS)["row"].tolist() == ["gap_as_icd"]
     assert found.loc["psa_crf", ["end", "difference"]].tolist() == ["pseudo", 2.5]
     assert found.loc["seam_off", "low"] == pytest.approx(3 - T_3 / 3**0.5)
     assert league.controls(table.iloc[:0], ROWS).empty
