@@ -1,53 +1,26 @@
-"""Differences against the number of training steps, from the ledger's long trainings.
+"""Figures and sentences along the steps of long trainings, from the ledger's curves."""
 
-At few steps a difference between two rows measures how fast they learn; the curve shows where its
-sign settles.  Only small committed tables are read (`studies.ledger`), so no photo and no store is
-needed; ``aeft report`` says which entries today's code no longer makes.
-"""
-
-from io import BytesIO
+from collections.abc import Sequence
 
 import pandas as pd
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from aeft_lib import paths
 from aeft_lib.lab.figures import TEXT_WIDTH
-from aeft_lib.stages.evaluate_steps import STEPS
-from aeft_lib.studies import curves, ledger
-from aeft_lib.studies.effects import paired, points, side
+from aeft_lib.studies import curves
+from aeft_lib.studies.curves import METRICS, PICTURES
 
-PROFILES = {"evening": "collages", "evening-voc": "photos"}
-METRICS = {"miou": "mIoU", "precision": "precision", "half_area": "area above half max"}
-NEEDS = 5  # repeats that a claim of the paper needs
-COLUMNS = ("pictures", "row", "repeat", "step", "part")
+SIGNS = ("positive", "negative")
 
 
-def kept() -> pd.DataFrame:
-    """Every curve of the ledger: ``pictures, row, repeat`` and the columns of ``steps.csv``.
-
-    ``half_area`` in percent of the picture, as mIoU, precision, recall and tag mAP are.  Empty
-    where the ledger holds none.  Raises ValueError for a file that is not the committed one.
-    """
-    tables = []
-    for profile, pictures in PROFILES.items():
-        for file in sorted((ledger.home() / profile).glob(f"*/*/curve/{STEPS}")):
-            row, repeat = file.parts[-4:-2]
-            names = {"pictures": pictures, "row": row, "repeat": int(repeat)}
-            tables.append(pd.read_csv(BytesIO(paths.read_committed(file))).assign(**names))
-    if not tables:
-        return pd.DataFrame(columns=[*COLUMNS, *METRICS])
-    table = pd.concat(tables, ignore_index=True)
-    return table.assign(half_area=100 * table["half_area"])
-
-
-def differences(table: pd.DataFrame, more: str, less: str) -> pd.DataFrame:
+def differences(kept: pd.DataFrame, more: str, less: str) -> pd.DataFrame:
     """`more` minus `less`: ``pictures, metric, step, mean, low, high, n``, paired by repeat.
 
-    low, high: the 95 % interval over repeats, NaN for one.
+    kept: of `curves.kept`.  low, high: the 95 % interval over repeats, NaN for one.
     """
     parts = []
-    for pictures, rows in table.groupby("pictures", sort=False):
+    for pictures, rows in kept.groupby("pictures", sort=False):
         for metric in METRICS:
             line = curves.differences(rows, more, less, metric)
             parts.append(line.assign(pictures=pictures, metric=metric))
@@ -58,40 +31,83 @@ def differences(table: pd.DataFrame, more: str, less: str) -> pd.DataFrame:
 def figure(shown: pd.DataFrame, label: str) -> Figure:
     """A panel a metric, a line a kind of pictures, its interval shaded.  shown: `differences`."""
     figure, axes = plt.subplots(1, len(METRICS), figsize=(TEXT_WIDTH, 1.7), layout="constrained")
+    there = [pictures for pictures in PICTURES.values() if pictures in set(shown["pictures"])]
     for axis, (metric, title) in zip(axes, METRICS.items(), strict=True):
-        for i, pictures in enumerate(PROFILES.values()):
+        for pictures in there:
             part = shown[(shown["pictures"] == pictures) & (shown["metric"] == metric)]
-            axis.plot(part["step"], part["mean"], f"C{i}o-", label=pictures, markersize=2.5)
-            axis.fill_between(part["step"], part["low"], part["high"], color=f"C{i}", alpha=0.15)
+            _line(axis, part, f"C{[*PICTURES.values()].index(pictures)}", label=pictures)
         axis.axhline(0, color="0.8", linewidth=0.6, zorder=0)
         axis.set(xlabel="steps", title=title)
     axes[0].set_ylabel(f"{label} (points)")
-    axes[-1].legend(title=None)
+    if there:
+        axes[-1].legend(title=None)
     return figure
 
 
-def sentences(table: pd.DataFrame, more: str, less: str, label: str) -> str:
-    """What the curves say of mIoU, a line a kind of pictures, as Markdown; computed.
+def gates(kept: pd.DataFrame, row: str) -> pd.DataFrame:
+    """Mean gates of a row along its training: `curves.course` with ``sign, fusion, side``.
 
-    A claim is decided by the 95 % interval of at least `NEEDS` repeats, else it is undecided.
+    fusion: the gated step, from 1.  side: "first", of what was fused so far, or "next", of the
+    level that comes in.
     """
-    lines = [_sentence(table, pictures, more, less, label) for pictures in PROFILES.values()]
-    return "\n".join(f"- {line}" for line in lines)
+    names = [n for n in kept.columns if n.startswith(SIGNS) and n.endswith(("_first", "_next"))]
+    table = curves.course(kept, row, names)
+    parts = table["name"].str.split("_", expand=True).reindex(columns=range(3))
+    return table.assign(**dict(zip(("sign", "fusion", "side"), parts.T.values, strict=True)))
 
 
-def _sentence(table: pd.DataFrame, pictures: str, more: str, less: str, label: str) -> str:
-    rows = table[table["pictures"] == pictures]
-    both = differences(rows, more, less)
-    both = both[both["metric"] == "miou"].sort_values("step")
-    if both.empty:
-        return f"{pictures}: *not run* yet."
-    first, last = both.iloc[0], both.iloc[-1]
-    n = int(last["n"])
-    verdict = side(last["low"], last["high"]) if n >= NEEDS else f"undecided ({n} of {NEEDS})"
-    at_end = paired(rows[rows["part"] == 1], more, less, "miou")
-    ahead = f"ahead in {int((at_end > 0).sum())} of {n} repeats"
-    end = f"{points(*last[['mean', 'low', 'high']])} points of mIoU"
-    return (
-        f"{pictures}: {label} is {end} after {int(last['step'])} steps ({ahead}), "
-        f"{points(first['mean'])} after {int(first['step'])}. *{verdict}*"
-    )
+def gate_figure(shown: pd.DataFrame) -> Figure:
+    """A panel a sign and kind of pictures, a line a gate, its interval shaded.  shown: `gates`."""
+    there = [pictures for pictures in PICTURES.values() if pictures in set(shown["pictures"])]
+    size = (TEXT_WIDTH, 1.7 * max(1, len(there)))
+    options = {"sharey": True, "sharex": True, "squeeze": False, "layout": "constrained"}
+    figure, axes = plt.subplots(max(1, len(there)), len(SIGNS), figsize=size, **options)
+    for pictures, line in zip(there, axes, strict=False):
+        for axis, sign in zip(line, SIGNS, strict=True):
+            panel = shown[(shown["pictures"] == pictures) & (shown["sign"] == sign)]
+            for (fusion, side), part in panel.groupby(["fusion", "side"]):
+                name = f"step {fusion}" if side == "first" else None
+                style = {"label": name, "linestyle": "-" if side == "first" else "--"}
+                _line(axis, part, f"C{int(fusion) - 1}", **style)
+            axis.axhline(0.5, color="0.8", linewidth=0.6, zorder=0)
+            axis.set(title=f"{pictures}: {sign} evidence", xlabel="steps")
+        line[0].set_ylabel("mean gate")
+    if there:
+        axes[0, 0].legend(title=None)
+    return figure
+
+
+def gates_told(shown: pd.DataFrame) -> str:
+    """How far the gates of a row have gone from one half, a line a kind of pictures; computed."""
+    lines = []
+    for pictures in PICTURES.values():
+        own = shown[shown["pictures"] == pictures]
+        if own.empty:
+            lines.append(f"- {pictures}: *not run* yet.")
+            continue
+        end = own[own["step"] == own["step"].max()]
+        text = f"- {pictures}: after {int(end['step'].iloc[0])} steps {_ranges(end)}"
+        few = end["n"].min()
+        if few < 2:
+            lines.append(f"{text}; one repeat has no interval.")
+            continue
+        sides = [int((end["low"] > 0.5).sum()), int((end["high"] < 0.5).sum())]
+        rest = len(end) - sum(sides)
+        text += f"; the interval of {few} repeats lies above one half for {sides[0]} of {len(end)}"
+        lines.append(f"{text} gates, below it for {sides[1]}, and holds it for {rest}.")
+    return "\n".join(lines)
+
+
+def _ranges(end: pd.DataFrame) -> str:
+    means = end.groupby("sign", sort=False)["mean"].agg(["min", "max"])
+    told = [
+        f"{low:.2f} to {high:.2f} for {sign} evidence" for sign, low, high in means.itertuples()
+    ]
+    return f"mean gates are {', '.join(told)}"
+
+
+def _line(axis: Axes, part: pd.DataFrame, colour: str, **style: str | None) -> None:
+    """A mean along the steps, its interval shaded."""
+    steps: Sequence[float] = part["step"]
+    axis.plot(steps, part["mean"], marker="o", color=colour, markersize=2.5, **style)
+    axis.fill_between(steps, part["low"], part["high"], color=colour, alpha=0.15)

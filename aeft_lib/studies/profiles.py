@@ -320,17 +320,24 @@ def get(name: str = "") -> Profile:
         source = "" if asked else f" (AEFT_PROFILE={variable})"
         raise unknown(f"unknown profile {name!r}{source}", name, PROFILES)
     profile, classes = PROFILES[name], os.environ.get(VOC_CLASSES)
-    if not classes or not isinstance(profile.train, VocSpec):
+    if not classes:
         return profile
     chosen = tuple(part.strip() for part in classes.split(",") if part.strip())
     try:
-        sets = {
-            split: replace(getattr(profile, split), classes=chosen)
-            for split in ("train", "val", "scored")
-            if getattr(profile, split)
-        }
+        return with_classes(profile, chosen)
     except ValueError as error:
         raise ValueError(f"{VOC_CLASSES}={classes}: {error}") from error
+
+
+def with_classes(profile: Profile, chosen: tuple[str, ...]) -> Profile:
+    """A profile on VOC with these classes alone; any other as it is.
+
+    Raises ValueError for an unknown class.
+    """
+    if not isinstance(profile.train, VocSpec):
+        return profile
+    splits = [split for split in ("train", "val", "scored") if getattr(profile, split)]
+    sets = {split: replace(getattr(profile, split), classes=chosen) for split in splits}
     return replace(profile, **sets)
 
 

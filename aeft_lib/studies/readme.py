@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from aeft_lib import paths
-from aeft_lib.studies import photo_results
+from aeft_lib.studies import curves, photo_results
 from aeft_lib.studies.effects import REPEATS
 from aeft_lib.studies.report import (
     COUNTED,
@@ -27,6 +27,7 @@ RULE = (
     "lies on one side of zero, and is *undecided* otherwise, or with fewer repeats than it needs: "
     f"{PAPER_REPEATS} for the paper's claims, {REPEATS} for others."
 )
+LONG = f"trainings of {SHORT_STEPS:,} steps ([notebook 2](notebooks/02_gap_vs_gpp.ipynb))"
 
 
 def block(report: Mapping[str, Any]) -> str:
@@ -38,6 +39,9 @@ def block(report: Mapping[str, Any]) -> str:
     )
     counts = f"On collages {tally(report, PAPER)} On real photos {tally(report, PAPER, 'photos_')}"
     parts = [START, f"{task} {RULE} {_short(report)}".strip(), _table(report), counts]
+    if not (kept := curves.kept()).empty:
+        told = curves.sentences(kept, "gated", "gap", "GPP − GAP")
+        parts += [f"GPP against GAP in {LONG}:", told]
     decided = [line["id"] for line in report["claims"] if _is_own_and_decided(line)]
     if decided:
         title = "Decided on collages, and not claimed by the paper:"

@@ -1,29 +1,16 @@
-"""Differences over steps, from a ledger that the test writes."""
+"""Figures along the steps of long trainings, from a ledger that the test writes."""
 
 import matplotlib
 
 matplotlib.use("agg")
 
 import numpy as np
-import pandas as pd
 import pytest
+from ledger_curves import LABEL, write
 from matplotlib import pyplot as plt
 
 from aeft_lib.lab import over_steps
-from aeft_lib.studies import ledger
-
-LABEL = "G − GAP"
-
-
-def write(home, profile: str, row: str, repeat: int, miou: list[float]) -> None:
-    """A curve with so many points, 100 steps apart."""
-    n = len(miou)
-    folder = home / profile / row / str(repeat) / "curve"
-    folder.mkdir(parents=True)
-    points = np.arange(1, n + 1)
-    table = pd.DataFrame({"point": points, "step": 100 * points, "part": points / n, "miou": miou})
-    table = table.assign(precision=60.0, recall=70.0, half_area=0.1, tag_map=90.0)
-    table.to_csv(folder / "steps.csv", index=False)
+from aeft_lib.studies import curves, ledger
 
 
 @pytest.fixture
@@ -32,54 +19,62 @@ def home(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_an_empty_ledger_is_not_run(home):
-    table = over_steps.kept()
-    assert table.empty
-    told = over_steps.sentences(table, "gated", "gap", LABEL)
-    assert told == "- collages: *not run* yet.\n- photos: *not run* yet."
-    assert over_steps.differences(table, "gated", "gap").empty
+def test_the_figure_has_a_line_for_the_pictures_that_were_run(home):
+    for there in (["collages"], ["collages", "photos"]):
+        profile = {name: key for key, name in curves.PICTURES.items()}[there[-1]]
+        write(home, profile, "gap", 0, [40.0, 50.0, 50.0, 50.0])
+        write(home, profile, "gated", 0, [38.0, 51.0, 51.0, 52.0])
+        shown = over_steps.differences(curves.kept(), "gated", "gap")
+        figure = over_steps.figure(shown, LABEL)
+        lines = figure.axes[0].lines[:-1]
+        named = {line.get_label(): line.get_ydata().tolist() for line in lines}
+        assert named == {pictures: [-2.0, 1.0, 1.0, 2.0] for pictures in there}
+        assert [axis.get_title() for axis in figure.axes] == [*curves.METRICS.values()]
+        plt.close(figure)
 
 
-@pytest.mark.parametrize(
-    ("repeats", "gains", "verdict"),
-    [
-        (2, [1.0, 1.2], "undecided (2 of 5)"),
-        (5, [1.0, 1.2, 0.9, 1.1, 1.0], "holds"),
-        (5, [-1.0, -1.2, -0.9, -1.1, -1.0], "fails"),
-        (5, [1.0, -1.2, 0.9, -1.1, 1.0], "undecided"),
-    ],
-)
-def test_the_interval_of_enough_repeats_decides(home, repeats, gains, verdict):
-    for repeat in range(repeats):
-        write(home, "evening-voc", "gap", repeat, [40.0, 50.0])
-        write(home, "evening-voc", "gated", repeat, [35.0, 50.0 + gains[repeat]])
-    told = over_steps.sentences(over_steps.kept(), "gated", "gap", LABEL).splitlines()
-    assert told[0] == "- collages: *not run* yet."
-    assert told[1].endswith(f"-5.0 after 100. *{verdict}*")
-    assert f"ahead in {sum(gain > 0 for gain in gains)} of {repeats} repeats" in told[1]
+def test_an_empty_ledger_has_no_line(home):
+    table = curves.kept()
+    figure = over_steps.figure(over_steps.differences(table, "gated", "gap"), LABEL)
+    assert [len(axis.lines) for axis in figure.axes] == [1, 1, 1]  # zero
+    gates = over_steps.gates(table, "gated")
+    assert over_steps.gates_told(gates) == "- collages: *not run* yet.\n- photos: *not run* yet."
+    assert [len(axis.lines) for axis in over_steps.gate_figure(gates).axes] == [0, 0]
+    plt.close("all")
 
 
-def test_differences_are_paired_by_repeat_at_the_same_part(home):
-    write(home, "evening", "gap", 0, [40.0, 50.0])
-    write(home, "evening", "gap", 1, [41.0, 52.0])
-    write(home, "evening", "gated", 0, [30.0, 51.0])
-    write(home, "evening", "gated", 2, [0.0, 0.0])  # no partner
-    table = over_steps.kept()
-    shown = over_steps.differences(table, "gated", "gap")
-    miou = shown[shown["metric"] == "miou"].sort_values("step")
-    assert miou["mean"].tolist() == [-10.0, 1.0]
-    assert miou["n"].tolist() == [1, 1]
-    assert miou["low"].isna().all()
-    assert table["half_area"].tolist() == [10.0] * len(table)  # percent of the picture
+def gated(home, repeat: int, ends: dict[str, float]) -> None:
+    """A curve of G on photos whose gates go from one half to these ends, straight."""
+    columns = {name: np.linspace(0.5, end, 4) for name, end in ends.items()}
+    write(home, "evening-voc", "gated", repeat, [50.0] * 4, **columns)
 
 
-def test_the_figure_has_a_line_a_kind_of_pictures(home):
-    for profile in over_steps.PROFILES:
-        write(home, profile, "gap", 0, [40.0, 50.0])
-        write(home, profile, "gated", 0, [38.0, 51.0])
-    figure = over_steps.figure(over_steps.differences(over_steps.kept(), "gated", "gap"), LABEL)
-    first = figure.axes[0]
-    named = {line.get_label(): line.get_ydata().tolist() for line in first.lines[:2]}
-    assert named == {"collages": [-2.0, 1.0], "photos": [-2.0, 1.0]}
-    assert [axis.get_title() for axis in figure.axes] == [*over_steps.METRICS.values()]
+def test_gates_are_told_by_their_intervals(home):
+    for repeat, shift in enumerate((-0.01, 0.0, 0.01)):
+        ends = {"positive_1_first": 0.7, "positive_1_next": 0.5, "negative_1_first": 0.3}
+        gated(home, repeat, {name: end + shift for name, end in ends.items()})
+    shown = over_steps.gates(curves.kept(), "gated")
+    assert set(zip(shown["sign"], shown["fusion"], shown["side"], strict=True)) == {
+        ("positive", "1", "first"),
+        ("positive", "1", "next"),
+        ("negative", "1", "first"),
+    }
+    told = over_steps.gates_told(shown).splitlines()[1]
+    assert told == (
+        "- photos: after 400 steps mean gates are 0.50 to 0.70 for positive evidence, 0.30 to 0.30 "
+        "for negative evidence; the interval of 3 repeats lies above one half for 1 of 3 gates, "
+        "below it for 1, and holds it for 1."
+    )
+    figure = over_steps.gate_figure(shown)
+    assert [axis.get_title() for axis in figure.axes] == [
+        "photos: positive evidence",
+        "photos: negative evidence",
+    ]
+    assert figure.axes[1].lines[0].get_ydata()[-1] == pytest.approx(0.3)
     plt.close(figure)
+
+
+def test_gates_of_one_repeat_have_no_interval(home):
+    gated(home, 0, {"positive_1_first": 0.7})
+    told = over_steps.gates_told(over_steps.gates(curves.kept(), "gated"))
+    assert told.endswith("one repeat has no interval.")

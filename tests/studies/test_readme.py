@@ -5,9 +5,10 @@ import re
 
 import pandas as pd
 import pytest
+from ledger_curves import write
 
 from aeft_lib import paths
-from aeft_lib.studies import readme, report
+from aeft_lib.studies import ledger, readme, report
 from aeft_lib.studies.published import published
 
 
@@ -49,6 +50,15 @@ def test_a_line_has_the_papers_difference_ours_and_that_of_photos():
     photos += f" ({line['photos_reason']})"
     assert first.endswith(f"| +6.2 | +5.5 [-0.9, +11.9] undecided (2 of 5 repeats) | {photos} |")
     assert rows(readme.block(whole))[1].endswith("| not run | not run |")
+
+
+def test_long_trainings_stand_below_where_the_ledger_has_some(tmp_path, monkeypatch):
+    monkeypatch.setattr(ledger, "home", lambda: tmp_path)
+    assert "GPP against GAP in" not in readme.block(small_report())
+    for row, miou in (("gap", [50.0] * 4), ("gated", [48.0, 49.0, 50.0, 51.0])):
+        write(tmp_path, "evening-voc", row, 0, miou)
+    told = "- photos: GPP − GAP is +1.0 points of mIoU after 400 steps"
+    assert told in readme.block(small_report())
 
 
 @pytest.mark.parametrize("verdict", ["holds", "fails", "undecided", "not run"])

@@ -1,0 +1,72 @@
+"""Differences over steps, from a ledger that the test writes."""
+
+import pytest
+from ledger_curves import LABEL, write
+
+from aeft_lib.lab import over_steps
+from aeft_lib.studies import curves, ledger
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setattr(ledger, "home", lambda: tmp_path)
+    return tmp_path
+
+
+def test_an_empty_ledger_is_not_run(home):
+    table = curves.kept()
+    assert table.empty
+    told = curves.sentences(table, "gated", "gap", LABEL)
+    assert told == "- collages: *not run* yet.\n- photos: *not run* yet."
+    assert over_steps.differences(table, "gated", "gap").empty
+    assert curves.course(table, "gated", ["miou"]).empty
+
+
+@pytest.mark.parametrize(
+    ("repeats", "gains", "verdict"),
+    [
+        (2, [1.0, 1.2], "undecided (2 of 5)"),
+        (5, [1.0, 1.2, 0.9, 1.1, 1.0], "holds"),
+        (5, [-1.0, -1.2, -0.9, -1.1, -1.0], "fails"),
+        (5, [1.0, -1.2, 0.9, -1.1, 1.0], "undecided"),
+    ],
+)
+def test_the_interval_of_enough_repeats_decides(home, repeats, gains, verdict):
+    for repeat in range(repeats):
+        write(home, "evening-voc", "gap", repeat, [40.0, 45.0, 48.0, 50.0])
+        write(home, "evening-voc", "gated", repeat, [35.0, 45.0, 48.0, 50.0 + gains[repeat]])
+    told = curves.sentences(curves.kept(), "gated", "gap", LABEL).splitlines()
+    assert told[0] == "- collages: *not run* yet."
+    assert told[1].endswith(f"-5.0 after 100. *{verdict}*")
+    assert f"ahead in {sum(gain > 0 for gain in gains)} of {repeats} repeats" in told[1]
+
+
+def test_a_row_that_still_learns_its_tags_is_named(home):
+    for row, tag_map in (("gap", [80.0, 88.0, 90.0, 90.4]), ("gated", [70.0, 80.0, 85.0, 88.0])):
+        write(home, "evening", row, 0, [40.0] * 4, tag_map=tag_map)
+    told = curves.sentences(curves.kept(), "gated", "gap", LABEL).splitlines()[0]
+    assert told.endswith("; over the last quarter the tag mAP still rose (gated by 3.0 points)")
+
+
+def test_differences_are_paired_by_repeat_at_the_same_part(home):
+    write(home, "evening", "gap", 0, [40.0, 50.0])
+    write(home, "evening", "gap", 1, [41.0, 52.0])
+    write(home, "evening", "gated", 0, [30.0, 51.0])
+    write(home, "evening", "gated", 2, [0.0, 0.0])  # no partner
+    table = curves.kept()
+    shown = over_steps.differences(table, "gated", "gap")
+    miou = shown[shown["metric"] == "miou"].sort_values("step")
+    assert miou["mean"].tolist() == [-10.0, 1.0]
+    assert miou["n"].tolist() == [1, 1]
+    assert miou["low"].isna().all()
+    assert table["half_area"].tolist() == [10.0] * len(table)  # percent of the picture
+
+
+def test_a_course_has_what_the_row_has(home):
+    write(home, "evening", "gap", 0, [40.0, 50.0])
+    write(home, "evening", "gap", 1, [42.0, 52.0])
+    found = curves.course(curves.kept(), "gap", ["miou", "positive_1_first"])
+    assert found["name"].tolist() == ["miou", "miou"]
+    assert found["mean"].tolist() == [41.0, 51.0]
+    half = 12.706205 * 2**0.5 / 2**0.5  # of Student's t, one degree of freedom; sd over the root
+    assert (found["high"] - found["mean"]).tolist() == pytest.approx([half, half])
