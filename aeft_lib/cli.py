@@ -92,8 +92,7 @@ def reproduce(arguments: argparse.Namespace) -> None:
     from aeft_lib.lab.notebooks import checked_home, plan
     from aeft_lib.lab.notebooks import reproduce as run_notebooks
     from aeft_lib.lab.session import Session, check_masks
-    from aeft_lib.studies import catalogue, profiles, publish, run
-    from aeft_lib.studies import report as reports
+    from aeft_lib.studies import catalogue, profiles, publish, report_page, run
 
     profile = profiles.get(arguments.profile)
     n_repeats = profiles.repeats(profile, arguments.repeats)
@@ -113,7 +112,7 @@ def reproduce(arguments: argparse.Namespace) -> None:
     sources = plan(parameters, **choice)
     check_masks(profile, ("train", "scored"))
     checked_home(parameters, sources)
-    reports.outputs(Session(profile, n_repeats).figures_folder)
+    report_page.outputs(Session(profile, n_repeats).figures_folder)
     chosen = []
     for study in [] if arguments.only else catalogue.STUDIES.values():
         if run.left_out(study, profile, n_repeats):
@@ -153,16 +152,15 @@ def write_report(
     """
     from aeft_lib.lab.session import Session
     from aeft_lib.stages import store
-    from aeft_lib.studies import readme
-    from aeft_lib.studies import report as reports
+    from aeft_lib.studies import readme, report_page, verdicts
 
     store.check_writable()
     session = Session(profile, n_repeats)
-    reports.outputs(session.figures_folder)  # refused before the work
+    report_page.outputs(session.figures_folder)  # refused before the work
     built = session.report(carry_over=carry_over, costs=True)
     if decided:
-        reports.check_repeats(built)
-    for file in reports.write(built, session.figures_folder):
+        verdicts.check_repeats(built)
+    for file in report_page.write(built, session.figures_folder):
         print(file)
     if session.figures_folder == paths.FIGURES:
         readme.update(built)

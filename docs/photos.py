@@ -13,7 +13,7 @@ import pandas as pd
 
 from aeft_lib import paths
 from aeft_lib.lab import ch08_told, tables, told
-from aeft_lib.studies import catalogue, findings, photo_results, report, run
+from aeft_lib.studies import catalogue, findings, photo_results, report, report_page, run
 from aeft_lib.studies.systems import system
 
 PAGE = paths.ROOT / "docs" / "real_photos.md"
@@ -102,7 +102,8 @@ def verdicts(ids: list[str]) -> str:
     lines = ["| claim | paper | on photos | verdict |", "|---|---:|---:|---|"]
     for line in (known[name] for name in ids if known[name]["photos_n"]):
         reason = f" ({line['photos_reason']})" if line["photos_reason"] else ""
-        cells = (line["claim"], report.published_cell(line), report.points_of(line, "photos_"))
+        numbers = (report_page.published_cell(line), report_page.points_of(line, "photos_"))
+        cells = (line["claim"], *numbers)
         lines.append(f"| {' | '.join(cells)} | {line['photos_verdict']}{reason} |")
     return "\n".join(lines)
 

@@ -20,7 +20,7 @@ from aeft_lib.lab import notebooks
 from aeft_lib.lab.session import Session
 from aeft_lib.maps.labels import VOID
 from aeft_lib.stages import store
-from aeft_lib.studies import catalogue, profiles, readme, report, run
+from aeft_lib.studies import catalogue, league, profiles, readme, report, report_page, run
 from aeft_lib.studies.profiles import SMOKE
 
 
@@ -451,10 +451,11 @@ def test_report_of_an_empty_store_never_replaces_the_committed_one(
 ):
     table = pd.DataFrame({"row": ["gap", "gated"] * 3, "repeat": [0, 0, 1, 1, 2, 2], "miou": 40.0})
     committed = report.build({"pyramid_ablation": table}, "laptop", short=True)
-    report.write(committed, tmp_path / "figures")
+    report_page.write(committed, tmp_path / "figures")
     monkeypatch.setattr(paths, "FIGURES", tmp_path / "figures")
     shown = []
     monkeypatch.setattr(readme, "update", shown.append)
+    monkeypatch.setattr(league, "costs_of", lambda *_: {})
     assert cli.main(["report", "--profile", "laptop", "--repeats", "3"]) == 0
     assert report.load(tmp_path / "figures") == committed
     assert shown == [committed]

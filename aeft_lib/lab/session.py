@@ -34,6 +34,7 @@ from aeft_lib.studies import (
     pipeline,
     profiles,
     report,
+    report_page,
     run,
     saturation,
     shipped,
@@ -270,11 +271,11 @@ class Session:
         """The claims that rest on a study, as Markdown: published, ours, and the verdict."""
         built, ids = self._report_on(study), self._claims_of(study)
         lines = [claim for claim in built["claims"] if claim["id"] in ids]
-        return self._origin(study) + report.markdown({"claims": lines})
+        return self._origin(study) + report_page.markdown({"claims": lines})
 
     def conclusions(self, study: str) -> str:
         """What the table of a study says of its claims, a sentence each, as Markdown."""
-        told = report.conclusions(self._report_on(study), self._claims_of(study))
+        told = report_page.conclusions(self._report_on(study), self._claims_of(study))
         return self._origin(study) + told
 
     def _report_on(self, study: str) -> dict:

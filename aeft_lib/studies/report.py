@@ -8,6 +8,8 @@ A claim is a sign: "this row beats that row".  It is tested as a paired differen
 - undecided: 0 is in it, or there are fewer repeats than the claim needs, which is then the reason;
 - not run: its study has not been run on this profile.
 
+Lines get their verdicts from `studies.verdicts`, and are put into words by `studies.report_page`.
+
 Many claims are asked at once, so p values are adjusted for their number (Holm) within the claims,
 the conditions and the numbers of tables; the verdict that remains stands beside the plain one.  An
 interval over objects (`studies.objects`) stands beside the one that decides.  Verdicts from short
@@ -18,7 +20,7 @@ differences.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -29,37 +31,13 @@ import pandas as pd
 from aeft_lib import paths
 from aeft_lib.stages import store
 from aeft_lib.studies import labels, levels, photo_results, rivals_readers
-from aeft_lib.studies.effects import LEVEL, REPEATS, adjusted, effect, paired, points, side
+from aeft_lib.studies.effects import REPEATS, effect, paired
 from aeft_lib.studies.objects import Interval
 from aeft_lib.studies.profiles import PROFILES
 from aeft_lib.studies.published import published
 from aeft_lib.studies.settings import Profile
+from aeft_lib.studies.verdicts import INTERACTION, PAPER_REPEATS, SHORT_STEPS, Line, judged
 
-CLAIMS = ("claim.", "ours.")  # ids of lines about differences: the poster's, and our own
-INTERACTION = "rival.cda.context"
-DIFFERENCES = (*CLAIMS, "condition.")
-SIGNED = (*DIFFERENCES, INTERACTION)  # what they say of rows is a difference alone
-# Lines whose p values are adjusted together.
-FAMILIES = (CLAIMS, ("condition.",), ("table", "known."), ("rival.",))
-# What decides a verdict, by what its fields begin with: on the profile's scenes, on real photos.
-COUNTED = {"": "pairs", "photos_": "photos_n"}
-NEEDED = {"": "needs", "photos_": "photos_needs"}
-VERBS = {"holds": "hold", "fails": "fail", "undecided": "undecided", "not run": "not run"}
-VERDICTS = tuple(VERBS)
-PAPER_REPEATS = 5  # that a verdict on the paper needs, where published.toml has no other number
-SHORT_STEPS = 1800  # of classification; below, a comparison may be of how fast rows learn
-
-RULE = f"""\
-Ours are numbers of the profile's scenes, the paper's are of VOC 2012: signs can be compared, sizes
-cannot. A difference is paired by repeat, and its brackets hold the 95 % interval over repeats. A
-claim *holds* or *fails* where that interval lies on one side of zero. It is *undecided* otherwise,
-or with fewer repeats than it needs: {PAPER_REPEATS} for the paper's claims, {REPEATS} for
-others. *Adjusted* is the verdict that remains after Holm's adjustment for the number of claims.
-*Short* trainings have fewer than {SHORT_STEPS:,} steps. The interval over objects draws the scored
-cut-outs anew, with the networks as they are; it needs the store (`aeft report`). *Not run* means
-that nobody has run it."""
-
-Line = dict[str, Any]
 # Rows more and less, metric, repeats -> the interval over objects, where there is one.
 OverObjects = Callable[[str, str, str, Sequence[int]], Interval | None]
 Costs = Mapping[str, float]  # of rows, in trainings of a GAP classifier
@@ -99,53 +77,6 @@ def is_short(profile: Profile) -> bool:
     return schedule.epochs * schedule.epoch_steps(samples) < SHORT_STEPS
 
 
-def judged(lines: Iterable[Mapping[str, Any]]) -> list[Line]:
-    """Lines with their verdicts, plain and adjusted, from their intervals and p values."""
-    lines = [dict(line) for line in lines]
-    for prefix in COUNTED:
-        for family in FAMILIES:
-            tested: dict[str, list[Line]] = {}
-            for line in lines:
-                if line["id"].startswith(family) and line[f"{prefix}p"] is not None:
-                    tested.setdefault(_comparison(line), []).append(line)
-            p_adjusted = adjusted([same[0][f"{prefix}p"] for same in tested.values()])
-            for same, p in zip(tested.values(), p_adjusted, strict=True):
-                for line in same:
-                    line |= {f"{prefix}p_adjusted": p, f"{prefix}tests": len(tested)}
-        for line in lines:
-            line |= _verdicts(line, prefix)
-    return lines
-
-
-def _comparison(line: Mapping[str, Any]) -> str:
-    """What a line compares: the base is a level of every knob, and one comparison."""
-    return line["unit"] if line["id"].startswith(SIGNED) else line["id"]
-
-
-def _verdicts(line: Mapping[str, Any], prefix: str) -> Line:
-    n, needs = line[COUNTED[prefix]], line[NEEDED[prefix]]
-    names = (f"{prefix}verdict", f"{prefix}verdict_adjusted", f"{prefix}reason")
-    if n == 0:
-        reason = "no difference by repeat" if line["n"] and not prefix else ""
-        word = "undecided" if reason else line[names[0]]
-        return dict(zip(names, (word, word, reason), strict=True))
-    if n < needs:
-        words = ("undecided", "undecided", f"{n} of {needs} repeats")
-        return dict(zip(names, words, strict=True))
-    plain = side(line[f"{prefix}low"], line[f"{prefix}high"])
-    remains = line[f"{prefix}p_adjusted"] < round(1 - LEVEL, 6)
-    return dict(zip(names, (plain, plain if remains else "undecided", ""), strict=True))
-
-
-def check_repeats(report: Mapping[str, Any]) -> None:
-    """Raises ValueError where a claim has been run with fewer repeats than its verdict needs."""
-    few = [line for line in report["claims"] if 0 < line["pairs"] < line["needs"]]
-    if few:
-        line, others = few[0], f" (and {len(few) - 1} more claims)" if few[1:] else ""
-        text = f"{line['id']} has {line['pairs']} repeats, its verdict needs {line['needs']}"
-        raise ValueError(f"{text}{others}: {line['command']}")
-
-
 def carry_over(report: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """`report` with those lines of the report in `folder` that have more repeats.
 
@@ -175,82 +106,6 @@ def _richer(line: Line, earlier: Mapping[str, Any]) -> Line:
     return line | kept | {"claim": asked}
 
 
-def outputs(folder: Path) -> list[Path]:
-    """The files that `write` writes.  Raises ValueError as `paths.check_outputs` does."""
-    files = [folder / f"report.{suffix}" for suffix in ("json", "csv", "md")]
-    paths.check_outputs(files)
-    return files
-
-
-def write(report: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write ``report.json``, ``.csv`` and ``.md`` to `folder`; returns the files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    files = outputs(folder)
-    options = {"index": False, "float_format": "%.4f", "lineterminator": "\n"}
-    table = pd.DataFrame(report["claims"]).to_csv(**options)
-    paths.write_committed(files[0], (json.dumps(report, indent=1) + "\n").encode())
-    paths.write_committed(files[1], table.encode())
-    paths.write_text(files[2], page(report) + "\n")
-    return files
-
-
-def page(report: Mapping[str, Any]) -> str:
-    """``report.md``: the rule of the verdicts, how many there are, and every line as a table."""
-    counts = [f"- `{name}`: {tally(report, name)}" for name in DIFFERENCES]
-    counts.append(f"- `{CLAIMS[0]}` on real photos: {tally(report, CLAIMS[0], 'photos_')}")
-    return "\n\n".join([RULE, "\n".join(counts), markdown(report)])
-
-
-def markdown(report: Mapping[str, Any], prefix: str | tuple[str, ...] = "") -> str:
-    """The report as a Markdown table of the lines whose ids start with a prefix."""
-    heads = ("id", "claim", "published", "ours, difference [95 % over repeats] (n)")
-    heads += ("[95 % over objects] (n)", "verdict", "adjusted", "on real photos", "at paper scale")
-    lines = ["| " + " | ".join(heads) + " |", "|---|---|---:|---:|---:|---|---|---|---|"]
-    for row in report["claims"]:
-        if row["id"].startswith(prefix):
-            cells = (f"`{row['id']}`", row["claim"], published_cell(row), _ours_cell(row))
-            cells += (_objects_cell(row), _verdict_cell(row), row["verdict_adjusted"])
-            cells += (_photos_cell(row), row["paper_scale"])
-            lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def conclusions(report: Mapping[str, Any], ids: Iterable[str]) -> str:
-    """A Markdown item for each of these claims: claim, verdict, difference with its intervals."""
-    lines = {line["id"]: line for line in report["claims"]}
-    return "\n".join(f"- {_sentence(lines[name])}" for name in ids)
-
-
-def _sentence(line: Mapping[str, Any]) -> str:
-    text = f"{line['claim']}: **{_verdict_cell(line)}**"
-    if line["difference"] is None:
-        return f"{text}."
-    repeats = f"{line['pairs']} repeat{'s' if line['pairs'] > 1 else ''}"
-    text += f"; {points_of(line)} points over {repeats}"
-    if line["objects"]:
-        text += f", {_objects_cell(line)} over objects"
-    if line["p_adjusted"] is not None:
-        text += f"; adjusted for {line['tests']} comparisons: {line['verdict_adjusted']}"
-    photos = f"; on real photos {_photos_cell(line)}" if line["photos_n"] else ""
-    return f"{text}{photos}."
-
-
-def tally(report: Mapping[str, Any], prefix: str | tuple[str, ...], where: str = "") -> str:
-    """How many claims hold, fail, stay undecided, are not run; plain and adjusted, in a sentence.
-
-    where: "" for the profile's scenes, "photos_" for real photos.
-    """
-    lines = [line for line in report["claims"] if line["id"].startswith(prefix)]
-
-    def counted(name: str) -> str:
-        words = [line[f"{where}{name}"] for line in lines]
-        return ", ".join(f"{words.count(word)} {verb}" for word, verb in VERBS.items())
-
-    tests = max((line[f"{where}tests"] for line in lines), default=0)
-    after = f"adjusted for all {tests} comparisons tested together: {counted('verdict_adjusted')}"
-    return f"of {len(lines)} claims {counted('verdict')}; {after}."
-
-
 def load(folder: Path = paths.FIGURES) -> dict[str, Any]:
     """The report that was written to `folder`.
 
@@ -264,25 +119,6 @@ def load(folder: Path = paths.FIGURES) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         remedy = "restore it, or remove it and run `aeft report`"
         raise ValueError(f"{file} is damaged ({error}): {remedy}") from error
-
-
-def by_scale(report: Mapping[str, Any]) -> pd.DataFrame:
-    """Verdicts on claims that have real photos, with their differences, a line a claim.
-
-    ``id, collages, points, real photos, points there, paper scale``.
-    """
-    lines = [row for row in report["claims"] if row["id"].startswith(CLAIMS) and row["photos_n"]]
-    return pd.DataFrame(
-        {
-            "id": row["id"],
-            "collages": row["verdict"],
-            "points": points_of(row),
-            "real photos": row["photos_verdict"],
-            "points there": points_of(row, "photos_"),
-            "paper scale": row["paper_scale"],
-        }
-        for row in lines
-    )
 
 
 def _claim(
@@ -472,45 +308,3 @@ def _over_objects(of: OverObjects, pair: tuple[str, str, str], differences: pd.S
         return {}
     ends = {"objects_low": _rounded(over.low), "objects_high": _rounded(over.high)}
     return ends | {"objects": over.objects}
-
-
-def points_of(row: Mapping[str, Any], prefix: str = "") -> str:
-    """The difference with its interval; "—" without one."""
-    mean = row[f"{prefix}mean" if prefix else "difference"]
-    return "—" if mean is None else points(mean, row[f"{prefix}low"], row[f"{prefix}high"])
-
-
-def _verdict_cell(row: Mapping[str, Any], prefix: str = "") -> str:
-    """The verdict, why there is none, and whether trainings were short."""
-    word, reason = row[f"{prefix}verdict"], row[f"{prefix}reason"]
-    cell = f"{word} ({reason})" if reason else word
-    short = photo_results.SHORT if prefix else row["short"]
-    return f"{cell}, short" if short and row[COUNTED[prefix]] else cell
-
-
-def _photos_cell(row: Mapping[str, Any]) -> str:
-    cell = _verdict_cell(row, "photos_")
-    if not row["photos_n"]:
-        return cell
-    return f"{cell}, {points_of(row, 'photos_')} ({row['photos_n']})"
-
-
-def _objects_cell(row: Mapping[str, Any]) -> str:
-    if not row["objects"]:
-        return "—"
-    return f"[{row['objects_low']:+.1f}, {row['objects_high']:+.1f}] ({row['objects']})"
-
-
-def published_cell(row: Mapping[str, Any]) -> str:
-    """The paper's number, signed where it is a difference; a dash where it has none."""
-    if row["published"] is None:
-        return "—"
-    return f"{row['published']:{'+' if row['id'].startswith(SIGNED) else ''}.1f}"
-
-
-def _ours_cell(row: Mapping[str, Any]) -> str:
-    """The difference; of a table's row its own mean first."""
-    if row["n"] == 0:
-        return "—"
-    own = "" if row["id"].startswith(SIGNED) else f"{row['reproduced_mean']:.1f}; "
-    return f"{own}{points_of(row)} ({row['n']})"

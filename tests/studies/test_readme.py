@@ -8,7 +8,7 @@ import pytest
 from ledger_curves import write
 
 from aeft_lib import paths
-from aeft_lib.studies import ledger, readme, report
+from aeft_lib.studies import ledger, readme, report, report_page
 from aeft_lib.studies.published import published
 
 
@@ -38,15 +38,15 @@ def test_the_block_has_a_line_for_each_claim_of_the_paper():
     assert block.startswith(readme.START)
     assert block.endswith(readme.END)
     assert "`tiny`" in block
-    assert report.tally(whole, "claim.") in block
-    assert report.tally(whole, "claim.", "photos_") in block
+    assert report_page.tally(whole, "claim.") in block
+    assert report_page.tally(whole, "claim.", "photos_") in block
 
 
 def test_a_line_has_the_papers_difference_ours_and_that_of_photos():
     whole = small_report()
     first = rows(readme.block(whole))[0]  # +5 and +6, so 5.5 ± 12.7 * 0.5
     line = next(line for line in whole["claims"] if line["id"] == "claim.gpp_beats_gap")
-    photos = f"{report.points_of(line, 'photos_')} {line['photos_verdict']}"
+    photos = f"{report_page.points_of(line, 'photos_')} {line['photos_verdict']}"
     photos += f" ({line['photos_reason']})"
     assert first.endswith(f"| +6.2 | +5.5 [-0.9, +11.9] undecided (2 of 5 repeats) | {photos} |")
     assert rows(readme.block(whole))[1].endswith("| not run | not run |")
@@ -117,4 +117,4 @@ def test_the_lines_of_python_in_the_readme_run():
 
 def test_the_committed_page_is_that_of_the_committed_report():
     page = (paths.FIGURES / "report.md").read_text(encoding="utf-8")
-    assert page == report.page(report.load()) + "\n"
+    assert page == report_page.page(report.load()) + "\n"

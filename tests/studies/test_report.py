@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from aeft_lib import paths
-from aeft_lib.studies import catalogue, levels, profiles, report
+from aeft_lib.studies import catalogue, levels, profiles, report, report_page, verdicts
 from aeft_lib.studies import published as published_module
 from aeft_lib.studies.effects import effect, paired
 from aeft_lib.studies.objects import Interval
@@ -170,7 +170,7 @@ def test_differences_take_only_repeats_that_both_rows_have():
     assert paired(table(gap=[40.0]), "gated", "gap", "miou").tolist() == []
 
 
-def verdicts(differences: list[float], name: str = "claim.gpp_beats_gap", **options) -> dict:
+def judged_line(differences: list[float], name: str = "claim.gpp_beats_gap", **options) -> dict:
     """The line of a claim whose differences are these."""
     rows = {"gap": [40.0] * len(differences), "gated": [40.0 + d for d in differences]}
     lines = report.build({"gap_vs_gpp": table(**rows)}, "tiny", **options)["claims"]
@@ -192,7 +192,7 @@ def verdicts(differences: list[float], name: str = "claim.gpp_beats_gap", **opti
     ],
 )
 def test_the_interval_over_enough_repeats_decides(differences, word, reason):
-    line = verdicts(differences)
+    line = judged_line(differences)
     assert (line["verdict"], line["reason"], line["needs"]) == (word, reason, 5)
     assert (line["pairs"], line["n"]) == (len(differences), len(differences))
     if len(differences) > 1:
@@ -204,14 +204,14 @@ def test_the_interval_over_enough_repeats_decides(differences, word, reason):
 def test_an_end_next_to_zero_stays_on_its_side():
     """Rounded to four decimals it would be 0, and the claim undecided."""
     edge = stats.t.ppf(0.975, 4) * 2.5**0.5 / 5**0.5  # of differences m - 2 .. m + 2
-    line = verdicts([edge + 1e-6 + step for step in (-2, -1, 0, 1, 2)])
+    line = judged_line([edge + 1e-6 + step for step in (-2, -1, 0, 1, 2)])
     assert 0 < line["low"] < 1e-4
     assert line["verdict"] == "holds"
 
 
 def test_p_values_are_adjusted_within_the_claims_and_both_verdicts_stand():
     rows = {"gap": [40.0] * 5, "gated": [41.0, 42.0, 43.0, 44.0, 45.0]}  # p = 0.0132
-    one = verdicts([1.0, 2.0, 3.0, 4.0, 5.0])
+    one = judged_line([1.0, 2.0, 3.0, 4.0, 5.0])
     assert one["tests"] == 2  # mIoU and precision, whose differences are the same
     assert one["p_adjusted"] == pytest.approx(2 * one["p"], abs=1e-6)
     assert (one["verdict"], one["verdict_adjusted"]) == ("holds", "holds")
@@ -280,9 +280,9 @@ def test_a_user_who_asks_for_verdicts_is_told_which_claim_lacks_repeats():
     with pytest.raises(
         ValueError, match=r"gpp_beats_gap has 2 .*needs 5 \(and 1 more.*--repeats 5"
     ):
-        report.check_repeats({"claims": [verdicts([1.0, 2.0]), verdicts([1.0])]})
-    report.check_repeats(report.build({}, "tiny"))  # what was not run is said as that
-    report.check_repeats({"claims": [verdicts([1.0] * 5)]})
+        verdicts.check_repeats({"claims": [judged_line([1.0, 2.0]), judged_line([1.0])]})
+    verdicts.check_repeats(report.build({}, "tiny"))  # what was not run is said as that
+    verdicts.check_repeats({"claims": [judged_line([1.0] * 5)]})
 
 
 def test_cda_s_claim_is_a_difference_of_differences():
@@ -293,14 +293,14 @@ def test_cda_s_claim_is_a_difference_of_differences():
         "base.gap": [54.0, 55.0, 55.0, 99.0],
     }
     made = report.build({"pasting": table(**rows)}, "laptop")["claims"]
-    (line,) = [line for line in made if line["id"] == report.INTERACTION]
+    (line,) = [line for line in made if line["id"] == verdicts.INTERACTION]
     assert (line["difference"], line["pairs"], line["verdict"]) == (
         pytest.approx(29 / 3, abs=1e-3),
         3,
         "holds",
     )
-    assert report.markdown({"claims": [line]}).count("+9.7 [+") == 1
-    (line,) = [x for x in report.build({}, "laptop")["claims"] if x["id"] == report.INTERACTION]
+    assert report_page.markdown({"claims": [line]}).count("+9.7 [+") == 1
+    (line,) = [x for x in report.build({}, "laptop")["claims"] if x["id"] == verdicts.INTERACTION]
     assert (line["verdict"], line["n"]) == ("not run", 0)
 
 
@@ -311,28 +311,30 @@ def test_the_interval_over_objects_is_asked_for_the_repeats_that_are_compared():
         asked.append(arguments)
         return Interval(-0.5, 2.0, 43)
 
-    line = verdicts([1.0] * 5, over_objects=over_objects)
+    line = judged_line([1.0] * 5, over_objects=over_objects)
     assert ("gated", "gap", "miou", [0, 1, 2, 3, 4]) in asked
     assert (line["objects_low"], line["objects_high"], line["objects"]) == (-0.5, 2.0, 43)
     assert line["verdict"] == "holds"  # repeats decide
-    assert "| [-0.5, +2.0] (43) | holds | holds |" in report.markdown({"claims": [line]})
-    assert "[-0.5, +2.0] (43) over objects" in report.conclusions({"claims": [line]}, [line["id"]])
+    assert "| [-0.5, +2.0] (43) | holds | holds |" in report_page.markdown({"claims": [line]})
+    assert "[-0.5, +2.0] (43) over objects" in report_page.conclusions(
+        {"claims": [line]}, [line["id"]]
+    )
 
 
 def test_short_trainings_are_said_beside_every_verdict():
     assert [report.is_short(profile) for profile in (profiles.LAPTOP, profiles.SMOKE)] == [True] * 2
     long = replace(profiles.LAPTOP, schedule=replace(profiles.LAPTOP.schedule, epochs=45))
     assert not report.is_short(long)  # 45 x 40 steps
-    line = verdicts([1.0] * 5, short=True)
-    assert "| holds, short |" in report.markdown({"claims": [line]})
-    told = report.conclusions({"claims": [line]}, [line["id"]])
+    line = judged_line([1.0] * 5, short=True)
+    assert "| holds, short |" in report_page.markdown({"claims": [line]})
+    told = report_page.conclusions({"claims": [line]}, [line["id"]])
     assert told.startswith(f"- {line['claim']}: **holds, short**; ")
-    assert "short" not in report.markdown(report.build({}, "tiny", short=True), "table")
+    assert "short" not in report_page.markdown(report.build({}, "tiny", short=True), "table")
 
 
 def test_a_tally_counts_every_word_before_and_after_adjustment():
-    lines = [verdicts([1.0] * 5), verdicts([-1.0] * 5), verdicts([1.0]), verdicts([])]
-    told = report.tally({"claims": lines}, "claim.")
+    lines = [judged_line([1.0] * 5), judged_line([-1.0] * 5), judged_line([1.0]), judged_line([])]
+    told = report_page.tally({"claims": lines}, "claim.")
     words = "1 hold, 1 fail, 1 undecided, 1 not run"
     assert told == f"of 4 claims {words}; adjusted for all 2 comparisons tested together: {words}."
 
@@ -361,12 +363,12 @@ def test_the_report_has_a_line_for_every_number_result_and_claim(built):
     numbers = set(published()["numbers"]) - {"known.gap_seed"}
     results = {"results.voc_val", "results.voc_test", "results.coco_val"}
     of_levels = {claim.id for claim in levels.claims()}
-    assert set(built) == numbers | results | of_levels | {report.INTERACTION} | {
+    assert set(built) == numbers | results | of_levels | {verdicts.INTERACTION} | {
         claim["id"] for claim in published()["claims"]
     }
     for row in built.values():
         assert set(row) >= KEYS
-        assert row["verdict"] in report.VERDICTS
+        assert row["verdict"] in verdicts.VERDICTS
         assert row["profile"] == "tiny"
         assert row["commit"]
         assert row["machine"]
@@ -423,7 +425,7 @@ def test_one_repeat_has_a_mean_no_sd_and_no_verdict():
 
 def test_written_files_say_the_same(built, tmp_path):
     whole = {"profile": "tiny", "claims": list(built.values())}
-    files = report.write(whole, tmp_path / "new")
+    files = report_page.write(whole, tmp_path / "new")
     assert [file.name for file in files] == ["report.json", "report.csv", "report.md"]
     assert report.load(tmp_path / "new") == whole
     assert "NaN" not in files[0].read_text(encoding="utf-8")
@@ -433,15 +435,15 @@ def test_written_files_say_the_same(built, tmp_path):
     ].tolist() == [5, 1, 3, "undecided"]
     assert list(stored.index) == list(built)
     text = files[2].read_text(encoding="utf-8")
-    assert text.startswith(report.RULE)
-    assert f"- `claim.`: {report.tally(whole, 'claim.')}" in text
+    assert text.startswith(report_page.RULE)
+    assert f"- `claim.`: {report_page.tally(whole, 'claim.')}" in text
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len(lines) == 2 + len(built)
     head = "G (gated, coarse to fine) gives better seeds than GAP | 54.2 | 46.0; +5.0 [+2.5, +7.5]"
     verdict = "undecided (3 of 5 repeats) | undecided"
     assert f"| `table1.G` | {head} (3) | — | {verdict} | not run | not run |" in lines
     claim = "The GPP layer gives better seeds than global average pooling | +6.2"
-    photos = report._photos_cell(built["claim.gpp_beats_gap"])
+    photos = report_page._photos_cell(built["claim.gpp_beats_gap"])
     assert photos.startswith("undecided (3 of 5 repeats), short, -1.2 [-1.8, -0.5] (3)")
     cells = f"{claim} | +5.0 [+2.5, +7.5] (3) | — | {verdict} | {photos} | not run |"
     assert f"| `claim.gpp_beats_gap` | {cells}" in lines

@@ -5,7 +5,7 @@ import json
 import pandas as pd
 import pytest
 
-from aeft_lib.studies import report
+from aeft_lib.studies import report, report_page, verdicts
 
 
 def table(**rows: list[float]) -> pd.DataFrame:
@@ -30,7 +30,7 @@ def small(profile: str = "laptop", **repeats: int) -> dict:
     bare = report._line("", "", "", None, [], [], {"place": ""}) | {"needs": 10}
     return {
         "profile": profile,
-        "claims": report.judged(
+        "claims": verdicts.judged(
             bare | {"id": i, "n": n, "pairs": n, "commit": f"{profile} {n}"}
             for i, n in repeats.items()
         ),
@@ -156,7 +156,7 @@ def line(name: str, published: float | None, mean: float) -> dict:
     plain = report._line(name, "c", "", published, [], [], {"place": "", "repeats": 2})
     numbers = {"reproduced_mean": 44.0, "n": 2, "difference": mean, "pairs": 2, "short": False}
     ends = {"low": mean - 0.5, "high": mean + 0.5, "p": 0.01}
-    return report.judged([plain | numbers | ends])[0]
+    return verdicts.judged([plain | numbers | ends])[0]
 
 
 LINES = {
@@ -171,7 +171,7 @@ LINES = {
 
 def test_differences_are_signed_and_numbers_are_not():
     end = " | holds | not run | not run |"
-    assert report.markdown(LINES).splitlines()[2:] == [
+    assert report_page.markdown(LINES).splitlines()[2:] == [
         f"| `table2.x` | c | 54.2 | 44.0; +1.0 [+0.5, +1.5] (2) | — | holds{end}",
         f"| `claim.x` | c | +1.6 | +2.0 [+1.5, +2.5] (2) | — | holds{end}",
         f"| `ours.x` | c | — | +3.0 [+2.5, +3.5] (2) | — | holds{end}",
@@ -185,10 +185,10 @@ def test_differences_are_signed_and_numbers_are_not():
         ("", ["table2.x", "claim.x", "ours.x", "ours.y"]),
         ("ours.", ["ours.x", "ours.y"]),
         (("claim.", "ours.y"), ["claim.x", "ours.y"]),
-        (report.CLAIMS, ["claim.x", "ours.x", "ours.y"]),
+        (verdicts.CLAIMS, ["claim.x", "ours.x", "ours.y"]),
         ((), []),
     ],
 )
 def test_a_prefix_or_one_of_several_keeps_lines(prefix, kept):
-    shown = report.markdown(LINES, prefix).splitlines()[2:]
+    shown = report_page.markdown(LINES, prefix).splitlines()[2:]
     assert [row.split("`")[1] for row in shown] == kept

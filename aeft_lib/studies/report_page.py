@@ -1,0 +1,168 @@
+"""The report in words: as a page, as tables for notebooks and README, and as files."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from aeft_lib import paths
+from aeft_lib.studies import photo_results
+from aeft_lib.studies.effects import REPEATS, points
+from aeft_lib.studies.verdicts import (
+    CLAIMS,
+    COUNTED,
+    DIFFERENCES,
+    PAPER_REPEATS,
+    SHORT_STEPS,
+    SIGNED,
+    VERBS,
+)
+
+RULE = f"""\
+Ours are numbers of the profile's scenes, the paper's are of VOC 2012: signs can be compared, sizes
+cannot. A difference is paired by repeat, and its brackets hold the 95 % interval over repeats. A
+claim *holds* or *fails* where that interval lies on one side of zero. It is *undecided* otherwise,
+or with fewer repeats than it needs: {PAPER_REPEATS} for the paper's claims, {REPEATS} for
+others. *Adjusted* is the verdict that remains after Holm's adjustment for the number of claims.
+*Short* trainings have fewer than {SHORT_STEPS:,} steps. The interval over objects draws the scored
+cut-outs anew, with the networks as they are; it needs the store (`aeft report`). *Not run* means
+that nobody has run it."""
+
+
+def outputs(folder: Path) -> list[Path]:
+    """The files that `write` writes.  Raises ValueError as `paths.check_outputs` does."""
+    files = [folder / f"report.{suffix}" for suffix in ("json", "csv", "md")]
+    paths.check_outputs(files)
+    return files
+
+
+def write(report: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Write ``report.json``, ``.csv`` and ``.md`` to `folder`; returns the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = outputs(folder)
+    options = {"index": False, "float_format": "%.4f", "lineterminator": "\n"}
+    table = pd.DataFrame(report["claims"]).to_csv(**options)
+    paths.write_committed(files[0], (json.dumps(report, indent=1) + "\n").encode())
+    paths.write_committed(files[1], table.encode())
+    paths.write_text(files[2], page(report) + "\n")
+    return files
+
+
+def page(report: Mapping[str, Any]) -> str:
+    """``report.md``: the rule of the verdicts, how many there are, and every line as a table."""
+    counts = [f"- `{name}`: {tally(report, name)}" for name in DIFFERENCES]
+    counts.append(f"- `{CLAIMS[0]}` on real photos: {tally(report, CLAIMS[0], 'photos_')}")
+    return "\n\n".join([RULE, "\n".join(counts), markdown(report)])
+
+
+def markdown(report: Mapping[str, Any], prefix: str | tuple[str, ...] = "") -> str:
+    """The report as a Markdown table of the lines whose ids start with a prefix."""
+    heads = ("id", "claim", "published", "ours, difference [95 % over repeats] (n)")
+    heads += ("[95 % over objects] (n)", "verdict", "adjusted", "on real photos", "at paper scale")
+    lines = ["| " + " | ".join(heads) + " |", "|---|---|---:|---:|---:|---|---|---|---|"]
+    for row in report["claims"]:
+        if row["id"].startswith(prefix):
+            cells = (f"`{row['id']}`", row["claim"], published_cell(row), _ours_cell(row))
+            cells += (_objects_cell(row), _verdict_cell(row), row["verdict_adjusted"])
+            cells += (_photos_cell(row), row["paper_scale"])
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def conclusions(report: Mapping[str, Any], ids: Iterable[str]) -> str:
+    """A Markdown item for each of these claims: claim, verdict, difference with its intervals."""
+    lines = {line["id"]: line for line in report["claims"]}
+    return "\n".join(f"- {_sentence(lines[name])}" for name in ids)
+
+
+def _sentence(line: Mapping[str, Any]) -> str:
+    text = f"{line['claim']}: **{_verdict_cell(line)}**"
+    if line["difference"] is None:
+        return f"{text}."
+    repeats = f"{line['pairs']} repeat{'s' if line['pairs'] > 1 else ''}"
+    text += f"; {points_of(line)} points over {repeats}"
+    if line["objects"]:
+        text += f", {_objects_cell(line)} over objects"
+    if line["p_adjusted"] is not None:
+        text += f"; adjusted for {line['tests']} comparisons: {line['verdict_adjusted']}"
+    photos = f"; on real photos {_photos_cell(line)}" if line["photos_n"] else ""
+    return f"{text}{photos}."
+
+
+def tally(report: Mapping[str, Any], prefix: str | tuple[str, ...], where: str = "") -> str:
+    """How many claims hold, fail, stay undecided, are not run; plain and adjusted, in a sentence.
+
+    where: "" for the profile's scenes, "photos_" for real photos.
+    """
+    lines = [line for line in report["claims"] if line["id"].startswith(prefix)]
+
+    def counted(name: str) -> str:
+        words = [line[f"{where}{name}"] for line in lines]
+        return ", ".join(f"{words.count(word)} {verb}" for word, verb in VERBS.items())
+
+    tests = max((line[f"{where}tests"] for line in lines), default=0)
+    after = f"adjusted for all {tests} comparisons tested together: {counted('verdict_adjusted')}"
+    return f"of {len(lines)} claims {counted('verdict')}; {after}."
+
+
+def by_scale(report: Mapping[str, Any]) -> pd.DataFrame:
+    """Verdicts on claims that have real photos, with their differences, a line a claim.
+
+    ``id, collages, points, real photos, points there, paper scale``.
+    """
+    lines = [row for row in report["claims"] if row["id"].startswith(CLAIMS) and row["photos_n"]]
+    return pd.DataFrame(
+        {
+            "id": row["id"],
+            "collages": row["verdict"],
+            "points": points_of(row),
+            "real photos": row["photos_verdict"],
+            "points there": points_of(row, "photos_"),
+            "paper scale": row["paper_scale"],
+        }
+        for row in lines
+    )
+
+
+def points_of(row: Mapping[str, Any], prefix: str = "") -> str:
+    """The difference with its interval; "—" without one."""
+    mean = row[f"{prefix}mean" if prefix else "difference"]
+    return "—" if mean is None else points(mean, row[f"{prefix}low"], row[f"{prefix}high"])
+
+
+def _verdict_cell(row: Mapping[str, Any], prefix: str = "") -> str:
+    """The verdict, why there is none, and whether trainings were short."""
+    word, reason = row[f"{prefix}verdict"], row[f"{prefix}reason"]
+    cell = f"{word} ({reason})" if reason else word
+    short = photo_results.SHORT if prefix else row["short"]
+    return f"{cell}, short" if short and row[COUNTED[prefix]] else cell
+
+
+def _photos_cell(row: Mapping[str, Any]) -> str:
+    cell = _verdict_cell(row, "photos_")
+    if not row["photos_n"]:
+        return cell
+    return f"{cell}, {points_of(row, 'photos_')} ({row['photos_n']})"
+
+
+def _objects_cell(row: Mapping[str, Any]) -> str:
+    if not row["objects"]:
+        return "—"
+    return f"[{row['objects_low']:+.1f}, {row['objects_high']:+.1f}] ({row['objects']})"
+
+
+def published_cell(row: Mapping[str, Any]) -> str:
+    """The paper's number, signed where it is a difference; a dash where it has none."""
+    if row["published"] is None:
+        return "—"
+    return f"{row['published']:{'+' if row['id'].startswith(SIGNED) else ''}.1f}"
+
+
+def _ours_cell(row: Mapping[str, Any]) -> str:
+    """The difference; of a table's row its own mean first."""
+    if row["n"] == 0:
+        return "—"
+    own = "" if row["id"].startswith(SIGNED) else f"{row['reproduced_mean']:.1f}; "
+    return f"{own}{points_of(row)} ({row['n']})"
