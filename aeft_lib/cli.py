@@ -278,7 +278,7 @@ def explain(arguments: argparse.Namespace) -> None:
     Without a study: a line for each that needs this profile, and the sum.
     """
     from aeft_lib.engine.device import device
-    from aeft_lib.studies import catalogue, plan, profiles
+    from aeft_lib.studies import catalogue, plan, profiles, work
 
     profile = profiles.get(arguments.profile)
     if not arguments.study:
@@ -304,7 +304,7 @@ def explain(arguments: argparse.Namespace) -> None:
         print(f"on cores without a GPU: {hours:.1f} core hours, {plan.CORE}")
     if profile.refinement.view:
         print(f"Compute by a GPU's memory; {profile.name} is set for {profiles.GPU_GB} GB:")
-        print(plan.choices(profile).to_string(index=False))
+        print(work.choices(profile).to_string(index=False))
     if assumed:
         print(assumed)
 

@@ -234,7 +234,7 @@ def _paper(
         Schedule(30, 4, lr=7e-4, head_lr=7e-3, weight_decay=1e-5, warmup_steps=0, optimiser="sgd"),
         crop=321,
     )
-    # What `plan.cheapest` chooses for GPU_GB: no training has to compute anything twice.
+    # What `work.cheapest` chooses for GPU_GB: no training has to compute anything twice.
     compute = Compute("bf16", checkpoint_every=500, lookahead=4)
     return Profile(
         name=name,

@@ -14,11 +14,11 @@ from aeft_lib.studies import (
     findings,
     league,
     pipeline,
-    plan,
     report,
     rivals_grid,
     run,
     systems,
+    work,
 )
 from aeft_lib.studies.effects import adjusted, effect
 from aeft_lib.studies.profiles import LAPTOP, SMOKE
@@ -355,8 +355,8 @@ def test_conclusions_count_what_the_table_has(table):
 
 
 def test_costs_are_trainings_of_gap(monkeypatch):
-    # Images count; what one costs is `plan`'s.
-    monkeypatch.setattr(plan, "forward", lambda *_: plan.Forward(1, 1, 1, 1, 1))
+    # Images count; what one costs is `work`'s.
+    monkeypatch.setattr(work, "forward", lambda *_: work.Forward(1, 1, 1, 1, 1))
     rows = ROWS
     names = ("gap", "seam", "cpn", "occse", "sccam", "psa_seed", "pmm", "attract_soft_repel")
     names += ("seam_pseudo", "aeft_pseudo", "segment_aeft", "advcam", "conta", "cda")

@@ -18,9 +18,9 @@ from aeft_lib.paper.classifier import Classification
 from aeft_lib.paper.gpp import Pyramid
 from aeft_lib.paper.triplet import CORRECTED, REFERENCE
 from aeft_lib.studies import profiles
-from aeft_lib.studies.plan import forward, saved_bytes
 from aeft_lib.studies.profiles import VOC, VOC_CORRECTED
 from aeft_lib.studies.settings import OPTIMISER_QUIRKS
+from aeft_lib.studies.work import forward, saved_bytes
 
 RESNET38D = ResNet38dSpec(weights="none")
 BF16 = Compute("bf16", checkpointing=True)

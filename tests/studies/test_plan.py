@@ -12,23 +12,10 @@ from aeft_lib.engine.step import Compute
 from aeft_lib.rivals.advcam import AdvCam
 from aeft_lib.rivals.rib import OTHERS, Rib
 from aeft_lib.stages.read_each import EachSpec
-from aeft_lib.studies import catalogue, profiles, run
-from aeft_lib.studies import plan as plan_module
-from aeft_lib.studies.plan import (
-    PHOTO,
-    Load,
-    PublishedSet,
-    cheapest,
-    choices,
-    forward,
-    loads,
-    needs,
-    plan,
-    row_table,
-    table,
-    with_data,
-)
+from aeft_lib.studies import catalogue, profiles, run, work
+from aeft_lib.studies.plan import PublishedSet, needs, plan, row_table, table, with_data
 from aeft_lib.studies.profiles import GPU_GB, VOC
+from aeft_lib.studies.work import PHOTO, Load, cheapest, choices, forward, loads
 
 
 @pytest.fixture(autouse=True)
@@ -142,7 +129,7 @@ def test_readers_that_optimise_for_every_image_are_counted():
         (Rib(), 3 * 10 * (2 * 7.5 + OTHERS)),
     ):
         spec = EachSpec(scenes, reader.fitted(scales, brief=False), "")
-        images, pflop, memory, disk = plan_module._cost(VOC, spec, frozenset({"classifier"}))
+        images, pflop, memory, disk = work.cost(VOC, spec, frozenset({"classifier"}))
         assert (images, memory, disk) == (100, None, None)
         assert pflop == pytest.approx(100 * passes * whole / 1e15)
 
