@@ -13,7 +13,7 @@ import pandas as pd
 
 from aeft_lib import paths
 from aeft_lib.lab import ch08_told, tables, told
-from aeft_lib.studies import catalogue, findings, photo_results, report, report_page, run
+from aeft_lib.studies import catalogue, curves, findings, photo_results, report, report_page, run
 from aeft_lib.studies.systems import system
 
 PAGE = paths.ROOT / "docs" / "real_photos.md"
@@ -51,6 +51,18 @@ def seeds() -> str:
     pairs = [("gated", "gap"), ("gated", "average"), ("attract_soft_repel", "gated")]
     metrics = ("miou", "precision", "miou_maskless")
     return f"{shown}\n\n{told.compared(rows(SEEDS, 1200), pairs, metrics)}"
+
+
+def long() -> str:
+    """GAP and GPP after long trainings, from the ledger."""
+    kept = curves.kept()
+    told_end = curves.sentences(kept, "gated", "gap", "G − GAP").splitlines()[-1]
+    end = kept[(kept["pictures"] == "photos") & (kept["part"] == 1)]
+    if end.empty:
+        return told_end
+    labels = {name: catalogue.row(name).label for name in end["row"].unique()}
+    table = end.drop(columns="pictures").assign(label=end["row"].map(labels))
+    return f"{tables.as_text(run.summarise(table), ['n', *METRICS, 'tag_map'])}\n\n{told_end}"
 
 
 def sizes() -> str:
@@ -121,7 +133,7 @@ def rivals() -> str:
 
 
 PARTS: dict[str, Callable[[], str]] = {
-    part.__name__: part for part in (seeds, sizes, depth, rivals, triplet, labels, networks)
+    part.__name__: part for part in (seeds, long, sizes, depth, rivals, triplet, labels, networks)
 }
 
 
