@@ -114,7 +114,7 @@ def _sentence(kept: pd.DataFrame, pictures: str, more: str, less: str, label: st
     end = f"{points(*last[['mean', 'low', 'high']])} points of mIoU"
     begun = f"{points(first['mean'])} after {int(first['step'])}"
     text = f"{pictures}: {label} is {end} after {int(last['step'])} steps ({ahead}), {begun}."
-    return f"{text} *{verdict}*{_learning(rows, more, less)}"
+    return f"{text} *{verdict}*.{_learning(rows, more, less)}"
 
 
 def _learning(rows: pd.DataFrame, *names: str) -> str:
@@ -123,7 +123,7 @@ def _learning(rows: pd.DataFrame, *names: str) -> str:
     for name in names:
         of_repeats = rows[rows["row"] == name].groupby("repeat")
         gains[name] = sum(saturation.gain(steps) for _, steps in of_repeats) / len(of_repeats)
-    told = [f"{name} by {gain:.1f}" for name, gain in gains.items() if gain >= saturation.MARGIN]
+    told = [f"`{n}` by {gain:.1f}" for n, gain in gains.items() if gain >= saturation.MARGIN]
     if not told:
         return ""
-    return f"; over the last quarter the tag mAP still rose ({', '.join(told)} points)"
+    return f" Not saturated: over the last quarter the tag mAP rose for {', '.join(told)} points."

@@ -37,7 +37,7 @@ def test_the_interval_of_enough_repeats_decides(home, repeats, gains, verdict):
         write(home, "evening-voc", "gated", repeat, [35.0, 45.0, 48.0, 50.0 + gains[repeat]])
     told = curves.sentences(curves.kept(), "gated", "gap", LABEL).splitlines()
     assert told[0] == "- collages: *not run* yet."
-    assert told[1].endswith(f"-5.0 after 100. *{verdict}*")
+    assert told[1].endswith(f"-5.0 after 100. *{verdict}*.")
     assert f"ahead in {sum(gain > 0 for gain in gains)} of {repeats} repeats" in told[1]
 
 
@@ -45,7 +45,10 @@ def test_a_row_that_still_learns_its_tags_is_named(home):
     for row, tag_map in (("gap", [80.0, 88.0, 90.0, 90.4]), ("gated", [70.0, 80.0, 85.0, 88.0])):
         write(home, "evening", row, 0, [40.0] * 4, tag_map=tag_map)
     told = curves.sentences(curves.kept(), "gated", "gap", LABEL).splitlines()[0]
-    assert told.endswith("; over the last quarter the tag mAP still rose (gated by 3.0 points)")
+    assert told.endswith(
+        "*undecided (1 of 5)*. Not saturated: over the last quarter the tag mAP rose for `gated` by "
+        "3.0 points."
+    )
 
 
 def test_differences_are_paired_by_repeat_at_the_same_part(home):
