@@ -1,10 +1,10 @@
 """Curves over the steps of long trainings: what differs between two rows, and where it settles.
 
-At few steps a difference measures how fast rows learn.  `table` reads finished rows of a profile,
-`kept` the small tables of the ledger, for which neither photos nor a store are needed;
-``aeft report`` says which entries of it today's code no longer makes.
+At few steps a difference measures how fast rows learn.  The small tables of the ledger are read,
+for which neither photos nor a store are needed; `publish` refuses entries of other code.
 """
 
+import json
 from collections.abc import Sequence
 from io import BytesIO
 
@@ -12,31 +12,14 @@ import pandas as pd
 
 from aeft_lib import paths
 from aeft_lib.stages.evaluate_steps import STEPS
-from aeft_lib.studies import ledger, run, saturation
+from aeft_lib.stages.store import RECORD
+from aeft_lib.studies import ledger, saturation
 from aeft_lib.studies.effects import half_width, paired, points, side
-from aeft_lib.studies.rows import Row
-from aeft_lib.studies.settings import Profile
 
 PICTURES = {"evening": "collages", "evening-voc": "photos"}  # of the profiles with curves
 METRICS = {"miou": "mIoU", "precision": "precision", "half_area": "area above half max"}
 NEEDS = 5  # repeats that a claim of the paper needs
 COLUMNS = ("pictures", "row", "repeat", "step", "part")
-
-
-def table(profile: Profile, rows: Sequence[Row], repeats: Sequence[int]) -> pd.DataFrame:
-    """The curves of rows and repeats that are finished: ``row, label, repeat``, and `STEPS`'.
-
-    Computes nothing; empty where nothing is finished.
-    """
-    parts = []
-    for row in rows:
-        for repeat in repeats:
-            try:
-                steps = saturation.curve(run.read(profile, row, repeat)["curve"])
-            except LookupError:
-                continue
-            parts.append(steps.assign(row=row.name, label=row.label, repeat=repeat))
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
 def kept() -> pd.DataFrame:
@@ -55,6 +38,20 @@ def kept() -> pd.DataFrame:
         return pd.DataFrame(columns=[*COLUMNS, *METRICS])
     together = pd.concat(tables, ignore_index=True)
     return together.assign(half_area=100 * together["half_area"])
+
+
+def results() -> pd.DataFrame:
+    """What every row of the ledger ended with: ``pictures, row, repeat``, and its evaluation's.
+
+    Numbers of `evaluate`, in percent.  Empty, and errors, as `kept`.
+    """
+    lines = []
+    for profile, pictures in PICTURES.items():
+        for file in sorted((ledger.home() / profile).glob(f"*/*/evaluation/{RECORD}")):
+            row, repeat = file.parts[-4:-2]
+            summary = json.loads(paths.read_committed(file))["summary"]
+            lines.append({"pictures": pictures, "row": row, "repeat": int(repeat)} | summary)
+    return pd.DataFrame(lines, columns=None if lines else [*COLUMNS[:3]])
 
 
 def differences(curves: pd.DataFrame, more: str, less: str, metric: str = "miou") -> pd.DataFrame:
@@ -117,13 +114,21 @@ def _sentence(kept: pd.DataFrame, pictures: str, more: str, less: str, label: st
     return f"{text} *{verdict}*.{_learning(rows, more, less)}"
 
 
-def _learning(rows: pd.DataFrame, *names: str) -> str:
-    """Which of the rows were still learning their tags, in words; "" where none was."""
+def unsaturated(rows: pd.DataFrame, names: Sequence[str]) -> dict[str, float]:
+    """Those of the rows that were still learning their tags, with what they gained at the end.
+
+    rows: of `kept`, of one kind of pictures.  Means over repeats, see `saturation`.
+    """
     gains = {}
     for name in names:
         of_repeats = rows[rows["row"] == name].groupby("repeat")
         gains[name] = sum(saturation.gain(steps) for _, steps in of_repeats) / len(of_repeats)
-    told = [f"`{n}` by {gain:.1f}" for n, gain in gains.items() if gain >= saturation.MARGIN]
+    return {name: gain for name, gain in gains.items() if gain >= saturation.MARGIN}
+
+
+def _learning(rows: pd.DataFrame, *names: str) -> str:
+    """`unsaturated` in words; "" where all have learned their tags."""
+    told = [f"`{name}` by {gain:.1f}" for name, gain in unsaturated(rows, names).items()]
     if not told:
         return ""
     return f" Not saturated: over the last quarter the tag mAP rose for {', '.join(told)} points."

@@ -30,13 +30,22 @@ import pandas as pd
 
 from aeft_lib import paths
 from aeft_lib.stages import store
-from aeft_lib.studies import labels, levels, photo_results, rivals_readers
+from aeft_lib.studies import curves, labels, levels, photo_results, rivals_readers
 from aeft_lib.studies.effects import REPEATS, effect, paired
 from aeft_lib.studies.objects import Interval
 from aeft_lib.studies.profiles import PROFILES
 from aeft_lib.studies.published import published
 from aeft_lib.studies.settings import Profile
-from aeft_lib.studies.verdicts import INTERACTION, PAPER_REPEATS, SHORT_STEPS, Line, judged
+from aeft_lib.studies.verdicts import (
+    COUNTED,
+    INTERACTION,
+    LONG,
+    NEEDED,
+    PAPER_REPEATS,
+    SHORT_STEPS,
+    Line,
+    judged,
+)
 
 # Rows more and less, metric, repeats -> the interval over objects, where there is one.
 OverObjects = Callable[[str, str, str, Sequence[int]], Interval | None]
@@ -98,7 +107,7 @@ def _richer(line: Line, earlier: Mapping[str, Any]) -> Line:
     """
     if line["n"] >= earlier["n"]:
         return line
-    elsewhere = ("photos_", "paper_scale", "needs", "claim", "cost")
+    elsewhere = ("photos_", "long_", "paper_scale", "needs", "claim", "cost")
     kept = {k: value for k, value in earlier.items() if not k.startswith(elsewhere)}
     number = published()["numbers"].get(line["id"])
     ran = number and earlier["n"]
@@ -133,7 +142,7 @@ def _claim(
     told = (claim["id"], _on_map(claim["claim"], profile), unit, claim.get("published"))
     line = _line(*told, differences, differences, claim)
     line |= _over_objects(over_objects, pair, differences)
-    return line | _photos(photo_results.differences(*pair))
+    return line | _elsewhere("photos_", photo_results.differences(*pair)) | _long(pair)
 
 
 def _condition(claim: levels.Claim, tables: Mapping[str, pd.DataFrame]) -> Line:
@@ -151,7 +160,7 @@ def _condition(claim: levels.Claim, tables: Mapping[str, pd.DataFrame]) -> Line:
         return line | {"photos_verdict": word}
     pair = (claim.photos_more, claim.photos_less, "miou")
     needs = {"photos_needs": _needs_of(pair, claim.repeats)}
-    return line | _photos(photo_results.differences(*pair)) | needs
+    return line | _elsewhere("photos_", photo_results.differences(*pair)) | needs
 
 
 def _interaction(tables: Mapping[str, pd.DataFrame]) -> Line:
@@ -267,8 +276,10 @@ def _line(
         "objects_low": None,
         "objects_high": None,
         "objects": 0,
-        **_photos([]),
-        "photos_needs": needs,
+        **_elsewhere("photos_", []),
+        **{name: value for prefix in LONG for name, value in _elsewhere(prefix, []).items()},
+        **{NEEDED[prefix]: needs for prefix in COUNTED},
+        **{f"{prefix}unsaturated": "" for prefix in LONG},
         "paper_scale": "not run",
         "place": source["place"],
         "command": command if "study" in source else None,
@@ -294,11 +305,24 @@ def _rounded(value: float) -> float:
     return round(float(value), 4)
 
 
-def _photos(differences: Sequence[float]) -> Line:
-    """The fields of a line about real photos, without their verdict."""
+def _elsewhere(prefix: str, differences: Sequence[float]) -> Line:
+    """The fields of a line about real photos or long trainings, without their verdict."""
     fields = _tested(differences) | {"p_adjusted": None, "tests": 0}
     fields |= {"verdict": "not run", "verdict_adjusted": "not run", "reason": ""}
-    return {f"photos_{name}": value for name, value in fields.items()}
+    return {f"{prefix}{name}": value for name, value in fields.items()}
+
+
+def _long(pair: tuple[str, str, str]) -> Line:
+    """What long trainings say of a comparison; ``unsaturated``: rows that were still learning."""
+    more, less, metric = pair
+    ended, kept, line = curves.results(), curves.kept(), {}
+    for prefix, pictures in LONG.items():
+        differences = paired(ended[ended["pictures"] == pictures], more, less, metric)
+        line |= _elsewhere(prefix, differences)
+        if len(differences):
+            of_pictures = kept[kept["pictures"] == pictures]
+            line[f"{prefix}unsaturated"] = ", ".join(curves.unsaturated(of_pictures, (more, less)))
+    return line
 
 
 def _over_objects(of: OverObjects, pair: tuple[str, str, str], differences: pd.Series) -> Line:

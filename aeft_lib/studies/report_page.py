@@ -14,6 +14,7 @@ from aeft_lib.studies.verdicts import (
     CLAIMS,
     COUNTED,
     DIFFERENCES,
+    LONG,
     PAPER_REPEATS,
     SHORT_STEPS,
     SIGNED,
@@ -26,9 +27,10 @@ cannot. A difference is paired by repeat, and its brackets hold the 95 % interva
 claim *holds* or *fails* where that interval lies on one side of zero. It is *undecided* otherwise,
 or with fewer repeats than it needs: {PAPER_REPEATS} for the paper's claims, {REPEATS} for
 others. *Adjusted* is the verdict that remains after Holm's adjustment for the number of claims.
-*Short* trainings have fewer than {SHORT_STEPS:,} steps. The interval over objects draws the scored
-cut-outs anew, with the networks as they are; it needs the store (`aeft report`). *Not run* means
-that nobody has run it."""
+*Short* trainings have fewer than {SHORT_STEPS:,} steps; columns *after {SHORT_STEPS:,} steps* are of
+longer ones, where *not saturated* names rows that were still learning their tags. The interval over
+objects draws the scored cut-outs anew, with the networks as they are; it needs the store
+(`aeft report`). *Not run* means that nobody has run it."""
 
 
 def outputs(folder: Path) -> list[Path]:
@@ -53,22 +55,33 @@ def write(report: Mapping[str, Any], folder: Path) -> list[Path]:
 def page(report: Mapping[str, Any]) -> str:
     """``report.md``: the rule of the verdicts, how many there are, and every line as a table."""
     counts = [f"- `{name}`: {tally(report, name)}" for name in DIFFERENCES]
-    counts.append(f"- `{CLAIMS[0]}` on real photos: {tally(report, CLAIMS[0], 'photos_')}")
+    for prefix, place in places_of(report["claims"]).items():
+        counts.append(f"- `{CLAIMS[0]}` {place}: {tally(report, CLAIMS[0], prefix)}")
     return "\n\n".join([RULE, "\n".join(counts), markdown(report)])
 
 
 def markdown(report: Mapping[str, Any], prefix: str | tuple[str, ...] = "") -> str:
     """The report as a Markdown table of the lines whose ids start with a prefix."""
+    shown = [row for row in report["claims"] if row["id"].startswith(prefix)]
+    places = places_of(shown)
     heads = ("id", "claim", "published", "ours, difference [95 % over repeats] (n)")
-    heads += ("[95 % over objects] (n)", "verdict", "adjusted", "on real photos", "at paper scale")
-    lines = ["| " + " | ".join(heads) + " |", "|---|---|---:|---:|---:|---|---|---|---|"]
-    for row in report["claims"]:
-        if row["id"].startswith(prefix):
-            cells = (f"`{row['id']}`", row["claim"], published_cell(row), _ours_cell(row))
-            cells += (_objects_cell(row), _verdict_cell(row), row["verdict_adjusted"])
-            cells += (_photos_cell(row), row["paper_scale"])
-            lines.append("| " + " | ".join(cells) + " |")
+    heads += ("[95 % over objects] (n)", "verdict", "adjusted", *places.values(), "at paper scale")
+    left = "|---" * (len(heads) - 5)
+    lines = ["| " + " | ".join(heads) + " |", f"|---|---|---:|---:|---:{left}|"]
+    for row in shown:
+        cells = (f"`{row['id']}`", row["claim"], published_cell(row), _ours_cell(row))
+        cells += (_objects_cell(row), _verdict_cell(row), row["verdict_adjusted"])
+        cells += (*(place_cell(row, place) for place in places), row["paper_scale"])
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def places_of(lines: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Real photos, and long trainings where some of the lines have any, by prefix."""
+    lines = list(lines)
+    there = [prefix for prefix in LONG if any(line.get(COUNTED[prefix]) for line in lines)]
+    steps = f"after {SHORT_STEPS:,} steps"
+    return {"photos_": "on real photos"} | {p: f"on {LONG[p]}, {steps}" for p in there}
 
 
 def conclusions(report: Mapping[str, Any], ids: Iterable[str]) -> str:
@@ -87,14 +100,15 @@ def _sentence(line: Mapping[str, Any]) -> str:
         text += f", {_objects_cell(line)} over objects"
     if line["p_adjusted"] is not None:
         text += f"; adjusted for {line['tests']} comparisons: {line['verdict_adjusted']}"
-    photos = f"; on real photos {_photos_cell(line)}" if line["photos_n"] else ""
-    return f"{text}{photos}."
+    for prefix, place in places_of([line]).items():
+        text += f"; {place} {place_cell(line, prefix)}" if line[COUNTED[prefix]] else ""
+    return f"{text}."
 
 
 def tally(report: Mapping[str, Any], prefix: str | tuple[str, ...], where: str = "") -> str:
     """How many claims hold, fail, stay undecided, are not run; plain and adjusted, in a sentence.
 
-    where: "" for the profile's scenes, "photos_" for real photos.
+    where: "" for the profile's scenes, "photos_" for real photos, or one of `verdicts.LONG`.
     """
     lines = [line for line in report["claims"] if line["id"].startswith(prefix)]
 
@@ -136,15 +150,18 @@ def _verdict_cell(row: Mapping[str, Any], prefix: str = "") -> str:
     """The verdict, why there is none, and whether trainings were short."""
     word, reason = row[f"{prefix}verdict"], row[f"{prefix}reason"]
     cell = f"{word} ({reason})" if reason else word
-    short = photo_results.SHORT if prefix else row["short"]
+    short = {"": row["short"], "photos_": photo_results.SHORT}.get(prefix, False)
+    learning = row.get(f"{prefix}unsaturated")
+    cell += f", not saturated: {learning}" if learning else ""
     return f"{cell}, short" if short and row[COUNTED[prefix]] else cell
 
 
-def _photos_cell(row: Mapping[str, Any]) -> str:
-    cell = _verdict_cell(row, "photos_")
-    if not row["photos_n"]:
+def place_cell(row: Mapping[str, Any], prefix: str) -> str:
+    """Verdict and difference on real photos, or of long trainings."""
+    cell = _verdict_cell(row, prefix)
+    if not row[COUNTED[prefix]]:
         return cell
-    return f"{cell}, {points_of(row, 'photos_')} ({row['photos_n']})"
+    return f"{cell}, {points_of(row, prefix)} ({row[COUNTED[prefix]]})"
 
 
 def _objects_cell(row: Mapping[str, Any]) -> str:

@@ -1,7 +1,8 @@
 """Verdicts of the report's lines: one rule, plain and adjusted for how many claims are asked.
 
-A line has an interval, its p value, and how many repeats it rests on, of the profile's scenes and
-of real photos (prefix ``photos_``).  The rule is that of `studies.effects`.
+A line has an interval, its p value, and how many repeats it rests on: of the profile's scenes, of
+real photos (prefix ``photos_``), and of long trainings on either (`LONG`).  The rule is that of
+`studies.effects`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,8 +17,9 @@ SIGNED = (*DIFFERENCES, INTERACTION)  # what they say of rows is a difference al
 # Lines whose p values are adjusted together.
 FAMILIES = (CLAIMS, ("condition.",), ("table", "known."), ("rival.",))
 # What decides a verdict, by what its fields begin with: on the profile's scenes, on real photos.
-COUNTED = {"": "pairs", "photos_": "photos_n"}
-NEEDED = {"": "needs", "photos_": "photos_needs"}
+LONG = {"long_": "collages", "long_photos_": "photos"}  # `curves.PICTURES` of long trainings
+COUNTED = {"": "pairs"} | {prefix: f"{prefix}n" for prefix in ("photos_", *LONG)}
+NEEDED = {prefix: f"{prefix}needs" for prefix in COUNTED}
 VERBS = {"holds": "hold", "fails": "fail", "undecided": "undecided", "not run": "not run"}
 VERDICTS = tuple(VERBS)
 PAPER_REPEATS = 5  # that a verdict on the paper needs, where published.toml has no other number

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
-from evening_profile import evening_profile
+from evening_profile import curve_table, evening_profile
 from laid_out import laid_out
 
 from aeft_lib.data.collages import Collages
@@ -152,9 +152,9 @@ def test_a_row_has_a_small_table_over_its_steps_and_a_second_phase_begins_at_its
     assert numbers["tag_map"] == pytest.approx(steps["tag_map"].iloc[-1], abs=1e-4)
     gain = steps["tag_map"].iloc[3] - steps["tag_map"].iloc[2]
     assert numbers["tag_gain"] == pytest.approx(gain)
-    table = curves.table(PROFILE, [GATED, SOFT_ROW, GAP], [0])
+    table = curve_table(PROFILE, [GATED, SOFT_ROW, GAP], [0])
     assert table.groupby("row").size().to_dict() == {"gated": 4, "attract_soft": 5}
-    assert curves.table(PROFILE, [GAP], [0, 1]).empty
+    assert curve_table(PROFILE, [GAP], [0, 1]).empty
 
 
 def test_gap_has_neither_gates_nor_embeddings():
@@ -329,7 +329,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 def test_what_was_kept_is_read_where_the_store_is_empty(book, elsewhere, monkeypatch):
     numbers = run.numbers(pipeline.artefacts(PROFILE, GATED, 0))
-    curve = curves.table(PROFILE, [GATED], [0])
+    curve = curve_table(PROFILE, [GATED], [0])
     folder = run.keep(PROFILE, GATED, 0)
     files = sorted(f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file())
     tables = ("classes.csv", "curve.csv", "record.json")
@@ -345,7 +345,7 @@ def test_what_was_kept_is_read_where_the_store_is_empty(book, elsewhere, monkeyp
     assert run.stored(PROFILE, GATED, 0) == numbers
     assert run.stored(PROFILE, GATED, 1) is None
     assert run.stored(PROFILE, GAP, 0) is None
-    pd.testing.assert_frame_equal(curves.table(PROFILE, [GATED], [0]), curve)
+    pd.testing.assert_frame_equal(curve_table(PROFILE, [GATED], [0]), curve)
     study = replace(catalogue.get("gap_vs_gpp"), rows=(GATED,), common="gated")
     monkeypatch.setattr(run, "_compute", None)
     table = run.run_study(study, PROFILE, [0])

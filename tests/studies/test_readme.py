@@ -42,7 +42,8 @@ def test_the_block_has_a_line_for_each_claim_of_the_paper():
     assert report_page.tally(whole, "claim.", "photos_") in block
 
 
-def test_a_line_has_the_papers_difference_ours_and_that_of_photos():
+def test_a_line_has_the_papers_difference_ours_and_that_of_photos(tmp_path, monkeypatch):
+    monkeypatch.setattr(ledger, "home", lambda: tmp_path)
     whole = small_report()
     first = rows(readme.block(whole))[0]  # +5 and +6, so 5.5 ± 12.7 * 0.5
     line = next(line for line in whole["claims"] if line["id"] == "claim.gpp_beats_gap")

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from ledger_curves import evaluated, write
 from scipy import stats
 
 from aeft_lib import paths
-from aeft_lib.studies import catalogue, levels, profiles, report, report_page, verdicts
+from aeft_lib.studies import catalogue, ledger, levels, profiles, report, report_page, verdicts
 from aeft_lib.studies import published as published_module
 from aeft_lib.studies.effects import effect, paired
 from aeft_lib.studies.objects import Interval
@@ -56,6 +57,15 @@ KEYS = {
     "commit",
     "machine",
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def empty_ledger(tmp_path_factory):
+    """No long trainings, whatever is committed."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("ledger")
+        patch.setattr(ledger, "home", lambda: folder)
+        yield
 
 
 # --- published.toml -------------------------------------------------------------------------------
@@ -443,7 +453,7 @@ def test_written_files_say_the_same(built, tmp_path):
     verdict = "undecided (3 of 5 repeats) | undecided"
     assert f"| `table1.G` | {head} (3) | — | {verdict} | not run | not run |" in lines
     claim = "The GPP layer gives better seeds than global average pooling | +6.2"
-    photos = report_page._photos_cell(built["claim.gpp_beats_gap"])
+    photos = report_page.place_cell(built["claim.gpp_beats_gap"], "photos_")
     assert photos.startswith("undecided (3 of 5 repeats), short, -1.2 [-1.8, -0.5] (3)")
     cells = f"{claim} | +5.0 [+2.5, +7.5] (3) | — | {verdict} | {photos} | not run |"
     assert f"| `claim.gpp_beats_gap` | {cells}" in lines
@@ -459,6 +469,26 @@ def test_a_damaged_report_names_the_remedy(tmp_path, damage):
     (tmp_path / "report.json").write_text(damage, encoding="latin-1")
     with pytest.raises(ValueError, match=r"report\.json is damaged .*run `aeft report`"):
         report.load(tmp_path)
+
+
+def test_long_trainings_have_a_column_where_the_ledger_has_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(ledger, "home", lambda: tmp_path)
+    without = report.build({}, "tiny")
+    assert "1,800 steps" not in report_page.markdown(without, "claim.")
+    for repeat in range(5):
+        rising = [70.0, 80.0, 85.0, 88.0] if repeat == 0 else [90.0] * 4
+        for row, miou, tag_map in (("gap", 50.0, rising), ("gated", 51.0 + 0.1 * repeat, rising)):
+            evaluated(tmp_path, "evening-voc", row, repeat, miou=miou)
+            write(tmp_path, "evening-voc", row, repeat, [miou] * 4, tag_map=tag_map)
+    built = report.build({}, "tiny")
+    line = next(line for line in built["claims"] if line["id"] == "claim.gpp_beats_gap")
+    assert (line["long_photos_n"], line["long_photos_mean"]) == (5, pytest.approx(1.2))
+    assert (line["long_photos_verdict"], line["long_n"], line["verdict"]) == ("holds", 0, "not run")
+    assert line["long_photos_unsaturated"] == "gated, gap"  # 3 points in one repeat of five
+    told = report_page.markdown(built, "claim.").splitlines()
+    assert "| on photos, after 1,800 steps |" in told[0]
+    assert "| holds, not saturated: gated, gap, +1.2 [+1.0, +1.4] (5) |" in told[2]
+    assert told[0].count("|") == told[1].count("|") == told[2].count("|")
 
 
 def test_lines_of_other_methods_have_their_cost_whether_they_ran_or_not():
