@@ -86,7 +86,7 @@ def gates_told(shown: pd.DataFrame) -> str:
             lines.append(f"- {pictures}: *not run* yet.")
             continue
         end = own[own["step"] == own["step"].max()]
-        text = f"- {pictures}: after {int(end['step'].iloc[0])} steps {_ranges(end)}"
+        text = f"- {pictures}: after {int(end['step'].iloc[0]):,} steps {_ranges(end)}"
         few = end["n"].min()
         if few < 2:
             lines.append(f"{text}; one repeat has no interval.")

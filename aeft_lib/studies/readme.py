@@ -20,7 +20,8 @@ RULE = (
     "lies on one side of zero, and is *undecided* otherwise, or with fewer repeats than it needs: "
     f"{PAPER_REPEATS} for the paper's claims, {REPEATS} for others."
 )
-LONG = f"trainings of {SHORT_STEPS:,} steps ([notebook 2](notebooks/02_gap_vs_gpp.ipynb))"
+LONG = f"trainings of {SHORT_STEPS:,} steps, seeds of one scale"
+LONG += " ([notebook 2](notebooks/02_gap_vs_gpp.ipynb))"
 
 
 def block(report: Mapping[str, Any]) -> str:
@@ -34,7 +35,7 @@ def block(report: Mapping[str, Any]) -> str:
     parts = [START, f"{task} {RULE} {_short(report)}".strip(), _table(report), counts]
     if not (kept := curves.kept()).empty:
         told = curves.sentences(kept, "gated", "gap", "GPP − GAP")
-        parts += [f"GPP against GAP in {LONG}:", told]
+        parts += [f"GPP against GAP along {LONG}:", told]
     decided = [line["id"] for line in report["claims"] if _is_own_and_decided(line)]
     if decided:
         title = "Decided on collages, and not claimed by the paper:"

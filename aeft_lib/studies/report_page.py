@@ -27,9 +27,9 @@ cannot. A difference is paired by repeat, and its brackets hold the 95 % interva
 claim *holds* or *fails* where that interval lies on one side of zero. It is *undecided* otherwise,
 or with fewer repeats than it needs: {PAPER_REPEATS} for the paper's claims, {REPEATS} for
 others. *Adjusted* is the verdict that remains after Holm's adjustment for the number of claims.
-*Short* trainings have fewer than {SHORT_STEPS:,} steps; columns *after {SHORT_STEPS:,} steps* are of
-longer ones, where *not saturated* names rows that were still learning their tags. The interval over
-objects draws the scored cut-outs anew, with the networks as they are; it needs the store
+*Short* trainings have fewer than {SHORT_STEPS:,} steps; columns *after {SHORT_STEPS:,} steps* are
+of longer ones, where *not saturated* names rows that were still learning their tags. The interval
+over objects draws the scored cut-outs anew, with the networks as they are; it needs the store
 (`aeft report`). *Not run* means that nobody has run it."""
 
 

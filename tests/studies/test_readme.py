@@ -55,7 +55,7 @@ def test_a_line_has_the_papers_difference_ours_and_that_of_photos(tmp_path, monk
 
 def test_long_trainings_stand_below_where_the_ledger_has_some(tmp_path, monkeypatch):
     monkeypatch.setattr(ledger, "home", lambda: tmp_path)
-    assert "GPP against GAP in" not in readme.block(small_report())
+    assert "GPP against GAP along" not in readme.block(small_report())
     for row, miou in (("gap", [50.0] * 4), ("gated", [48.0, 49.0, 50.0, 51.0])):
         write(tmp_path, "evening-voc", row, 0, miou)
     told = "- photos: GPP − GAP is +1.0 points of mIoU after 400 steps"
