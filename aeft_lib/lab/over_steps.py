@@ -12,6 +12,7 @@ from aeft_lib.studies import curves
 from aeft_lib.studies.curves import METRICS, PICTURES
 
 SIGNS = ("positive", "negative")
+EMBEDDINGS = {"e_anchor": "e_A", "e_positive": "e_P"}
 
 
 def differences(kept: pd.DataFrame, more: str, less: str) -> pd.DataFrame:
@@ -104,6 +105,30 @@ def _ranges(end: pd.DataFrame) -> str:
         f"{low:.2f} to {high:.2f} for {sign} evidence" for sign, low, high in means.itertuples()
     ]
     return f"mean gates are {', '.join(told)}"
+
+
+def embeddings_told(kept: pd.DataFrame, rows: Sequence[str]) -> str:
+    """Where the embeddings of an image and of the same image erased go, a line a row; computed.
+
+    kept: of `curves.kept`, whose ``e_anchor`` and ``e_positive`` are means over tagged classes.
+    """
+    lines = []
+    for pictures in PICTURES.values():
+        for row in rows:
+            own = curves.course(kept[kept["pictures"] == pictures], row, EMBEDDINGS)
+            if own.empty:
+                lines.append(f"- {pictures}, `{row}`: *not run* yet.")
+                continue
+            wide = own.pivot(index="step", columns="name", values="mean").sort_index()
+            told = [
+                f"{EMBEDDINGS[n]} from {v.iloc[0]:.2f} to {v.iloc[-1]:.2f}" for n, v in wide.items()
+            ]
+            ratio = (wide["e_positive"] / wide["e_anchor"]).iloc[[0, -1]].tolist()
+            told.append(f"e_P/e_A from {ratio[0]:.2f} to {ratio[1]:.2f}")
+            repeats = f"{int(own['n'].min())} repeat(s)"
+            steps = f"{wide.index[-1] - wide.index[0]:,} steps"
+            lines.append(f"- {pictures}, `{row}`: {', '.join(told)}, in {steps}, {repeats}.")
+    return "\n".join(lines)
 
 
 def _line(axis: Axes, part: pd.DataFrame, colour: str, **style: str | None) -> None:

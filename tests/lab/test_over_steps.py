@@ -74,6 +74,20 @@ def test_gates_are_told_by_their_intervals(home):
     plt.close(figure)
 
 
+def test_embeddings_are_told_from_the_first_step_to_the_last(home):
+    columns = {"e_anchor": [1.0, 0.9, 0.8, 0.8], "e_positive": [0.5, 0.5, 0.5, 0.6]}
+    write(home, "evening", "attract_soft", 0, [50.0] * 4, **columns)
+    told = over_steps.embeddings_told(curves.kept(), ["attract_soft", "gpp_only"]).splitlines()
+    assert told[0] == (
+        "- collages, `attract_soft`: e_A from 1.00 to 0.80, e_P from 0.50 to 0.60, "
+        "e_P/e_A from 0.50 to 0.75, in 300 steps, 1 repeat(s)."
+    )
+    assert told[1:] == [
+        f"- {place}: *not run* yet."
+        for place in ("collages, `gpp_only`", "photos, `attract_soft`", "photos, `gpp_only`")
+    ]
+
+
 def test_gates_of_one_repeat_have_no_interval(home):
     gated(home, 0, {"positive_1_first": 0.7})
     told = over_steps.gates_told(over_steps.gates(curves.kept(), "gated"))
