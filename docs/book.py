@@ -17,6 +17,8 @@ from typing import Any
 
 from latex2mathml.converter import convert
 
+from aeft_lib.studies.report_page import places_of
+
 try:
     import tomllib
 except ModuleNotFoundError:  # Python 3.10
@@ -115,11 +117,12 @@ def read_page(app: Any, name: str, content: list[str]) -> None:
 def verdicts() -> str:
     """What the committed report says of the main claims, as a Markdown table."""
     report = json.loads((FIGURES / "report.json").read_text(encoding="utf-8"))
-    lines = ["| claim | on collages | on photos |", "|---|---|---|"]
-    for claim in report["claims"]:
-        if claim["id"] in MAIN_CLAIMS:
-            cells = (claim["claim"], claim["verdict"], claim["photos_verdict"])
-            lines.append(f"| {' | '.join(cells)} |")
+    claims = [claim for claim in report["claims"] if claim["id"] in MAIN_CLAIMS]
+    places = {"": "on collages"} | places_of(claims)
+    lines = [f"| claim | {' | '.join(places.values())} |", "|---" * (1 + len(places)) + "|"]
+    for claim in claims:
+        cells = (claim["claim"], *(claim[f"{prefix}verdict"] for prefix in places))
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
