@@ -30,7 +30,10 @@ def differences(kept: pd.DataFrame, more: str, less: str) -> pd.DataFrame:
 
 
 def figure(shown: pd.DataFrame, label: str) -> Figure:
-    """A panel a metric, a line a kind of pictures, its interval shaded.  shown: `differences`."""
+    """A panel a metric, a line a kind of pictures, its interval shaded.  shown: `differences`.
+
+    Means fill a third of a panel's height, so the wide intervals of two repeats leave it.
+    """
     figure, axes = plt.subplots(1, len(METRICS), figsize=(TEXT_WIDTH, 1.7), layout="constrained")
     there = [pictures for pictures in PICTURES.values() if pictures in set(shown["pictures"])]
     for axis, (metric, title) in zip(axes, METRICS.items(), strict=True):
@@ -39,6 +42,10 @@ def figure(shown: pd.DataFrame, label: str) -> Figure:
             _line(axis, part, f"C{[*PICTURES.values()].index(pictures)}", label=pictures)
         axis.axhline(0, color="0.8", linewidth=0.6, zorder=0)
         axis.set(xlabel="steps", title=title)
+        ends = [0.0, *shown.loc[shown["metric"] == metric, "mean"]]
+        low, high = min(ends), max(ends)
+        if high > low:
+            axis.set_ylim(low - (high - low), high + (high - low))
     axes[0].set_ylabel(f"{label} (points)")
     if there:
         axes[-1].legend(title=None)
@@ -46,19 +53,20 @@ def figure(shown: pd.DataFrame, label: str) -> Figure:
 
 
 def gates(kept: pd.DataFrame, row: str) -> pd.DataFrame:
-    """Mean gates of a row along its training: `curves.course` with ``sign, fusion, side``.
+    """Gates of a row along its training: ``pictures, repeat, step, sign, fusion, side, weight``.
 
-    fusion: the gated step, from 1.  side: "first", of what was fused so far, or "next", of the
-    level that comes in.
+    Means over scenes.  fusion: the gated step, from 1.  side: "first", of what was fused so far, or
+    "next", of the level that comes in.
     """
     names = [n for n in kept.columns if n.startswith(SIGNS) and n.endswith(("_first", "_next"))]
-    table = curves.course(kept, row, names)
-    parts = table["name"].str.split("_", expand=True).reindex(columns=range(3))
-    return table.assign(**dict(zip(("sign", "fusion", "side"), parts.T.values, strict=True)))
+    own = kept[kept["row"] == row].melt(["pictures", "repeat", "step"], names, value_name="weight")
+    parts = own["variable"].astype(str).str.split("_", expand=True).reindex(columns=range(3))
+    own = own.assign(**dict(zip(("sign", "fusion", "side"), parts.T.values, strict=True)))
+    return own.drop(columns="variable").dropna(subset="weight")
 
 
 def gate_figure(shown: pd.DataFrame) -> Figure:
-    """A panel a sign and kind of pictures, a line a gate, its interval shaded.  shown: `gates`."""
+    """A panel a sign and kind of pictures, a line a gate and repeat.  shown: `gates`."""
     there = [pictures for pictures in PICTURES.values() if pictures in set(shown["pictures"])]
     size = (TEXT_WIDTH, 1.7 * max(1, len(there)))
     options = {"sharey": True, "sharex": True, "squeeze": False, "layout": "constrained"}
@@ -66,20 +74,21 @@ def gate_figure(shown: pd.DataFrame) -> Figure:
     for pictures, line in zip(there, axes, strict=False):
         for axis, sign in zip(line, SIGNS, strict=True):
             panel = shown[(shown["pictures"] == pictures) & (shown["sign"] == sign)]
-            for (fusion, side), part in panel.groupby(["fusion", "side"]):
-                name = f"step {fusion}" if side == "first" else None
-                style = {"label": name, "linestyle": "-" if side == "first" else "--"}
-                _line(axis, part, f"C{int(fusion) - 1}", **style)
+            for (fusion, side, repeat), part in panel.groupby(["fusion", "side", "repeat"]):
+                named = side == "first" and repeat == panel["repeat"].min()
+                style = {"label": f"step {fusion}" if named else None, "linewidth": 0.9}
+                style |= {"linestyle": "-" if side == "first" else "--"}
+                axis.plot(part["step"], part["weight"], color=f"C{int(fusion) - 1}", **style)
             axis.axhline(0.5, color="0.8", linewidth=0.6, zorder=0)
-            axis.set(title=f"{pictures}: {sign} evidence", xlabel="steps")
+            axis.set(title=f"{pictures}: {sign} evidence", xlabel="steps", ylim=(0, 1))
         line[0].set_ylabel("mean gate")
     if there:
-        axes[0, 0].legend(title=None)
+        axes[0, 0].legend(title=None, loc="upper left", ncols=3)
     return figure
 
 
 def gates_told(shown: pd.DataFrame) -> str:
-    """How far the gates of a row have gone from one half, a line a kind of pictures; computed."""
+    """Where the gates of a row end, against one half and between repeats; computed."""
     lines = []
     for pictures in PICTURES.values():
         own = shown[shown["pictures"] == pictures]
@@ -87,24 +96,22 @@ def gates_told(shown: pd.DataFrame) -> str:
             lines.append(f"- {pictures}: *not run* yet.")
             continue
         end = own[own["step"] == own["step"].max()]
-        text = f"- {pictures}: after {int(end['step'].iloc[0]):,} steps {_ranges(end)}"
-        few = end["n"].min()
-        if few < 2:
-            lines.append(f"{text}; one repeat has no interval.")
-            continue
-        sides = [int((end["low"] > 0.5).sum()), int((end["high"] < 0.5).sum())]
-        rest = len(end) - sum(sides)
-        text += f"; the interval of {few} repeats lies above one half for {sides[0]} of {len(end)}"
-        lines.append(f"{text} gates, below it for {sides[1]}, and holds it for {rest}.")
+        told = ", ".join(_sides(end[end["sign"] == sign], sign) for sign in SIGNS)
+        steps, repeats = int(end["step"].iloc[0]), end["repeat"].nunique()
+        lines.append(f"- {pictures}, after {steps:,} steps, in {repeats} repeat(s): {told}.")
     return "\n".join(lines)
 
 
-def _ranges(end: pd.DataFrame) -> str:
-    means = end.groupby("sign", sort=False)["mean"].agg(["min", "max"])
-    told = [
-        f"{low:.2f} to {high:.2f} for {sign} evidence" for sign, low, high in means.itertuples()
-    ]
-    return f"mean gates are {', '.join(told)}"
+def _sides(end: pd.DataFrame, sign: str) -> str:
+    """How many gates of a sign end above or below one half in all repeats, and their spread."""
+    wide = end.pivot(index=["fusion", "side"], columns="repeat", values="weight")
+    above, below = ((side.all(axis=1)).sum() for side in (wide > 0.5, wide < 0.5))
+    spread = (wide.max(axis=1) - wide.min(axis=1)).max()
+    text = f"of {len(wide)} gates for {sign} evidence {above} end above one half, {below} below"
+    if wide.shape[1] < 2:
+        return text
+    rest = len(wide) - above - below
+    return f"{text}, {rest} on either side, and repeats differ by up to {spread:.2f}"
 
 
 def embeddings_told(kept: pd.DataFrame, rows: Sequence[str]) -> str:

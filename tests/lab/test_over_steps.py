@@ -49,7 +49,7 @@ def gated(home, repeat: int, ends: dict[str, float]) -> None:
     write(home, "evening-voc", "gated", repeat, [50.0] * 4, **columns)
 
 
-def test_gates_are_told_by_their_intervals(home):
+def test_gates_are_told_by_their_sides_and_their_spread(home):
     for repeat, shift in enumerate((-0.01, 0.0, 0.01)):
         ends = {"positive_1_first": 0.7, "positive_1_next": 0.5, "negative_1_first": 0.3}
         gated(home, repeat, {name: end + shift for name, end in ends.items()})
@@ -61,17 +61,28 @@ def test_gates_are_told_by_their_intervals(home):
     }
     told = over_steps.gates_told(shown).splitlines()[1]
     assert told == (
-        "- photos: after 400 steps mean gates are 0.50 to 0.70 for positive evidence, 0.30 to 0.30 "
-        "for negative evidence; the interval of 3 repeats lies above one half for 1 of 3 gates, "
-        "below it for 1, and holds it for 1."
+        "- photos, after 400 steps, in 3 repeat(s): of 2 gates for positive evidence 1 end above one "
+        "half, 0 below, 1 on either side, and repeats differ by up to 0.02, of 1 gates for negative "
+        "evidence 0 end above one half, 1 below, 0 on either side, and repeats differ by up to 0.02."
     )
     figure = over_steps.gate_figure(shown)
     assert [axis.get_title() for axis in figure.axes] == [
         "photos: positive evidence",
         "photos: negative evidence",
     ]
-    assert figure.axes[1].lines[0].get_ydata()[-1] == pytest.approx(0.3)
+    assert [line.get_ydata()[-1] for line in figure.axes[1].lines[:3]] == pytest.approx(
+        [0.29, 0.3, 0.31]
+    )
     plt.close(figure)
+
+
+def test_gates_of_one_repeat_have_no_spread(home):
+    gated(home, 0, {"positive_1_first": 0.7, "negative_1_first": 0.2})
+    told = over_steps.gates_told(over_steps.gates(curves.kept(), "gated")).splitlines()[1]
+    assert told == (
+        "- photos, after 400 steps, in 1 repeat(s): of 1 gates for positive evidence 1 end above one "
+        "half, 0 below, of 1 gates for negative evidence 0 end above one half, 1 below."
+    )
 
 
 def test_embeddings_are_told_from_the_first_step_to_the_last(home):
@@ -86,9 +97,3 @@ def test_embeddings_are_told_from_the_first_step_to_the_last(home):
         f"- {place}: *not run* yet."
         for place in ("collages, `gpp_only`", "photos, `attract_soft`", "photos, `gpp_only`")
     ]
-
-
-def test_gates_of_one_repeat_have_no_interval(home):
-    gated(home, 0, {"positive_1_first": 0.7})
-    told = over_steps.gates_told(over_steps.gates(curves.kept(), "gated"))
-    assert told.endswith("one repeat has no interval.")
