@@ -381,22 +381,6 @@ def test_without_the_energy_it_is_cross_entropy():
     assert others["force"] > 0
 
 
-def test_gradients_of_the_cross_entropies():
-    """Against finite differences, through the up-sampling; void pixels teach nothing."""
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.randint(3, (2, 6, 8), generator=generator, dtype=torch.uint8)
-    labels[:, :2] = VOID
-    coarse = torch.randn(2, 3, 3, 4, generator=generator, dtype=torch.float64, requires_grad=True)
-    pictures, valid = torch.zeros(2, 3, 6, 8, dtype=torch.uint8), torch.ones(2, 6, 8)
-    method = Reliable(energy=0.0)
-
-    def terms(coarse: Tensor) -> tuple[Tensor, ...]:
-        sums = method.losses(coarse, labels, pictures, valid)
-        return tuple(method._cross_entropy(sums, "zero").values())
-
-    assert torch.autograd.gradcheck(terms, coarse)
-
-
 def test_the_weight_grows_with_the_pairs_that_are_missing():
     """A half of the sides has 16 times fewer pairs."""
     method, labels = Reliable(energy=1.0), torch.zeros(1, 32, 32, dtype=torch.uint8)

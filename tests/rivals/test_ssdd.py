@@ -382,27 +382,6 @@ def test_gradient_of_the_loss():
     assert torch.autograd.gradcheck(lambda x: of_images(Static(), x, (k, a), kept), logits)
 
 
-def test_gradients_of_the_dynamic_losses():
-    """Against finite differences; targets are masks, which do not move with the logits."""
-    g = torch.Generator().manual_seed(0)
-    options = {"generator": g, "dtype": torch.float64}
-    torch.manual_seed(0)
-    both = nn.ModuleList(detector((2, 1), "group", classes=3, width=4) for _ in range(2)).double()
-    logits = [torch.randn(2, 3, 3, 4, **options, requires_grad=True) for _ in range(2)]
-    seen = [torch.randn(2, 3, 3, 4, **options, requires_grad=True) for _ in range(2)]
-    seed, advised = (torch.randint(3, (2, 3, 4), generator=g, dtype=torch.uint8) for _ in range(2))
-
-    def term(name: str, *given: Tensor) -> Tensor:
-        own = (list(given[:2]), list(given[2:]))
-        tags = torch.ones(2, 2, dtype=torch.bool)
-        return Dynamic().combine(Dynamic().losses(both, *own, seed, advised, tags))[name]
-
-    constant = [own.detach() for own in seen]
-    assert torch.autograd.gradcheck(lambda *x: term("segmentation", *x, *constant), logits)
-    constant = [own.detach() for own in logits]
-    assert torch.autograd.gradcheck(lambda *x: term("difference", *constant, *x), seen)
-
-
 # --- what can be foreseen -------------------------------------------------------------------------
 
 
