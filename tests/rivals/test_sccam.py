@@ -385,6 +385,21 @@ def test_parts_have_the_loss_and_the_gradient_of_the_whole(parts):
     check_parts(lambda: tiny(4, 3).double(), ScCam(subclasses=3), batch, parts)
 
 
+def test_one_class_of_two_sub_categories():
+    """k-means of the only class, and a step of both heads."""
+    tags, (features, centre) = torch.tensor([[1]] * 8), clouds(2, 8)
+    z = sub_labels(clustered(features, tags, 2), 2)
+    assert z.sum(dim=1).eq(1).all()
+    assert len(set(zip(z[:, 0].tolist(), centre.tolist(), strict=True))) == 2
+    method, network = ScCam(subclasses=2), tiny(1, 2)
+    images = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(6))
+    terms = method.combine(method.measure(network, Batch(images=images, tags=tags, labels=z)))
+    assert all(term.isfinite() for term in terms.values())
+    total = terms["classification"] + terms["sub_classification"]
+    gradients = torch.autograd.grad(total, list(network.parameters()))
+    assert all(gradient.isfinite().all() and gradient.any() for gradient in gradients)
+
+
 def test_one_sub_category_is_one_more_head_on_the_same_start():
     """The parent's term does not know the second head, which then learns the tags too."""
     method, batch = ScCam(subclasses=1), Batch(images=torch.randn(2, 3, 8, 8), tags=torch.eye(2))
