@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
 from golden_cases import (
     FORWARD,
     ON_MAPS,
@@ -38,6 +39,7 @@ from aeft_lib.rivals.cpn import (
     halved,
     lowest_of,
     regions,
+    tagged,
     visible_share,
 )
 from aeft_lib.rivals.cpn_pixels import PixelsAlone
@@ -187,6 +189,7 @@ def test_golden_steps(case, assert_near):
         "loss_cls": lambda terms: terms["classification"] + terms["l_min"],
         "loss_tcp_all": lambda terms: terms["complementary"],
         "loss_cpcr": lambda terms: terms["refinement"],
+        "loss": lambda terms: sum(terms.values()) - terms["complementarity_error"],
     }
     batch = Batch(images=case["step/img"], tags=case["step/label"], noise=torch.zeros(2, 2))
     options = {"losses": losses, "our_name": refined_name, "assert_near": assert_near}
@@ -331,6 +334,27 @@ def test_hand_worked_sum_of_the_pair():
     # norm(1) is 1 - 1e-5 over 1 + 1e-5, so everything is smaller by 2e-5.
     assert terms["tcp"].item() == pytest.approx(0.75, rel=2.1e-5)
     assert terms["tcp_refined"].item() == pytest.approx(0.75, rel=2.1e-5)
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.3, 0.5, 0.7, 0.9])
+def test_of_a_linear_cam_the_pair_covers_all_that_the_whole_does(threshold):
+    """Each half is over its own peak, which is no higher: the half without the peak is raised.
+
+    Of a 1x1 convolution the halves' maps are parts of the whole's, and w1 = w2 = 1/2.
+    """
+    generator = torch.Generator().manual_seed(2)
+    images = torch.rand(3, 3, 16, 16, generator=generator, dtype=torch.float64)
+    weight = torch.rand(K, 3, 1, 1, generator=generator, dtype=torch.float64)
+    visible = Cpn(grid=4)._visible(torch.rand(3, generator=generator), (16, 16))
+    share, tags = visible_share(visible).double(), torch.ones(3, K)
+    assert share.tolist() == [0.5, 0.5, 0.5]
+    views = zip((images, *halved(images, visible)), (torch.ones(3), share, 1 - share), strict=True)
+    c, c_1, c_2 = (tagged(F.conv2d(view, weight), tags, w) for view, w in views)
+    union = 2 * (c_1 + c_2)  # the peak of a half is its share
+    # `max_norm` has its 1e-5 twice, here over peaks of more than 1/2.
+    whole, pair = c > threshold + 1e-4, union > threshold - 1e-4
+    assert not (whole & ~pair).any()
+    assert pair.sum() > whole.sum()
 
 
 def test_only_the_whole_scene_learns_from_the_first_term_and_all_from_the_second():

@@ -386,6 +386,49 @@ def test_gradient_of_the_second_term_reaches_the_drawn_class_alone():
     assert torch.equal(reached, expected)
 
 
+@pytest.mark.parametrize("per", ["image", "batch"])
+def test_gradients_are_those_of_differences(per):
+    """In the CAM, through the mask, its maximum and the judge, in float64; nothing ties."""
+    samples = Batch(*(None if t is None else t[2:4] for t in batch(torch.float64)))
+    judge = frozen(Tiny(random_weights(1)).double())
+    generator = torch.Generator().manual_seed(6)
+    cam = torch.randn(2, K, 3, 4, generator=generator, dtype=torch.float64).requires_grad_()
+
+    def terms(given: Tensor) -> tuple[Tensor, Tensor]:
+        output = CamOutput(given, given.mean(dim=(2, 3)), None)
+        of = terms_of(OcCse(mask_max=per), lambda _: output, samples, judge)
+        return of["classification"], of["judged"]
+
+    assert torch.autograd.gradcheck(terms, cam)
+
+
+class Channels(nn.Module):
+    """A judge whose logit of class k is the mean of the image's channel k."""
+
+    def forward(self, images: Tensor) -> CamOutput:
+        return CamOutput(None, images.mean(dim=(2, 3)), None)
+
+
+@pytest.mark.parametrize(("tags", "spill"), [((1, 1, 0), -1), ((1, 0, 0), 0)])
+def test_a_map_grows_over_its_class_and_shrinks_over_another_that_is_there(tags, spill):
+    """Class 0 fills the left half; class 1, where it is there, the right one, else nothing does.
+
+    Its peak lies on the left, and its map spills over the right.
+    """
+    image = torch.zeros(1, 3, 6, 8)
+    image[:, 0, :, :4] = 1.0
+    image[:, 1, :, 4:] = float(tags[1])
+    cam = torch.full((1, 3, 6, 8), 0.5)
+    cam[:, 0, 2, 1] = 1.0
+    labels, network = torch.tensor([tags]), Given(cam)
+    samples = Batch(images=image, tags=labels, noise=torch.zeros(1, 1))
+    judged = terms_of(OcCse(), network, samples, frozen(Channels()))["judged"]
+    downhill = -gradient_of({"judged": judged}, network)["cam"][0, 0].sign()
+    downhill[2, 1] = 1.0  # the peak is part of every pixel's mask
+    assert (downhill[:, :4] == 1).all()
+    assert (downhill[:, 4:] == spill).all()
+
+
 @pytest.mark.exact
 @pytest.mark.parametrize("joined", [False, True])
 @pytest.mark.parametrize("per", ["image", "batch"])
@@ -451,6 +494,25 @@ def test_without_a_kept_class_its_probability_is_logged_as_0():
     terms = OcCse().combine(measures | {"progress": torch.tensor(0.0)})
     assert terms["p_kept"].item() == 0.0
     assert terms["p_erased"].item() == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("per", ["image", "batch"])
+def test_of_one_class_nothing_is_kept(per):
+    """The judge's target is 0 everywhere; an image without the tag is not erased."""
+    one = {n: w[:1] if n == "fc8.weight" else w for n, w in random_weights(0).items()}
+    other = {n: w[:1] if n == "fc8.weight" else w for n, w in random_weights(1).items()}
+    network, judge = Tiny(one), frozen(Tiny(other))
+    samples = batch()._replace(tags=torch.tensor([[1]] * (B - 1) + [[0]]))
+    method = OcCse(mask_max=per)
+    measures = method.measure(network, samples, oc=judge)
+    assert not measures["drawn"].any()
+    terms = method.combine(measures | {"progress": torch.tensor(1.0)})
+    expected = F.softplus(measures["left"]).mean().item()
+    assert terms["judged"].item() == pytest.approx(expected, rel=1e-6)
+    assert terms["p_kept"] == 0
+    assert all(gradient.isfinite().all() for gradient in gradient_of(terms, network).values())
+    untouched = judge(samples.images[-1:]).logits
+    torch.testing.assert_close(measures["left"][-1:], untouched, rtol=1e-5, atol=1e-6)
 
 
 def test_weight_runs_over_the_progress():

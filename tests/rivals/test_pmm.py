@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from golden_cases import TinyBackbone
 from torch import Tensor
 
 from aeft_lib.data.collages import Collages
@@ -16,6 +17,7 @@ from aeft_lib.maps.labels import VOID
 from aeft_lib.maps.seeds import Seed, read_seeds
 from aeft_lib.networks.segmenter import LargeFov, segmentation_loss
 from aeft_lib.refinement.dense_crf import DenseCRF, unary_of, with_background
+from aeft_lib.rivals import pmm
 from aeft_lib.rivals.pmm import (
     FLOOR,
     GAUSSIAN,
@@ -73,6 +75,19 @@ def test_golden_scores_of_the_two_label_crfs(case, assert_near):
     assert_near(ours, case["ppmg/f32/scores"], ON_MAPS, "scores")
 
 
+def test_golden_scores_in_half_precision(case):
+    """u is off by a few roundings, the background by the power times that, and by its own.
+
+    Both cut at the floor after the rounding: a pixel that it lifts over the floor jumps.
+    """
+    theirs = case["ppmg/f16/scores"]
+    error = (two_labels(smooth(case["cam"], half=True)[0], POWER) - theirs).abs()
+    assert error[:, 1].max() <= 4 * HALF
+    assert error[:, 0].max() <= POWER * (4 + 1) * HALF
+    single = two_labels(smooth(case["cam"])[0], POWER)
+    assert (single - theirs).abs().max() > 0.5
+
+
 @pytest.mark.parametrize("half", [False, True])
 def test_golden_label_maps(case, half):
     """Posteriors, then the masks wherever these bounds decide the label."""
@@ -117,6 +132,18 @@ def test_golden_masks_from_given_posteriors(case):
     assert changed.any()
     assert (expected[changed] == 0).all()
     assert (inside & (case["cam"] == 0)).any(dim=0)[changed].all()
+
+
+def test_golden_keys_are_the_labels_of_the_maker(case, monkeypatch):
+    """The whole maker on the given posteriors."""
+    inside = case["given/posterior_fg"]
+    crf = SimpleNamespace(infer=lambda *_, **__: torch.stack([1 - inside, inside], dim=1))
+    monkeypatch.setattr(pmm, "DenseCRF", lambda *_, **__: crf)
+    seed = Seed(case["class_ids"], case["cam"])
+    labels, numbers = REFERENCE.label(case["image"].numpy(), seed, {"middle": POWER})
+    expected = case["given/keys"][rows_of(case["given/masks"])]
+    assert torch.equal(torch.from_numpy(labels).long(), expected)
+    assert numbers["without_score"] > 0
 
 
 def test_golden_masks_tell_the_proportion_from_the_score(case):
@@ -248,6 +275,57 @@ def test_pixels_without_score_are_the_quirk():
     assert Ppmg().decide(maps, inside).tolist() == [[1, 1, 0]]
 
 
+def test_smoothing_takes_no_pixel_away():
+    """u is v or more, so the foreground gains in both scores, and a CRF of two labels follows.
+
+    CRFs are sums of non-negative weights, here to 1e-5, as their posteriors of golden scores are.
+    """
+    image = (255 * random_maps(24, 32, 3)).to(torch.uint8).numpy()
+    cam = F.interpolate(random_maps(1, 3, 4, 5).float(), size=(24, 32), mode="bilinear")[0]
+    crf = DenseCRF(image, gaussian=GAUSSIAN)
+    with_it, without = (
+        crf.infer(unary_of(two_labels(smooth(cam, factor)[0], 2.0)))[:, 1] for factor in (0.3, 0.0)
+    )
+    assert (with_it - without).min() > -1e-5
+    assert (with_it - without).mean() > 0.01
+
+
+def scene() -> tuple[np.ndarray, Tensor, np.ndarray]:
+    """A large object and a small one beside it, the CAMs of both, and the mask.
+
+    The large one's CAM spills over the small one, where it is the higher of the two.
+    """
+    mask = np.zeros((24, 32), dtype=np.uint8)
+    mask[4:20, 2:22], mask[8:16, 22:28] = 1, 2
+    image = np.array([[30, 30, 30], [220, 40, 40], [40, 60, 220]], dtype=np.uint8)[mask]
+    large, small = torch.from_numpy(mask > 0), torch.from_numpy(mask == 2)
+    return image, torch.stack([0.6 * large, 0.5 * small]), mask
+
+
+def joint(image: np.ndarray, cam: Tensor, power: float) -> Tensor:
+    """Posteriors of the harness's CRF of all classes."""
+    return DenseCRF(image, gaussian=GAUSSIAN).infer(unary_of(with_background(cam, power)))
+
+
+def test_it_finds_a_small_object_that_the_joint_crf_gives_to_a_large_one():
+    image, cam, mask = scene()
+    labels, numbers = Ppmg().label(image, Seed(torch.tensor([0, 1]), cam), {"middle": 4.0})
+    assert (labels == mask).all()
+    assert numbers["outweighed"] == (mask == 2).mean()
+    posteriors = joint(image, cam, 4.0)
+    assert (posteriors[1] - posteriors[2])[mask == 2].min() > 0.1
+
+
+def test_of_one_class_it_is_the_joint_crf_whose_background_has_the_power():
+    """A constant map is not smoothed, so both have the same scores; the same class, cut out."""
+    image, cam, mask = scene()
+    labels, _ = Ppmg().label(image, Seed(torch.tensor([0]), cam[:1]), {"middle": 4.0})
+    posteriors = joint(image, cam[:1], 4.0)
+    assert ((posteriors[1] - 0.5).abs() > CRF).all()
+    assert torch.equal(torch.from_numpy(labels).bool(), posteriors[1] > 0.5)
+    assert (labels == (mask > 0)).all()
+
+
 # --- the loss for noisy labels --------------------------------------------------------------------
 
 
@@ -337,6 +415,20 @@ def test_parts_have_the_loss_of_the_whole(kind):
     assert ours["pus_acted"].item() == 1.0
     # Each sample is summed alone either way.
     assert ours["segmentation"].item() == pytest.approx(theirs["segmentation"].item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", PUS)
+def test_one_class_beside_the_background(kind):
+    torch.manual_seed(0)
+    network = Pus(kind=kind, hidden=4).build(TinyBackbone(), 1)
+    images, labels = torch.randn(2, 3, 16, 16), torch.zeros(2, 16, 16, dtype=torch.uint8)
+    labels[:, :8], labels[:, 8:10] = 1, VOID
+    method = Pus(kind=kind, beta=1.0)  # the first loss is log 2
+    terms = method.combine(method.measure(network, Batch(images=images, labels=labels)))
+    assert terms["segmentation"].isfinite()
+    assert terms["pus_acted"] == 1
+    gradients = torch.autograd.grad(terms["segmentation"], list(network.parameters()))
+    assert all(gradient.isfinite().all() for gradient in gradients)
 
 
 @pytest.mark.parametrize("kind", PUS)

@@ -23,6 +23,7 @@ from golden_cases import (
 from torch import Tensor, nn
 
 from aeft_lib.engine.samples import Batch
+from aeft_lib.maps.evaluation import sweep
 from aeft_lib.networks.tapped import Tapped
 from aeft_lib.paper.erasing import max_norm
 from aeft_lib.parts.map_losses import foreground_maxima, lowest_mean, resized
@@ -159,6 +160,7 @@ def test_golden_steps(case, assert_near):
         "loss_cls": lambda terms: terms["classification"] + terms["l_min"],
         "loss_er": lambda terms: terms["equivariance"],
         "loss_ecr": lambda terms: terms["refinement"],
+        "loss": lambda terms: sum(terms.values()) - terms["equivariance_error"],
     }
     batch = Batch(images=case["step/img"], tags=case["step/label"])
     options = {"losses": losses, "our_name": refined_name, "assert_near": assert_near}
@@ -300,6 +302,35 @@ def test_the_refinement_loss_trains_the_refinement_alone(method):
         reached = gradients(method, term, network)
         assert not refinement_layers(reached)
         assert any(reached.values())
+
+
+def test_the_lowest_quarter_trains_the_refinement_alone():
+    reached = gradients(REFERENCE, "l_min", tiny(K))
+    assert len(refinement_layers(reached)) == 3
+    assert {name for name, size in reached.items() if size > 0} == refinement_layers(reached)
+
+
+def test_the_lowest_quarter_pulls_neither_the_background_nor_an_untagged_class():
+    r = (random_maps(2, K + 1, 4, 4).abs() + 0.1).requires_grad_()
+    tags = torch.tensor([[1, 0, 1, 0, 0], [0, 1, 0, 0, 0]])
+    (pull,) = torch.autograd.grad(lowest_of(r, tags).sum(), r)
+    assert not pull[:, 0].any()
+    assert torch.equal(pull[:, 1:].amax(dim=(2, 3)) > 0, tags.bool())
+    assert (pull != 0).sum(dim=(1, 2, 3)).tolist() == [4, 4]  # a quarter of 16, a class each
+
+
+def test_the_lowest_quarter_moves_the_best_threshold_and_not_the_best_miou():
+    """A step down on L_min; an object of 13 pixels, and one of them is darker than the rest."""
+    flat = torch.tensor([0.2, 0.3, 0.45, 0.25, *torch.linspace(0.52, 0.96, 12).tolist()])
+    mask = np.array([0, 0, 0, *[1] * 13], dtype=np.uint8).reshape(4, 4)
+    maps = flat.reshape(1, 1, 4, 4).requires_grad_()
+    lowest = lowest_of(F.pad(maps, (0, 0, 0, 0, 1, 0)), torch.ones(1, 1)).sum()
+    (pull,) = torch.autograd.grad(lowest, maps)
+    after = maps.detach() - 0.6 * pull
+    thresholds = [0.11, 0.21, 0.31, 0.41, 0.51, 0.61]
+    before, then = (sweep([m.detach()[0]], [mask], thresholds) for m in (maps, after))
+    assert then.miou.max() == before.miou.max() < 100
+    assert (before.thresholds[before.best], then.thresholds[then.best]) == (0.51, 0.31)
 
 
 def test_switched_off_it_is_classification_of_two_views():

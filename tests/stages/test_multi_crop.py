@@ -1,6 +1,7 @@
 """The reader in windows: the original's boxes and merge, limit cases, and a classifier read so."""
 
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -51,6 +52,30 @@ def test_golden_merge(case, assert_near):
     merged = merge((height, width), parts())[0]
     assert_near(merged, case["merge/cam"].clamp(min=0), ON_MAPS, "merged")
     assert case["merge/cam"].min() < 0
+
+
+SMALL = MultiCrop(scales=(0.75, 1.0, 1.5), crop=64, stride=43, short_windows=True, stretch=True)
+
+
+def test_golden_count_of_windows_over_a_pixel(case):
+    size, count = case["merge/count"].shape, torch.zeros_like(case["merge/count"])
+    for scale in SMALL.scales:
+        for box in windows(size, scale, crop=SMALL.crop, stride=SMALL.stride, short=True):
+            count[box.top : box.bottom, box.left : box.right] += 2  # plain and mirrored
+    assert torch.equal(count, case["merge/count"])
+
+
+def test_golden_reading_of_the_tagged_classes(case, assert_near):
+    """The whole reader, with a network that says the original's maps, window after window."""
+    ids, maps = case["merge/class_ids"], case["merge/maps"]
+    said = torch.full((1 + len(maps), 1, 20, *maps.shape[-2:]), 0.5)
+    said[1:, 0, ids] = maps
+    views = iter(said)
+    says = SimpleNamespace(cam=lambda *_: next(views))
+    width, height = case["merge/size_wh"].tolist()
+    image = np.zeros((height, width, 3), dtype=np.uint8)
+    ((cam, _),) = SMALL.from_images(says, Colours(), [image], [ids])
+    assert_near(cam, case["merge/cam"].clamp(min=0), ON_MAPS, "seed")
 
 
 @pytest.mark.parametrize("short", [False, True])
