@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from golden_networks import assert_stats
 from tiny_rows import TINY, made
 from torch import Tensor, nn
 
@@ -219,7 +220,7 @@ def test_golden_steps(case, assert_near):
         stub(case),
         Icd(superpixels=Superpixels(count=int(case["step/superpixel"].max()) + 1)),
     )
-    rate = float(case["step/lr"])
+    rate, arrays = float(case["step/lr"]), {k: np.asarray(v) for k, v in case.items()}
     groups = [
         {
             "params": [p],
@@ -255,10 +256,7 @@ def test_golden_steps(case, assert_near):
             change = (dict(network.named_parameters())[ours] - before[ours]).detach()
             expected = case[f"step/{step}/delta_norm/{theirs}"].item()
             assert change.norm().item() == pytest.approx(expected, rel=DELTAS), theirs
-            values = change.flatten()[case[f"step/{step}/delta/{theirs}/idx"]]
-            largest = case[f"step/{step}/delta/{theirs}/absmax"].item()
-            error = (values - case[f"step/{step}/delta/{theirs}/val"]).abs().max().item()
-            assert error <= DELTAS * largest, theirs
+            assert_stats(change, arrays, f"step/{step}/delta/{theirs}", DELTAS)
 
 
 # --- by hand --------------------------------------------------------------------------------------

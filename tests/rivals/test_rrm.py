@@ -138,6 +138,27 @@ def test_golden_cross_entropy(case, assert_near, dtype):
     assert_near(torch.autograd.grad(loss, coarse)[0], case["joint/grad_ce"], FORWARD, "gradient")
 
 
+def test_gradients_of_the_cross_entropies():
+    """Each of both means, through the up-sampling; the void pixels count in neither."""
+    g = torch.Generator().manual_seed(0)
+    coarse = torch.randn(2, 3, 2, 3, generator=g, dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([0, 1, 2, VOID], dtype=torch.uint8)
+    labels = labels[torch.randint(4, (2, 5, 6), generator=g)]
+    pictures, method = torch.zeros(2, 3, 5, 6, dtype=torch.uint8), Reliable(energy=0.0)
+
+    def terms(coarse: Tensor) -> tuple[Tensor, ...]:
+        sums = method.losses(coarse, labels, pictures, torch.ones(2, 5, 6))
+        return tuple(method._cross_entropy(sums, "zero").values())
+
+    assert torch.autograd.gradcheck(terms, coarse)
+    found = terms(coarse)
+    full = F.interpolate(coarse, size=(5, 6), mode="bilinear").log_softmax(dim=1)
+    kinds = (labels == 0, (labels == 1) | (labels == 2))
+    for loss, kind in zip(found, kinds, strict=True):
+        own = -full.gather(1, labels.masked_fill(~kind, 0).long()[:, None])[:, 0][kind]
+        torch.testing.assert_close(loss, own.mean())
+
+
 def test_golden_optimiser_from_a_trained_classifier(case):
     """The poly schedule of the harness, with weight decay in the momentum's place."""
     base, decay, longest = case["optim_from_weights/base_lr_wd_maxstep_f64"].tolist()
