@@ -202,9 +202,7 @@ def test_golden_optimiser_from_a_trained_classifier(case):
     base, _, longest = case["optim_from_weights/base_lr_wd_maxstep_f64"].tolist()
     rates = poly(base, int(longest))
     rates += rates[-1:] * (len(case["optim_from_weights/lr_f64"]) - len(rates))
-    check_optimiser(
-        case, "optim_from_weights", [[rate * m for m in MULTIPLIERS] for rate in rates]
-    )
+    check_optimiser(case, "optim_from_weights", [[rate * m for m in MULTIPLIERS] for rate in rates])
 
 
 def test_golden_optimiser_from_imagenet(case):
