@@ -12,6 +12,7 @@ from aeft_lib.refinement import affinity
 from aeft_lib.refinement.edge_net import at_quarter
 from aeft_lib.refinement.edge_walk import enlarged, walk
 from aeft_lib.refinement.path_affinity import path, path_affinity, path_matrix
+from aeft_lib.refinement.random_walk import propagate
 
 EXACT_STEPS = 2e-5  # of eight steps: tests/golden_rivals/README.md
 MANY_STEPS = {torch.float32: 1e-3, torch.float64: 1e-4}  # of 256; the original's own drift
@@ -190,6 +191,35 @@ def test_nothing_passes_an_edge():
     assert walk(on_edge, edge).flatten().tolist() == [0.0] * 5
     stays = walk(on_edge, edge, suppress=False).flatten().tolist()
     assert stays == pytest.approx([0, 0, 1, 0, 0], abs=1e-5)
+
+
+def both_walks(features: Tensor, edge: Tensor) -> tuple[Tensor, Tensor]:
+    """From a cell on the left: the walk that edges stop, and AffinityNet's on features (h, w)."""
+    cam = torch.zeros(1, *edge.shape, dtype=torch.float64)
+    cam[0, 2, 2] = 1
+    matrix = affinity.sparse_affinity(
+        affinity.pair_affinity(features[None, None], 3)[0], tuple(edge.shape), 3
+    )
+    options = {"beta": 10, "steps": 256}
+    return walk(cam, edge, radius=3, **options)[0], propagate(matrix, cam, **options)[0]
+
+
+def test_a_line_between_equal_sides_stops_this_walk_and_not_affinity_net():
+    """AffinityNet's pairs reach over the line, to cells that look alike."""
+    line = torch.zeros(8, 13, dtype=torch.float64)
+    line[:, 6] = 1
+    ours, theirs = both_walks(5 * line, line)
+    assert ours[:, :6].min() > 0
+    assert not ours[:, 6:].any()
+    assert theirs[:, 7:].sum() > 0.3 * theirs.sum()
+
+
+def test_a_slope_without_an_edge_stops_affinity_net_and_not_this_walk():
+    """Neighbours differ by 1 and have exp(-10): a third of ten of these a step, 256 times, is 4 %."""
+    slope = torch.arange(13, dtype=torch.float64).expand(8, 13)
+    ours, theirs = both_walks(slope, torch.zeros(8, 13, dtype=torch.float64))
+    assert ours[:, 7:].sum() > 0.3 * ours.sum()
+    assert theirs[:, 2].sum() > 0.9 * theirs.sum()
 
 
 def test_without_an_edge_a_constant_map_stays_and_a_point_spreads():

@@ -1,6 +1,7 @@
 """CDA: the original's selection and pastes, exactly; its corrected form; a bank, and a training."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -263,6 +264,65 @@ def test_label_maps_of_background_alone_make_an_empty_bank(tmp_path, stored):
     assert summary["instances"] == 0
     assert summary["classes_without"] == len(SCENES.open().classes)
     assert summary["instance_share"] == 0
+
+
+class Squares:
+    """Four scenes of 40 x 40 with a square of 16 x 16, of class 0 or 1; each has its own greys."""
+
+    classes, side, place = ("first", "second"), 40, slice(12, 28)
+
+    def __len__(self) -> int:
+        return 4
+
+    def tags(self, index: int) -> np.ndarray:
+        return np.arange(2) == index % 2
+
+    def image(self, index: int) -> np.ndarray:
+        image = np.full((self.side, self.side, 3), index, np.uint8)
+        image[self.place, self.place] = 200 + index
+        return image
+
+    def labels(self, index: int, rows: slice, columns: slice, exchanged: bool) -> np.ndarray:
+        labels = np.zeros((self.side, self.side), np.uint8)
+        labels[rows, columns] = 1 + (index + exchanged) % 2
+        return labels
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "exchanged"),
+    [
+        (Squares.place, Squares.place, False),
+        (slice(10, 30), slice(10, 30), False),
+        (slice(12, 24), Squares.place, False),
+        (Squares.place, Squares.place, True),
+    ],
+    ids=["true", "too large", "too small", "another class"],
+)
+def test_a_bank_of_true_masks_has_the_objects_and_others_their_errors(
+    tmp_path, rows, columns, exchanged
+):
+    """Pixel by pixel, and tag by tag: so true masks bound what predicted ones can give."""
+    scenes = Squares()
+    (tmp_path / "labels").mkdir()
+    for index in range(len(scenes)):
+        labels = scenes.labels(index, rows, columns, exchanged)
+        Image.fromarray(labels).save(tmp_path / "labels" / f"{index:05d}.png")
+    labels = store.Artefact("labels", "", tmp_path, {"summary": {}}, None)
+    spec = BankSpec(SimpleNamespace(open=lambda: scenes), 0.1, 0.7)
+    bank_instances(spec, {"labels": labels}, tmp_path)
+    compose = Pasting(angle=0).opened(scenes, {"labels": labels, COMPOSITION: labels})
+    height, width = (min(s.stop, 28) - max(s.start, 12) for s in (rows, columns))
+    beside = (rows.stop - rows.start) * (columns.stop - columns.start) - height * width
+    for index in range(len(scenes)):
+        # Of the class's two instances the one that is not of this scene, upright, in a corner.
+        image, tags = compose(index, Fixed(0, 1 - index // 2, 0, 0, 0))
+        donor = (2 - index // 2 * 2) + (index + 1 - exchanged) % 2
+        values, counts = np.unique(image[..., 0], return_counts=True)
+        pasted = {v: n for v, n in zip(values, counts, strict=True) if v % 200 != index}
+        assert pasted == {200 + donor: height * width} | ({donor: beside} if beside else {})
+        # The new tag is that of the label map, true or not.
+        assert tags.all()
+        assert (scenes.tags(donor) == scenes.tags(index)).all() == exchanged
 
 
 # --- the second training --------------------------------------------------------------------------

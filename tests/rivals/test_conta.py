@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from aeft_lib.engine.samples import Batch
+from aeft_lib.engine.step import PLAIN, Objective, Stepper
 from aeft_lib.networks.segmenter import LargeFov
 from aeft_lib.paper.classifier import Classification
 from aeft_lib.parts.context_map import PROJECTIONS, QUERIES
@@ -181,6 +182,30 @@ def test_every_switch_trains_what_it_says(place, query, projection):
     projections = {"context.query.weight", "context.key.weight"}
     assert reached & projections == (projections if projection == "learned" else set())
     assert {"joined.weight", "head.fc8.weight", "backbone.a.weight"} <= reached
+
+
+@pytest.mark.parametrize("query", QUERIES)
+@pytest.mark.parametrize("projection", PROJECTIONS)
+def test_of_one_class_the_map_is_its_context_whatever_the_image(query, projection):
+    """Softmax over one context is 1: a step trains all but the projections."""
+    method = Conta(side=SIDE, mask_query=query, projection=projection)
+    torch.manual_seed(0)
+    network = moved(method.build(TinyBackbone(), 1))
+    confounders = torch.rand(1, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    network.context.confounders.copy_(confounders)
+    samples = batch()
+    samples = samples._replace(tags=samples.tags[:, :1], labels=samples.labels.clamp(max=1))
+    context, alpha = network.context(samples.labels)
+    assert torch.equal(alpha, torch.ones(B, 1))
+    assert torch.equal(context[:, 0], confounders.expand(B, -1, -1))
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    optimiser = torch.optim.SGD(network.parameters(), lr=0.1)
+    stepper = Stepper(network, optimiser, Objective(method.measure, method.combine), PLAIN)
+    terms = stepper.step(samples)
+    assert all(term.isfinite() for term in terms.values())
+    assert terms["context_spread"] == 0 < terms["context_share"]
+    changed = {name for name, p in network.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == {name for name in before if not name.startswith("context.")}
 
 
 def test_mirrored_scenes_have_mirrored_maps_where_contexts_are_even():

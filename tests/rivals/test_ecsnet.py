@@ -16,6 +16,7 @@ from golden_networks import assert_stats
 from torch import Tensor
 
 from aeft_lib.engine.samples import Batch
+from aeft_lib.engine.step import PLAIN, Objective, Stepper
 from aeft_lib.maps.labels import VOID
 from aeft_lib.networks.tapped import Tapped
 from aeft_lib.paper import losses
@@ -24,6 +25,7 @@ from aeft_lib.parts.pixel_correlation import PixelCorrelation
 from aeft_lib.parts.refined import RefinedClassifier
 from aeft_lib.rivals.ecsnet import (
     DILATIONS,
+    OVERLAYS,
     EcsNet,
     Overlaid,
     erased,
@@ -260,6 +262,28 @@ def test_labels_count_from_a_third_of_the_training_on():
     assert early["labelled"] == late["labelled"] > 0, "what is not trained is logged all the same"
     assert terms_of(EcsNet(weight=0.0), network)["labels"] == 0
     assert "erased" not in terms_of(EcsNet(erased_classification=False), network)
+
+
+@pytest.mark.parametrize("tagged", [(1, 1, 1, 1), (1, 0, 1, 0), (0, 0, 0, 0)])
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_one_class_is_enough(tagged, overlay):
+    """It is told from the background; without a tag nothing is labelled, and nothing fails."""
+    torch.manual_seed(0)
+    method = EcsNet(overlay=overlay)
+    network = method.build(Tapped(TinyBackbone((16, 16, 16))), 1)
+    samples = batch()._replace(tags=torch.tensor(tagged).bool()[:, None])
+    optimiser = torch.optim.SGD(network.parameters(), lr=0.1)
+    stepper = Stepper(network, optimiser, Objective(method.measure, method.combine), PLAIN)
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    terms = stepper.step(samples, progress=0.5)
+    assert all(term.isfinite() for term in terms.values())
+    assert (terms["labels"] > 0) == (terms["labelled"] > 0) == any(tagged)
+    moved = {name for name, p in network.named_parameters() if not torch.equal(p, before[name])}
+    assert any("refinement" in name for name in moved) == any(tagged)
+    assert {"head.fc8.weight", "head.fc9.weight"} <= moved
+    cam = method.cam(network, samples)
+    assert cam.shape[:2] == (B, 1)
+    assert cam.flatten(1).any(dim=1).tolist() == [bool(tag) for tag in tagged]
 
 
 @pytest.mark.parametrize("parts", [2, 3])

@@ -264,6 +264,43 @@ def test_with_the_sigmoid_a_certain_tag_asks_for_less():
     assert moves["bce"] < 1e-6 * moves["logits"]
 
 
+def recalls(**options) -> list[float]:
+    """Of a planted object, after 1 to 10 states, at 0.3 of the peak; nothing beside it fires.
+
+    Rows of 8 x 8 cells are its peak, of which the tag is certain already (40), two rows that fire
+    less (8 and 2), and background of faint features; each kind has a channel of its own.
+    """
+    kinds = torch.tensor([0, 1, 2, 3, 3, 3, 3, 3])
+    values = torch.tensor([2**0.5, 1, 1, 0.1], dtype=torch.float64)
+    x = (F.one_hot(kinds) * values).T[:, :, None].expand(-1, -1, 8)
+    reader, found = Rib(covers=1.0, decay=0.0, **options), []
+    none = (None, torch.zeros(0, 1))
+    for states in range(1, STEPS + 1):
+        head = nn.Conv2d(4, 1, 1, bias=False).double()
+        head.weight.data = (torch.tensor([40.0, 8, 2, 0]) / values).reshape(1, 4, 1, 1)
+        part, pair = Adaptable(lambda x: x, head, [], [head.weight]), torch.stack([x, x])
+        weights = Weights(reader, part, {1.0: pair}, torch.ones(1), lambda step: none, 2.0)
+        maps = accumulate(weights, states).sums[1.0][0]
+        fires = maps > 0.3 * maps.max()
+        assert not fires[kinds == 3].any()
+        found.append(fires[kinds < 3].double().mean().item())
+    return found
+
+
+def test_recall_rises_with_the_states_more_than_by_the_mean_and_not_with_a_sigmoid():
+    """The claims on a planted case: GNDP finds all of the object, GAP a part more, BCE nothing."""
+    claimed, mean, sigmoid = (
+        recalls(**options)
+        for options in ({}, {"pooling": "gap"}, {"pooling": "gap", "loss": "bce"})
+    )
+    for rising in (claimed, mean):
+        assert rising == sorted(rising)
+    assert (claimed[0], claimed[-1]) == pytest.approx((1 / 3, 1))
+    assert (mean[0], mean[-1]) == pytest.approx((1 / 3, 2 / 3))
+    assert sigmoid == pytest.approx([1 / 3] * STEPS)
+    assert all(own >= other for own, other in zip(claimed, mean, strict=True))
+
+
 # --- whole images ---------------------------------------------------------------------------------
 
 SPEC = EachSpec(SMOKE.val, Rib(rate=1e-3).fitted((1.0,), brief=True), "", SMOKE.train)

@@ -139,33 +139,80 @@ def test_golden_cross_entropy(case, assert_near, dtype):
     assert_near(torch.autograd.grad(loss, coarse)[0], case["joint/grad_ce"], FORWARD, "gradient")
 
 
-def test_golden_optimiser_from_a_trained_classifier(case):
-    """The poly schedule of the harness, with weight decay in the momentum's place."""
-    base, decay, longest = case["optim_from_weights/base_lr_wd_maxstep_f64"].tolist()
-    rates, after = (case[f"optim_from_weights/{n}_f64"] for n in ("lr", "param"))
-    steps = int(longest)
+def test_gradients_of_the_cross_entropies():
+    """Each of both means, through the up-sampling; the void pixels count in neither."""
+    g = torch.Generator().manual_seed(0)
+    coarse = torch.randn(2, 3, 2, 3, generator=g, dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([0, 1, 2, VOID], dtype=torch.uint8)
+    labels = labels[torch.randint(4, (2, 5, 6), generator=g)]
+    pictures, method = torch.zeros(2, 3, 5, 6, dtype=torch.uint8), Reliable(energy=0.0)
+
+    def terms(coarse: Tensor) -> tuple[Tensor, ...]:
+        sums = method.losses(coarse, labels, pictures, torch.ones(2, 5, 6))
+        return tuple(method._cross_entropy(sums, "zero").values())
+
+    assert torch.autograd.gradcheck(terms, coarse)
+    found = terms(coarse)
+    full = F.interpolate(coarse, size=(5, 6), mode="bilinear").log_softmax(dim=1)
+    kinds = (labels == 0, (labels == 1) | (labels == 2))
+    for loss, kind in zip(found, kinds, strict=True):
+        own = -full.gather(1, labels.masked_fill(~kind, 0).long()[:, None])[:, 0][kind]
+        torch.testing.assert_close(loss, own.mean())
+
+
+MULTIPLIERS = (1, 2, 10, 20)  # of the groups: weights, biases, and both of new layers
+
+
+def check_optimiser(case: dict[str, Tensor], name: str, rates: list[list[float]]) -> None:
+    """Four scalars, each to its own goal, with our rates (N, 4) and momentum: the original's."""
+    base, decay, _ = case[f"{name}/base_lr_wd_maxstep_f64"].tolist()
     schedule = Schedule(
         1, 1, lr=base, head_lr=base, weight_decay=decay, warmup_steps=0, optimiser="sgd"
     )
-    schedule = Reliable(momentum="released").scheduled(schedule)
-    assert case["optim_from_weights/momentum_f64"].tolist() == [schedule.momentum] * 4
+    momentum = Reliable(momentum="released").scheduled(schedule).momentum
+    assert case[f"{name}/momentum_f64"].tolist() == [momentum] * 4
+    ours = torch.tensor(rates, dtype=torch.float64)
+    torch.testing.assert_close(ours, case[f"{name}/lr_f64"], rtol=1e-10, atol=0)
     weights = [torch.ones((), dtype=torch.float64, requires_grad=True) for _ in range(4)]
     groups = [
-        {"params": [w], "lr": base * m, "weight_decay": d}
-        for w, m, d in zip(weights, (1, 2, 10, 20), (decay, 0, decay, 0), strict=True)
+        {"params": [w], "lr": base, "weight_decay": d}
+        for w, d in zip(weights, (decay, 0, decay, 0), strict=True)
     ]
-    optimiser = torch.optim.SGD(groups, momentum=schedule.momentum)
-    for step in range(len(rates)):
-        factor = schedule.factor(step, steps) if step < steps else None
-        for group, m in zip(optimiser.param_groups, (1, 2, 10, 20), strict=True):
-            group["lr"] = base * m * factor if factor is not None else group["lr"]
+    optimiser, after = torch.optim.SGD(groups, momentum=momentum), []
+    for own in rates:
+        for group, rate in zip(optimiser.param_groups, own, strict=True):
+            group["lr"] = rate
         optimiser.zero_grad()
         sum((w - 0.2 * i) ** 2 / 2 for i, w in enumerate(weights, start=1)).backward()
         optimiser.step()
-        ours = torch.tensor([group["lr"] for group in optimiser.param_groups], dtype=torch.float64)
-        torch.testing.assert_close(ours, rates[step], rtol=1e-10, atol=0)
-        now = torch.stack([w.detach() for w in weights])
-        torch.testing.assert_close(now, after[step], rtol=1e-10, atol=1e-10)
+        after.append(torch.stack([w.detach() for w in weights]))
+    torch.testing.assert_close(torch.stack(after), case[f"{name}/param_f64"], rtol=1e-10, atol=0)
+
+
+def poly(base: float, steps: int) -> list[float]:
+    """The rates of a training of the harness."""
+    schedule = Schedule(1, 1, lr=base, head_lr=base, weight_decay=0.0, warmup_steps=0)
+    return [base * schedule.factor(step, steps) for step in range(steps)]
+
+
+def test_golden_optimiser_from_a_trained_classifier(case):
+    """The poly schedule of the harness, with weight decay in the momentum's place.
+
+    Beyond its length the original keeps its last rate.
+    """
+    base, _, longest = case["optim_from_weights/base_lr_wd_maxstep_f64"].tolist()
+    rates = poly(base, int(longest))
+    rates += rates[-1:] * (len(case["optim_from_weights/lr_f64"]) - len(rates))
+    check_optimiser(case, "optim_from_weights", [[rate * m for m in MULTIPLIERS] for rate in rates])
+
+
+def test_golden_optimiser_from_imagenet(case):
+    """Two trainings in a row: of the classifier, then of all losses at one rate for all layers."""
+    base, _, longest = case["optim_from_init/base_lr_wd_maxstep_f64"].tolist()
+    first, second = poly(base, int(longest) // 2), poly(7e-4, int(longest) // 2)
+    second += second[-1:] * (len(case["optim_from_init/lr_f64"]) - int(longest))
+    rates = [[rate * m for m in MULTIPLIERS] for rate in first]
+    check_optimiser(case, "optim_from_init", rates + [[rate] * 4 for rate in second])
 
 
 # --- reliable labels ------------------------------------------------------------------------------

@@ -165,6 +165,15 @@ def test_golden_detector(case, assert_near):
         assert norms[name] == pytest.approx(norm, rel=NORMS), name
 
 
+def test_golden_shapes_of_the_detector(case):
+    """Of every parameter, trained or not; the original's say so as text."""
+    channels = (case["net/seg_features"].shape[1], case["net/low_features"].shape[1])
+    own = detector(channels, classes=classes(case))
+    ours = {name: str(tuple(p.shape)) for name, p in own.named_parameters()}
+    names = [our_name(name.split(".", 1)[1]) for name in case["net/grad_names"].tolist()]
+    assert ours == dict(zip(names, case["net/param_shapes"].tolist(), strict=True))
+
+
 def test_golden_fixed_norms_divide_by_the_root_of_1_001():
     norm, x = (
         FixedNorm(3).train(),
@@ -189,10 +198,7 @@ def test_golden_crf_on_the_classes_of_the_tags(case):
     for own, y, picture, dense in zip(logits, tags, pictures, full, strict=True):
         classes = y.nonzero()[:, 0]
         dense[classes] = posterior(picture, own[classes].softmax(dim=0), iterations=3)
-    theirs = {k: np.asarray(v) for k, v in case.items()}
-    values = full.flatten()[case["readout/crf/idx"]]
-    assert (values - case["readout/crf/val"]).abs().max() <= CRF
-    assert list(full.shape) == theirs["readout/crf/shape"].tolist()
+    assert_stats(full, {k: np.asarray(v) for k, v in case.items()}, "readout/crf", CRF)
     masks = crf_masks(logits, tags[:, 1:], pictures, 3)
     assert (masks == case["readout/crf_mask"]).float().mean() >= 0.999
 
@@ -380,6 +386,31 @@ def test_gradient_of_the_loss():
     logits = torch.randn(2, 1, 3, 4, generator=g, dtype=torch.float64, requires_grad=True)
     kept = torch.tensor([True, True])
     assert torch.autograd.gradcheck(lambda x: of_images(Static(), x, (k, a), kept), logits)
+
+
+def test_gradient_of_the_dynamic_losses():
+    """In both heads' logits and both detectors' features; masks and merges are constants."""
+    g = torch.Generator().manual_seed(0)
+    options, tags = {"generator": g, "dtype": torch.float64}, torch.tensor([[1, 1], [1, 0]])
+    logits = [torch.randn(2, 3, 2, 3, **options) for _ in range(2)]
+    seen = [torch.randn(2, 2, 2, 3, **options) for _ in range(2)]
+    seed, advised = (torch.randint(3, (2, 2, 3), generator=g, dtype=torch.uint8) for _ in range(2))
+    seed[:, 0, 0] = VOID
+    torch.manual_seed(0)
+    both = nn.ModuleList(detector((2, 0), "group", 3, width=4) for _ in range(2)).double()
+    method = Dynamic()
+
+    def terms(*given: Tensor) -> tuple[Tensor, ...]:
+        measures = method.losses(both, given[:2], given[2:], seed, advised, tags)
+        assert measures["kept"].any()
+        combined = method.combine(measures)
+        return combined["segmentation"], combined["difference"]
+
+    given = [x.requires_grad_() for x in (*logits, *seen)]
+    found = [torch.autograd.grad(t, given, allow_unused=True) for t in terms(*given)]
+    reached = [[slope is not None and bool(slope.any()) for slope in of] for of in found]
+    assert reached == [[True, True, False, False], [False, False, True, True]]
+    assert torch.autograd.gradcheck(terms, given)
 
 
 # --- what can be foreseen -------------------------------------------------------------------------
