@@ -119,11 +119,10 @@ def unsaturated(rows: pd.DataFrame, names: Sequence[str]) -> dict[str, float]:
 
     rows: of `kept`, of one kind of pictures.  Means over repeats, see `saturation`.
     """
-    gains = {}
-    for name in names:
-        of_repeats = rows[rows["row"] == name].groupby("repeat")
-        gains[name] = sum(saturation.gain(steps) for _, steps in of_repeats) / len(of_repeats)
-    return {name: gain for name, gain in gains.items() if gain >= saturation.MARGIN}
+    own = rows[rows["row"].isin(names)].groupby(["row", "repeat"])
+    gains = pd.Series({key: saturation.gain(steps) for key, steps in own}, dtype=float)
+    means = {name: gains[name].mean() for name in names if name in gains.index.get_level_values(0)}
+    return {name: gain for name, gain in means.items() if gain >= saturation.MARGIN}
 
 
 def _learning(rows: pd.DataFrame, *names: str) -> str:
