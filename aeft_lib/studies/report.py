@@ -103,7 +103,7 @@ def carry_over(report: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 def _richer(line: Line, earlier: Mapping[str, Any]) -> Line:
     """The line of more repeats, of equals the new; what is not from the store is always the new's.
 
-    That is its text, what it needs, and all of photos and paper scale.
+    That is its text, what it needs and costs, and all of photos, long trainings and paper scale.
     """
     if line["n"] >= earlier["n"]:
         return line
