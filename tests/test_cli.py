@@ -450,9 +450,9 @@ def test_report_of_an_empty_store_never_replaces_the_committed_one(
     capsys, nothing_is_built, tmp_path, monkeypatch
 ):
     table = pd.DataFrame({"row": ["gap", "gated"] * 3, "repeat": [0, 0, 1, 1, 2, 2], "miou": 40.0})
+    monkeypatch.setattr(paths, "FIGURES", tmp_path / "figures")  # the ledger's place too
     committed = report.build({"pyramid_ablation": table}, "laptop", short=True)
     report_page.write(committed, tmp_path / "figures")
-    monkeypatch.setattr(paths, "FIGURES", tmp_path / "figures")
     shown = []
     monkeypatch.setattr(readme, "update", shown.append)
     monkeypatch.setattr(league, "costs_of", lambda *_: {})
