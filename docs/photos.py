@@ -62,7 +62,9 @@ def long() -> str:
         return told_end
     labels = {name: catalogue.row(name).label for name in end["row"].unique()}
     table = end.drop(columns="pictures").assign(label=end["row"].map(labels))
-    return f"{tables.as_text(run.summarise(table), ['n', *METRICS, 'tag_map'])}\n\n{told_end}"
+    shown = tables.as_text(run.summarise(table), ["n", *METRICS, "tag_map"])
+    decided = told.compared(table, [("gated", "gap")], METRICS)
+    return f"{shown}\n\n{told_end}\n{decided}"
 
 
 def sizes() -> str:

@@ -140,6 +140,5 @@ def embeddings_told(kept: pd.DataFrame, rows: Sequence[str]) -> str:
 
 def _line(axis: Axes, part: pd.DataFrame, colour: str, **style: str | None) -> None:
     """A mean along the steps, its interval shaded."""
-    steps: Sequence[float] = part["step"]
-    axis.plot(steps, part["mean"], marker="o", color=colour, markersize=2.5, **style)
-    axis.fill_between(steps, part["low"], part["high"], color=colour, alpha=0.15)
+    axis.plot(part["step"], part["mean"], marker="o", color=colour, markersize=2.5, **style)
+    axis.fill_between(part["step"], part["low"], part["high"], color=colour, alpha=0.15)

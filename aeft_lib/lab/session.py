@@ -303,7 +303,7 @@ class Session:
         were committed, if they are to be carried over.
         """
         tables = tables or {}
-        stored = {name: self.stored_table(name) for name in catalogue.STUDIES if name not in tables}
+        stored = {name: self.stored_table(name) for name in self._studies() if name not in tables}
         for study in catalogue.STUDIES.values():
             if study.apart and study.name in stored:
                 known = (stored[study.name], study, self.profile, study.rows)
@@ -315,8 +315,18 @@ class Session:
         is_committed = self.figures_folder == paths.FIGURES
         return report.carry_over(built, paths.FIGURES) if is_committed and carry_over else built
 
+    def _studies(self) -> list[str]:
+        """Those that the profile can compute; one with curves has studies of its own."""
+        of_curves = bool(self.profile.curve)
+        return [n for n, s in catalogue.STUDIES.items() if (s.needs == "curves") == of_curves]
+
     def _costs(self) -> dict[str, float]:
-        """Of the rows that the report names of other methods, see `league.costs_of`."""
+        """Of the rows that the report names of other methods, see `league.costs_of`.
+
+        None on a profile with curves, where other methods have no rows.
+        """
+        if self.profile.curve:
+            return {}
         numbers, rows = published()["numbers"].items(), catalogue.rows_by_name()
         named = [n["row"] for name, n in numbers if name.startswith("rival.") and "row" in n]
         return league.costs_of(self.profile, [rows[name] for name in named], rows["gap"])

@@ -150,10 +150,11 @@ def costs_of(profile: Profile, rows: Iterable[Row], gap: Row) -> dict[str, float
 
     Operations of all trainings count, those of judges and earlier rounds too, and of readers that
     optimise for every image, on the scenes that the row reads.  One pass over them counts nothing.
+    Empty where the profile trains nothing: its scenes do not fill a batch.
     Raises ValueError where the profile's data is missing.
     """
     base = _work(profile, gap)
-    return {row.name: _work(profile, row) / base for row in rows}
+    return {row.name: _work(profile, row) / base for row in rows} if base else {}
 
 
 def _work(profile: Profile, row: Row) -> float:

@@ -15,7 +15,7 @@ from aeft_lib import paths
 from aeft_lib.lab import ch04_triplet
 from aeft_lib.lab.session import Session
 from aeft_lib.studies import catalogue, pipeline, report, run
-from aeft_lib.studies.profiles import LAPTOP, SMOKE
+from aeft_lib.studies.profiles import EVENING, LAPTOP, SMOKE
 
 pytestmark = pytest.mark.usefixtures("stored")
 
@@ -242,6 +242,12 @@ def test_long_studies_are_computed_with_enough_repeats_or_without_a_committed_ta
     assert Session(LONG, 3).table("quirks") == "quirks [0, 1]"  # its own bound
     assert Session(LONG, 2).table("gap_vs_gpp") == "gap_vs_gpp [0, 1]"
     assert capsys.readouterr().out == ""
+
+
+def test_a_profile_with_curves_is_reported_by_the_studies_that_have_them():
+    claims = Session(EVENING, 1).report(costs=True)["claims"]
+    assert {line["cost"] for line in claims} == {None}
+    assert {line["verdict"] for line in claims} == {"not run"}
 
 
 def test_a_report_that_may_replace_the_committed_one_keeps_lines_this_store_cannot_make(

@@ -19,7 +19,7 @@ from aeft_lib.stages import store
 from aeft_lib.stages.psa import Psa, _half_distance
 from aeft_lib.stages.reading import MultiScale
 from aeft_lib.stages.relu_first import ReluFirst
-from aeft_lib.studies import catalogue, pipeline, plan
+from aeft_lib.studies import catalogue, pipeline, plan, run
 from aeft_lib.studies.profiles import SMOKE, VOC
 
 ON_MAPS = 1e-5  # tests/golden_rivals/README.md
@@ -223,3 +223,4 @@ def test_rows_run_and_share_their_classifier_with_gap(stored):
     assert {name: powers[name] for name in expected} == pytest.approx(expected)
     for row in (walked, crf):
         assert 0 < row["evaluation"].summary["miou_maskless"] < 100
+    assert run.numbers(walked)["known"] == walked["affinity"].summary["known"] > 0

@@ -378,6 +378,12 @@ def test_costs_are_trainings_of_gap(monkeypatch):
     assert costs["advcam"] > 1  # its reading is optimisation
 
 
+def test_scenes_that_fill_no_batch_have_no_costs(monkeypatch):
+    # As of a folder of few photos, whose number a profile does not know.
+    monkeypatch.setattr(work, "forward", lambda *_: work.Forward(0, 1, 1, 1, 1))
+    assert league.costs_of(LAPTOP, [ROWS["seam"]], ROWS["gap"]) == {}
+
+
 # --- combinations ---------------------------------------------------------------------------------
 
 
