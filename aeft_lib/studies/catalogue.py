@@ -220,7 +220,6 @@ STUDIES = {
                 _refined("aeft_walk", "+ walk", Psa(walk=True)),
                 AEFT_PSEUDO,
             ),
-            first=("aeft_pseudo",),
         ),
         Study(
             "segmentation",
@@ -250,7 +249,6 @@ STUDIES = {
                     published=None,
                 ),
             ),
-            first=("segment_truth", "segment_aeft", "segment_seed"),
         ),
         Study(
             "rivals",

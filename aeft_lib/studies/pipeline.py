@@ -69,12 +69,24 @@ def artefacts(
 
 def laid_out(profile: Profile, row: Row, repeat: int) -> Artefacts:
     """As `artefacts`, by stage and key alone: nothing is read, computed, or has a folder."""
+    return artefacts(profile, row, repeat, _named)
 
-    def named(stage: Stage, spec: Any, inputs: Inputs | None = None) -> Artefact:
-        key, empty = key_for(stage, spec, inputs), {"summary": {}, "spec": {}}
-        return Artefact(stage.__name__, key, Path(stage.__name__, key), empty, spec)
 
-    return artefacts(profile, row, repeat, named)
+def parts(profile: Profile, row: Row, repeat: int) -> list[Artefact]:
+    """Everything that a row is made of, each once, in the order of its stages; as `laid_out`."""
+    made: Artefacts = {}
+
+    def noted(*asked: Any) -> Artefact:
+        part = _named(*asked)
+        return made.setdefault(part.key, part)
+
+    artefacts(profile, row, repeat, noted)
+    return list(made.values())
+
+
+def _named(stage: Stage, spec: Any, inputs: Inputs | None = None) -> Artefact:
+    key, empty = key_for(stage, spec, inputs), {"summary": {}, "spec": {}}
+    return Artefact(stage.__name__, key, Path(stage.__name__, key), empty, spec)
 
 
 def products(

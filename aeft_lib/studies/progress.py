@@ -7,18 +7,16 @@ processes of the same store take are seen as well.
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from tqdm.auto import tqdm
 
 from aeft_lib import paths
-from aeft_lib.stages.artefact import Artefact, Inputs, Stage
+from aeft_lib.stages.artefact import Artefact
 from aeft_lib.stages.fitting import STEPS
-from aeft_lib.stages.store import key_for
 
 QUIET = "AEFT_QUIET"
 EVERY = 1.0  # seconds between two looks at the store
@@ -41,35 +39,21 @@ class Trainings:
 
     counted: dict[Path, int] = field(default_factory=dict)
 
-    def obtain(self, stage: Stage, spec: Any, inputs: Inputs | None = None) -> Artefact:
-        """As `store.obtain`, by stage and key alone: nothing is read; a training is counted."""
-        key = key_for(stage, spec, inputs)
-        folder = paths.runs() / stage.__name__ / key
-        schedule, scenes = getattr(spec, "schedule", None), getattr(spec, "scenes", None)
-        if schedule is not None and scenes is not None and folder not in self.counted:
-            self.counted[folder] = schedule.epochs * schedule.epoch_steps(len(scenes.open()))
-        return Artefact(stage.__name__, key, folder, {"summary": {}, "spec": {}}, spec)
-
-    def missing(self) -> "Trainings":
-        """Those that are not in the store."""
-        return Trainings({f: steps for f, steps in self.counted.items() if not f.is_dir()})
-
     def steps(self) -> tuple[int, int]:
         """Steps that are taken and steps in all, of all trainings together."""
         pairs = [_taken(folder, steps) for folder, steps in self.counted.items()]
         return sum(done for done, _ in pairs), sum(steps for _, steps in pairs)
 
 
-def missing(artefacts: Callable[..., Any], profile: Any, jobs: Sequence[Any]) -> Trainings:
-    """What the bar of these jobs counts: the trainings that are not in the store.
-
-    artefacts: of `pipeline`.  jobs: rows and repeats.  None of them where the bar is silent.
-    """
-    counted = Trainings()
-    for row, repeat in [] if quiet() else jobs:
-        with suppress(Exception):  # what is wrong with a row is reported by its own job
-            artefacts(profile, row, repeat, counted.obtain)
-    return counted.missing()
+def missing(parts: Iterable[Artefact]) -> Trainings:
+    """What a bar counts: the trainings among what rows are made of that are not in the store."""
+    counted = {}
+    for part in parts:
+        schedule, scenes = (getattr(part.spec, name, None) for name in ("schedule", "scenes"))
+        folder = paths.runs() / part.folder
+        if schedule and scenes and folder not in counted and not folder.is_dir():
+            counted[folder] = schedule.epochs * schedule.epoch_steps(len(scenes.open()))
+    return Trainings(counted)
 
 
 def _taken(folder: Path, counted: int) -> tuple[int, int]:

@@ -157,7 +157,6 @@ class Study:
         precision and recall can be compared without a threshold that follows the row.
     long: too many rows for a first reproduction on two cores (see `Profile.long_from`).
     most_repeats: how many a reproduction gives it, whatever it was asked for; 0 is no bound.
-    first: rows that begin first, because they share nothing and need not wait for others' parts.
     needs: "collages" (whose knobs its rows turn), "photos", or "curves" over the steps
         (`Profile.curve`); on a profile without them the committed table is shown.
     committed: the study whose committed table has its rows; "" is its own.
@@ -171,7 +170,6 @@ class Study:
     common: str | None = None
     long: bool = False
     most_repeats: int = 0
-    first: tuple[str, ...] = ()
     needs: str = ""
     committed: str = ""
     apart: bool = False

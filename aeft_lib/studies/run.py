@@ -6,9 +6,11 @@ run at once.
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from aeft_lib.engine.device import device
 from aeft_lib.maps.evaluation import mean_average_precision
 from aeft_lib.maps.labels import VOID
 from aeft_lib.stages import store
+from aeft_lib.stages.artefact import Artefact
 from aeft_lib.stages.reading import load_logits
 from aeft_lib.studies import labels, ledger, preflight, progress, saturation
 from aeft_lib.studies.pipeline import (
@@ -31,6 +34,7 @@ from aeft_lib.studies.pipeline import (
     laid_out,
     masks_to_learn,
     masks_to_score,
+    parts,
     products,
 )
 from aeft_lib.studies.rows import Row, Study
@@ -83,7 +87,7 @@ def run_study(
     """
     jobs = [(row, repeat) for repeat in check_repeats(repeats) for row in (rows or study.rows)]
     values = {job: stored(profile, *job) for job in jobs}
-    if missing := [job for job in _in_order(study, jobs) if values[job] is None]:
+    if missing := [job for job in jobs if values[job] is None]:
         title = f"{study.name} on {profile.name}"
         values |= _compute(title, profile, missing, workers or default_workers())
     lines = [
@@ -105,16 +109,10 @@ def prepare(
     """
     jobs: list[Job] = []
     for study, repeats in chosen:
-        all_jobs = [(row, repeat) for repeat in check_repeats(repeats) for row in study.rows]
-        jobs += _in_order(study, all_jobs)
+        jobs += [(row, repeat) for repeat in check_repeats(repeats) for row in study.rows]
     if missing := [job for job in dict.fromkeys(jobs) if stored(profile, *job) is None]:
         title = f"{len(chosen)} studies on {profile.name}"
         _compute(title, profile, missing, workers or default_workers())
-
-
-def _in_order(study: Study, jobs: Sequence[Job]) -> list[Job]:
-    """Jobs as they should begin: the study's first rows, then the others as they stand."""
-    return sorted(jobs, key=lambda job: job[0].name not in study.first)
 
 
 def at_common_threshold(study: Study, profile: Profile, table: pd.DataFrame) -> pd.DataFrame:
@@ -324,8 +322,10 @@ def _compute(
     context = multiprocessing.get_context("spawn")
     options = {"mp_context": context, "initializer": _start_worker, "initargs": (share,)}
     others = multiprocessing.active_children()
+    made_of = {job: _parts(profile, *job) for job in jobs}
+    trainings = progress.missing(chain.from_iterable(made_of.values()))
     with (
-        progress.bar(progress.missing(artefacts, profile, jobs), len(jobs), title) as bar,
+        progress.bar(trainings, len(jobs), title) as bar,
         ProcessPoolExecutor(max_workers=workers, **options) as pool,
     ):
         try:
@@ -334,7 +334,7 @@ def _compute(
                     future.result()
             bar.begin()
             look = None if progress.quiet() else bar.show
-            for job, future in _in_turn(pool, profile, jobs, workers, look):
+            for job, future in _in_turn(pool, profile, made_of, workers, look):
                 values[job] = future.result()
                 bar.row()
         except BrokenProcessPool as error:
@@ -359,25 +359,49 @@ def _start_worker(processes: int) -> None:
 def _in_turn(
     pool: ProcessPoolExecutor,
     profile: Profile,
-    jobs: list[Job],
+    made_of: Mapping[Job, Sequence[Artefact]],
     workers: int,
     look: Callable[[], None] | None = None,
 ) -> Iterator[tuple[Job, Future]]:
     """Finished jobs as they come; a job is handed over only when a worker is free for it.
 
-    look: called now and then while they are waited for.
+    made_of: the parts of every job.  look: called now and then while they are waited for.
     """
     every = progress.EVERY if look else None
     waiting: dict[Future, Job] = {}
-    left = list(jobs)
+    left = list(made_of)
     while left or waiting:
         while left and len(waiting) < workers:
-            job = left.pop(0)
+            job = _next(left, waiting.values(), made_of)
+            left.remove(job)
             waiting[pool.submit(_job, profile, *job)] = job
         for future in wait(waiting, timeout=every, return_when=FIRST_COMPLETED).done:
             yield waiting.pop(future), future
         if look:
             look()
+
+
+def _next(
+    left: Sequence[Job], running: Iterable[Job], made_of: Mapping[Job, Sequence[Artefact]]
+) -> Job:
+    """The first job that needs nothing that a running one has yet to make; else the first of all.
+
+    Rows share classifiers, label maps and networks.  The store builds each once and lets the second
+    wait, so a worker that took just any job might do nothing for minutes.
+    """
+    ahead = {part.folder for job in running for part in made_of[job] if not _is_made(part)}
+    return next((j for j in left if ahead.isdisjoint(part.folder for part in made_of[j])), left[0])
+
+
+def _is_made(part: Artefact) -> bool:
+    return (paths.runs() / part.folder).is_dir()
+
+
+def _parts(profile: Profile, row: Row, repeat: int) -> list[Artefact]:
+    """`pipeline.parts`; none for a row that is wrong, which its own job reports."""
+    with suppress(Exception):
+        return parts(profile, row, repeat)
+    return []
 
 
 def _job(profile: Profile, row: Row, repeat: int) -> dict[str, Any]:

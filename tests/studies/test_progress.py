@@ -10,7 +10,7 @@ import pytest
 from aeft_lib.engine import shards
 from aeft_lib.stages import fitting
 from aeft_lib.studies import catalogue, plan, progress, run
-from aeft_lib.studies.pipeline import artefacts
+from aeft_lib.studies.pipeline import parts
 from aeft_lib.studies.profiles import SMOKE
 from aeft_lib.studies.progress import Trainings
 
@@ -37,7 +37,7 @@ def running(store: Path, key: str, text: str, stage: str = "train_classifier") -
 
 
 def test_the_steps_of_both_phases_are_counted():
-    counted = progress.missing(artefacts, SMOKE, [(catalogue.AEFT, 0)]).counted
+    counted = progress.missing(parts(SMOKE, catalogue.AEFT, 0)).counted
     assert {folder.parent.name for folder in counted} == {"train_classifier"}
     count, first, second = len(SMOKE.train.open()), SMOKE.schedule, SMOKE.erasing
     steps = [first.epochs * (count // first.batch_size), second.epochs * second.steps_per_epoch]
@@ -49,26 +49,16 @@ def test_the_trainings_are_those_of_the_plan_each_once(name):
     rows = catalogue.get(name).rows
     planned = plan.plan(SMOKE, rows, [0])
     keys = {(item.stage, item.key) for item in planned if item.stage.startswith("train_")}
-    counted = progress.missing(artefacts, SMOKE, [(row, 0) for row in rows]).counted
+    counted = progress.missing(part for row in rows for part in parts(SMOKE, row, 0)).counted
     assert {(folder.parent.name, folder.name) for folder in counted} == keys
     assert all(steps > 0 for steps in counted.values())
 
 
 def test_finished_trainings_are_not_counted(store):
-    jobs = [(catalogue.GAP, 0), (catalogue.GATED, 0)]
-    first, second = progress.missing(artefacts, SMOKE, jobs).counted
+    both = [*parts(SMOKE, catalogue.GAP, 0), *parts(SMOKE, catalogue.GATED, 0)]
+    first, second = progress.missing(both).counted
     first.mkdir(parents=True)
-    assert list(progress.missing(artefacts, SMOKE, jobs).counted) == [second]
-
-
-def test_a_row_that_cannot_be_laid_out_leaves_the_others_to_be_counted():
-    def laid_out(profile, row, repeat, obtain):
-        if row is None:
-            raise ValueError("its masks are missing")
-        return artefacts(profile, row, repeat, obtain)
-
-    jobs = [(None, 0), (catalogue.GAP, 0)]
-    assert len(progress.missing(laid_out, SMOKE, jobs).counted) == 1
+    assert list(progress.missing(both).counted) == [second]
 
 
 # --- what the logs say ----------------------------------------------------------------------------
@@ -162,13 +152,8 @@ def test_rows_are_counted_where_nothing_is_trained(capsys):
         assert "1/4 rows" in last(capsys)
 
 
-def test_under_quiet_nothing_is_laid_out_or_shown(store, monkeypatch, capsys):
+def test_under_quiet_nothing_is_shown(store, monkeypatch, capsys):
     monkeypatch.setenv("AEFT_QUIET", "1")
-
-    def refuse(*_):
-        raise KeyboardInterrupt  # no Exception: it would be heard
-
-    assert progress.missing(refuse, SMOKE, [(catalogue.GAP, 0)]).counted == {}
     folder = running(store, "a", LINE.format(20, 60))
     with progress.bar(Trainings({folder: 60}), 1, "title") as bar:
         bar.begin()
@@ -192,7 +177,7 @@ def test_the_store_is_looked_at_while_a_job_runs(monkeypatch):
     monkeypatch.setattr(progress, "EVERY", 0.01)
     monkeypatch.setattr(run, "_job", lambda *job: twice.wait(60))
     with ThreadPoolExecutor(1) as pool:
-        ((_, future),) = run._in_turn(pool, SMOKE, [("row", 0)], 1, look)
+        ((_, future),) = run._in_turn(pool, SMOKE, {("row", 0): []}, 1, look)
     assert future.result() is True
 
 

@@ -31,12 +31,13 @@ from aeft_lib.data.collages import CLASSES, Collages, SceneSpec
 from aeft_lib.engine import loop
 from aeft_lib.engine.loop import TrainingDiverged
 from aeft_lib.stages import store
+from aeft_lib.stages.artefact import Artefact
 from aeft_lib.stages.cache_features import FeatureSpec, load_features, scale_name
 from aeft_lib.stages.infer_seeds import SeedSpec, infer_seeds
 from aeft_lib.stages.loading import load_network
 from aeft_lib.stages.reading import MultiScale
 from aeft_lib.stages.train_classifier import ClassifierSpec, train_classifier
-from aeft_lib.studies import catalogue, profiles, run
+from aeft_lib.studies import catalogue, pipeline, profiles, run
 from aeft_lib.studies.profiles import SMOKE
 
 NUMBERS = [
@@ -176,12 +177,59 @@ def test_all_rows_are_different_networks():
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_every_result_is_that_of_its_own_job(monkeypatch, workers):
     monkeypatch.setattr(run, "_job", lambda profile, row, repeat: (row, repeat))
-    jobs = [(row, repeat) for repeat in range(2) for row in catalogue.get("gap_vs_gpp").rows]
+    rows = catalogue.get("gap_vs_gpp").rows
+    jobs = {(row, repeat): [] for repeat in range(2) for row in rows}
     with ThreadPoolExecutor(workers) as pool:
         returned = {
             job: future.result() for job, future in run._in_turn(pool, SMOKE, jobs, workers)
         }
     assert returned == {job: job for job in jobs}
+
+
+# --- which job is next ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def empty(tmp_path, monkeypatch) -> Path:
+    """An empty store."""
+    monkeypatch.setenv("AEFT_RUNS", str(tmp_path))
+    return tmp_path
+
+
+def made_of(*names: str) -> list[Artefact]:
+    return [Artefact("stage", name, Path("stage", name), {}) for name in names]
+
+
+def test_the_next_job_needs_nothing_that_a_running_one_has_yet_to_make(empty):
+    runs, waits, free = jobs = [(name, 0) for name in ("runs", "waits", "free")]
+    parts = [made_of("features", "cam", "walk"), made_of("features", "cam"), made_of("other")]
+    parts = dict(zip(jobs, parts, strict=True))
+    assert run._next([waits, free], [], parts) == waits
+    assert run._next([waits, free], [runs], parts) == free
+    assert run._next([waits], [runs], parts) == waits  # nothing else is left
+    for name in ("features", "cam"):
+        (empty / "stage" / name).mkdir(parents=True)
+    assert run._next([waits, free], [runs], parts) == waits
+
+
+def test_rows_that_share_a_classifier_do_not_begin_together(empty):
+    refinement, pooling = catalogue.get("refinement"), catalogue.get("gap_vs_gpp")
+    jobs = [(row, 0) for row in (*refinement.rows, pooling.row("gap"))]
+    parts = {job: pipeline.parts(SMOKE, *job) for job in jobs}
+    for part in parts[jobs[0]]:
+        if part.stage == "cache_features":  # which come before the rows
+            (empty / part.folder).mkdir(parents=True)
+    assert run._next(jobs[1:], jobs[:1], parts) == jobs[-1]
+    assert run._next(jobs[1:-1], jobs[-1:], parts) == jobs[1]
+
+
+def test_a_row_that_is_wrong_is_handed_over_all_the_same(empty):
+    """Its own job says what is wrong with it."""
+    wrong = replace(catalogue.AEFT, starts_from="no row")
+    assert run._parts(SMOKE, wrong, 0) == []
+    assert len(run._parts(SMOKE, catalogue.GAP, 0)) > 3
+    left, parts = [(wrong, 0)], {(wrong, 0): [], ("runs", 0): made_of("cam")}
+    assert run._next(left, [("runs", 0)], parts) == left[0]
 
 
 def test_summary_by_hand():
