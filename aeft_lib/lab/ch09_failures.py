@@ -40,7 +40,8 @@ def failures(lab: Session) -> list[Failure]:
         elif known.name in committed.index:
             line = committed.loc[known.name]
             if collected.is_todays(lab.profile, row, REPEAT, line["key"]):
-                found.append(_kept(known, line, lab.num_classes))
+                image = lab.profile.scenes(row.scored_on).open().image(int(line["scene"]))
+                found.append(_kept(known, line, image, lab.num_classes))
     return found
 
 
@@ -75,9 +76,9 @@ def _failure(lab: Session, known: System, row: Row, base: Row) -> Failure:
 
     gains = [gain(index) for index in range(len(scenes))]
     worst = int(np.argmin(gains))
-    maps = (scenes.mask(worst), others[worst], own[worst])
+    pictures = (scenes.image(worst), scenes.mask(worst), others[worst], own[worst])
     key = collected.key(lab.profile, row, REPEAT)
-    return Failure(known.name, known.title, worst, gains[worst], key, *maps)
+    return Failure(known.name, known.title, worst, gains[worst], key, *pictures)
 
 
 def _maps(lab: Session, row: Row) -> list[np.ndarray]:
@@ -101,16 +102,17 @@ def _committed(lab: Session) -> pd.DataFrame:
     return pd.read_csv(BytesIO(paths.read_committed(file))).set_index("name")
 
 
-def _kept(known: System, line: pd.Series, num_classes: int) -> Failure:
+def _kept(known: System, line: pd.Series, image: np.ndarray, num_classes: int) -> Failure:
     file = paths.FIGURES / NAME / f"{known.name}.png"
     maps = np.split(read_label_map(file, num_classes=num_classes), 3, axis=1)
-    return Failure(known.name, known.title, int(line["scene"]), line["loss"], line["key"], *maps)
+    told = (int(line["scene"]), line["loss"], line["key"])
+    return Failure(known.name, known.title, *told, _small(image), *maps)
 
 
-def _small(labels: np.ndarray) -> np.ndarray:
+def _small(picture: np.ndarray) -> np.ndarray:
     """Every n-th pixel, nearest: the longer side has no more than `KEPT_SIDE`."""
-    step = max(1.0, max(labels.shape) / KEPT_SIDE)
+    step = max(1.0, max(picture.shape[:2]) / KEPT_SIDE)
     rows, columns = (
-        (np.arange(int(side / step)) * step + step / 2).astype(int) for side in labels.shape
+        (np.arange(int(side / step)) * step + step / 2).astype(int) for side in picture.shape[:2]
     )
-    return labels[rows[:, None], columns]
+    return picture[rows[:, None], columns]

@@ -10,7 +10,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from aeft_lib.lab.ch08_figures import interval
-from aeft_lib.lab.figures import TEXT_WIDTH, class_colours, colour_legend, picture_grid, show
+from aeft_lib.lab.figures import (
+    TEXT_WIDTH,
+    class_colours,
+    colour_legend,
+    outline,
+    picture_grid,
+    show,
+)
 from aeft_lib.studies.findings import rank_correlation
 from aeft_lib.studies.systems import ENDS, FAMILIES, NOT_RUN, PLACES, SYSTEMS
 
@@ -28,7 +35,7 @@ class Failure(NamedTuple):
     """The scene in which a system loses most against GAP.  loss: points of IoU, below 0 a loss.
 
     name, method: of the system, in code and in words.  key: of the row that was scored.
-    truth, base, own: label maps (H, W).
+    image: (H, W, 3) uint8.  truth, base, own: label maps (H, W).
     """
 
     name: str
@@ -36,6 +43,7 @@ class Failure(NamedTuple):
     scene: int
     loss: float
     key: str
+    image: np.ndarray
     truth: np.ndarray
     base: np.ndarray
     own: np.ndarray
@@ -207,9 +215,9 @@ def _named(
 
 
 def failure_grid(cases: Sequence[Failure], classes: Sequence[str] = ()) -> Figure:
-    """Truth, GAP's labels and the system's own, in the scene where it loses most; two in a row.
+    """GAP's labels and the system's own beside the scene where it loses most; two in a row.
 
-    classes: K names, for a legend of those that the maps have.
+    The truth is outlined in the scene.  classes: K names, for a legend of those that maps have.
     """
     lines = max(1, -(-len(cases) // IN_A_ROW))
     columns = 3 * IN_A_ROW
@@ -221,11 +229,12 @@ def failure_grid(cases: Sequence[Failure], classes: Sequence[str] = ()) -> Figur
         axes[0, 0].text(0, 0.5, "no system's maps are at hand: not run", fontsize=6)
     for i, case in enumerate(cases):
         row, start = i // IN_A_ROW, 3 * (i % IN_A_ROW)
-        titles = ("truth", "GAP", f"{case.method.partition(' (')[0]} {case.loss:+.0f}")
-        maps = (case.truth, case.base, case.own)
-        for axis, picture, title in zip(axes[row, start:], maps, titles, strict=False):
+        titles = ("scene, truth", "GAP", f"{case.method.partition(' (')[0]} {case.loss:+.0f}")
+        pictures = (case.image, case.base, case.own)
+        for axis, picture, title in zip(axes[row, start:], pictures, titles, strict=False):
             show(axis, picture)
             axis.set_title(title, fontsize=5.5)
+        outline(axes[row, start], case.truth)
     if classes:
         maps = [labels for case in cases for labels in (case.truth, case.base, case.own)]
         colour_legend(figure, class_colours(maps, classes))

@@ -288,6 +288,14 @@ def colour_legend(figure: Figure, colours: Mapping[str, np.ndarray]) -> None:
     figure.legend(handles, list(colours), loc="outside lower right", ncols=columns)
 
 
+def outline(axis: Axes, labels: np.ndarray) -> None:
+    """The borders of what a label map (H, W) holds, in its colours, over a picture of its size."""
+    for label in sorted(set(np.unique(labels).tolist()) - {0}):
+        inside, colour = labels == label, voc_palette()[label] / 255
+        for line, width in (("white", 1.6), (colour, 0.8)):  # seen on any ground
+            axis.contour(inside, levels=[0.5], colors=[line], linewidths=width)
+
+
 def show(axis: Axes, picture: np.ndarray) -> None:
     """A picture (H, W, 3), or labels (H, W) in VOC's palette, without ticks."""
     axis.imshow(voc_palette()[picture] / 255 if picture.ndim == 2 else picture)
