@@ -18,7 +18,7 @@ from aeft_lib.lab.figures import (
     picture_grid,
     show,
 )
-from aeft_lib.studies.findings import rank_correlation
+from aeft_lib.studies.findings import ranks
 from aeft_lib.studies.systems import ENDS, FAMILIES, NOT_RUN, PLACES, SYSTEMS
 
 PICTURES_DPI = 95  # of many photos, in a notebook of 300 KB; files have the style's resolution
@@ -28,7 +28,6 @@ HEADS = {"seed": "seeds", "pseudo": "pseudo-labels", "segmentation": "network"}
 ROUND = "↺"
 NAME = (35, 6)  # points: a name with its dot is as wide, and as high
 NEAR = 0.35  # years, or points: names of near dots are set apart
-STARRED = {"marker": "*", "markersize": 8, "color": "C3"}
 
 
 class Failure(NamedTuple):
@@ -52,6 +51,12 @@ class Failure(NamedTuple):
 def colour_of(family: str) -> str:
     """The colour of a family's methods in all figures."""
     return f"C{[known.name for known in FAMILIES].index(family)}"
+
+
+def _marker(family: str, *, is_paper: bool) -> dict[str, Any]:
+    """How a system's dot looks; the paper's own is a star."""
+    shape = {"marker": "*", "markersize": 8} if is_paper else {"marker": "o"}
+    return shape | {"color": colour_of(family)}
 
 
 def field_map(run: Collection[str] = ()) -> Figure:
@@ -130,16 +135,17 @@ def league_forest(lines: pd.DataFrame) -> Figure:
 def published_scatter(lines: pd.DataFrame) -> Figure:
     """Reproduced against published mIoU, a panel an end, a dot a system with both numbers.
 
-    Vertical lines are 95 % intervals over repeats.  The title has Spearman's rank correlation.
+    Published numbers of another task are left out.  Vertical lines are 95 % intervals over repeats.
+    The title has Spearman's rank correlation, see `findings.ranks`.
     """
     figure, axes = plt.subplots(1, len(ENDS), figsize=(TEXT_WIDTH, 2.1))
     for axis, end in zip(axes, ENDS, strict=True):
-        of_end = lines[(lines["end"] == end) & (lines["shared"] == "")]
-        both = of_end.dropna(subset=["published", "mean"])
+        own = lines[(lines["end"] == end) & (lines["shared"] == "") & lines["comparable"]]
+        both = own.dropna(subset=["published", "mean"])
         _dots(axis, [(line.published, line._asdict()) for line in both.itertuples()])
-        ranks = rank_correlation(both["published"], both["mean"])
-        told = f"ρ {ranks.rho:+.2f} [{ranks.low:+.2f}, {ranks.high:+.2f}]"
-        told = told if np.isfinite(ranks.rho) else f"n = {ranks.n}"
+        rank = ranks(lines, end)
+        told = f"n = {rank.n}"
+        told = f"ρ {rank.rho:+.2f}, {told}" if np.isfinite(rank.rho) else told
         axis.set(title=f"{HEADS[end]}\n{told}", xlabel="published, VOC (%)")
     axes[0].set_ylabel("here (%)")
     return figure
@@ -157,7 +163,7 @@ def over_the_years(results: pd.DataFrame, lines: pd.DataFrame) -> Figure:
     ours = lines[lines["end"] == "segmentation"].set_index("method")
     for line in results.itertuples():
         known = titles[line.method]
-        style = STARRED if known.is_paper else {"marker": "o", "color": colour_of(known.family)}
+        style = _marker(known.family, is_paper=known.is_paper)
         above.plot(line.date, line.voc_test, linestyle="", **style)
         _named(above, line.method, line.date, line.voc_test, results["voc_test"], results["date"])
         own = ours.loc[known.title]
@@ -175,8 +181,7 @@ def over_the_years(results: pd.DataFrame, lines: pd.DataFrame) -> Figure:
 def _dots(axis: Axes, parts: Sequence[tuple[float, Mapping[str, Any]]]) -> None:
     """Means of systems with their intervals and names.  parts: x and a line of the league, each."""
     for x, part in parts:
-        style = {"marker": "o", "color": colour_of(part["family"])}
-        style = STARRED if part["name"] == "aeft" else style
+        style = _marker(part["family"], is_paper=part["name"] == "aeft")
         axis.plot(x, part["mean"], linestyle="", **style)
         if np.isfinite(part["low"]):
             axis.plot([x, x], [part["low"], part["high"]], color=style["color"], linewidth=0.8)

@@ -103,7 +103,7 @@ def views(chosen: Case) -> tuple[Pictures, pd.DataFrame]:
 
 @torch.inference_mode()
 def erasing(chosen: Case) -> tuple[Pictures, pd.DataFrame]:
-    """One class erased softly and judged (OC-CSE), all above a threshold erased (AEFT).
+    """One class erased softly and judged (OC-CSE), all but a ring erased (AEFT).
 
     Four columns: image, CAM, what is left, its CAM.  The numbers are probabilities of the class and
     the mean of the other tags', before and after.
@@ -112,7 +112,7 @@ def erasing(chosen: Case) -> tuple[Pictures, pd.DataFrame]:
     before = network(image)
     drawn = torch.tensor([k])
     soft = 1 - occse.erasing_mask(before.cam, drawn, tuple(image.shape[-2:]), per="image")
-    hard = erase(image, before.cam, chosen.tags, keep="all").mask
+    hard = erase(image, before.cam, chosen.tags, keep="ring").mask
     pictures, lines = [], []
     for name, mask in (("OC-CSE", soft), ("AEFT", hard)):
         after = network(image * mask)

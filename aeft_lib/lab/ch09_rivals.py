@@ -126,9 +126,12 @@ def overview(lines: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
             is_best = of_system.loc[end, "mean"] == best[end] and not of_system.loc[end, "shared"]
             line[f"{HEADS[end]} (mIoU, %)"] = f"**{text}**" if is_best else text
             line[f"{HEADS[end]} − GAP (points)"] = _difference(of_system.loc[end])
-        line["cost (GAP trainings)"] = _range(of_system["cost"])
-        line["time (of GAP's)"] = _range(of_system["time"])
-        line["repeats"] = int(of_system["repeats"].max())
+            if end == "seed":
+                line["the same without masks"] = _difference(of_system.loc[end], "maskless")
+        own = of_system[of_system["shared"] == ""]
+        line["cost (GAP trainings)"] = _range(own["cost"])
+        line["time (of GAP's)"] = _range(own["time"])
+        line["repeats"] = int(own["repeats"].max())
         line["mechanism"] = findings.mechanism(table, known, every)
         rows.append(line)
     return pd.DataFrame(rows)
@@ -142,10 +145,10 @@ def _cell(line: pd.Series) -> str:
     return f"({text}, of {line['shared']})" if line["shared"] else text
 
 
-def _difference(line: pd.Series) -> str:
+def _difference(line: pd.Series, name: str = "difference") -> str:
     if not line["pairs"] or line["shared"]:
         return "—"
-    return points(line["difference"], line["difference_low"], line["difference_high"])
+    return points(line[name], line[f"{name}_low"], line[f"{name}_high"])
 
 
 def controls(table: pd.DataFrame) -> pd.DataFrame:

@@ -17,20 +17,19 @@ from aeft_lib.studies.systems import ENDS, METRICS, NOT_RUN, SYSTEMS, System, en
 
 WORDS = {"seed": "seeds", "pseudo": "pseudo-labels", "segmentation": "a network"}
 LEAST_SYSTEMS = 4  # below it a rank correlation has no interval
+FEW_SYSTEMS = 10  # below it, it decides nothing
 
 
 @dataclass(frozen=True)
 class Sign:
-    """A mechanism that should move: a number of a row, against one of another row, or its own.
+    """A mechanism that should move: a number of a row against the same of another.
 
-    sign: -1 where it should be lower.  against: the other row; "" is the row itself.
-    other: the other row's number; "" is the same.  level: a number to compare with, in their place.
+    sign: -1 where it should be lower.  level: a number to compare with, in place of a row's.
     """
 
     number: str
     sign: int
     against: str = "gap"
-    other: str = ""
     level: float | None = None
 
 
@@ -73,7 +72,6 @@ IN_WORDS = {
 SIGNS = {
     "seam": Sign("equivariance_error", -1),
     "cpn": Sign("complementarity_error", -1, against="cpn_off"),
-    "occse": Sign("p_erased", -1, against="", other="p_kept"),
     "advcam": Sign("amplification_ratio", 1, level=1.0),  # of what was weak against the peak
 }
 
@@ -111,8 +109,8 @@ def _moved(table: pd.DataFrame, row: str, claim: Sign) -> str:
     ours, theirs = by_row.loc[row, claim.number], pd.Series(dtype=float)
     if claim.level is not None:
         theirs = ours * 0 + claim.level
-    elif (claim.against or row) in by_row.index.get_level_values("row"):
-        theirs = by_row.loc[claim.against or row, claim.other or claim.number]
+    elif claim.against in by_row.index.get_level_values("row"):
+        theirs = by_row.loc[claim.against, claim.number]
     mean, low, high, _, n = interval((ours - theirs).dropna())
     if n == 0:
         return f"{_in_words(claim.number)} {ours.mean():.3g}, nothing to compare"
@@ -140,7 +138,8 @@ class Ranks(NamedTuple):
     def __str__(self) -> str:
         if self.n < LEAST_SYSTEMS:
             return f"Too few systems have both numbers ({self.n}) for ranks"
-        return f"Spearman's rho {self.rho:+.2f} [{self.low:+.2f}, {self.high:+.2f}], n = {self.n}"
+        text = f"Spearman's rho {self.rho:+.2f} [{self.low:+.2f}, {self.high:+.2f}], n = {self.n}"
+        return f"{text}: so few systems decide nothing" if self.n < FEW_SYSTEMS else text
 
 
 def rank_correlation(
@@ -184,16 +183,37 @@ def _spearman(pairs: np.ndarray) -> np.ndarray:
 # --- what it says ---------------------------------------------------------------------------------
 
 
+def ranks(league: pd.DataFrame, end: str) -> Ranks:
+    """`rank_correlation` of an end, over systems whose own numbers can be compared.
+
+    league: of `lines`.  Left out are seeds that are another system's, published numbers of another
+    task, and rows with fewer repeats than a verdict needs.
+    """
+    own = league[(league["end"] == end) & (league["shared"] == "") & league["comparable"]]
+    own = own[own["repeats"] >= REPEATS]
+    return rank_correlation(own["published"], own["mean"])
+
+
 def advice(league: pd.DataFrame, table: pd.DataFrame) -> list[str]:
     """A sentence "Use X when" for each system and end whose interval lies above the base's.
 
+    Seeds have to be ahead at a threshold chosen without masks too, since who has tags alone has no
+    other; a sentence names those that are not.
     league: of `lines`.  table: with GAP at the same cost, rows ``gap_as_NAME``, where they were
     run.
     """
     told = []
     for line in league[(league["verdict"] == "holds") & (league["shared"] == "")].itertuples():
         gain = points(line.difference, line.difference_low, line.difference_high)
+        without = points(line.maskless, line.maskless_low, line.maskless_high)
+        if line.end == "seed" and not line.maskless_low > 0:
+            told.append(
+                f"{line.method} is ahead of GAP at the best threshold on masks alone ({gain}); "
+                f"at one chosen without masks its seeds are at {without}, so it is not recommended."
+            )
+            continue
         text = f"Use {line.method} when you want {WORDS[line.end]}: {gain} points over GAP"
+        text += f", {without} without masks" if line.end == "seed" else ""
         if np.isfinite(line.cost):
             text += f", for {line.cost:.1f} GAP trainings"
         decided = (
@@ -205,10 +225,11 @@ def advice(league: pd.DataFrame, table: pd.DataFrame) -> list[str]:
 
 def _same_cost(line: Any, table: pd.DataFrame) -> str:
     """What is left of a gain in seeds against GAP trained for as long."""
-    metric = METRICS["seed"]
-    differences = paired(table, line.row, f"gap_as_{line.name}", metric)
-    if line.end != "seed" or len(differences) < REPEATS:
+    if line.end != "seed":
         return ""
+    differences = paired(table, line.row, f"gap_as_{line.name}", METRICS["seed"])
+    if len(differences) < REPEATS:
+        return "; GAP trained for as long was not run"
     _, low, high, _, _ = interval(differences)
     gain = points(float(differences.mean()), low, high)
     seen = "" if low > 0 else "not seen to be "
@@ -227,10 +248,9 @@ def conclusions(league: pd.DataFrame, table: pd.DataFrame) -> str:
             for word, name in (("holds", "better"), ("fails", "worse"), ("undecided", "undecided"))
         )
         few = len(words) - sum(words.count(word) for word in ("holds", "fails", "undecided"))
-        text = f"**{WORDS[end]}**: {len(run)} of {len(SYSTEMS)} systems were run."
+        text = f"**{WORDS[end]}**: {len(run)} of {len(SYSTEMS)} systems have numbers of their own."
         text += f" Against GAP: {counts}, {few} with too few repeats to compare."
-        ranks = rank_correlation(of_end["published"], of_end["mean"])
-        items.append(f"- {text} {ranks}.")
+        items.append(f"- {text} {ranks(league, end)}.")
     sentences = advice(league, table)
     none = "No system's interval lies above the GAP base's, so none is recommended over it."
     return "\n".join([*items, *(f"- {text}" for text in sentences or [none])])

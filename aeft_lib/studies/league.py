@@ -29,6 +29,12 @@ from aeft_lib.studies.systems import (
     learned,
 )
 
+# What a published number has to be of, that it may be ranked with the others of its end.
+TASKS = {
+    "seed": "seed mIoU, VOC 2012 train",
+    "pseudo": "pseudo-label mIoU, VOC 2012 train",
+    "segmentation": "segmentation mIoU, VOC 2012 val",
+}
 OPTIMISING = ("train_", "read_each")  # stages that step, and not only pass
 
 
@@ -39,9 +45,11 @@ def lines(
 
     ``method, name, family, venue, end, row, published``; ``mean, low, high, repeats`` of its mIoU
     (percent, 95 % interval over repeats, NaN below two); ``difference, difference_low,
-    difference_high, p, p_adjusted, pairs`` to the GAP base; ``verdict``; ``shared``: the system
-    whose seeds they are, where they are not its own; ``cost``, see `costs_of`; ``time``: what all
-    trainings behind it took, against GAP's of the same repeat, as measured.
+    difference_high, p, p_adjusted, pairs`` to the GAP base, and ``maskless, maskless_low,
+    maskless_high`` at thresholds that no mask chose; ``verdict``; ``shared``: the system whose
+    seeds they are, where they are not its own; ``comparable``: whether the published number is of
+    the end's `TASKS`; ``cost``, see `costs_of`; ``time``: what all trainings behind it took,
+    against GAP's of the same repeat, as measured.
     table: long, with ``row, repeat`` and numbers.  rows: all there are, by name.
     """
     results = {line["method"]: line for line in published()["results"]}
@@ -53,7 +61,8 @@ def lines(
             line = {"method": known.title, "name": known.name, "family": known.family}
             line |= {"venue": results[known.method]["venue"], "end": end}
             line |= {"row": row.name if row else None, "shared": _shared(known, row)}
-            line |= {"published": _published(known, end, results[known.method])}
+            value, task = _published(known, end, results[known.method])
+            line |= {"published": value, "comparable": task == TASKS[end]}
             line |= _numbers(table, end, row)
             line["cost"] = (costs or {}).get(line["row"], np.nan)
             line["time"] = _time(table, row)
@@ -65,17 +74,24 @@ def lines(
     return league
 
 
-def _published(known: System, end: str, result: Mapping[str, Any]) -> float:
-    """What its paper reports for an end, VOC 2012; NaN where no number is known."""
+def _published(known: System, end: str, result: Mapping[str, Any]) -> tuple[float, str]:
+    """What its paper reports for an end, NaN where no number is known, and of which task."""
     if end == "segmentation":
-        return result["voc_val"]
+        return result["voc_val"], TASKS[end]
     number = published()["numbers"].get(ids(known)[end], {})
-    return number.get("value", np.nan)
+    return number.get("value", np.nan), number.get("task", "")
 
 
 def _shared(known: System, row: Row | None) -> str:
-    """Whose seeds a row is, where it is another system's or the base's; "" for its own."""
-    own = row is None or row.published in ids(known).values() or row.refiner or row.segmenter
+    """Whose seeds a row is, where it is another system's or the base's; "" for its own.
+
+    A system that changes neither classifier nor reader has GAP's, however it scales them.
+    """
+    if row is None or row.refiner or row.segmenter:
+        return ""
+    if not {"classifier", "reader"} & set(known.changes):
+        return "GAP"
+    own = row.published in ids(known).values()
     return "" if own else row.label.removesuffix(", seeds")
 
 
@@ -87,7 +103,10 @@ def _numbers(table: pd.DataFrame, end: str, row: Row | None) -> dict[str, Any]:
     pairs = paired(table, row.name, GAP_ROWS[end], METRICS[end]) if n else []
     difference, low, high, p, pairs = interval(pairs)
     line |= {"difference": difference, "difference_low": low, "difference_high": high}
-    return line | {"p": p, "pairs": pairs, "verdict": _verdict(n, pairs, low, high)}
+    line |= {"p": p, "pairs": pairs, "verdict": _verdict(n, pairs, low, high)}
+    without = paired(table, row.name, GAP_ROWS[end], "miou_maskless") if n else []
+    names = ("maskless", "maskless_low", "maskless_high")
+    return line | dict(zip(names, interval(without)[:3], strict=True))
 
 
 def _verdict(n: int, pairs: int, low: float, high: float) -> str:

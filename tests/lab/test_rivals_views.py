@@ -146,7 +146,7 @@ def test_the_league_asks_for_every_row_once():
 
 @pytest.fixture
 def numbers() -> pd.DataFrame:
-    return table(gap=[50.0, 51.0, 52.0], seam=[53.0, 55.0, 54.0], psa_seed=[52.0])
+    return table(gap=[50.0, 51.0, 52.0], seam=[53.0, 55.0, 54.0], psa_seed=[52.0], cpn=[52.0])
 
 
 def test_the_overview_has_a_line_a_system_and_says_what_was_not_run(numbers):
@@ -158,7 +158,9 @@ def test_the_overview_has_a_line_a_system_and_says_what_was_not_run(numbers):
     assert (shown.loc["SEAM", "cost (GAP trainings)"], shown.loc["SEAM", "repeats"]) == ("1.2", 3)
     network = [shown.loc["SEAM", f"network{unit}"] for unit in (" (mIoU, %)", " − GAP (points)")]
     assert network == ["not run", "—"]
-    assert shown.loc["AffinityNet", "seeds (mIoU, %)"] == "52.0"
+    assert shown.loc["AffinityNet", "seeds (mIoU, %)"] == "(52.0, of GAP)"
+    assert shown.loc["SEAM", "the same without masks"] == "+3.0 [+0.5, +5.5]"
+    assert shown.loc["AffinityNet", "repeats"] == 0
     assert "ECS (reconstruction)" in shown.index
 
 
@@ -278,8 +280,8 @@ def test_published_stands_on_x_and_reproduced_on_y(numbers):
     dots = {
         tuple(line.get_xydata()[0]) for line in figure.axes[0].lines if line.get_marker() == "o"
     }
-    assert dots == {(55.41, 54.0), (47.7, 52.0)}
-    assert figure.axes[0].get_title() == "seeds\nn = 2"
+    assert dots == {(55.41, 54.0), (57.41, 52.0)}
+    assert figure.axes[0].get_title() == "seeds\nn = 1"  # CPN has one repeat
 
 
 def test_years_have_the_poster_above_and_say_where_nothing_was_run(numbers):

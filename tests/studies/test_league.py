@@ -179,8 +179,16 @@ def test_a_brief_look_has_gap_and_seeds_of_every_family_that_has_some():
 def table() -> pd.DataFrame:
     """GAP and SEAM in three repeats, SEAM's labels in one; OC-CSE without a GAP of its repeat."""
     return numbers(
-        gap={"miou": [50.0, 51.0, 52.0], "equivariance_error": [0.20, 0.21, 0.22]},
-        seam={"miou": [53.0, 55.0, 54.0], "equivariance_error": [0.10, 0.12, 0.11]},
+        gap={
+            "miou": [50.0, 51.0, 52.0],
+            "miou_maskless": [49.0, 50.0, 51.0],
+            "equivariance_error": [0.20, 0.21, 0.22],
+        },
+        seam={
+            "miou": [53.0, 55.0, 54.0],
+            "miou_maskless": [50.0, 52.0, 52.5],
+            "equivariance_error": [0.10, 0.12, 0.11],
+        },
         gap_pseudo={"miou_maskless": [60.0]},
         seam_pseudo={"miou_maskless": [62.5]},
     )
@@ -194,6 +202,24 @@ def test_means_and_differences_have_students_interval(table):
     assert seam["difference"] == pytest.approx(3.0)
     assert seam["difference_high"] == pytest.approx(3 + T_3 * differences.std(ddof=1) / 3**0.5)
     assert (seam["verdict"], seam["pairs"]) == ("holds", 3)
+
+
+def test_seeds_are_compared_without_masks_too(table):
+    seam = line(league.lines(table, ROWS), "seam", "seed")
+    mean, low, high, *_ = effect([1.0, 2.0, 1.5])
+    assert seam[["maskless", "maskless_low", "maskless_high"]].tolist() == [mean, low, high]
+    pseudo = line(league.lines(table, ROWS), "seam", "pseudo")
+    assert pseudo["maskless"] == pseudo["difference"] == 2.5
+
+
+def test_published_numbers_of_another_task_are_not_comparable(table):
+    lines = league.lines(table, ROWS)
+    others = lines[~lines["comparable"] & lines["published"].notna()]
+    assert set(zip(others["name"], others["end"], strict=True)) == {
+        ("icd", "seed"),
+        ("icd", "pseudo"),
+        ("pmm", "pseudo"),
+    }
 
 
 def test_a_single_repeat_has_no_interval_and_no_verdict(table):
@@ -224,11 +250,20 @@ def test_shared_seeds_are_told_and_are_no_comparison(table):
     assert np.isnan(line(lines, "pmm", "seed")["p_adjusted"])
 
 
+def test_seeds_of_a_system_that_changes_no_classifier_and_no_reader_are_gaps(table):
+    more = numbers(psa_seed={"miou": [50.1, 51.1, 52.1]}, irnet_seed={"miou": [50.1, 51.1, 52.1]})
+    lines = league.lines(pd.concat([table, more]), ROWS)
+    seeds = lines[lines["end"] == "seed"].set_index("name")["shared"]
+    assert {name for name, whose in seeds.items() if whose == "GAP"} >= {"psa", "irnet", "ssdd"}
+    assert seeds[["seam", "bes", "advcam"]].tolist() == ["", "", ""]
+    assert "1 of 17 systems" in findings.conclusions(lines, more).splitlines()[0]
+
+
 def test_p_values_are_adjusted_for_all_comparisons_of_the_league(table):
-    more = numbers(cpn={"miou": [50.5, 51.0, 52.7]}, psa_seed={"miou": [49.0, 49.5, 51.5]})
+    more = numbers(cpn={"miou": [50.5, 51.0, 52.7]}, bes_seed={"miou": [49.0, 49.5, 51.5]})
     lines = league.lines(pd.concat([table, more]), ROWS)
     tested = lines.dropna(subset="p_adjusted")
-    assert set(tested["name"]) == {"seam", "cpn", "psa"}
+    assert set(tested["name"]) == {"seam", "cpn", "bes"}
     assert tested["p_adjusted"].tolist() == adjusted(tested["p"].tolist())
 
 
@@ -254,10 +289,10 @@ def test_a_mechanism_within_its_interval_or_of_few_repeats_did_not_move(table):
     assert findings.mechanism(few, seam, ROWS).endswith("(2 of 3 repeats)")
 
 
-def test_a_mechanism_between_two_numbers_of_one_row():
+def test_two_numbers_of_one_row_are_told_and_are_no_comparison():
     judged = {"miou": [50.0] * 3, "p_erased": [0.2, 0.3, 0.25], "p_kept": [0.8, 0.85, 0.9]}
     told = findings.mechanism(numbers(occse=judged), systems.system("occse"), ROWS)
-    assert told.startswith("moved: p of the erased class -0.600")
+    assert told == "p of the erased class 0.25, p of the kept classes 0.85"
 
 
 def test_mechanisms_without_comparison_numbers_or_log_say_so(table):
@@ -317,6 +352,14 @@ def test_pairs_with_a_gap_are_left_out_and_few_have_no_ranks():
         findings.rank_correlation([1.0, 2.0], [1.0])
 
 
+def test_ranks_leave_out_other_tasks_shared_seeds_and_few_repeats():
+    named = ("icd", "psa_seed", "seam", "cpn", "sccam", "occse")
+    values = {name: {"miou": [50.0 + i, 50.5 + i, 51.0 + i]} for i, name in enumerate(named)}
+    lines = league.lines(numbers(advcam={"miou": [60.0]}, **values), ROWS)
+    assert findings.ranks(lines, "seed").n == 4
+    assert str(findings.ranks(lines, "seed")).endswith("n = 4: so few systems decide nothing")
+
+
 # --- advice ---------------------------------------------------------------------------------------
 
 
@@ -325,10 +368,18 @@ def test_a_system_is_recommended_only_where_its_interval_lies_above_zero(table):
     (told,) = findings.advice(lines, table)
     mean, low, high, *_ = effect([3.0, 4.0, 2.0])
     assert told.startswith(f"Use SEAM when you want seeds: {mean:+.1f} [{low:+.1f}, {high:+.1f}]")
-    assert "for 1.2 GAP trainings" in told
+    assert "points over GAP, +1.5 [" in told
+    assert "without masks, for 1.2 GAP trainings; GAP trained for as long was not run" in told
     wide = numbers(gap={"miou": [50.0, 51.0, 52.0]}, seam={"miou": [56.0, 50.0, 55.0]})
     assert findings.advice(league.lines(wide, ROWS), wide) == []
     assert "none is recommended" in findings.conclusions(league.lines(wide, ROWS), wide)
+
+
+def test_a_system_that_is_ahead_with_masks_alone_is_not_recommended(table):
+    table.loc[table["row"] == "seam", "miou_maskless"] = [48.0, 51.0, 50.0]
+    (told,) = findings.advice(league.lines(table, ROWS), table)
+    assert told.startswith("SEAM is ahead of GAP at the best threshold on masks alone (+3.0 [")
+    assert told.endswith("so it is not recommended.")
 
 
 @pytest.mark.parametrize(
@@ -344,11 +395,12 @@ def test_advice_says_what_is_left_against_gap_of_the_same_cost(table, gap, told)
 def test_conclusions_count_what_the_table_has(table):
     text = findings.conclusions(league.lines(table, ROWS), table)
     assert (
-        "**seeds**: 1 of 17 systems were run. Against GAP: 1 better, 0 worse, 0 undecided" in text
+        "**seeds**: 1 of 17 systems have numbers of their own. "
+        "Against GAP: 1 better, 0 worse, 0 undecided" in text
     )
-    assert "**pseudo-labels**: 1 of 17 systems were run" in text
+    assert "**pseudo-labels**: 1 of 17 systems have" in text
     assert "1 with too few repeats to compare" in text
-    assert "**a network**: 0 of 17 systems were run" in text
+    assert "**a network**: 0 of 17 systems have" in text
 
 
 # --- costs ----------------------------------------------------------------------------------------
