@@ -17,8 +17,6 @@ from typing import Any
 
 from latex2mathml.converter import convert
 
-from aeft_lib.studies.report_page import places_of
-
 try:
     import tomllib
 except ModuleNotFoundError:  # Python 3.10
@@ -29,17 +27,6 @@ FIGURES = ROOT / "figures"
 FRAMES = ROOT / "docs" / "static" / "frames"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 GALLERY = "docs/gallery"
-MAIN_CLAIMS = (
-    "claim.gpp_beats_gap",
-    "claim.gpp_is_more_precise",
-    "claim.gates_beat_average",
-    "claim.rigid_overexpands",
-    "claim.soft_raises_recall",
-    "claim.triplet_is_best",
-    "ours.beats_classification",
-    "claim.refinement",
-    "claim.network_beats_labels",
-)
 ITEM = re.compile(r"([a-z_][\w.]*(?:, [a-z_]\w*)*): ")  # of a docstring: name: meaning
 
 
@@ -108,22 +95,8 @@ def read_page(app: Any, name: str, content: list[str]) -> None:
         content[0] = json.dumps(node)
     elif name == "figures/report":
         content[0] = f"# Published against reproduced\n\n{content[0]}"
-    elif name == "docs/start_here":
-        content[0] = content[0].replace("%verdicts%", verdicts())
     elif name == GALLERY:
         content[0] += "\n".join(map(_shown, filter(is_saved, captions())))
-
-
-def verdicts() -> str:
-    """What the committed report says of the main claims, as a Markdown table."""
-    report = json.loads((FIGURES / "report.json").read_text(encoding="utf-8"))
-    claims = [claim for claim in report["claims"] if claim["id"] in MAIN_CLAIMS]
-    places = {"": "on collages"} | places_of(claims)
-    lines = [f"| claim | {' | '.join(places.values())} |", "|---" * (1 + len(places)) + "|"]
-    for claim in claims:
-        cells = (claim["claim"], *(claim[f"{prefix}verdict"] for prefix in places))
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
 
 
 def described(cell: dict[str, Any]) -> Iterator[dict[str, Any]]:

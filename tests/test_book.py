@@ -106,7 +106,7 @@ def test_equations_are_drawn_and_none_is_left_raw(site, pages):
 
 
 def test_no_markup_is_left_raw(pages):
-    raw = (":::", "{figure}", "```", "%verdicts%")
+    raw = (":::", "{figure}", "```")
     raw += (
         "| — |",
         "|—|",

@@ -35,7 +35,7 @@ def pyramid_pictures(
         pairs = zip(levels, maps, strict=True)
         return {name(sign, level): p[0, class_id].numpy() for level, p in pairs}
 
-    detail = 4 * (pooled.fused[-1] - pooled.pyramid[-1])[0, class_id].abs().numpy()
+    detail = (pooled.fused[-1] - pooled.pyramid[-1])[0, class_id].abs().numpy()
     return {
         "levels": named("P", pooling.levels, pooled.pyramid),
         "fused": named("P̂", pooling.levels[1:], pooled.fused),
@@ -96,7 +96,7 @@ def gpp_pyramid(
 
     Orange speaks for the class, blue against it (the poster: red and green).
     levels: name -> pooled map P_r.  fused: name -> gated map, below the level that enters it.
-    detail: 4 |P^ - P_finest|, what the gates add, beside the object.
+    detail: |P^ - P_finest|, beside the object, on a scale of its own.
     """
     scale = figures.signed_scale([*levels.values(), *fused.values()])
     top = [image, *(figures.signed_colours(m, scale) for m in levels.values())]
@@ -107,7 +107,7 @@ def gpp_pyramid(
     columns = max(len(top), len(bottom))
     width = figures.TEXT_WIDTH
     figure, axes = plt.subplots(2, columns, figsize=(width, 2 * width / columns + 0.25))
-    names = (["image", *levels], ["object", "4·|P̂ − P|", *fused])
+    names = (["image", *levels], ["object", "|P̂ − P|", *fused])
     for row, (pictures, titles) in enumerate(zip((top, bottom), names, strict=True)):
         for column in range(columns):
             axes[row, column].axis("off")

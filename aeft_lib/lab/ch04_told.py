@@ -3,6 +3,7 @@
 import pandas as pd
 
 from aeft_lib.lab import told
+from aeft_lib.studies.effects import interval, paired
 
 BASELINE = "gpp_only"
 PARTS = ("gpp_only_corrected", "ours_anchor_moves", "ours_ring", "ours_own_tags")
@@ -16,7 +17,16 @@ def progress(table: pd.DataFrame) -> str:
     """
     last = table[table["step"] == table["step"].max()]
     rows = [row for row in last["row"].unique() if row != BASELINE]
-    return told.compared(last, [(row, BASELINE) for row in rows], METRICS)
+    compared = told.compared(last, [(row, BASELINE) for row in rows], METRICS)
+    labels = last.drop_duplicates("row").set_index("row")["label"]
+    means, decided = ([], [])
+    for row in rows:
+        recall, precision = (interval(paired(last, row, BASELINE, metric)) for metric in METRICS)
+        means += [labels[row]] if recall.mean > 0 > precision.mean else []
+        decided += [labels[row]] if recall.low > 0 > precision.high else []
+    told_of = [", ".join(names) or "no row" for names in (means, decided)]
+    over = f"Recall rises and precision falls, in the mean: {told_of[0]}"
+    return f"{compared}\n- {over}; with both intervals on one side of zero: {told_of[1]}."
 
 
 def settings(effects: pd.DataFrame) -> str:

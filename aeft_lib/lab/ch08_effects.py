@@ -200,14 +200,32 @@ def width_effects(*tables: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def width_ranks(widths: pd.DataFrame) -> pd.DataFrame:
+    """Rank correlations of G − GAP with the width of GAP's CAM: a line a metric.
+
+    Over all settings, and over the levels of the knobs alone, which were planned.  No interval:
+    settings share scenes and a base.  widths: of `width_effects`.
+    """
+    planned = widths[widths["setting"].isin(CONDITIONS)]
+    parts = {"all settings": widths, "planned levels alone": planned}
+    ranks = {
+        f"{name} ({len(part)})": part[["width", *METRICS]].corr("spearman")["width"].drop("width")
+        for name, part in parts.items()
+    }
+    return pd.DataFrame(ranks).rename({"miou": "mIoU"}).rename_axis("G − GAP in")
+
+
 def advice(effects: pd.DataFrame) -> pd.DataFrame:
     """Which pooling to use at a level, by the verdict on GPP − GAP: ``condition, use, points``.
 
-    Where the data do not decide, GAP is the simpler layer.
+    It has to remain once all comparisons are counted, as the filled dots of the figure do.  Where
+    the data do not decide, GAP is the simpler layer.
     """
     lines = []
     for line in effects[effects["comparison"] == "gpp"].drop_duplicates("row").itertuples():
         use = {"holds": "GPP", "fails": "GAP"}.get(_verdict(line), "undecided")
+        if use != "undecided" and not line.p_adjusted < 0.05:
+            use = f"undecided ({use} before the adjustment)"
         told = points(line.mean, line.low, line.high)
         lines.append({"condition": _where(line), "use": use, "points": told})
     return pd.DataFrame(lines)

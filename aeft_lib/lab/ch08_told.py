@@ -142,23 +142,46 @@ def stops(table: pd.DataFrame) -> str:
     return told.bullets(sentences)
 
 
-def bins(photos: pd.DataFrame, more: str = "gated", less: str = "gap") -> str:
-    """In which bins of objects of photos the difference is decided.
+def bins(photos: pd.DataFrame) -> str:
+    """Where among objects of photos the interval of G − GAP leaves 0, and whether widths say why.
 
+    A part of the photos decides nothing that all of them leave open, so no verdict is given.
     photos: of `ch08_conditions.photo_objects`.
     """
-    sentences = []
+    sentences, effects = [], {}
     for kind, of_kind in photos.groupby("kind", sort=False):
-        words = {"holds": [], "fails": [], "undecided": []}
-        for line in bin_effects(of_kind, more, less).itertuples():
+        effects[kind] = bin_effects(of_kind, "gated", "gap")
+        places: dict[str, list[str]] = {"holds": [], "fails": [], "undecided": []}
+        for line in effects[kind].itertuples():
             name = f"{line.bin} {points(line.mean, line.low, line.high)}"
-            words[side(line.low, line.high)].append(name)
-        parts = [f"{word} in {', '.join(names)}" for word, names in words.items() if names]
-        sentences.append(f"**by {kind}**, G − GAP > 0 {'; '.join(parts)}.")
-    width = photos[photos["kind"] == "area"].groupby("row")["half_area"].mean()
-    if {more, less} <= set(width.index):
-        sentences.append(
-            f"Area above half the maximum, mean over bins and repeats: "
-            f"{width[more]:.2f} of the photo for G, {width[less]:.2f} for GAP."
-        )
+            places[side(line.low, line.high)].append(name)
+        where = zip(("above", "below", "on both sides of"), places.values(), strict=True)
+        parts = [f"{word} 0 in {', '.join(names)}" for word, names in where if names]
+        sentences.append(f"**by {kind}**, the interval of G − GAP lies {'; '.join(parts)}.")
+    together = pd.concat(effects.values())
+    sentences.append(
+        f"These are {len(together)} bins of {together['n'].min()} repeats, not adjusted for their "
+        "number: hints, and no verdicts."
+    )
+    if "area" in effects:
+        sentences.append(_width_by_area(photos[photos["kind"] == "area"], effects["area"]))
     return told.bullets(sentences)
+
+
+def _width_by_area(photos: pd.DataFrame, effects: pd.DataFrame) -> str:
+    """What the hypothesis on widths predicts in bins of area, and what is seen there."""
+    width = 100 * photos[photos["row"] == "gap"].groupby("bin", sort=False)["half_area"].mean()
+    parts, met = [], 0
+    for line in effects.itertuples():
+        low, high = (float(edge) for edge in line.bin.removesuffix(" %").split("-"))
+        predicted = 1 if width[line.bin] > high else -1 if width[line.bin] < low else 0
+        if not predicted:
+            continue
+        met += predicted * line.mean > 0
+        fills = f"GAP's CAM fills {width[line.bin]:.0f} % of the photo in {line.bin}"
+        than, then = ("more", "gain") if predicted > 0 else ("less", "lose")
+        seen = points(line.mean, line.low, line.high)
+        parts.append(f"{fills}, {than} than its objects, so G should {then}: {seen}")
+    if not parts:
+        return "**Width**: in no bin is GAP's CAM wider or narrower than all its objects."
+    return f"**Width**: {'; '.join(parts)}. The prediction is met in {met} of {len(parts)}."

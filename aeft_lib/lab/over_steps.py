@@ -66,24 +66,33 @@ def gates(kept: pd.DataFrame, row: str) -> pd.DataFrame:
 
 
 def gate_figure(shown: pd.DataFrame) -> Figure:
-    """A panel a sign and kind of pictures, a line a gate and repeat.  shown: `gates`."""
-    there = [pictures for pictures in PICTURES.values() if pictures in set(shown["pictures"])]
-    size = (TEXT_WIDTH, 1.7 * max(1, len(there)))
+    """A panel a sign and fusion step, a line a gate and repeat.  shown: `gates`.
+
+    Colours are kinds of pictures; full lines weigh what was fused so far, dashed ones the level
+    that comes in.
+    """
+    fusions = sorted(shown["fusion"].unique()) or ["1"]
     options = {"sharey": True, "sharex": True, "squeeze": False, "layout": "constrained"}
-    figure, axes = plt.subplots(max(1, len(there)), len(SIGNS), figsize=size, **options)
-    for pictures, line in zip(there, axes, strict=False):
-        for axis, sign in zip(line, SIGNS, strict=True):
-            panel = shown[(shown["pictures"] == pictures) & (shown["sign"] == sign)]
-            for (fusion, side, repeat), part in panel.groupby(["fusion", "side", "repeat"]):
-                named = side == "first" and repeat == panel["repeat"].min()
-                style = {"label": f"step {fusion}" if named else None, "linewidth": 0.9}
-                style |= {"linestyle": "-" if side == "first" else "--"}
-                axis.plot(part["step"], part["weight"], color=f"C{int(fusion) - 1}", **style)
+    size = (TEXT_WIDTH, 1.6 * len(SIGNS))
+    figure, axes = plt.subplots(len(SIGNS), len(fusions), figsize=size, **options)
+    colours = {pictures: f"C{i}" for i, pictures in enumerate(PICTURES.values())}
+    named = set()
+    for sign, line in zip(SIGNS, axes, strict=True):
+        for fusion, axis in zip(fusions, line, strict=True):
+            panel = shown[(shown["sign"] == sign) & (shown["fusion"] == fusion)]
+            for (pictures, side, _), part in panel.groupby(["pictures", "side", "repeat"]):
+                label = f"{pictures}, {'fused so far' if side == 'first' else 'next level'}"
+                style = {"label": None if label in named else label, "linewidth": 0.9}
+                named.add(label)
+                style |= {"color": colours[pictures], "linestyle": "-" if side == "first" else "--"}
+                axis.plot(part["step"], part["weight"], **style)
             axis.axhline(0.5, color="0.8", linewidth=0.6, zorder=0)
-            axis.set(title=f"{pictures}: {sign} evidence", xlabel="steps", ylim=(0, 1))
+            axis.set(title=f"{sign}, step {fusion}", ylim=(0, 1))
         line[0].set_ylabel("mean gate")
-    if there:
-        axes[0, 0].legend(title=None, loc="upper left", ncols=3)
+    for axis in axes[-1]:
+        axis.set_xlabel("steps of training")
+    if named:
+        figure.legend(title=None, loc="outside lower center", ncols=len(named))
     return figure
 
 
@@ -96,9 +105,10 @@ def gates_told(shown: pd.DataFrame) -> str:
             lines.append(f"- {pictures}: *not run* yet.")
             continue
         end = own[own["step"] == own["step"].max()]
-        told = ", ".join(_sides(end[end["sign"] == sign], sign) for sign in SIGNS)
         steps, repeats = int(end["step"].iloc[0]), end["repeat"].nunique()
-        lines.append(f"- {pictures}, after {steps:,} steps, in {repeats} repeat(s): {told}.")
+        told = [_sides(end[end["sign"] == sign], sign) for sign in SIGNS]
+        begun = f"{pictures}, {steps:,} steps, {repeats} repeat{'s' if repeats > 1 else ''}"
+        lines.append(f"- {begun}. {' '.join(told)}")
     return "\n".join(lines)
 
 
@@ -106,12 +116,12 @@ def _sides(end: pd.DataFrame, sign: str) -> str:
     """How many gates of a sign end above or below one half in all repeats, and their spread."""
     wide = end.pivot(index=["fusion", "side"], columns="repeat", values="weight")
     above, below = ((side.all(axis=1)).sum() for side in (wide > 0.5, wide < 0.5))
-    spread = (wide.max(axis=1) - wide.min(axis=1)).max()
-    text = f"of {len(wide)} gates for {sign} evidence {above} end above one half, {below} below"
+    text = f"{sign.capitalize()} evidence: of {len(wide)} gates"
     if wide.shape[1] < 2:
-        return text
-    rest = len(wide) - above - below
-    return f"{text}, {rest} on either side, and repeats differ by up to {spread:.2f}"
+        return f"{text} {above} end above one half, {below} below."
+    spread = (wide.max(axis=1) - wide.min(axis=1)).max()
+    text += f" {above} end above one half in every repeat, {below} below it in every repeat"
+    return f"{text}; the same gate differs by up to {spread:.2f} between repeats."
 
 
 def embeddings_told(kept: pd.DataFrame, rows: Sequence[str]) -> str:

@@ -109,7 +109,7 @@ def _sentence(kept: pd.DataFrame, pictures: str, more: str, less: str, label: st
     at_end = paired(rows[rows["part"] == 1], more, less, "miou")
     ahead = f"ahead in {int((at_end > 0).sum())} of {n} repeats"
     end = f"{points(*last[['mean', 'low', 'high']])} points of mIoU"
-    begun = f"{points(first['mean'])} after {int(first['step']):,}"
+    begun = f"{points(*first[['mean', 'low', 'high']])} after {int(first['step']):,}"
     text = f"{pictures}: {label} is {end} after {int(last['step']):,} steps ({ahead}), {begun}."
     return f"{text} *{verdict}*.{_learning(rows, more, less)}"
 

@@ -103,11 +103,12 @@ def carry_over(report: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 def _richer(line: Line, earlier: Mapping[str, Any]) -> Line:
     """The line of more repeats, of equals the new; what is not from the store is always the new's.
 
-    That is its text, what it needs and costs, and all of photos, long trainings and paper scale.
+    That is its text and the paper's number, what it needs and costs, and all of photos, long
+    trainings and paper scale.
     """
     if line["n"] >= earlier["n"]:
         return line
-    elsewhere = ("photos_", "long_", "paper_scale", "needs", "claim", "cost")
+    elsewhere = ("photos_", "long_", "paper_scale", "needs", "claim", "cost", "published", "place")
     kept = {k: value for k, value in earlier.items() if not k.startswith(elsewhere)}
     number = published()["numbers"].get(line["id"])
     ran = number and earlier["n"]
@@ -209,10 +210,16 @@ def _number(
     of_row = table.loc[table["row"] == number["row"]].sort_values("repeat")
     if baseline not in set(table["row"]):
         table = pd.concat([table, tables.get("pyramid_ablation")])
-    pair = (number["row"], baseline, "miou")
+    # Label maps and networks count as they are: no threshold on masks is theirs to choose.
+    as_they_are = number["task"].startswith(("pseudo-label", "segmentation"))
+    metric = "miou_maskless" if as_they_are else "miou"
+    pair = (number["row"], baseline, metric)
+    pair = (baseline, number["row"], metric) if number.get("worse") else pair
     differences = _differences(table, *pair)
     text, source = _asked(number, profile, cost["cost"]), number | {"study": study}
-    line = _line(name, text, "mIoU", number.get("value"), of_row["miou"], differences, source)
+    line = _line(name, text, "mIoU", number.get("value"), of_row[metric], differences, source)
+    if baseline not in set(table["row"]):
+        line["unpaired"] = f"row {baseline} was not run"
     return line | cost | _over_objects(over_objects, pair, differences)
 
 
@@ -273,6 +280,7 @@ def _line(
         "verdict": "not run",
         "verdict_adjusted": "not run",
         "reason": "",
+        "unpaired": "no difference by repeat",
         "objects_low": None,
         "objects_high": None,
         "objects": 0,

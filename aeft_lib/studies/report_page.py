@@ -23,14 +23,16 @@ from aeft_lib.studies.verdicts import (
 
 RULE = f"""\
 Ours are numbers of the profile's scenes, the paper's are of VOC 2012: signs can be compared, sizes
-cannot. A difference is paired by repeat, and its brackets hold the 95 % interval over repeats. A
-claim *holds* or *fails* where that interval lies on one side of zero. It is *undecided* otherwise,
-or with fewer repeats than it needs: {PAPER_REPEATS} for the paper's claims, {REPEATS} for
-others. *Adjusted* is the verdict that remains after Holm's adjustment for the number of claims.
-*Short* trainings have fewer than {SHORT_STEPS:,} steps; columns *after {SHORT_STEPS:,} steps* are
-of longer ones, where *not saturated* names rows that were still learning their tags. The interval
-over objects draws the scored cut-outs anew, with the networks as they are; it needs the store
-(`aeft report`). *Not run* means that nobody has run it."""
+cannot. Every difference is written so that plus supports its claim: of "lowers precision" it is the
+precision before minus that after. It is paired by repeat, and its brackets hold the 95 % interval
+over repeats. A claim *holds* or *fails* where that interval lies on one side of zero, one of no
+loss too. It is *undecided* otherwise, or with fewer repeats than it needs: {PAPER_REPEATS} for the
+paper's claims, {REPEATS} for others. That is a choice and no statistics: more is asked before the
+authors are confirmed or contradicted. *Adjusted* is the verdict that remains after Holm's
+adjustment for the number of claims. *Short* trainings have fewer than {SHORT_STEPS:,} steps;
+columns *after {SHORT_STEPS:,} steps* are of longer ones, where *not saturated* names rows that were
+still learning their tags. The interval over objects draws the scored cut-outs anew, with the
+networks as they are; it needs the store (`aeft report`). *Not run* means that nobody has run it."""
 
 
 def outputs(folder: Path) -> list[Path]:

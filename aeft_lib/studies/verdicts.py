@@ -55,7 +55,7 @@ def _verdicts(line: Mapping[str, Any], prefix: str) -> Line:
     n, needs = line[COUNTED[prefix]], line[NEEDED[prefix]]
     names = (f"{prefix}verdict", f"{prefix}verdict_adjusted", f"{prefix}reason")
     if n == 0:
-        reason = "no difference by repeat" if line["n"] and not prefix else ""
+        reason = line.get("unpaired", "") if line["n"] and not prefix else ""
         word = "undecided" if reason else line[names[0]]
         return dict(zip(names, (word, word, reason), strict=True))
     if n < needs:

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from aeft_lib.data.controlled import KNOBS
-from aeft_lib.lab import ch08_effects, ch08_figures
+from aeft_lib.lab import ch08_effects, ch08_figures, ch08_told
 from aeft_lib.lab.figures import TEXT_WIDTH
 from aeft_lib.lab.session import Session
 from aeft_lib.paper.gpp import Gap
@@ -544,3 +544,50 @@ def test_the_knob_grid_has_a_picture_a_level_over_the_texts_width():
     assert [len(axis.images) for axis in figure.axes] == [1, 1, 1, 0]
     assert figure.get_figwidth() == TEXT_WIDTH
     plt.close(figure)
+
+
+def photo_bins(width: dict[str, float], gain: dict[str, float]) -> pd.DataFrame:
+    """Objects of photos in two bins of area, three repeats; G gains so much on GAP's 50."""
+    lines = []
+    for name, half_area in width.items():
+        for repeat in range(3):
+            line = {"kind": "area", "bin": name, "repeat": repeat, "half_area": half_area, "n": 9}
+            lines.append(line | {"row": "gap", "iou": 50.0})
+            lines.append(line | {"row": "gated", "iou": 50.0 + gain[name] + 0.1 * repeat})
+    return pd.DataFrame(lines)
+
+
+def test_bins_are_hints_and_the_hypothesis_on_widths_is_tested_bin_by_bin():
+    width = {"0-6 %": 0.10, "6-15 %": 0.10, "32-100 %": 0.25}
+    gain = {"0-6 %": -2.0, "6-15 %": 0.3, "32-100 %": -1.0}
+    where, hint, widths = ch08_told.bins(photo_bins(width, gain)).splitlines()
+    assert "above 0 in 6-15 %" in where
+    assert "below 0 in 0-6 % -1.9 [" in where
+    assert "32-100 % -0.9 [" in where
+    assert "3 bins of 3 repeats" in hint
+    assert "no verdicts" in hint
+    assert (
+        "fills 10 % of the photo in 0-6 %, more than its objects, so G should gain: -1.9" in widths
+    )
+    assert "fills 25 % of the photo in 32-100 %, less than its objects, so G should lose" in widths
+    assert "6-15 %" not in widths  # neither wider nor narrower
+    assert widths.endswith("The prediction is met in 1 of 2.")
+    middle = photo_bins({"6-15 %": 0.1}, {"6-15 %": 0.0})
+    assert "in no bin" in ch08_told.bins(middle).splitlines()[-1]
+
+
+def test_ranks_with_the_width_are_told_for_planned_levels_apart():
+    levels = [*CONDITIONS][:4]
+    widths = pd.DataFrame({"setting": [*levels, "depth0"], "width": [1.0, 2.0, 3.0, 4.0, 9.0]})
+    for metric in ch08_effects.METRICS:
+        widths[metric] = [4.0, 3.0, 2.0, 1.0, 9.0]
+    ranks = ch08_effects.width_ranks(widths)
+    assert [*ranks.columns] == ["all settings (5)", "planned levels alone (4)"]
+    assert ranks.loc["mIoU"].tolist() == pytest.approx([0.0, -1.0])
+
+
+def test_advice_has_to_remain_after_the_adjustment(effects):
+    unsure = effects.assign(p_adjusted=1.0)
+    uses = ch08_effects.advice(unsure).set_index("condition")["use"]
+    assert uses["base"] == "undecided (GPP before the adjustment)"
+    assert uses["context 1"] == "undecided (GAP before the adjustment)"

@@ -197,12 +197,12 @@ def test_gpp_pyramid_shows_signed_levels_fused_maps_and_scaled_detail():
     scale = max(np.abs(signed).max() for signed in (levels | fused).values())
     assert bar.get_ylim() == pytest.approx((-scale, scale))
     shown = dict(zip([axis.get_title() for axis in panels], pictures(figure), strict=True))
-    assert list(shown) == ["image", "P1", "P2", "P4", "object", "4·|P̂ − P|", "G1", "G2"]
+    assert list(shown) == ["image", "P1", "P2", "P4", "object", "|P̂ − P|", "G1", "G2"]
     for name, signed in (levels | fused).items():
         np.testing.assert_allclose(shown[name], figures.signed_colours(signed, scale))
     np.testing.assert_array_equal(shown["object"], np.stack([mask] * 3, axis=-1))
     np.testing.assert_allclose(
-        shown["4·|P̂ − P|"], plt.get_cmap("magma")(detail / detail.max())[..., :3]
+        shown["|P̂ − P|"], plt.get_cmap("magma")(detail / detail.max())[..., :3]
     )
 
 

@@ -39,7 +39,7 @@ def test_an_empty_ledger_has_no_line(home):
     assert [len(axis.lines) for axis in figure.axes] == [1, 1, 1]  # zero
     gates = over_steps.gates(table, "gated")
     assert over_steps.gates_told(gates) == "- collages: *not run* yet.\n- photos: *not run* yet."
-    assert [len(axis.lines) for axis in over_steps.gate_figure(gates).axes] == [0, 0]
+    assert [len(axis.lines) for axis in over_steps.gate_figure(gates).axes] == [1, 1]  # one half
     plt.close("all")
 
 
@@ -61,15 +61,16 @@ def test_gates_are_told_by_their_sides_and_their_spread(home):
     }
     told = over_steps.gates_told(shown).splitlines()[1]
     assert told == (
-        "- photos, after 400 steps, in 3 repeat(s): of 2 gates for positive evidence 1 end above one "
-        "half, 0 below, 1 on either side, and repeats differ by up to 0.02, of 1 gates for negative "
-        "evidence 0 end above one half, 1 below, 0 on either side, and repeats differ by up to 0.02."
+        "- photos, 400 steps, 3 repeats. Positive evidence: of 2 gates 1 end above one half in every "
+        "repeat, 0 below it in every repeat; the same gate differs by up to 0.02 between repeats. "
+        "Negative evidence: of 1 gates 0 end above one half in every repeat, 1 below it in every "
+        "repeat; the same gate differs by up to 0.02 between repeats."
     )
     figure = over_steps.gate_figure(shown)
-    assert [axis.get_title() for axis in figure.axes] == [
-        "photos: positive evidence",
-        "photos: negative evidence",
-    ]
+    assert [axis.get_title() for axis in figure.axes] == ["positive, step 1", "negative, step 1"]
+    (legend,) = figure.legends
+    named = [text.get_text() for text in legend.get_texts()]
+    assert named == ["photos, fused so far", "photos, next level"]
     assert [line.get_ydata()[-1] for line in figure.axes[1].lines[:3]] == pytest.approx(
         [0.29, 0.3, 0.31]
     )
@@ -80,8 +81,8 @@ def test_gates_of_one_repeat_have_no_spread(home):
     gated(home, 0, {"positive_1_first": 0.7, "negative_1_first": 0.2})
     told = over_steps.gates_told(over_steps.gates(curves.kept(), "gated")).splitlines()[1]
     assert told == (
-        "- photos, after 400 steps, in 1 repeat(s): of 1 gates for positive evidence 1 end above one "
-        "half, 0 below, of 1 gates for negative evidence 0 end above one half, 1 below."
+        "- photos, 400 steps, 1 repeat. Positive evidence: of 1 gates 1 end above one half, 0 below. "
+        "Negative evidence: of 1 gates 0 end above one half, 1 below."
     )
 
 

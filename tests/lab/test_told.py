@@ -113,11 +113,18 @@ def test_gates_are_counted_by_the_side_of_one_half_that_all_repeats_share():
 
 
 @pytest.mark.parametrize(
-    ("ours", "words"), [([1, 2, 3], "agree"), ([3, 2, 1], "are opposed"), ([2, 1, 2], "hardly")]
+    ("ours", "words"),
+    [
+        ([1, 2, 3, 4, 5, 6], "(p = 0.00): the two orders agree"),
+        ([6, 5, 4, 3, 2, 1], "(p = 0.00): the two orders are opposed"),
+        ([2, 1, 2, 5, 1, 4], "the two orders neither agree nor"),
+        ([5, 3, 6, 2, 4, 1], "the two orders neither agree nor"),  # -0.66 over six
+    ],
 )
-def test_two_orders(ours, words):
-    text = ch03_gates.order_told(pd.Series(ours), pd.Series([1, 2, 3]))
-    assert f"over 3 rows: the two orders {words}" in text
+def test_two_orders_are_alike_where_chance_seldom_makes_them_so(ours, words):
+    text = ch03_gates.order_told(pd.Series(ours), pd.Series(range(6)))
+    assert "over 6 rows (p = " in text
+    assert words in text
 
 
 def test_progress_compares_the_last_step_with_the_baseline():
@@ -126,6 +133,10 @@ def test_progress_compares_the_last_step_with_the_baseline():
     text = ch04_told.progress(pd.concat([first, last]))
     assert "**OURS − GPP_ONLY**, recall: +4.0" in text
     assert "precision: +0.0" in text
+    assert text.endswith("on one side of zero: no row.")
+    falls = last["row"].eq("ours") * -3.0 + 50 + 0.1 * last["repeat"]
+    grows = last.assign(precision=falls, recall=last["recall"] + 0.1 * last["repeat"])
+    assert ch04_told.progress(grows).endswith("on one side of zero: OURS.")
 
 
 def test_quirks_with_one_sign_and_without_effect_are_named():

@@ -37,7 +37,7 @@ def test_the_interval_of_enough_repeats_decides(home, repeats, gains, verdict):
         write(home, "evening-voc", "gated", repeat, [35.0, 45.0, 48.0, 50.0 + gains[repeat]])
     told = curves.sentences(curves.kept(), "gated", "gap", LABEL).splitlines()
     assert told[0] == "- collages: *not run* yet."
-    assert told[1].endswith(f"-5.0 after 100. *{verdict}*.")
+    assert told[1].endswith(f"-5.0 [-5.0, -5.0] after 100. *{verdict}*.")
     assert f"ahead in {sum(gain > 0 for gain in gains)} of {repeats} repeats" in told[1]
 
 

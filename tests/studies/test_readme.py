@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -50,7 +51,7 @@ def test_a_line_has_the_papers_difference_ours_and_that_of_photos(tmp_path, monk
     photos = f"{report_page.points_of(line, 'photos_')} {line['photos_verdict']}"
     photos += f" ({line['photos_reason']})"
     assert first.endswith(f"| +6.2 | +5.5 [-0.9, +11.9] undecided (2 of 5 repeats) | {photos} |")
-    assert rows(readme.block(whole))[1].endswith("| not run | not run |")
+    assert rows(readme.block(whole))[1].endswith("| — | not run | not run |")
 
 
 def test_long_trainings_stand_below_where_the_ledger_has_some(tmp_path, monkeypatch):
@@ -66,7 +67,7 @@ def test_long_trainings_stand_below_where_the_ledger_has_some(tmp_path, monkeypa
 def test_of_our_own_claims_those_that_are_decided_are_shown(verdict):
     block = readme.block(with_own_claim(verdict))
     assert ("The dense CRF alone improves seeds" in block) == (verdict in ("holds", "fails"))
-    assert ("not claimed by the paper" in block) == (verdict in ("holds", "fails"))
+    assert ("Not claimed by the paper" in block) == (verdict in ("holds", "fails"))
 
 
 def test_short_trainings_are_reported():
@@ -77,26 +78,44 @@ def test_short_trainings_are_reported():
     assert "Trainings on collages and on real photos are short" in readme.block(whole)
 
 
-def test_update_replaces_its_block_alone_and_twice_is_once(tmp_path):
-    file = tmp_path / "README.md"
-    text = f"# Título\n\n{readme.START}\nold\n{readme.END}\n\nafter ±\n"
-    file.write_text(text, encoding="utf-8")
-    readme.update(small_report(), file)
-    once = file.read_text(encoding="utf-8")
-    assert once == f"# Título\n\n{readme.block(small_report())}\n\nafter ±\n"
-    readme.update(small_report(), file)
-    assert file.read_text(encoding="utf-8") == once
+@pytest.fixture
+def pages(tmp_path) -> dict[str, Path]:
+    """README and start page with something before, between and after their markers."""
+    files = {"readme": tmp_path / "README.md", "start": tmp_path / readme.START_PAGE}
+    for file in files.values():
+        file.parent.mkdir(exist_ok=True)
+        text = f"# Título\n\n{readme.START}\nold\n{readme.END}\n\nafter ±\n"
+        file.write_text(text, encoding="utf-8")
+    return files
+
+
+def test_update_replaces_its_blocks_alone_and_twice_is_once(tmp_path, pages):
+    readme.update(small_report(), tmp_path)
+    once = {name: file.read_text(encoding="utf-8") for name, file in pages.items()}
+    blocks = {"readme": readme.block(small_report()), "start": readme.start_block(small_report())}
+    assert once == {name: f"# Título\n\n{block}\n\nafter ±\n" for name, block in blocks.items()}
+    readme.update(small_report(), tmp_path)
+    assert once == {name: file.read_text(encoding="utf-8") for name, file in pages.items()}
+
+
+def test_the_start_page_has_the_main_claims_with_their_verdicts():
+    block = readme.start_block(small_report())
+    known = {claim["id"]: claim["claim"] for claim in published()["claims"]}
+    claims = [known[name] for name in readme.MAIN_CLAIMS]
+    assert {line.split(" | ")[0] for line in rows(block)} == {f"| {claim}" for claim in claims}
+    assert "+5.5 [-0.9, +11.9] undecided (2 of 5 repeats)" in rows(block)[0]
 
 
 @pytest.mark.parametrize("text", ["", readme.START, readme.END])
-def test_update_refuses_a_file_without_both_markers(tmp_path, text):
-    file = tmp_path / "README.md"
-    file.write_text(text, encoding="utf-8")
+@pytest.mark.parametrize("name", ["readme", "start"])
+def test_update_refuses_a_page_without_both_markers_and_writes_none(tmp_path, pages, name, text):
+    pages[name].write_text(text, encoding="utf-8")
+    before = [file.read_text(encoding="utf-8") for file in pages.values()]
     with pytest.raises(
-        ValueError, match=r"README\.md has no results block: put the lines.*restore"
+        ValueError, match=rf"{pages[name].name} has no results block: put .*restore"
     ):
-        readme.update(small_report(), file)
-    assert file.read_text(encoding="utf-8") == text
+        readme.update(small_report(), tmp_path)
+    assert before == [file.read_text(encoding="utf-8") for file in pages.values()]
 
 
 def test_the_committed_readme_is_short_and_shows_the_committed_report():
