@@ -291,6 +291,7 @@ def explain(arguments: argparse.Namespace) -> None:
     planned = plan.merged(needed)
     size, place = f"{len(rows)} rows x {len(repeats)} repeat(s)", f"on {device()}"
     print(f"{study.name} on {profile.name}: {size}, {place}, store {paths.runs()}")
+    print(study.question)
     numbers = {"float_format": "{:,.1f}".format, "na_rep": "-"}
     print(plan.table(planned).to_string(index=False, **numbers))
     if len(rows) > 1:

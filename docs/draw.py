@@ -7,9 +7,8 @@ package, or from rows of the store; nothing is trained.  Frames of ``affinity`` 
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -114,20 +113,6 @@ DRAWN: dict[str, Callable[[Session], None]] = {
 }
 
 
-@contextmanager
-def frames_to(folder: Path) -> Iterator[None]:
-    """Widgets that are made within write their frames to `folder`."""
-    earlier = os.environ.get("AEFT_FRAMES")
-    os.environ["AEFT_FRAMES"] = str(folder)
-    try:
-        yield
-    finally:
-        if earlier is None:
-            del os.environ["AEFT_FRAMES"]
-        else:
-            os.environ["AEFT_FRAMES"] = earlier
-
-
 def draw(names: Sequence[str]) -> None:
     """Draw these; none named is all that the package has weights for.
 
@@ -137,7 +122,7 @@ def draw(names: Sequence[str]) -> None:
         if name not in DRAWN:
             raise unknown(f"nothing is drawn as {name!r}", name, DRAWN)
     session = open_session(shipped.PROFILE, train=False)
-    with frames_to(FRAMES):
+    with mock.patch.dict(os.environ, AEFT_FRAMES=str(FRAMES)):  # where widgets write
         for name in names or [n for n in DRAWN if n != "affinity" or _has_affinity(session)]:
             DRAWN[name](session)
             print(name)

@@ -50,7 +50,7 @@ class Failure(NamedTuple):
 
 def colour_of(family: str) -> str:
     """The colour of a family's methods in all figures."""
-    return f"C{[known.name for known in FAMILIES].index(family)}"
+    return f"C{FAMILIES.index(family)}"
 
 
 def _marker(family: str, *, is_paper: bool) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def field_map(run: Collection[str] = ()) -> Figure:
     A box is changed; a round arrow says that a later place labels an earlier one again.  Names of
     systems that are not in `run` are grey.
     """
-    ordered = [known for f in FAMILIES for known in SYSTEMS if known.family == f.name]
+    ordered = [known for f in FAMILIES for known in SYSTEMS if known.family == f]
     figure, axis = plt.subplots(figsize=(TEXT_WIDTH, 4.2))
     for x, place in enumerate(PLACES):
         box = {"boxstyle": "round,pad=0.35", "facecolor": "0.92", "edgecolor": "0.4"}

@@ -39,7 +39,7 @@ from aeft_lib.stages.train_on_maps import MAPS, train_on_maps
 from aeft_lib.stages.train_on_views import ViewsSpec, train_on_views
 from aeft_lib.stages.write_labels import TruthSpec, true_labels
 from aeft_lib.studies import segmentation
-from aeft_lib.studies.rows import Row, passes_of, probe
+from aeft_lib.studies.rows import Logged, Row, passes_of, probe
 from aeft_lib.studies.settings import Profile
 
 Obtain = Callable[..., Artefact]
@@ -59,9 +59,7 @@ def artefacts(
     """
     made, given = products(profile, row, repeat, obtain), profile
     profile = with_fast_steps(row.setting.applied(profile, repeat))
-    if "classifier" in made:
-        made |= _mechanisms(profile, row, made, obtain)
-    made |= _reported(profile, row, repeat, made, obtain)
+    made |= _mechanisms(profile, row, repeat, made, obtain)
     if masks_to_score(given, row, repeat):
         return made
     return made | _measures(profile, row, repeat, made, obtain)
@@ -181,24 +179,20 @@ def _backbone(profile: Profile, taps: bool) -> BackboneSpec:
     return TappedSpec(profile.backbone) if taps else profile.backbone
 
 
-def _mechanisms(profile: Profile, row: Row, made: Artefacts, obtain: Obtain) -> Artefacts:
-    """An artefact for every number of the row's mechanisms, as ``mechanism_<number>``."""
-    scenes, numbers = profile.scenes(row.scored_on), {}
-    for mechanism in row.mechanisms:
-        asked = made[getattr(mechanism, "of", "classifier")]
-        measured = mechanism.measure(obtain, scenes, asked, profile.precision)
-        numbers |= {f"{MECHANISM}{name}": measured for name in mechanism.names}
-    return numbers
-
-
-def _reported(
+def _mechanisms(
     profile: Profile, row: Row, repeat: int, made: Artefacts, obtain: Obtain
 ) -> Artefacts:
-    """As `_mechanisms`, of the parts that `Reported` names: what the row made, its classifier."""
-    told = [mechanism for mechanism in row.mechanisms if hasattr(mechanism, "part")]
-    if any(mechanism.part == "classifier" for mechanism in told):
-        made = classifiers(profile, row, repeat, obtain) | made
-    return {f"{MECHANISM}{name}": made[m.part] for m in told for name in m.names}
+    """An artefact for every number of the row's mechanisms, as ``mechanism_<number>``."""
+    scenes, numbers, parts = profile.scenes(row.scored_on), {}, made
+    if "classifier" in {getattr(mechanism, "part", "") for mechanism in row.mechanisms} - set(made):
+        parts = classifiers(profile, row, repeat, obtain) | made
+    for mechanism in row.mechanisms:
+        if isinstance(mechanism, Logged):
+            measured = parts[mechanism.part]
+        else:
+            measured = mechanism.measure(obtain, scenes, made["classifier"], profile.precision)
+        numbers |= {f"{MECHANISM}{name}": measured for name in mechanism.names}
+    return numbers
 
 
 def objects(profile: Profile, made: Artefacts, obtain: Obtain = obtain_artefact) -> Artefact:

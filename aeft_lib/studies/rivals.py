@@ -13,9 +13,9 @@ from aeft_lib.rivals.seam import Seam
 from aeft_lib.stages.multi_crop import MultiCrop
 from aeft_lib.stages.psa import Psa
 from aeft_lib.studies import rivals_irn, rivals_readers, rivals_rounds, rivals_segment
-from aeft_lib.studies.rival import BASE, PSA, Rival, ends, labelled
+from aeft_lib.studies.rival import BASE, PSA, ends, labelled, rows_of
 from aeft_lib.studies.rivals_rounds import SEAM
-from aeft_lib.studies.rows import GAP, SEGMENT_TRUTH, Logged, Reported, Row, segmented
+from aeft_lib.studies.rows import GAP, SEGMENT_TRUTH, Logged, Row, segmented
 
 CPN = Row(
     "cpn",
@@ -38,8 +38,8 @@ def _round(name: str, label: str, teacher: Row, **labeller: int) -> Row:
 
 SCCAM_1 = _round("sccam_round1", "SC-CAM, 1 round", GAP)
 SCCAM_2 = _round("sccam_round2", "SC-CAM, 2 rounds", SCCAM_1)
-RIVALS = (
-    Rival(
+RIVAL_ROWS = (
+    *rows_of(
         Row(
             "occse",
             "OC-CSE",
@@ -50,7 +50,7 @@ RIVALS = (
         ),
         passes=2.0,
     ),
-    Rival(
+    *rows_of(
         SEAM,
         ablations=(
             replace(
@@ -69,7 +69,7 @@ RIVALS = (
             ),
         ),
     ),
-    Rival(
+    *rows_of(
         CPN,
         ablations=(
             replace(
@@ -95,7 +95,7 @@ RIVALS = (
             ),
         ),
     ),
-    Rival(
+    *rows_of(
         replace(_round("sccam", "SC-CAM, 3 rounds", SCCAM_2), published="rival.sccam.seed"),
         passes=4.0,  # round 0, the GAP classifier, and three more
         ablations=(
@@ -106,8 +106,8 @@ RIVALS = (
         ),
     ),
     # Round 0, the GAP classifier, and two more.
-    Rival(rivals_rounds.CONTA, passes=3.0, ablations=rivals_rounds.CONTA_PARTS),
-    Rival(rivals_rounds.ECS, ablations=rivals_rounds.ECS_PARTS),
+    *rows_of(rivals_rounds.CONTA, passes=3.0, ablations=rivals_rounds.CONTA_PARTS),
+    *rows_of(rivals_rounds.ECS, ablations=rivals_rounds.ECS_PARTS),
 )
 # Rivals that begin with given seeds: they make label maps otherwise, or learn from them.
 PSA_SEED = replace(
@@ -118,7 +118,7 @@ PSA_LABELS = labelled(
     "AffinityNet",
     PSA_SEED,
     Psa(walk=True, powers=psa.POWERS, steps=psa.STEPS),
-    mechanisms=(Reported("affinity", ("known",)),),
+    mechanisms=(Logged(("known",), "affinity"),),
     published="rival.psa.pseudo",
 )
 PSA_ROWS = (
@@ -132,8 +132,8 @@ PSA_ROWS = (
         published="rival.psa.segmentation",
     ),
 )
-PROPORTION = (Reported("labels", ("outweighed", "overlap", "cov", "without_score")),)
-SOFTENED = (Reported("segmenter", ("pus_acted", "pus_pixels")),)
+PROPORTION = (Logged(("outweighed", "overlap", "cov", "without_score"), "labels"),)
+SOFTENED = (Logged(("pus_acted", "pus_pixels"), "segmenter"),)
 PMM_LABELS = labelled(
     "pmm", "PMM", GAP, Ppmg(), mechanisms=PROPORTION, published="rival.pmm.pseudo"
 )
@@ -158,7 +158,7 @@ PMM_ROWS = (
 ROWS = (
     BASE,
     *ends(BASE, PSA),
-    *(row for rival in RIVALS for row in rival.rows),
+    *RIVAL_ROWS,
     *PSA_ROWS,
     *PMM_ROWS,
     *rivals_irn.ROWS,

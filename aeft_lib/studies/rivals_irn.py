@@ -13,7 +13,7 @@ from aeft_lib.rivals import bes
 from aeft_lib.rivals.bes import Bes
 from aeft_lib.rivals.irnet import PairLoss
 from aeft_lib.stages.relu_first import ReluFirst
-from aeft_lib.studies.rows import GAP, Logged, Reported, Row, segmented
+from aeft_lib.studies.rows import GAP, Logged, Row, segmented
 
 IRNET = EdgeRefiner(PairLoss())
 BES = EdgeRefiner(
@@ -23,11 +23,11 @@ BES = EdgeRefiner(
     schedule=replace(SCHEDULE, batch_size=bes.BATCH),
 )
 # What can be said without masks: the labels that edges learn from, the edges, where they lie.
-CONFIDENT = Reported("confident", ("unsure", "t_foreground", "t_background"))
-EDGES = Reported("scores", ("edge", "edge_high"))
+CONFIDENT = Logged(("unsure", "t_foreground", "t_background"), "confident")
+EDGES = Logged(("edge", "edge_high"), "scores")
 LEARNED = {
-    "irnet": (CONFIDENT, Reported("edges", ("known",)), EDGES),
-    "bes": (CONFIDENT, Reported("edges", ("known", "boundary")), EDGES),
+    "irnet": (CONFIDENT, Logged(("known",), "edges"), EDGES),
+    "bes": (CONFIDENT, Logged(("known", "boundary"), "edges"), EDGES),
 }
 
 SEED = replace(

@@ -29,7 +29,7 @@ BANK = ("instances", "classes_without", "instance_share")
 
 def _read_by(name: str, label: str, reader: AdvCam | Rib) -> Row:
     """GAP's classifier, read image by image."""
-    mechanisms = (Logged(reader.names, of="seeds"),)
+    mechanisms = (Logged(reader.names, "seeds"),)
     fields = {"reader": reader, "mechanisms": mechanisms, "published": None}
     return replace(GAP, name=name, label=label, **fields)
 

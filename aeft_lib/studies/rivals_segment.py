@@ -10,7 +10,7 @@ from aeft_lib.rivals.rrm import Reliable, Rrm
 from aeft_lib.rivals.ssdd import Dynamic, Ssdd
 from aeft_lib.stages.method import Refiner
 from aeft_lib.stages.psa import Psa
-from aeft_lib.studies.rows import GAP, Logged, Reported, Row, segmented
+from aeft_lib.studies.rows import GAP, Logged, Row, segmented
 
 
 def labelled(name: str, label: str, base: Row, refiner: Refiner, **fields: Any) -> Row:
@@ -29,7 +29,7 @@ PSA_SEED = replace(GAP, name="ssdd_seeds", reader=psa.READER, published=None)
 
 def _static(name: str, label: str, refiner: Ssdd) -> Row:
     """Label maps of SSDD's static stage; where the CRF differs, and how much of it is taken."""
-    mechanisms = (Reported("labels", ("taken", "differs")),)
+    mechanisms = (Logged(("taken", "differs"), "labels"),)
     return labelled(name, label, PSA_SEED, refiner, mechanisms=mechanisms)
 
 
@@ -48,12 +48,12 @@ SSDD_ROWS = (
     replace(
         segmented("ssdd_segmentation", "SSDD, dynamic", SSDD_LABELS),
         segmenter=Dynamic(),
-        mechanisms=(Reported("segmenter", ("seed_changed", "differs")),),
+        mechanisms=(Logged(("seed_changed", "differs"), "segmenter"),),
         published="rival.ssdd.segmentation",
     ),
 )
 # Of the network that makes RRM's label maps: its sure pixels, the energy against cross-entropy.
-RELIABLE = (Reported("network", ("labelled", "force")),)
+RELIABLE = (Logged(("labelled", "force"), "network"),)
 RRM_LABELS = labelled(
     "rrm_pseudo", "RRM, label maps", GAP, Rrm(), mechanisms=RELIABLE, published="rival.rrm.pseudo"
 )
@@ -82,7 +82,7 @@ RRM_ROWS = (
     ),
 )
 ICD_CAM = Row("icd_cam", "ICD, its CAM", Icd(), mechanisms=(Logged(("turned",)),))
-TURNED = (Reported("classifier", ("turned",)),)
+TURNED = (Logged(("turned",), "classifier"),)
 ICD_LABELS = labelled(
     "icd_pseudo",
     "ICD, label maps",

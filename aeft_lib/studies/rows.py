@@ -38,10 +38,9 @@ PLAIN = Prediction()
 
 
 class Mechanism(Protocol):
-    """What a method claims to do, as numbers that need no mask.
+    """What a method claims to do, as numbers of a trained classifier that need no mask.
 
-    names: of the numbers.  of: what is measured, the "classifier" or, by those that say so, the
-    "seeds".
+    names: of the numbers.
     """
 
     names: tuple[str, ...]
@@ -53,50 +52,21 @@ class Mechanism(Protocol):
         classifier: Artefact,
         precision: str,
     ) -> Artefact:
-        """An artefact whose summary has the numbers of a trained classifier."""
+        """An artefact whose summary has the numbers."""
 
 
 @dataclass(frozen=True)
 class Logged:
-    """Numbers that the training logged, their means over its last epoch.
+    """Numbers in the summary of a part that the row made: nothing is left to measure.
 
-    of: "seeds": those that the reader logged, their means over the images.
+    names: those that it lacks are left out of the row.
+    part: its name (`pipeline.products`): the "classifier", which logs means over its last epoch,
+        "seeds", whose reader logs means over the images, "labels" and what else a refiner makes, or
+        the "segmenter".
     """
 
     names: tuple[str, ...]
-    of: str = "classifier"
-
-    def measure(
-        self,
-        obtain: Callable[..., Artefact],
-        scenes: SceneSet,
-        classifier: Artefact,
-        precision: str,
-    ) -> Artefact:
-        """The artefact itself."""
-        return classifier
-
-
-@dataclass(frozen=True)
-class Reported:
-    """Numbers in the summary of a part that the row made, for rows that do not end in seeds.
-
-    part: its name (`pipeline.products`): "labels" and what else a refiner makes, the "segmenter",
-    or the "classifier" behind it.  names: those that it lacks are left out of the row.
-    """
-
-    part: str
-    names: tuple[str, ...]
-
-    def measure(
-        self,
-        obtain: Callable[..., Artefact],
-        scenes: SceneSet,
-        classifier: Artefact,
-        precision: str,
-    ) -> Artefact:
-        """Raises ValueError: a row that ends in seeds has `Logged`."""
-        raise ValueError(f"{self.part} is a part of pseudo-labels, and this row ends in seeds")
+    part: str = "classifier"
 
 
 @dataclass(frozen=True)
@@ -116,8 +86,7 @@ class Row:
         makes rounds too.
     composed_by: who composes further training scenes from the label maps of which row, which ends
         in those of the training scenes.
-    mechanisms: measured on the scored scenes where the row ends in seeds; where it ends in
-        pseudo-labels or a network, those of its parts (`Reported`).
+    mechanisms: measured on the scored scenes where the row ends in seeds, or logged by its parts.
     as_long_as: a method, or its passes a step: the row trains for at least as many in all.
     scored_on: the split whose scenes the end is scored on.
     published: the id of its number in published.toml.
@@ -136,7 +105,9 @@ class Row:
     taught_by: "tuple[Labeller, Row] | None" = None
     reads: "tuple[MapSource, Row] | None" = None
     composed_by: "tuple[Composer, Row] | None" = None
-    mechanisms: tuple[Mechanism, ...] = field(default=(), compare=False)  # the same row without
+    mechanisms: tuple[Mechanism | Logged, ...] = field(
+        default=(), compare=False
+    )  # the same row without
     as_long_as: Method | float = 1.0
     scored_on: str = "scored"
     published: str | None = None

@@ -22,22 +22,8 @@ NOT_RUN = "not run"
 GAP_ROWS = dict(zip(ENDS, ("gap", "gap_pseudo", "gap_segmentation"), strict=True))
 
 
-@dataclass(frozen=True)
-class Family:
-    """Methods with one idea.  title: the idea in a few words."""
-
-    name: str
-    title: str
-
-
-FAMILIES = (
-    Family("views", "Two views of a scene must agree"),
-    Family("erasing", "What is left when the brightest part is gone?"),
-    Family("rounds", "What was learned labels the next training"),
-    Family("readers", "One image, read for longer"),
-    Family("refiners", "Which pixels belong together?"),
-    Family("segmenters", "Labels may be wrong, and the network knows"),
-)
+# Methods with one idea, in the order in which figures have them; notebook 9 has their questions.
+FAMILIES = ("views", "erasing", "rounds", "readers", "refiners", "segmenters")
 
 
 @dataclass(frozen=True)
@@ -175,7 +161,7 @@ def brief(rows: Mapping[str, Row]) -> list[Row]:
     """
     chosen = [rows["gap"]]
     for family in FAMILIES:
-        own = [own_row(known, rows) for known in SYSTEMS if known.family == family.name]
+        own = [own_row(known, rows) for known in SYSTEMS if known.family == family]
         chosen += [row for row in own if row and not row.refiner][:1]
     return chosen
 
