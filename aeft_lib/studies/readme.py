@@ -30,16 +30,18 @@ MAIN_CLAIMS = (
 TASK = (
     "Differences in points: ours on the `{profile}` profile (embedded collages, small backbone) "
     "and on [photos of six classes](docs/real_photos.md) of VOC 2012, the paper's on all of it. "
-    "The tasks differ, so signs can be compared and sizes cannot. Plus supports the claim: "
-    'of "lowers precision" the difference is the precision before minus that after. The paper\'s '
-    "+6.2 is across papers: its 54.2 minus the 48.0 that AffinityNet's authors report for GAP."
+    "The tasks differ, so signs can be compared and sizes cannot. How to read the table:"
 )
-RULE = (
-    "Brackets hold the 95 % interval over repeats. A claim *holds* or *fails* where its interval "
-    "lies on one side of zero, and is *undecided* otherwise, or with fewer repeats than it needs: "
+RULES = (
+    "Plus supports the claim: for *lowers precision* the difference is the precision before minus "
+    "that after.",
+    "Brackets hold the 95 % interval over repeats. A claim *holds* or *fails* where it lies on one "
+    "side of zero, and is *undecided* otherwise, or with fewer repeats than it needs: "
     f"{PAPER_REPEATS} for the paper's claims, {REPEATS} for others, since more is asked before the "
-    f"authors are confirmed or contradicted. So *undecided ({REPEATS} of {PAPER_REPEATS} repeats)* "
-    "says that repeats are missing: read the interval."
+    f"authors are confirmed or contradicted. *Undecided ({REPEATS} of {PAPER_REPEATS} repeats)* says "
+    "that repeats are missing: read the interval.",
+    "The paper's +6.2 is across papers: its 54.2 minus the 48.0 that AffinityNet's authors report "
+    "for GAP.",
 )
 AFTER = (
     f"Trainings of {SHORT_STEPS:,} steps differ in more than their length (five stages trained, "
@@ -54,8 +56,10 @@ def block(report: Mapping[str, Any]) -> str:
     task = TASK.format(profile=report["profile"])
     counts = f"On collages {tally(report, PAPER)} On real photos {tally(report, PAPER, 'photos_')}"
     claims = [line for line in report["claims"] if line["id"].startswith(PAPER)]
-    told = [task, RULE, _short(report), AFTER if len(places_of(claims)) > 1 else ""]
-    parts = [START, " ".join(filter(None, told)), _table(claims), counts]
+    lengths = [_short(report), AFTER if len(places_of(claims)) > 1 else ""]
+    rules = [*RULES, " ".join(filter(None, lengths))]
+    listed = "\n".join(f"- {rule}" for rule in filter(None, rules))
+    parts = [START, task, listed, _table(claims), counts]
     if not (kept := curves.kept()).empty:
         told = curves.sentences(kept, "gated", "gap", "GPP − GAP")
         parts += [f"GPP against GAP along {LONG}:", told]
