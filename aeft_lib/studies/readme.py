@@ -38,8 +38,8 @@ RULES = (
     "Brackets hold the 95 % interval over repeats. A claim *holds* or *fails* where it lies on one "
     "side of zero, and is *undecided* otherwise, or with fewer repeats than it needs: "
     f"{PAPER_REPEATS} for the paper's claims, {REPEATS} for others, since more is asked before the "
-    f"authors are confirmed or contradicted. *Undecided ({REPEATS} of {PAPER_REPEATS} repeats)* says "
-    "that repeats are missing: read the interval.",
+    f"authors are confirmed or contradicted. *Undecided ({REPEATS} of {PAPER_REPEATS} repeats)* "
+    "says that repeats are missing: read the interval.",
     "The paper's +6.2 is across papers: its 54.2 minus the 48.0 that AffinityNet's authors report "
     "for GAP.",
 )
