@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from aeft_lib.lab.figures import TEXT_WIDTH, metric_name
+from aeft_lib.studies.effects import REPEATS
 from aeft_lib.studies.levels import BASE
 
 KNOBS_DPI = 130  # of 13 photos, in a notebook of 300 KB; files have the style's resolution
@@ -70,6 +71,8 @@ def effect_forest(effects: pd.DataFrame) -> Figure:
 def depth_curves(effects: pd.DataFrame) -> Figure:
     """G − GAP against how many stages of the backbone are trained, with 95 % intervals.
 
+    Of fewer repeats than a verdict needs a hollow dot stands alone: an interval of two is so wide
+    that it hides all others.
     effects: of `ch08_effects.depth_effects`; collages and photos are lines.
     """
     metrics = list(dict.fromkeys(effects["metric"]))
@@ -78,9 +81,12 @@ def depth_curves(effects: pd.DataFrame) -> Figure:
         of_metric = effects[effects["metric"] == metric].groupby("pictures", sort=False)
         for i, (pictures, line) in enumerate(of_metric):
             places = line["stages"] + 0.12 * i
-            style = {"linewidth": 1, "markersize": 3.5, "label": pictures}
-            axis.plot(places, line["mean"], f"C{i}-o", **style)
-            axis.vlines(places, line["low"], line["high"], color=f"C{i}", linewidth=1)
+            enough, dots = line["n"] >= REPEATS, {"color": f"C{i}", "linewidth": 1}
+            axis.plot(places, line["mean"], label=pictures, **dots)
+            axis.vlines(places[enough], line["low"][enough], line["high"][enough], **dots)
+            for which, face in ((enough, f"C{i}"), (~enough, "white")):
+                style = {"markersize": 3.5, "markerfacecolor": face, "linestyle": ""}
+                axis.plot(places[which], line["mean"][which], "o", color=f"C{i}", **style)
         axis.axhline(0, color="0.3", linewidth=0.6)
         axis.set(xlabel="trained stages", title=metric_name(metric))
     axes[0].set_ylabel("G − GAP (points)")
@@ -179,25 +185,31 @@ def gate_curves(spreads: pd.DataFrame) -> Figure:
 def erasing_paths(curves: pd.DataFrame) -> Figure:
     """How seeds move in recall and precision while objects are erased, means over repeats.
 
-    From the grey dot, the warm start, to the coloured end.
+    A panel a strength of the loss, each with axes of its own; from the grey dot, the warm start, to
+    the coloured end.
     curves: long, with ``label, repeat, epoch, recall, precision`` (percent), at one threshold a
-    repeat.
+    repeat; a label is "kind, ×strength".
     """
-    figure, axis = plt.subplots(figsize=(TEXT_WIDTH, 2.8))
     grouped = curves.groupby(["label", "epoch"], sort=False)[["recall", "precision"]]
     means = grouped.mean().reset_index()
-    kinds = list(dict.fromkeys(label.rsplit(", ×", 1)[0] for label in means["label"]))
-    for label, path in means.groupby("label", sort=False):
-        kind, _, strength = label.rpartition(", ×")
-        colour, line = f"C{kinds.index(kind)}", "-" if strength == "1" else "--"
-        recall, precision = path["recall"], path["precision"]
-        axis.plot(recall, precision, color=colour, linewidth=1, linestyle=line, label=label)
-        axis.plot(recall.iloc[-1], precision.iloc[-1], "o", color=colour, markersize=3.5)
-    start = means[means["epoch"] == means["epoch"].min()]
-    origin = (start["recall"].mean(), start["precision"].mean())
-    axis.plot(*origin, "o", color="0.5", markersize=6, zorder=0)
-    axis.set(xlabel="recall (%)", ylabel="precision (%)")
-    figure.legend(loc="outside right center")
+    parts = means["label"].str.rpartition(", ×")
+    means = means.assign(kind=parts[0], strength=parts[2])
+    kinds = {kind: f"C{i}" for i, kind in enumerate(dict.fromkeys(means["kind"]))}
+    panels = list(means.groupby("strength"))
+    size = (TEXT_WIDTH, 2.6)
+    figure, axes = plt.subplots(1, len(panels), squeeze=False, figsize=size, layout="constrained")
+    for axis, (strength, panel) in zip(axes[0], panels, strict=True):
+        start = panel[panel["epoch"] == panel["epoch"].min()]
+        origin = (start["recall"].mean(), start["precision"].mean())
+        axis.plot(*origin, "o", color="0.5", markersize=6, zorder=0)
+        for kind, path in panel.groupby("kind", sort=False):
+            recall, precision, colour = path["recall"], path["precision"], kinds[kind]
+            axis.plot(recall, precision, color=colour, linewidth=1, label=kind)
+            axis.plot(recall.iloc[-1], precision.iloc[-1], "o", color=colour, markersize=3.5)
+        axis.set(xlabel="recall (%)", title=f"weights ×{strength}")
+    axes[0, 0].set_ylabel("precision (%)")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3)
     return figure
 
 

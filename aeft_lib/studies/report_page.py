@@ -32,7 +32,8 @@ authors are confirmed or contradicted. *Adjusted* is the verdict that remains af
 adjustment for the number of claims. *Short* trainings have fewer than {SHORT_STEPS:,} steps;
 columns *after {SHORT_STEPS:,} steps* are of longer ones, where *not saturated* names rows that were
 still learning their tags. The interval over objects draws the scored cut-outs anew, with the
-networks as they are; it needs the store (`aeft report`). *Not run* means that nobody has run it."""
+networks as they are, and has a column where the store has them. *Not run* means that nobody has
+run it."""
 
 
 def outputs(folder: Path) -> list[Path]:
@@ -63,16 +64,22 @@ def page(report: Mapping[str, Any]) -> str:
 
 
 def markdown(report: Mapping[str, Any], prefix: str | tuple[str, ...] = "") -> str:
-    """The report as a Markdown table of the lines whose ids start with a prefix."""
+    """The report as a Markdown table of the lines whose ids start with a prefix.
+
+    The interval over objects has a column where a line has one.
+    """
     shown = [row for row in report["claims"] if row["id"].startswith(prefix)]
-    places = places_of(shown)
+    places, objects = places_of(shown), any(row["objects"] for row in shown)
     heads = ("id", "claim", "published", "ours, difference [95 % over repeats] (n)")
-    heads += ("[95 % over objects] (n)", "verdict", "adjusted", *places.values(), "at paper scale")
-    left = "|---" * (len(heads) - 5)
-    lines = ["| " + " | ".join(heads) + " |", f"|---|---|---:|---:|---:{left}|"]
+    heads += ("[95 % over objects] (n)",) if objects else ()
+    right = "|---:" * (len(heads) - 2)
+    heads += ("verdict", "adjusted", *places.values(), "at paper scale")
+    left = "|---" * (len(places) + 3)
+    lines = ["| " + " | ".join(heads) + " |", f"|---|---{right}{left}|"]
     for row in shown:
         cells = (f"`{row['id']}`", row["claim"], published_cell(row), _ours_cell(row))
-        cells += (_objects_cell(row), _verdict_cell(row), row["verdict_adjusted"])
+        cells += (_objects_cell(row),) if objects else ()
+        cells += (_verdict_cell(row), row["verdict_adjusted"])
         cells += (*(place_cell(row, place) for place in places), row["paper_scale"])
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -451,11 +451,11 @@ def test_written_files_say_the_same(built, tmp_path):
     assert len(lines) == 2 + len(built)
     head = "G (gated, coarse to fine) gives better seeds than GAP | 54.2 | 46.0; +5.0 [+2.5, +7.5]"
     verdict = "undecided (3 of 5 repeats) | undecided"
-    assert f"| `table1.G` | {head} (3) | — | {verdict} | not run | not run |" in lines
+    assert f"| `table1.G` | {head} (3) | {verdict} | not run | not run |" in lines
     claim = "The GPP layer gives better seeds than global average pooling | +6.2"
     photos = report_page.place_cell(built["claim.gpp_beats_gap"], "photos_")
     assert photos.startswith("undecided (3 of 5 repeats), short, -1.2 [-1.8, -0.5] (3)")
-    cells = f"{claim} | +5.0 [+2.5, +7.5] (3) | — | {verdict} | {photos} | not run |"
+    cells = f"{claim} | +5.0 [+2.5, +7.5] (3) | {verdict} | {photos} | not run |"
     assert f"| `claim.gpp_beats_gap` | {cells}" in lines
 
 

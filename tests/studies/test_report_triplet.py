@@ -172,11 +172,24 @@ LINES = {
 def test_differences_are_signed_and_numbers_are_not():
     end = " | holds | not run | not run |"
     assert report_page.markdown(LINES).splitlines()[2:] == [
-        f"| `table2.x` | c | 54.2 | 44.0; +1.0 [+0.5, +1.5] (2) | — | holds{end}",
-        f"| `claim.x` | c | +1.6 | +2.0 [+1.5, +2.5] (2) | — | holds{end}",
-        f"| `ours.x` | c | — | +3.0 [+2.5, +3.5] (2) | — | holds{end}",
-        f"| `ours.y` | c | +1.0 | -3.0 [-3.5, -2.5] (2) | — | {'fails | fails' + end[8:]}",
+        f"| `table2.x` | c | 54.2 | 44.0; +1.0 [+0.5, +1.5] (2) | holds{end}",
+        f"| `claim.x` | c | +1.6 | +2.0 [+1.5, +2.5] (2) | holds{end}",
+        f"| `ours.x` | c | — | +3.0 [+2.5, +3.5] (2) | holds{end}",
+        f"| `ours.y` | c | +1.0 | -3.0 [-3.5, -2.5] (2) | {'fails | fails' + end[8:]}",
     ]
+
+
+def test_the_interval_over_objects_has_a_column_where_a_line_has_one():
+    over = {"objects_low": 0.5, "objects_high": 1.5, "objects": 43}
+    first, *others = LINES["claims"]
+    head, rule, *lines = report_page.markdown({"claims": [first | over, *others]}).splitlines()
+    assert "| [95 % over objects] (n) |" in head
+    assert head.count("|") == rule.count("|") == lines[0].count("|")
+    assert "| [+0.5, +1.5] (43) |" in lines[0]
+    assert "(2) | — | holds" in lines[1]
+    head, rule, *lines = report_page.markdown(LINES).splitlines()
+    assert head.count("|") == rule.count("|") == lines[0].count("|")
+    assert "objects" not in head
 
 
 @pytest.mark.parametrize(
