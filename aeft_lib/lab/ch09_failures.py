@@ -29,20 +29,24 @@ REPEAT = 0
 def failures(lab: Session) -> list[Failure]:
     """Of every system whose maps are at hand: in the store, from shipped weights, or committed."""
     rows, committed = catalogue.rows_by_name(), _committed(lab)
-    found = []
-    for known in SYSTEMS:
-        row = _shown(known, rows)
-        if row is None:
-            continue
+    cases = (_of_system(lab, known, rows, committed) for known in SYSTEMS)
+    return [case for case in cases if case is not None]
+
+
+def _of_system(
+    lab: Session, known: System, rows: dict[str, Row], committed: pd.DataFrame
+) -> Failure | None:
+    """Of the first of a system's rows whose maps are at hand."""
+    for row in _shown(known, rows):
         base = rows["gap_pseudo" if row.scored_on == "train" else "gap"]
         if all(lab.at_hand(needed.name) for needed in (row, base)):
-            found.append(_failure(lab, known, row, base))
-        elif known.name in committed.index:
+            return _failure(lab, known, row, base)
+        if known.name in committed.index:
             line = committed.loc[known.name]
             if collected.is_todays(lab.profile, row, REPEAT, line["key"]):
                 image = lab.profile.scenes(row.scored_on).open().image(int(line["scene"]))
-                found.append(_kept(known, line, image, lab.num_classes))
-    return found
+                return _kept(known, line, image, lab.num_classes)
+    return None
 
 
 def table(cases: Sequence[Failure]) -> pd.DataFrame:
@@ -60,9 +64,12 @@ def keep(lab: Session, cases: Sequence[Failure]) -> None:
         write_label_map(folder / f"{case.name}.png", np.concatenate(maps, axis=1))
 
 
-def _shown(known: System, rows: dict[str, Row]) -> Row | None:
-    """The row whose maps stand for a system."""
-    return ends(known, rows).get("seed") if known.is_paper else own_row(known, rows)
+def _shown(known: System, rows: dict[str, Row]) -> list[Row]:
+    """The rows whose maps stand for a system: its own seeds, else its label maps."""
+    found = ends(known, rows)
+    first = found.get("seed") if known.is_paper else own_row(known, rows)
+    chosen = [first] if known.is_paper else [first, found.get("pseudo")]
+    return [row for row in dict.fromkeys(chosen) if row is not None]
 
 
 def _failure(lab: Session, known: System, row: Row, base: Row) -> Failure:

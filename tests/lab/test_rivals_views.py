@@ -24,7 +24,7 @@ from aeft_lib.studies import catalogue, collected, league, pipeline, run
 from aeft_lib.studies.profiles import LAPTOP, SMOKE
 from aeft_lib.studies.published import published
 from aeft_lib.studies.settings import Profile
-from aeft_lib.studies.systems import PLACES, SYSTEMS, brief
+from aeft_lib.studies.systems import PLACES, SYSTEMS, brief, own_row, system
 
 ROWS = catalogue.rows_by_name()
 
@@ -344,6 +344,18 @@ def test_committed_failures_count_while_their_key_is_todays(tmp_path, monkeypatc
     assert found.image.shape == (144, 144, 3)
     assert np.array_equal(found.image[0, 0], image[0, 0])
     assert ch09_failures.failures(KeptIn(tmp_path, profile=SMOKE)) == []
+
+
+def test_label_maps_stand_for_a_system_whose_seeds_were_not_run(tmp_path, monkeypatch):
+    maps = [np.full((144, 144), label, dtype=np.uint8) for label in range(3)]
+    image, key = LAPTOP.train.open().image(7), collected.key(LAPTOP, ROWS["pmm"], 0)
+    assert own_row(system("pmm"), ROWS).name != "pmm"
+    case = ch09_figures.Failure("pmm", "PMM", 7, -1.5, key, image, *maps)
+    monkeypatch.setattr(paths, "FIGURES", tmp_path)
+    figures.save_table(ch09_failures.NAME, ch09_failures.table([case]), tmp_path)
+    ch09_failures.keep(KeptIn(tmp_path), [case])
+    (found,) = ch09_failures.failures(KeptIn(tmp_path))
+    assert (found.name, found.scene) == ("pmm", 7)
 
 
 def test_maps_are_kept_no_larger_than_the_figure_shows_them(tmp_path):
