@@ -21,9 +21,9 @@ from aeft_lib.lab.figures import (
 from aeft_lib.studies.findings import ranks
 from aeft_lib.studies.systems import ENDS, FAMILIES, NOT_RUN, PLACES, SYSTEMS
 
-PICTURES_DPI = 95  # of many photos, in a notebook of 300 KB; files have the style's resolution
+PICTURES_DPI = 85  # of many photos, in a notebook of 300 KB; files have the style's resolution
 GREY = "0.55"
-IN_A_ROW = 2  # failures
+IN_A_ROW = 3  # failures
 HEADS = {"seed": "seeds", "pseudo": "pseudo-labels", "segmentation": "network"}
 ROUND = "↺"
 NAME = (35, 6)  # points: a name with its dot is as wide, and as high
@@ -220,7 +220,7 @@ def _named(
 
 
 def failure_grid(cases: Sequence[Failure], classes: Sequence[str] = ()) -> Figure:
-    """GAP's labels and the system's own beside the scene where it loses most; two in a row.
+    """GAP's labels and the system's own beside the scene where it loses most; three in a row.
 
     The truth is outlined in the scene.  classes: K names, for a legend of those that maps have.
     """

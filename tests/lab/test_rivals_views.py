@@ -296,7 +296,7 @@ def test_years_have_the_poster_above_and_say_where_nothing_was_run(numbers):
     assert star.get_xydata()[0].tolist() == [published()["venues"]["ECCV22"], 46.0]
 
 
-def test_failures_stand_two_in_a_row_and_none_is_told():
+def test_failures_stand_three_in_a_row_and_none_is_told():
     maps = [np.full((4, 4), label, dtype=np.uint8) for label in range(3)]
     image = np.zeros((4, 4, 3), dtype=np.uint8)
     cases = [
