@@ -238,7 +238,7 @@ def failure_grid(cases: Sequence[Failure], classes: Sequence[str] = ()) -> Figur
         pictures = (case.image, case.base, case.own)
         for axis, picture, title in zip(axes[row, start:], pictures, titles, strict=False):
             show(axis, picture)
-            axis.set_title(title, fontsize=5.5)
+            axis.set_title(title, fontsize=4.6)
         outline(axes[row, start], case.truth)
     if classes:
         maps = [labels for case in cases for labels in (case.truth, case.base, case.own)]
