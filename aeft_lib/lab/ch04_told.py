@@ -19,7 +19,8 @@ def progress(table: pd.DataFrame) -> str:
     rows = [row for row in last["row"].unique() if row != BASELINE]
     compared = told.compared(last, [(row, BASELINE) for row in rows], METRICS)
     labels = last.drop_duplicates("row").set_index("row")["label"]
-    means, decided = ([], [])
+    means: list[str] = []
+    decided: list[str] = []
     for row in rows:
         recall, precision = (interval(paired(last, row, BASELINE, metric)) for metric in METRICS)
         means += [labels[row]] if recall.mean > 0 > precision.mean else []

@@ -59,14 +59,15 @@ def block(report: Mapping[str, Any]) -> str:
     lengths = [_short(report), AFTER if len(places_of(claims)) > 1 else ""]
     rules = [*RULES, " ".join(filter(None, lengths))]
     listed = "\n".join(f"- {rule}" for rule in filter(None, rules))
-    parts = [START, task, listed, _table(claims), counts]
+    parts = [START, task, listed, _table(claims, "the paper's claim", paper=True), counts]
     if not (kept := curves.kept()).empty:
         told = curves.sentences(kept, "gated", "gap", "GPP − GAP")
         parts += [f"GPP against GAP along {LONG}:", told]
     decided = [line["id"] for line in report["claims"] if _is_own_and_decided(line)]
     if decided:
         title = "Not claimed by the paper, and with an interval on one side of zero on collages "
-        title += "(*short*: trainings below 1,800 steps; in brackets at the end the repeats):"
+        title += f"(*short*: trainings below {SHORT_STEPS:,} steps; in brackets at the end the "
+        title += "repeats):"
         parts += [title, conclusions(report, decided)]
     return "\n\n".join([*parts, END])
 
@@ -74,12 +75,7 @@ def block(report: Mapping[str, Any]) -> str:
 def start_block(report: Mapping[str, Any]) -> str:
     """The lines between the markers of the start page: verdicts on the main claims."""
     claims = [line for line in report["claims"] if line["id"] in MAIN_CLAIMS]
-    places = {"": "on collages"} | places_of(claims)
-    lines = [f"| claim | {' | '.join(places.values())} |", "|---" * (1 + len(places)) + "|"]
-    for line in claims:
-        cells = (line["claim"], *(_cell(line, prefix) for prefix in places))
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n\n".join([START, "\n".join(lines), END])
+    return "\n\n".join([START, _table(claims, "claim"), END])
 
 
 def update(report: Mapping[str, Any], root: Path | None = None) -> None:
@@ -105,13 +101,16 @@ def _replaced(file: Path, new: str) -> str:
     return before + new + rest.split(END, 1)[1]
 
 
-def _table(claims: Sequence[Mapping[str, Any]]) -> str:
+def _table(claims: Sequence[Mapping[str, Any]], head: str, *, paper: bool = False) -> str:
+    """A line a claim, a column a place; paper: with the paper's number before them."""
     places = {"": "on collages"} | places_of(claims)
-    heads = ("the paper's claim", "paper", *places.values())
-    lines = ["| " + " | ".join(heads) + " |", "|---|---:" + "|---" * len(places) + "|"]
+    heads = (head, *(("paper",) if paper else ()), *places.values())
+    rule = "|---" + "|---:" * paper + "|---" * len(places) + "|"
+    lines = ["| " + " | ".join(heads) + " |", rule]
     for line in claims:
+        own = (line["claim"], *((published_cell(line),) if paper else ()))
         ours = (_cell(line, prefix) for prefix in places)
-        lines.append("| " + " | ".join((line["claim"], published_cell(line), *ours)) + " |")
+        lines.append("| " + " | ".join((*own, *ours)) + " |")
     return "\n".join(lines)
 
 

@@ -384,13 +384,15 @@ def _in_turn(
 def _next(
     left: Sequence[Job], running: Iterable[Job], made_of: Mapping[Job, Sequence[Artefact]]
 ) -> Job:
-    """The first job that needs nothing that a running one has yet to make; else the first of all.
+    """Of the jobs that need nothing that a running one has yet to make, that with most to make.
 
-    Rows share classifiers, label maps and networks.  The store builds each once and lets the second
-    wait, so a worker that took just any job might do nothing for minutes.
+    Of all, where there is no such job.  Rows share classifiers, label maps and networks.  The store
+    builds each once and lets the second wait, so a worker that took just any job might do nothing
+    for minutes; and a long chain that begins last is waited for alone.
     """
     ahead = {part.folder for job in running for part in made_of[job] if not _is_made(part)}
-    return next((j for j in left if ahead.isdisjoint(part.folder for part in made_of[j])), left[0])
+    free = [j for j in left if ahead.isdisjoint(part.folder for part in made_of[j])]
+    return max(free or left, key=lambda j: sum(not _is_made(part) for part in made_of[j]))
 
 
 def _is_made(part: Artefact) -> bool:

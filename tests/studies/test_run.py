@@ -207,9 +207,19 @@ def test_the_next_job_needs_nothing_that_a_running_one_has_yet_to_make(empty):
     assert run._next([waits, free], [], parts) == waits
     assert run._next([waits, free], [runs], parts) == free
     assert run._next([waits], [runs], parts) == waits  # nothing else is left
-    for name in ("features", "cam"):
-        (empty / "stage" / name).mkdir(parents=True)
-    assert run._next([waits, free], [runs], parts) == waits
+    (empty / "stage" / "cam").mkdir(parents=True)
+    assert run._next([waits, free], [runs], parts) == free
+    (empty / "stage" / "features").mkdir(parents=True)
+    assert run._next([waits], [runs], parts) == waits
+
+
+def test_the_job_with_most_to_make_comes_first_and_of_equals_the_first(empty):
+    short, long, same = jobs = [(name, 0) for name in ("short", "long", "same")]
+    parts = [made_of("cam"), made_of("cam", "crf", "walk"), made_of("a", "b", "c")]
+    parts = dict(zip(jobs, parts, strict=True))
+    assert run._next([short, long, same], [], parts) == long
+    (empty / "stage" / "walk").mkdir(parents=True)
+    assert run._next([short, long, same], [], parts) == same
 
 
 def test_rows_that_share_a_classifier_do_not_begin_together(empty):
@@ -220,7 +230,8 @@ def test_rows_that_share_a_classifier_do_not_begin_together(empty):
         if part.stage == "cache_features":  # which come before the rows
             (empty / part.folder).mkdir(parents=True)
     assert run._next(jobs[1:], jobs[:1], parts) == jobs[-1]
-    assert run._next(jobs[1:-1], jobs[-1:], parts) == jobs[1]
+    beside = run._next(jobs[1:-1], jobs[-1:], parts)
+    assert len(parts[beside]) == max(len(parts[job]) for job in jobs[1:-1])
 
 
 def test_a_row_that_is_wrong_is_handed_over_all_the_same(empty):
