@@ -67,12 +67,14 @@ def field_map(run: Collection[str] = ()) -> Figure:
     """
     ordered = [known for f in FAMILIES for known in SYSTEMS if known.family == f]
     figure, axis = plt.subplots(figsize=(TEXT_WIDTH, 4.2))
+    before = axis.text(-0.68, -1.6, "image + tags", ha="right", va="center", fontsize=6)
     for x, place in enumerate(PLACES):
         box = {"boxstyle": "round,pad=0.35", "facecolor": "0.92", "edgecolor": "0.4"}
-        axis.text(x, -1.6, place, ha="center", va="center", fontsize=5.5, bbox=box)
-        arrow = {"arrowstyle": "->", "color": "0.4", "linewidth": 0.8}
-        axis.annotate("", (x - 0.42, -1.6), (x - 0.6, -1.6), arrowprops=arrow)
-    axis.text(-0.68, -1.6, "image + tags", ha="right", va="center", fontsize=6)
+        here = axis.text(x, -1.6, place, ha="center", va="center", fontsize=5.5, bbox=box)
+        ends = {"patchA": before.get_bbox_patch(), "patchB": here.get_bbox_patch()}
+        arrow = {"arrowstyle": "->", "color": "0.4", "linewidth": 0.8, "shrinkA": 2, "shrinkB": 1}
+        axis.annotate("", (x, -1.6), before.get_position(), arrowprops=arrow | ends)
+        before = here
     y = 0.0
     for i, known in enumerate(ordered):
         y += 0.45 if i and known.family != ordered[i - 1].family else 0

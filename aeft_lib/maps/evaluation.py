@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.metrics import average_precision_score
 from torch import Tensor
 
 from aeft_lib.maps.labels import VOID
@@ -215,6 +214,8 @@ def mean_average_precision(logits: Tensor, tags: Tensor) -> float:
     logits: (N, K), any monotone score.  tags: (N, K), 0 or 1.
     Raises ValueError for NaN or where no class occurs.
     """
+    from sklearn.metrics import average_precision_score  # slow to import, so not with the module
+
     occurring = tags.bool().any(dim=0)
     if not occurring.any():
         raise ValueError("no image has a tag: the mean average precision is not defined")

@@ -31,8 +31,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
 from aeft_lib.data.scene import SceneSet
@@ -303,6 +301,9 @@ def clustered(features: Tensor, tags: Tensor, k: int, *, restarts: int = 10) -> 
     Clusters stay empty where fewer than k features of a class differ.
     Raises ValueError where a class has some, but fewer than k images, or features are not finite.
     """
+    from sklearn.cluster import KMeans  # slow to import, so not with the module
+    from sklearn.exceptions import ConvergenceWarning
+
     if not features.isfinite().all():
         raise ValueError("features must be finite to be clustered: train the classifier again")
     clusters = torch.full(tags.shape, -1, dtype=torch.int64)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import special
 
 LEVEL = 0.95
 REPEATS = 3  # that a verdict needs where its claim names no other number
@@ -69,7 +69,8 @@ def effect(differences: Sequence[float], level: float = LEVEL) -> Effect:
         raise ValueError(f"the level of an interval must lie between 0 and 1, got {level}")
     n, mean, sd = len(values), float(values.mean()), float(values.std(ddof=1))
     half = half_width(sd, n, level)
-    p = float(2 * stats.t.sf(abs(mean) / (sd / math.sqrt(n)), n - 1)) if sd else float(mean == 0)
+    t = abs(mean) / (sd / math.sqrt(n)) if sd else math.inf if mean else 0.0
+    p = 2 * float(special.stdtr(n - 1, -t))
     return Effect(mean, mean - half, mean + half, p, n)
 
 
@@ -113,7 +114,7 @@ def points(mean: float, low: float | None = None, high: float | None = None) -> 
 
 def half_width(sd: float, n: int, level: float = LEVEL) -> float:
     """Half of the interval of a mean over n repeats with this sd."""
-    return float(stats.t.ppf((1 + level) / 2, n - 1)) * sd / math.sqrt(n)
+    return float(special.stdtrit(n - 1, (1 + level) / 2)) * sd / math.sqrt(n)
 
 
 def adjusted(p_values: Sequence[float]) -> list[float]:

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from aeft_lib.studies.effects import REPEATS, by_repeat, interval, paired, points, side
 from aeft_lib.studies.rows import Row
@@ -173,7 +172,9 @@ def rank_correlation(
 
 def _spearman(pairs: np.ndarray) -> np.ndarray:
     """Rank correlations (draws,) of pairs (2, draws, n); NaN where one of both is constant."""
-    ranks = stats.rankdata(pairs, axis=-1)
+    from scipy.stats import rankdata  # slow to import, so not with the module
+
+    ranks = rankdata(pairs, axis=-1)
     ranks -= ranks.mean(axis=-1, keepdims=True)
     with np.errstate(invalid="ignore"):
         product = (ranks[0] * ranks[1]).sum(axis=-1)
