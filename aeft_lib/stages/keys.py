@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 PACKAGE = Path(__file__).resolve().parents[1]
 # They keep results and make none.
@@ -81,37 +81,52 @@ def reachable_modules(module: str) -> frozenset[str]:
         name = waiting.pop()
         if name not in reached and name not in STORE and _file(name) is not None:
             reached.add(name)
-            tree = ast.parse(_file(name).read_text(encoding="utf-8"))
-            waiting += (target for node in ast.walk(tree) for target in _targets(node))
+            waiting += (target for node in _parsed(name).imports for target in _targets(node))
     return frozenset(reached)
 
 
 def forget() -> None:
     """Drop what is cached of the code: for tests that change it."""
-    for kept in (code_hash, reachable_modules, _code, _bare):
+    for kept in (code_hash, reachable_modules, _code, _parsed):
         kept.cache_clear()
+
+
+class _Parsed(NamedTuple):
+    """A module's imports, wherever they stand, and its code without them.
+
+    The code has no docstrings and no fields that are off either.
+    """
+
+    imports: tuple[ast.Import | ast.ImportFrom, ...]
+    bare: str
 
 
 @cache
 def _code(module: str) -> str:
     """A module without layout, docstrings and paths: its imports, sorted, and its bare code."""
-    tree = ast.parse(_file(module).read_text(encoding="utf-8"))
-    imports = sorted({line for node in ast.walk(tree) for line in _imported(node)})
-    return "\n".join([*imports, _bare(module)])
+    parsed = _parsed(module)
+    imports = sorted({line for node in parsed.imports for line in _imported(node)})
+    return "\n".join([*imports, parsed.bare])
 
 
 @cache
-def _bare(module: str) -> str:
-    """A module's code without imports, docstrings and fields that are off."""
-    tree = ast.parse(_file(module).read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
+def _parsed(module: str) -> _Parsed:
+    return _parsed_text(_file(module).read_text(encoding="utf-8"))
+
+
+@cache
+def _parsed_text(text: str) -> _Parsed:
+    tree = ast.parse(text)
+    nodes = list(ast.walk(tree))
+    for node in nodes:
         for name in BODIES:
             body = getattr(node, name, None)
             if isinstance(body, list):
                 kept = [part for part in body if _counts(node, part)]
                 needed = body and name == "body" and not isinstance(node, ast.Module)
                 setattr(node, name, kept or ([ast.Pass()] if needed else []))
-    return ast.unparse(tree)
+    imports = tuple(node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom))
+    return _Parsed(imports, ast.unparse(tree))
 
 
 def _counts(owner: ast.AST, part: ast.AST) -> bool:
@@ -154,7 +169,7 @@ def _digest(module: str) -> str:
     """A digest of a module's bare code; modules that keep results count by their place alone."""
     if module in STORE:
         return module
-    return hashlib.sha256(_bare(module).encode()).hexdigest()
+    return hashlib.sha256(_parsed(module).bare.encode()).hexdigest()
 
 
 def _targets(node: ast.AST) -> Iterable[str]:

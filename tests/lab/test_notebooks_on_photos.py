@@ -7,6 +7,7 @@ notebooks of a profile; then the notebooks' cells run here, without a kernel.
 
 import contextlib
 import io
+from collections.abc import Iterator
 from dataclasses import replace
 
 import matplotlib
@@ -24,6 +25,7 @@ from aeft_lib.data import collages
 from aeft_lib.data.voc import VocSpec
 from aeft_lib.lab.session import open_session
 from aeft_lib.studies import catalogue, pipeline, profiles, run
+from aeft_lib.studies.rows import Row
 from aeft_lib.studies.settings import Profile
 from aeft_lib.studies.systems import brief
 
@@ -46,6 +48,13 @@ def own_sizes() -> Profile:
     return photo_profile(name=PROFILE, train=VocSpec("train_aug"), val=VocSpec("val"))
 
 
+def rows(profile: Profile) -> Iterator[Row]:
+    """What the notebooks read."""
+    for study in catalogue.STUDIES.values():
+        yield from () if run.left_out(study, profile, 1) else study.rows
+    yield from brief(catalogue.rows_by_name())
+
+
 @pytest.fixture(params=[squared, own_sizes], ids=lambda make: make.__name__)
 def photos(request, shared, monkeypatch) -> tuple[str, ...]:
     """The class names of a registered profile, all of whose rows are in the store."""
@@ -53,15 +62,12 @@ def photos(request, shared, monkeypatch) -> tuple[str, ...]:
     monkeypatch.setenv("AEFT_VOC_ROOT", str(root))
     profile = request.param()
     classes = profile.train.classes
-    if not root.is_dir():
+    monkeypatch.setitem(profiles.PROFILES, PROFILE, profile)
+    if not root.is_dir():  # the first test on this profile
         count, size = (32, (96, 128)) if profile.train.size else (12, (48, 64))
         make_voc(root, {"train_aug": count, "val": 8}, classes, size=size)
-    monkeypatch.setitem(profiles.PROFILES, PROFILE, profile)
-    for study in catalogue.STUDIES.values():
-        for row in () if run.left_out(study, profile, 1) else study.rows:
+        for row in rows(profile):
             pipeline.artefacts(profile, row, 0)
-    for row in brief(catalogue.rows_by_name()):
-        pipeline.artefacts(profile, row, 0)
     yield classes
     plt.close("all")
 

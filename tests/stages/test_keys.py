@@ -365,7 +365,7 @@ def test_swapped_aliases_in_the_library_are_seen(package):
 def bare(package: Path, code: str) -> str:
     (package / "stages" / "small.py").write_text(code)
     keys.forget()
-    return keys._bare("aeft_lib.stages.small")
+    return keys._parsed("aeft_lib.stages.small").bare
 
 
 @pytest.mark.parametrize(
