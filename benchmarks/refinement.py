@@ -78,7 +78,11 @@ def _crf_row() -> dict:
             "ours_s": seconds["ours"],
             "peer_s": None,
         }
-        row |= {"ratio": None, "ours_peak_mb": peak_of(__file__, part, "ours"), "peer_peak_mb": None}
+        row |= {
+            "ratio": None,
+            "ours_peak_mb": peak_of(__file__, part, "ours"),
+            "peer_peak_mb": None,
+        }
     image, cam = _scene()
     cached, _ = in_turn(
         {"ours": lambda: dense_crf.refine(image, cam, ALPHAS)}

@@ -19,6 +19,7 @@ from aeft_lib.studies.effects import half_width, paired, points, side
 PICTURES = {"evening": "collages", "evening-voc": "photos"}  # of the profiles with curves
 METRICS = {"miou": "mIoU", "precision": "precision", "half_area": "area above half max"}
 NEEDS = 5  # repeats that a claim of the paper needs
+ENDS = ["mean", "low", "high"]
 COLUMNS = ("pictures", "row", "repeat", "step", "part")
 
 
@@ -89,10 +90,11 @@ def _interval(values: pd.Series) -> dict[str, float]:
 
 
 def sentences(kept: pd.DataFrame, more: str, less: str, label: str) -> str:
-    """What the ledger's curves say of mIoU, a line a kind of pictures, as Markdown; computed.
+    """What the ledger's curves say, a line a kind of pictures, as Markdown; computed.
 
-    A claim is decided by the 95 % interval of at least `NEEDS` repeats, else it is undecided; a row
-    that has not learned its tags (`saturation`) is named.
+    The claim is about mIoU.  It is decided by the 95 % interval of at least `NEEDS` repeats, else
+    it is undecided; the other `METRICS` are told beside it, without a verdict.  A row that has not
+    learned its tags (`saturation`) is named.
     """
     lines = [_sentence(kept, pictures, more, less, label) for pictures in PICTURES.values()]
     return "\n".join(f"- {line}" for line in lines)
@@ -108,10 +110,18 @@ def _sentence(kept: pd.DataFrame, pictures: str, more: str, less: str, label: st
     verdict = side(last["low"], last["high"]) if n >= NEEDS else f"undecided ({n} of {NEEDS})"
     at_end = paired(rows[rows["part"] == 1], more, less, "miou")
     ahead = f"ahead in {int((at_end > 0).sum())} of {n} repeats"
-    end = f"{points(*last[['mean', 'low', 'high']])} points of mIoU"
-    begun = f"{points(*first[['mean', 'low', 'high']])} after {int(first['step']):,}"
+    end = f"{points(*last[ENDS])} points of mIoU"
+    begun = f"{points(*first[ENDS])} after {int(first['step']):,}"
     text = f"{pictures}: {label} is {end} after {int(last['step']):,} steps ({ahead}), {begun}."
-    return f"{text} *{verdict}*.{_learning(rows, more, less)}"
+    others = [_at_end(rows, more, less, metric) for metric in METRICS if metric != "miou"]
+    beside = f" At the end, {'; '.join(others)} points." if all(others) else ""
+    return f"{text} *{verdict}*.{beside}{_learning(rows, more, less)}"
+
+
+def _at_end(rows: pd.DataFrame, more: str, less: str, metric: str) -> str:
+    """A difference at the end of both trainings in words; "" where there is none."""
+    ends = differences(rows[rows["part"] == 1], more, less, metric)
+    return "" if ends.empty else f"{METRICS[metric]}: {points(*ends[ENDS].iloc[0])}"
 
 
 def unsaturated(rows: pd.DataFrame, names: Sequence[str]) -> dict[str, float]:

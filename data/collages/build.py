@@ -262,7 +262,9 @@ def report(records: list[Record], out: Path) -> None:
     for name in (*CLASSES, "background"):
         print(f"{name:<11} train {counts[name, 'train']:>3}  val {counts[name, 'val']:>3}")
     size = sum((out / record.file).stat().st_size for record in records)
-    print(f"{len(records)} pictures, {size / 1e6:.2f} MB; list the new manifest with: python -m aeft_lib.paths")
+    print(
+        f"{len(records)} pictures, {size / 1e6:.2f} MB; list the new manifest with: python -m aeft_lib.paths"
+    )
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

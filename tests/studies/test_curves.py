@@ -37,7 +37,7 @@ def test_the_interval_of_enough_repeats_decides(home, repeats, gains, verdict):
         write(home, "evening-voc", "gated", repeat, [35.0, 45.0, 48.0, 50.0 + gains[repeat]])
     told = curves.sentences(curves.kept(), "gated", "gap", LABEL).splitlines()
     assert told[0] == "- collages: *not run* yet."
-    assert told[1].endswith(f"-5.0 [-5.0, -5.0] after 100. *{verdict}*.")
+    assert f"-5.0 [-5.0, -5.0] after 100. *{verdict}*. At the end, " in told[1]
     assert f"ahead in {sum(gain > 0 for gain in gains)} of {repeats} repeats" in told[1]
 
 
@@ -46,9 +46,18 @@ def test_a_row_that_still_learns_its_tags_is_named(home):
         write(home, "evening", row, 0, [40.0] * 4, tag_map=tag_map)
     told = curves.sentences(curves.kept(), "gated", "gap", LABEL).splitlines()[0]
     assert told.endswith(
-        "*undecided (1 of 5)*. Not saturated: over the last quarter the tag mAP rose for `gated` by "
-        "3.0 points."
+        " Not saturated: over the last quarter the tag mAP rose for `gated` by 3.0 points."
     )
+
+
+def test_other_numbers_at_the_end_stand_beside_the_claim(home):
+    for repeat, gain in enumerate((1.0, 2.0, 3.0)):
+        write(home, "evening", "gap", repeat, [40.0] * 4)
+        ends = {"precision": [0.0, 0.0, 0.0, 60.0 + gain], "half_area": [0.9, 0.9, 0.9, 0.1]}
+        write(home, "evening", "gated", repeat, [40.0] * 4, **ends)
+    told = curves.sentences(curves.kept(), "gated", "gap", LABEL).splitlines()[0]
+    precision, area = "precision: +2.0 [-0.5, +4.5]", "area above half max: +0.0 [+0.0, +0.0]"
+    assert told.endswith(f"At the end, {precision}; {area} points.")
 
 
 def test_differences_are_paired_by_repeat_at_the_same_part(home):
