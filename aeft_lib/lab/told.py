@@ -8,13 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from aeft_lib.studies.effects import REPEATS, effect, paired, points, side
+from aeft_lib.studies.effects import REPEATS, WHERE, effect, paired, points, side
 
-WHERE = {  # 0, by the side of an interval
-    "holds": "the interval lies above 0",
-    "fails": "the interval lies below 0",
-    "undecided": "0 is in the interval",
-}
 NAMES = {"miou": "mIoU", "precision": "precision", "recall": "recall"}
 
 

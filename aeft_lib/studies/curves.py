@@ -14,7 +14,7 @@ from aeft_lib import paths
 from aeft_lib.stages.evaluate_steps import STEPS
 from aeft_lib.stages.store import RECORD
 from aeft_lib.studies import ledger, saturation
-from aeft_lib.studies.effects import half_width, paired, points, side
+from aeft_lib.studies.effects import WHERE, half_width, paired, points, side
 
 PICTURES = {"evening": "collages", "evening-voc": "photos"}  # of the profiles with curves
 METRICS = {"miou": "mIoU", "precision": "precision", "half_area": "area above half max"}
@@ -92,9 +92,9 @@ def _interval(values: pd.Series) -> dict[str, float]:
 def sentences(kept: pd.DataFrame, more: str, less: str, label: str) -> str:
     """What the ledger's curves say, a line a kind of pictures, as Markdown; computed.
 
-    The claim is about mIoU.  It is decided by the 95 % interval of at least `NEEDS` repeats, else
-    it is undecided; the other `METRICS` are told beside it, without a verdict.  A row that has not
-    learned its tags (`saturation`) is named.
+    Where 0 lies in the interval at the end, if there are `NEEDS` repeats; no verdict, which the
+    report reads from seeds of all scales.  A row that has not learned its tags (`saturation`) is
+    named.
     """
     lines = [_sentence(kept, pictures, more, less, label) for pictures in PICTURES.values()]
     return "\n".join(f"- {line}" for line in lines)
@@ -107,15 +107,16 @@ def _sentence(kept: pd.DataFrame, pictures: str, more: str, less: str, label: st
         return f"{pictures}: *not run* yet."
     first, last = both.iloc[0], both.iloc[-1]
     n = int(last["n"])
-    verdict = side(last["low"], last["high"]) if n >= NEEDS else f"undecided ({n} of {NEEDS})"
+    few = f"{n} of {NEEDS} repeats, which decide nothing"
+    where = WHERE[side(last["low"], last["high"])] if n >= NEEDS else few
     at_end = paired(rows[rows["part"] == 1], more, less, "miou")
     ahead = f"ahead in {int((at_end > 0).sum())} of {n} repeats"
-    end = f"{points(*last[ENDS])} points of mIoU"
+    end = f"{points(*last[ENDS])} points of mIoU after {int(last['step']):,} steps"
     begun = f"{points(*first[ENDS])} after {int(first['step']):,}"
-    text = f"{pictures}: {label} is {end} after {int(last['step']):,} steps ({ahead}), {begun}."
+    text = f"{pictures}: {label} is {end} ({where}; {ahead}), {begun}."
     others = [_at_end(rows, more, less, metric) for metric in METRICS if metric != "miou"]
     beside = f" At the end, {'; '.join(others)} points." if all(others) else ""
-    return f"{text} *{verdict}*.{beside}{_learning(rows, more, less)}"
+    return f"{text}{beside}{_learning(rows, more, less)}"
 
 
 def _at_end(rows: pd.DataFrame, more: str, less: str, metric: str) -> str:

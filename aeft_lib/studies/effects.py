@@ -13,6 +13,11 @@ import pandas as pd
 from scipy import special
 
 LEVEL = 0.95
+WHERE = {  # 0, by the side of an interval
+    "holds": "the interval lies above 0",
+    "fails": "the interval lies below 0",
+    "undecided": "0 is in the interval",
+}
 REPEATS = 3  # that a verdict needs where its claim names no other number
 
 

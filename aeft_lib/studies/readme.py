@@ -47,22 +47,29 @@ AFTER = (
     f"Trainings of {SHORT_STEPS:,} steps differ in more than their length (five stages trained, "
     "random crops, other scales): compare within a column."
 )
-LONG = f"trainings of {SHORT_STEPS:,} steps, seeds of one scale"
-LONG += " ([notebook 2](notebooks/02_gap_vs_gpp.ipynb))"
+ALONG = (
+    f"GPP against GAP along trainings of {SHORT_STEPS:,} steps, seeds of one scale ([notebook 2]"
+    "({root}notebooks/02_gap_vs_gpp.ipynb)); the verdict is the table's:"
+)
 
 
 def block(report: Mapping[str, Any]) -> str:
     """The lines between the markers of the README, markers included."""
     task = TASK.format(profile=report["profile"])
-    counts = f"On collages {tally(report, PAPER)} On real photos {tally(report, PAPER, 'photos_')}"
     claims = [line for line in report["claims"] if line["id"].startswith(PAPER)]
-    lengths = [_short(report), AFTER if len(places_of(claims)) > 1 else ""]
+    places = {"": "on collages"} | places_of(claims)
+    counts = [f"- {place}: {tally(report, PAPER, prefix)}" for prefix, place in places.items()]
+    lengths = [_short(report), AFTER if len(places) > 2 else ""]
     rules = [*RULES, " ".join(filter(None, lengths))]
     listed = "\n".join(f"- {rule}" for rule in filter(None, rules))
-    parts = [START, task, listed, _table(claims, "the paper's claim", paper=True), counts]
-    if not (kept := curves.kept()).empty:
-        told = curves.sentences(kept, "gated", "gap", "GPP − GAP")
-        parts += [f"GPP against GAP along {LONG}:", told]
+    parts = [
+        START,
+        task,
+        listed,
+        _table(claims, "the paper's claim", paper=True),
+        "\n".join(counts),
+    ]
+    parts += _along()
     decided = [line["id"] for line in report["claims"] if _is_own_and_decided(line)]
     if decided:
         title = "Not claimed by the paper, and with an interval on one side of zero on collages "
@@ -75,7 +82,14 @@ def block(report: Mapping[str, Any]) -> str:
 def start_block(report: Mapping[str, Any]) -> str:
     """The lines between the markers of the start page: verdicts on the main claims."""
     claims = [line for line in report["claims"] if line["id"] in MAIN_CLAIMS]
-    return "\n\n".join([START, _table(claims, "claim"), END])
+    return "\n\n".join([START, _table(claims, "claim"), *_along("../"), END])
+
+
+def _along(root: str = "") -> list[str]:
+    """Two parts on long trainings, where there are any; root: the way to the project's folder."""
+    if (kept := curves.kept()).empty:
+        return []
+    return [ALONG.format(root=root), curves.sentences(kept, "gated", "gap", "GPP − GAP")]
 
 
 def update(report: Mapping[str, Any], root: Path | None = None) -> None:
