@@ -62,14 +62,8 @@ def block(report: Mapping[str, Any]) -> str:
     lengths = [_short(report), AFTER if len(places) > 2 else ""]
     rules = [*RULES, " ".join(filter(None, lengths))]
     listed = "\n".join(f"- {rule}" for rule in filter(None, rules))
-    parts = [
-        START,
-        task,
-        listed,
-        _table(claims, "the paper's claim", paper=True),
-        "\n".join(counts),
-    ]
-    parts += _along()
+    table = _table(claims, "the paper's claim", paper=True)
+    parts = [START, task, listed, table, "\n".join(counts), *_along()]
     decided = [line["id"] for line in report["claims"] if _is_own_and_decided(line)]
     if decided:
         title = "Not claimed by the paper, and with an interval on one side of zero on collages "

@@ -123,7 +123,8 @@ def tally(report: Mapping[str, Any], prefix: str | tuple[str, ...], where: str =
 
     def counted(name: str) -> str:
         words = [line[f"{where}{name}"] for line in lines]
-        return ", ".join(f"{words.count(word)} {verb}" for word, verb in VERBS.items())
+        numbers = ((words.count(word), word, verb) for word, verb in VERBS.items())
+        return ", ".join(f"{n} {word if n == 1 else verb}" for n, word, verb in numbers)
 
     tests = max((line[f"{where}tests"] for line in lines), default=0)
     after = f"adjusted for all {tests} comparisons tested together: {counted('verdict_adjusted')}"
