@@ -14,7 +14,7 @@ import pandas as pd
 from aeft_lib import paths
 from aeft_lib.lab import ch08_told, tables, told
 from aeft_lib.studies import catalogue, curves, findings, photo_results, report, report_page, run
-from aeft_lib.studies.systems import system
+from aeft_lib.studies.systems import SYSTEMS
 
 PAGE = paths.ROOT / "docs" / "real_photos.md"
 PART = re.compile(r"(<!-- computed: (\w+) -->\n).*?(<!-- end of computed -->)", re.S)
@@ -23,7 +23,6 @@ SEEDS = ("gap", "gated", "average", "attract_soft_repel")
 TRIPLET = ("gpp_only", "attract_rigid", "attract_soft", "attract_soft_repel")
 OURS = ("gpp_only_corrected", "ours")
 LABELS = ("aeft_seed", "aeft_crf", "aeft_walk", "aeft_pseudo")
-RIVALS = ("seam", "occse")
 NETWORKS = ("segment_truth", "segment_aeft", "segment_seed", "segment_aeft_tags", "aeft_unseen")
 
 
@@ -128,9 +127,9 @@ def rivals() -> str:
     table, every = pd.read_csv(BytesIO(paths.read_committed(file))), catalogue.rows_by_name()
     columns = ["n", *METRICS, "miou_maskless", "tag_map"]
     shown = tables.as_text(run.summarise(table), columns)
-    there = [name for name in RIVALS if name in set(table["row"])]
-    moved = [f"- **{s.title}**: {findings.mechanism(table, s, every)}." for s in map(system, there)]
-    differences = told.compared(table, [(name, "gap") for name in there])
+    there = [known for known in SYSTEMS if known.name in set(table["row"])]
+    moved = [f"- **{known.title}**: {findings.mechanism(table, known, every)}." for known in there]
+    differences = told.compared(table, [(known.name, "gap") for known in there])
     return "\n\n".join([shown, differences, "Mechanisms, without masks:", "\n".join(moved)])
 
 

@@ -21,6 +21,7 @@ def table() -> pd.DataFrame:
     return pd.DataFrame(columns=["photos", "row", "label", "repeat"])
 
 
+@cache
 def differences(more: str, less: str, metric: str) -> np.ndarray:
     """`effects.paired` on the largest set of photos that has both rows; else empty."""
     for _, of_set in sorted(table().groupby("photos"), reverse=True):

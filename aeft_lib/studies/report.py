@@ -73,7 +73,9 @@ def build(
     ]
     lines.append(_interaction(tables))
     lines += [_result(column) for column in ("voc_val", "voc_test", "coco_val")]
-    lines += [_claim(claim, tables, profile, over_objects) for claim in published()["claims"]]
+    long = (curves.results(), curves.kept())
+    claims = published()["claims"]
+    lines += [_claim(claim, tables, profile, over_objects, long) for claim in claims]
     lines += [_condition(claim, tables) for claim in levels.claims()]
     machine = store.environment()["machine"]
     origin = {"short": short, "profile": profile, "commit": store.commit(), "machine": machine}
@@ -136,6 +138,7 @@ def _claim(
     tables: Mapping[str, pd.DataFrame],
     profile: str,
     over_objects: OverObjects,
+    long: tuple[pd.DataFrame, pd.DataFrame],
 ) -> Line:
     pair = (claim["more"], claim["less"], claim["metric"])
     differences = _differences(tables.get(claim["study"]), *pair)
@@ -143,7 +146,7 @@ def _claim(
     told = (claim["id"], _on_map(claim["claim"], profile), unit, claim.get("published"))
     line = _line(*told, differences, differences, claim)
     line |= _over_objects(over_objects, pair, differences)
-    return line | _elsewhere("photos_", photo_results.differences(*pair)) | _long(pair)
+    return line | _elsewhere("photos_", photo_results.differences(*pair)) | _long(pair, *long)
 
 
 def _condition(claim: levels.Claim, tables: Mapping[str, pd.DataFrame]) -> Line:
@@ -320,10 +323,12 @@ def _elsewhere(prefix: str, differences: Sequence[float]) -> Line:
     return {f"{prefix}{name}": value for name, value in fields.items()}
 
 
-def _long(pair: tuple[str, str, str]) -> Line:
-    """What long trainings say of a comparison; ``unsaturated``: rows that were still learning."""
-    more, less, metric = pair
-    ended, kept, line = curves.results(), curves.kept(), {}
+def _long(pair: tuple[str, str, str], ended: pd.DataFrame, kept: pd.DataFrame) -> Line:
+    """What long trainings say of a comparison; ``unsaturated``: rows that were still learning.
+
+    ended, kept: `curves.results` and `curves.kept`.
+    """
+    (more, less, metric), line = pair, {}
     for prefix, pictures in LONG.items():
         differences = paired(ended[ended["pictures"] == pictures], more, less, metric)
         line |= _elsewhere(prefix, differences)

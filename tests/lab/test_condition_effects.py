@@ -469,6 +469,7 @@ def test_photo_differences_come_from_one_set_of_photos(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(photo_results, "FILE", file)
     photo_results.table.cache_clear()
+    photo_results.differences.cache_clear()
     try:
         assert photo_results.differences("gated", "gap", "miou").tolist() == [2.0]  # the larger set
         assert photo_results.differences("a", "gap", "miou").tolist() == [
@@ -478,6 +479,7 @@ def test_photo_differences_come_from_one_set_of_photos(tmp_path, monkeypatch):
         assert len(photo_results.differences("a", "gap", "recall")) == 0
     finally:
         photo_results.table.cache_clear()
+        photo_results.differences.cache_clear()
 
 
 def test_a_richer_committed_line_keeps_its_numbers_and_gets_the_new_columns(tmp_path):

@@ -345,7 +345,7 @@ def test_short_trainings_are_said_beside_every_verdict():
 def test_a_tally_counts_every_word_before_and_after_adjustment():
     lines = [judged_line([1.0] * 5), judged_line([-1.0] * 5), judged_line([1.0]), judged_line([])]
     told = report_page.tally({"claims": lines}, "claim.")
-    words = "1 hold, 1 fail, 1 undecided, 1 not run"
+    words = "1 holds, 1 fails, 1 undecided, 1 not run"
     assert told == f"of 4 claims {words}; adjusted for all 2 comparisons tested together: {words}."
 
 
