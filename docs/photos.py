@@ -123,8 +123,7 @@ def verdicts(ids: list[str]) -> str:
 
 def rivals() -> str:
     """GAP and rivals of it: a table, differences, and what their mechanisms say."""
-    file = paths.ROOT / "docs" / "real_photos_rivals.csv"
-    table, every = pd.read_csv(BytesIO(paths.read_committed(file))), catalogue.rows_by_name()
+    table, every = photo_results.rivals(), catalogue.rows_by_name()
     columns = ["n", *METRICS, "miou_maskless", "tag_map"]
     shown = tables.as_text(run.summarise(table), columns)
     there = [known for known in SYSTEMS if known.name in set(table["row"])]

@@ -7,7 +7,7 @@ import pandas as pd
 
 from aeft_lib.lab.ch09_figures import HEADS
 from aeft_lib.lab.session import Session
-from aeft_lib.studies import catalogue, collected, findings, league, run, shipped
+from aeft_lib.studies import catalogue, collected, findings, league, photo_results, run, shipped
 from aeft_lib.studies.effects import points
 from aeft_lib.studies.profiles import COMMITTED_REPEATS
 from aeft_lib.studies.published import published
@@ -149,6 +149,26 @@ def _difference(line: pd.Series, name: str = "difference") -> str:
     if not line["pairs"] or line["shared"]:
         return "—"
     return points(line[name], line[f"{name}_low"], line[f"{name}_high"])
+
+
+def on_photos(lines: pd.DataFrame) -> pd.DataFrame:
+    """Seeds on real photos beside those on collages, as text, a line a system that photos have.
+
+    One repeat on photos: differences without an interval.  lines: of `league.lines`.
+    """
+    photos = photo_results.rivals().set_index("row")[["miou", "miou_maskless"]]
+    seeds, gained = lines[lines["end"] == "seed"].set_index("name"), photos - photos.loc["gap"]
+    return pd.DataFrame(
+        {
+            "method": known.title,
+            "photos (mIoU, %)": f"{photos.loc[known.name, 'miou']:.1f}",
+            "− GAP on photos (points)": points(gained.loc[known.name, "miou"]),
+            "the same without masks": points(gained.loc[known.name, "miou_maskless"]),
+            "− GAP on collages (points)": _difference(seeds.loc[known.name]),
+        }
+        for known in SYSTEMS
+        if known.name in photos.index
+    )
 
 
 def controls(table: pd.DataFrame) -> pd.DataFrame:

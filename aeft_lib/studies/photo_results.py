@@ -1,4 +1,4 @@
-"""Results on real photos beside those on collages: ``docs/real_photos.csv``, repeat by repeat."""
+"""Results on real photos beside those on collages: tables in ``docs``, repeat by repeat."""
 
 from functools import cache
 from io import BytesIO
@@ -11,6 +11,7 @@ from aeft_lib.studies.effects import paired
 
 SHORT = True  # the trainings behind the table: 225 steps at most
 FILE = paths.ROOT / "docs" / "real_photos.csv"
+RIVALS = paths.ROOT / "docs" / "real_photos_rivals.csv"
 
 
 @cache
@@ -19,6 +20,12 @@ def table() -> pd.DataFrame:
     if FILE.is_file():
         return pd.read_csv(BytesIO(paths.read_committed(FILE)))
     return pd.DataFrame(columns=["photos", "row", "label", "repeat"])
+
+
+@cache
+def rivals() -> pd.DataFrame:
+    """GAP and other methods on 1,200 photos: ``row, label, repeat``, percent, mechanisms."""
+    return pd.read_csv(BytesIO(paths.read_committed(RIVALS)))
 
 
 @cache
