@@ -39,7 +39,7 @@ smoke: $(STAMP)  ## the same lines of code on a few small pictures, in minutes
 test: $(STAMP)  ## lint, unit tests and doctests, some again under noise, then every notebook cell by cell
 	@failed=; run() { echo "$$*"; "$$@" || failed=1; }; \
 	run $(BIN)/ruff check; \
-	run $(PYTEST) --doctest-modules tests aeft_lib; \
+	run $(PYTEST) --durations=20 --doctest-modules tests aeft_lib; \
 	run $(PYTEST) --noise=1e-6 $(FLOATING); \
 	run $(PYTEST) --nbval-lax --nbval-current-env --nbval-cell-timeout=900 $(NOTEBOOKS); \
 	test -z "$$failed"
