@@ -152,7 +152,7 @@ def _difference(line: pd.Series, name: str = "difference") -> str:
 
 
 def on_photos(lines: pd.DataFrame) -> pd.DataFrame:
-    """Seeds on real photos beside those on collages, as text, a line a system that photos have.
+    """Seeds on real photos beside those of the league, as text, a line a system that photos have.
 
     One repeat on photos: differences without an interval.  lines: of `league.lines`.
     """
@@ -164,7 +164,7 @@ def on_photos(lines: pd.DataFrame) -> pd.DataFrame:
             "photos (mIoU, %)": f"{photos.loc[known.name, 'miou']:.1f}",
             "− GAP on photos (points)": points(gained.loc[known.name, "miou"]),
             "the same without masks": points(gained.loc[known.name, "miou_maskless"]),
-            "− GAP on collages (points)": _difference(seeds.loc[known.name]),
+            "− GAP in the league (points)": _difference(seeds.loc[known.name]),
         }
         for known in SYSTEMS
         if known.name in photos.index

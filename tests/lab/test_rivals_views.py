@@ -179,14 +179,14 @@ def test_controls_are_text_and_may_be_none():
     assert ch09_rivals.controls(table(seam=[54.0])).empty
 
 
-def test_photos_stand_beside_collages(numbers, monkeypatch):
+def test_photos_stand_beside_the_league(numbers, monkeypatch):
     kept = {"miou": [50.0, 61.0, 49.5], "miou_maskless": [49.0, 59.0, 49.0], "label": "x"}
     photos = pd.DataFrame({"row": ["gap", "seam", "occse"], "repeat": 0, **kept})
     monkeypatch.setattr(ch09_rivals.photo_results, "rivals", lambda: photos)
     shown = ch09_rivals.on_photos(league.lines(numbers, ROWS)).set_index("method")
     assert shown.index.tolist() == ["SEAM", "OC-CSE"]
     assert shown.loc["SEAM"].tolist()[:3] == ["61.0", "+11.0", "+10.0"]
-    assert shown.loc["OC-CSE"].tolist() == ["49.5", "-0.5", "+0.0", "—"]  # not run on collages
+    assert shown.loc["OC-CSE"].tolist() == ["49.5", "-0.5", "+0.0", "—"]  # not in the league
 
 
 def test_published_stands_beside_reproduced(numbers):
