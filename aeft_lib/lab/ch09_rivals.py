@@ -8,7 +8,7 @@ import pandas as pd
 from aeft_lib.lab.ch09_figures import HEADS
 from aeft_lib.lab.session import Session
 from aeft_lib.studies import catalogue, collected, findings, league, photo_results, run, shipped
-from aeft_lib.studies.effects import points
+from aeft_lib.studies.effects import by_repeat, interval, paired, points
 from aeft_lib.studies.profiles import COMMITTED_REPEATS
 from aeft_lib.studies.published import published
 from aeft_lib.studies.rivals_grid import crossed, crossing
@@ -154,20 +154,24 @@ def _difference(line: pd.Series, name: str = "difference") -> str:
 def on_photos(lines: pd.DataFrame) -> pd.DataFrame:
     """Seeds on real photos beside those of the league, as text, a line a system that photos have.
 
-    One repeat on photos: differences without an interval.  lines: of `league.lines`.
+    Differences are paired by repeat; of one repeat they have no interval.  lines: `league.lines`.
     """
-    photos = photo_results.rivals().set_index("row")[["miou", "miou_maskless"]]
-    seeds, gained = lines[lines["end"] == "seed"].set_index("name"), photos - photos.loc["gap"]
+    photos, seeds = photo_results.rivals(), lines[lines["end"] == "seed"].set_index("name")
+
+    def gained(name: str, metric: str) -> str:
+        return points(*interval(paired(photos, name, "gap", metric))[:3])
+
     return pd.DataFrame(
         {
             "method": known.title,
-            "photos (mIoU, %)": f"{photos.loc[known.name, 'miou']:.1f}",
-            "− GAP on photos (points)": points(gained.loc[known.name, "miou"]),
-            "the same without masks": points(gained.loc[known.name, "miou_maskless"]),
+            "photos (mIoU, %)": f"{np.mean(by_repeat(photos, known.name, 'miou')):.1f}",
+            "− GAP on photos (points)": gained(known.name, "miou"),
+            "the same without masks": gained(known.name, "miou_maskless"),
+            "repeats": len(paired(photos, known.name, "gap", "miou")),
             "− GAP in the league (points)": _difference(seeds.loc[known.name]),
         }
         for known in SYSTEMS
-        if known.name in photos.index
+        if known.name in set(photos["row"])
     )
 
 

@@ -180,13 +180,14 @@ def test_controls_are_text_and_may_be_none():
 
 
 def test_photos_stand_beside_the_league(numbers, monkeypatch):
-    kept = {"miou": [50.0, 61.0, 49.5], "miou_maskless": [49.0, 59.0, 49.0], "label": "x"}
-    photos = pd.DataFrame({"row": ["gap", "seam", "occse"], "repeat": 0, **kept})
+    photos = table(gap=[50.0, 51.0], seam=[61.0, 61.0], occse=[49.5])
+    photos = photos.assign(miou_maskless=photos["miou"] - 1)
     monkeypatch.setattr(ch09_rivals.photo_results, "rivals", lambda: photos)
     shown = ch09_rivals.on_photos(league.lines(numbers, ROWS)).set_index("method")
     assert shown.index.tolist() == ["SEAM", "OC-CSE"]
-    assert shown.loc["SEAM"].tolist()[:3] == ["61.0", "+11.0", "+10.0"]
-    assert shown.loc["OC-CSE"].tolist() == ["49.5", "-0.5", "+0.0", "—"]  # not in the league
+    gained = "+10.5 [+4.1, +16.9]"
+    assert shown.loc["SEAM"].tolist() == ["61.0", gained, gained, 2, "+3.0 [+0.5, +5.5]"]
+    assert shown.loc["OC-CSE"].tolist() == ["49.5", "-0.5", "-0.5", 1, "—"]  # not in the league
 
 
 def test_published_stands_beside_reproduced(numbers):
