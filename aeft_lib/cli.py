@@ -49,8 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from aeft_lib.engine import ranks
+    from aeft_lib.engine import memory, ranks
 
+    memory.keep_freed()
     try:
         ranks.start()
         arguments.command(arguments)

@@ -1,8 +1,8 @@
 """The computed parts of ``real_photos.md``; ``python docs/photos.py`` writes them anew.
 
 Tables and sentences between the lines ``<!-- computed: NAME -->`` and ``<!-- end of computed -->``
-follow ``real_photos.csv``, ``real_photos_objects.csv`` and ``real_photos_rivals.csv``; all other
-text is written by hand.
+follow ``real_photos.csv``, ``real_photos_objects.csv`` and the ledger; all other text is written by
+hand.
 """
 
 import re
@@ -123,7 +123,11 @@ def verdicts(ids: list[str]) -> str:
 
 def rivals() -> str:
     """GAP and rivals of it: a table, differences, and what their mechanisms say."""
-    table, every = photo_results.rivals(), catalogue.rows_by_name()
+    every = catalogue.rows_by_name()
+    places = {name: place for place, name in enumerate(every)}
+    table = photo_results.rivals()
+    table = table.sort_values("row", key=lambda column: column.map(places), kind="stable")
+    table.insert(1, "label", [every[name].label for name in table["row"]])
     columns = ["n", *METRICS, "miou_maskless", "tag_map"]
     shown = tables.as_text(run.summarise(table), columns)
     there = [known for known in SYSTEMS if known.name in set(table["row"])]

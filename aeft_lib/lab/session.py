@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from aeft_lib import paths
 from aeft_lib.data.photos import Photos
 from aeft_lib.data.scene import Scenes, missing_masks
+from aeft_lib.engine import memory
 from aeft_lib.lab import figures, parameters, untrained
 from aeft_lib.maps.labels import read_label_map
 from aeft_lib.maps.seeds import Seed, read_seeds
@@ -383,6 +384,7 @@ def open_session(profile: str = "", repeats: int = 0, train: bool = True) -> Ses
         given = f"repeats = {session.n_repeats}"
         raise ValueError(f"the package's weights are of one repeat: set train = True for {given}")
     figures.use_small_outputs()
+    memory.keep_freed()
     check_masks(chosen, ("scored",))
     store.check_writable()
     return session

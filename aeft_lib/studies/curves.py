@@ -4,7 +4,6 @@ At few steps a difference measures how fast rows learn.  The small tables of the
 for which neither photos nor a store are needed; `publish` refuses entries of other code.
 """
 
-import json
 from collections.abc import Sequence
 from io import BytesIO
 
@@ -12,7 +11,6 @@ import pandas as pd
 
 from aeft_lib import paths
 from aeft_lib.stages.evaluate_steps import STEPS
-from aeft_lib.stages.store import RECORD
 from aeft_lib.studies import ledger, saturation
 from aeft_lib.studies.effects import WHERE, half_width, paired, points, side
 
@@ -42,17 +40,9 @@ def kept() -> pd.DataFrame:
 
 
 def results() -> pd.DataFrame:
-    """What every row of the ledger ended with: ``pictures, row, repeat``, and its evaluation's.
-
-    Numbers of `evaluate`, in percent.  Empty, and errors, as `kept`.
-    """
-    lines = []
-    for profile, pictures in PICTURES.items():
-        for file in sorted((ledger.home() / profile).glob(f"*/*/evaluation/{RECORD}")):
-            row, repeat = file.parts[-4:-2]
-            summary = json.loads(paths.read_committed(file))["summary"]
-            lines.append({"pictures": pictures, "row": row, "repeat": int(repeat)} | summary)
-    return pd.DataFrame(lines, columns=None if lines else [*COLUMNS[:3]])
+    """What rows with curves ended with: ``pictures``, and the columns of `ledger.results`."""
+    ends = [ledger.results(profile).assign(pictures=name) for profile, name in PICTURES.items()]
+    return pd.concat([end for end in ends if len(end)] or ends, ignore_index=True)
 
 
 def differences(curves: pd.DataFrame, more: str, less: str, metric: str = "miou") -> pd.DataFrame:

@@ -11,11 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from aeft_lib import paths
 from aeft_lib.stages.artefact import Artefact
 from aeft_lib.stages.store import RECORD
 
-MEASURES = ("evaluation", "curve", "epochs", "objects", "images")  # what is kept of a row
+MECHANISM = "mechanism_"  # before the name of what a row's mechanism measures
+MEASURES = ("evaluation", "curve", "epochs", "objects", "images")  # and a row's mechanism
 TABLES = ("*.csv", "images.npz")  # and of each; counts by image are whole numbers, some kilobytes
 Measures = Mapping[str, Artefact]
 
@@ -30,6 +33,29 @@ def place(profile: str, row: str, repeat: int) -> Path:
     return home() / profile / row / str(repeat)
 
 
+def measures(made: Measures) -> dict[str, Artefact]:
+    """Those of a row's artefacts that are small tables."""
+    return {n: a for n, a in made.items() if n in MEASURES or n.startswith(MECHANISM)}
+
+
+def results(profile: str) -> pd.DataFrame:
+    """What every row of a profile ended with: ``row, repeat``, its evaluation's and mechanism's.
+
+    Numbers of `evaluate` in percent; whatever code they are of, see `stale`.  Needs no data.
+    Raises ValueError for a file that is not the committed one.
+    """
+    lines = []
+    for folder in sorted((home() / profile).glob("*/*")):
+        line = {"row": folder.parent.name, "repeat": int(folder.name)}
+        if (folder / "evaluation").is_dir():
+            line |= _record(folder / "evaluation")["summary"]
+        for place in sorted(folder.glob(f"{MECHANISM}*")):
+            name = place.name.removeprefix(MECHANISM)
+            line |= {n: v for n, v in _record(place)["summary"].items() if n == name}
+        lines.append(line)
+    return pd.DataFrame(lines, columns=None if lines else ["row", "repeat"])
+
+
 def read(folder: Path, wanted: Measures) -> dict[str, Artefact]:
     """The artefacts that an entry keeps, for those of today's keys.
 
@@ -39,11 +65,18 @@ def read(folder: Path, wanted: Measures) -> dict[str, Artefact]:
 
 
 def keep(folder: Path, made: Measures) -> None:
-    """Write a row's measures to its folder, in place of what it had of it."""
-    if all(artefact.folder == folder / name for name, artefact in made.items()):
-        return  # they came from here
-    shutil.rmtree(folder, ignore_errors=True)
+    """Write a row's measures to its folder.
+
+    Where one of them has another key there, all that it had goes.  Else the rest stays, such as a
+    mechanism that the row of another study does not log.
+    """
+    there = [name for name in made if (folder / name / RECORD).is_file()]
+    if any(_record(folder / name)["key"] != made[name].key for name in there):
+        shutil.rmtree(folder)
     for name, artefact in made.items():
+        if artefact.folder == folder / name:
+            continue  # it came from here
+        shutil.rmtree(folder / name, ignore_errors=True)
         (folder / name).mkdir(parents=True)
         tables = [file for pattern in TABLES for file in sorted(artefact.folder.glob(pattern))]
         for file in (artefact.folder / RECORD, *tables):

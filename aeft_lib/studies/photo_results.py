@@ -1,4 +1,4 @@
-"""Results on real photos beside those on collages: tables in ``docs``, repeat by repeat."""
+"""Results on real photos beside those on collages, repeat by repeat: of ``docs``, of the ledger."""
 
 from functools import cache
 from io import BytesIO
@@ -7,11 +7,12 @@ import numpy as np
 import pandas as pd
 
 from aeft_lib import paths
+from aeft_lib.studies import ledger
 from aeft_lib.studies.effects import paired
 
 SHORT = True  # the trainings behind the table: 225 steps at most
 FILE = paths.ROOT / "docs" / "real_photos.csv"
-RIVALS = paths.ROOT / "docs" / "real_photos_rivals.csv"
+RIVALS = "voc-lite"  # the profile whose entries of the ledger are theirs
 
 
 @cache
@@ -22,10 +23,9 @@ def table() -> pd.DataFrame:
     return pd.DataFrame(columns=["photos", "row", "label", "repeat"])
 
 
-@cache
 def rivals() -> pd.DataFrame:
-    """GAP and other methods on 1,200 photos: ``row, label, repeat``, percent, mechanisms."""
-    return pd.read_csv(BytesIO(paths.read_committed(RIVALS)))
+    """GAP and other methods on 1,200 photos, see `ledger.results`."""
+    return ledger.results(RIVALS)
 
 
 @cache

@@ -14,6 +14,7 @@ from aeft_lib.engine.step import Compute
 from aeft_lib.networks.backbone import BackboneSpec
 from aeft_lib.networks.resnet38d import ResNet38dSpec
 from aeft_lib.networks.tapped import TappedSpec
+from aeft_lib.rivals.sccam import count_tags
 from aeft_lib.stages.artefact import Artefact, Inputs, Stage
 from aeft_lib.stages.cache_features import FeatureSpec, cache_features
 from aeft_lib.stages.count_images import ImagesSpec, count_images
@@ -39,12 +40,12 @@ from aeft_lib.stages.train_on_maps import MAPS, train_on_maps
 from aeft_lib.stages.train_on_views import ViewsSpec, train_on_views
 from aeft_lib.stages.write_labels import TruthSpec, true_labels
 from aeft_lib.studies import segmentation
+from aeft_lib.studies.ledger import MECHANISM
 from aeft_lib.studies.rows import Logged, Row, passes_of, probe
 from aeft_lib.studies.settings import Profile
 
 Obtain = Callable[..., Artefact]
 Artefacts = dict[str, Artefact]
-MECHANISM = "mechanism_"
 
 
 def artefacts(
@@ -68,6 +69,21 @@ def artefacts(
 def laid_out(profile: Profile, row: Row, repeat: int) -> Artefacts:
     """As `artefacts`, by stage and key alone: nothing is read, computed, or has a folder."""
     return artefacts(profile, row, repeat, _named)
+
+
+def keyed(profile: Profile, row: Row, repeat: int) -> Artefacts:
+    """As `laid_out`, with the keys that the store has: tags are counted where keys need them.
+
+    The number of sub-categories does, which `laid_out` takes from its paper.
+    """
+
+    def counted(stage: Stage, spec: Any, inputs: Inputs | None = None) -> Artefact:
+        made = _named(stage, spec, inputs)
+        if stage is not count_tags:
+            return made
+        return replace(made, record=made.record | {"summary": count_tags(spec, {}, made.folder)})
+
+    return artefacts(profile, row, repeat, counted)
 
 
 def parts(profile: Profile, row: Row, repeat: int) -> list[Artefact]:

@@ -16,12 +16,13 @@ def entries() -> Iterator[tuple[Profile, Row, int]]:
 
     Raises ValueError for a name that is none.
     """
+    every = catalogue.rows_by_name()
     for folder in sorted(ledger.home().glob("*/*/*")):
         name, row, repeat = folder.relative_to(ledger.home()).parts
         profile, classes = profiles.get(name), _classes(folder)
         if classes:  # whatever the environment names
             profile = profiles.with_classes(profile, classes)
-        yield profile, catalogue.row(row), int(repeat)
+        yield profile, every.get(row) or catalogue.row(row), int(repeat)
 
 
 def check_current() -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from aeft_lib import paths
-from aeft_lib.engine import ranks, shards
+from aeft_lib.engine import memory, ranks, shards
 from aeft_lib.engine.device import device
 from aeft_lib.maps.evaluation import mean_average_precision
 from aeft_lib.maps.labels import VOID
@@ -26,12 +26,12 @@ from aeft_lib.stages import store
 from aeft_lib.stages.artefact import Artefact
 from aeft_lib.stages.reading import load_logits
 from aeft_lib.studies import labels, ledger, preflight, progress, saturation
+from aeft_lib.studies.ledger import MECHANISM
 from aeft_lib.studies.pipeline import (
-    MECHANISM,
     Artefacts,
     artefacts,
     features,
-    laid_out,
+    keyed,
     masks_to_learn,
     masks_to_score,
     parts,
@@ -212,7 +212,7 @@ def keep(profile: Profile, row: Row, repeat: int) -> Path:
     Raises LookupError where the row is not finished.
     """
     folder = ledger.place(profile.name, row.name, repeat)
-    ledger.keep(folder, _measures_of(read(profile, row, repeat)))
+    ledger.keep(folder, ledger.measures(read(profile, row, repeat)))
     return folder
 
 
@@ -226,16 +226,7 @@ def stale(profile: Profile, jobs: Iterable[Job]) -> list[str]:
 
 
 def _measures(profile: Profile, row: Row, repeat: int) -> Artefacts:
-    return _measures_of(laid_out(profile, row, repeat))
-
-
-def _measures_of(made: Artefacts) -> Artefacts:
-    """Those of a row's artefacts that are small tables."""
-    return {
-        name: artefact
-        for name, artefact in made.items()
-        if name in ledger.MEASURES or name.startswith(MECHANISM)
-    }
+    return ledger.measures(keyed(profile, row, repeat))
 
 
 def remarks(profile: Profile, jobs: Sequence[Job], table: pd.DataFrame) -> list[str]:
@@ -311,6 +302,7 @@ def _compute(
     if workers < 1:
         raise ValueError(f"workers must be a whole number, at least 1, got {workers}")
     preflight.check(profile)
+    memory.keep_freed()
     if ranks.world() > 1:  # the ranks work together on one job after the other
         return {job: _job(profile, *job) for job in jobs}
     store.check_writable()

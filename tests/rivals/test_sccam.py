@@ -39,7 +39,7 @@ from aeft_lib.stages import store
 from aeft_lib.stages.loading import build_network
 from aeft_lib.stages.reading import MultiScale
 from aeft_lib.stages.relu_first import ReluFirst
-from aeft_lib.studies import catalogue, pipeline, run
+from aeft_lib.studies import catalogue, ledger, pipeline, run
 from aeft_lib.studies.profiles import SMOKE
 
 GOLDEN_K = 10
@@ -486,9 +486,15 @@ def test_rounds_follow_each_other():
     assert rows[-1].taught_by[1] == catalogue.GAP
 
 
-def test_the_row_runs_and_logs_its_mechanism(stored):
+def test_the_row_runs_and_logs_its_mechanism_which_a_ledger_keeps(stored, tmp_path, monkeypatch):
     study = catalogue.get("rivals")
-    table = run.run_study(study, SMOKE, [0], rows=[study.row("sccam_round1")], workers=1)
+    row = study.row("sccam_round1")
+    table = run.run_study(study, SMOKE, [0], rows=[row], workers=1)
     assert 0 < table["miou"].item() < 100
     assert 0 < table["sub_ap"].item() <= 1
     assert table["smallest_cluster"].item() >= 1
+    monkeypatch.setattr(ledger, "home", lambda: tmp_path / "ledger")
+    run.keep(SMOKE, row, 0)
+    assert run.stale(SMOKE, [(row, 0)]) == []  # its keys follow from the number of tags
+    monkeypatch.setenv("AEFT_RUNS", str(tmp_path / "empty"))
+    assert run.stored(SMOKE, row, 0)["miou"] == table["miou"].item()

@@ -43,3 +43,10 @@ def test_entries_are_of_the_classes_that_they_name(tmp_path, monkeypatch):
     assert (row.name, repeat) == ("gated", 0)
     with pytest.raises(ValueError, match=r"1 entry of .* is not of this code"):
         publish.check_current()
+
+
+def test_entries_of_the_base_are_of_the_row_that_logs_mechanisms(tmp_path, monkeypatch):
+    monkeypatch.setattr(ledger, "home", lambda: tmp_path)
+    (tmp_path / "laptop" / "gap" / "0").mkdir(parents=True)
+    ((_, row, _),) = publish.entries()
+    assert [logged.names for logged in row.mechanisms] == [("equivariance_error",)]
