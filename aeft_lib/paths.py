@@ -12,7 +12,12 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ROOT = Path(__file__).resolve().parent.parent
 COLLAGES = ROOT / "data" / "collages"
@@ -140,6 +145,13 @@ def read_committed(file: Path) -> bytes:
         remedy = f"restore it: git checkout -- {name} {SUMS.name}"
         raise ValueError(f"{problem}; {remedy}, or list your edit: python -m aeft_lib.paths")
     return content
+
+
+def read_table(file: Path) -> "pd.DataFrame":
+    """A committed csv file; errors as `read_committed`."""
+    import pandas as pd  # slow to import, so not with the module
+
+    return pd.read_csv(BytesIO(read_committed(file)))
 
 
 def list_committed() -> None:

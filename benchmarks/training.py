@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from aeft_lib.engine import memory
 from aeft_lib.engine.samples import Batch
 from aeft_lib.engine.schedule import make_optimiser
 from aeft_lib.networks import state
@@ -30,8 +31,9 @@ PROFILE = profiles.LAPTOP
 def benchmarks() -> list[dict]:
     """Rows `classifier_step`, `triplet_step`, `resnet38d_step`: folded norms against batch norms.
 
-    Rows `training`: a form of the triplet against classification.  Each has seconds a step
-    (median, of one CPU thread), the ratio, and megabytes saved for the backward pass of both sides.
+    Row `step_memory`: freed memory is kept.  Rows `training`: a form of the triplet against
+    classification.  Each has seconds a step (median, of one CPU thread) and the ratio, all but
+    `step_memory` megabytes saved for the backward pass of both sides.
     """
     torch.set_num_threads(1)
     method, backbone = triplet.CORRECTED.fitted(PROFILE.map_side), PROFILE.backbone
@@ -43,6 +45,7 @@ def benchmarks() -> list[dict]:
         _folded_row("classifier_step", network, batch, Classification()),
         _folded_row("triplet_step", network, batch, triplet.CORRECTED),
         _resnet38d_row(),
+        _memory_row(network, batch),
     ]
     return rows + _triplet_rows(network, batch)
 
@@ -73,6 +76,30 @@ def _resnet38d_row() -> dict:
     build = ResNet38dSpec(weights="none").build
     network = state.build(lambda: method.build(build(), PROFILE.num_classes), seed=0).train()
     return _folded_row("resnet38d_step", network, _batch(count=2, size=128), method)
+
+
+def _memory_row(network: CamClassifier, batch: Batch) -> dict:
+    """A triplet step that keeps what the one before freed, and one that gives it back, as glibc does."""
+    optimiser = make_optimiser(network, PROFILE.erasing.schedule())
+    _, code, never = memory.FREE_END
+    memory.set_option(*memory.HEAP_BLOCK[1:])
+
+    def step(free_end: int) -> float:
+        memory.set_option(code, free_end)
+        for _ in range(2):  # the first meets what the other way left
+            seconds = _timed(lambda: _terms(network, batch, triplet.CORRECTED), optimiser)
+        return seconds
+
+    runs = {"ours": lambda: step(never), "peer": lambda: step(2 * memory.HEAP_BLOCK[2])}
+    seconds = {name: float(np.median(times)) for name, times in _in_turn(runs).items()}
+    return {
+        "name": "step_memory",
+        "peer": "freed memory goes back to the kernel",
+        "batch": len(batch.images),
+        "ours_s": seconds["ours"],
+        "peer_s": seconds["peer"],
+        "ratio": seconds["peer"] / seconds["ours"],
+    }
 
 
 def _triplet_rows(network: CamClassifier, batch: Batch) -> list[dict]:

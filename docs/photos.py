@@ -7,7 +7,6 @@ hand.
 
 import re
 from collections.abc import Callable
-from io import BytesIO
 
 import pandas as pd
 
@@ -41,7 +40,7 @@ def numbers(names: tuple[str, ...], photos: int, columns: tuple[str, ...]) -> st
 def objects() -> pd.DataFrame:
     """Objects by size, class and number of tags, see `ch08_conditions.photo_objects`."""
     file = paths.ROOT / "docs" / "real_photos_objects.csv"
-    return pd.read_csv(BytesIO(paths.read_committed(file)))
+    return paths.read_table(file)
 
 
 def seeds() -> str:

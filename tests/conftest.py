@@ -139,6 +139,15 @@ def shared(tmp_path_factory):
 
 
 @pytest.fixture
+def close_figures():
+    """Figures that a test drew are closed after it."""
+    from matplotlib import pyplot as plt
+
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
 def stored(shared, monkeypatch):
     """A test reads its file's store with one thread, in silence; a file asks for it with ``pytestmark``."""
     monkeypatch.setenv("AEFT_RUNS", str(shared))

@@ -6,10 +6,8 @@ the walk makes of it is left out.
 """
 
 from collections.abc import Sequence
-from io import BytesIO
 
 import numpy as np
-import pandas as pd
 import torch
 
 from aeft_lib import paths
@@ -54,8 +52,7 @@ def background() -> dict[str, float]:
     """
     if shipped.REFINED in shipped.known():
         return shipped.entry(shipped.REFINED)["background"]
-    content = paths.read_committed(paths.FIGURES / "background_powers.csv")
-    table = pd.read_csv(BytesIO(content)).set_index("power")
+    table = paths.read_table(paths.FIGURES / "background_powers.csv").set_index("power")
     powers = table["alpha"][list(Powers._fields)].to_dict()
     return {"threshold": float(table["crossing"]["middle"])} | powers
 

@@ -1,7 +1,6 @@
 """Chapter 8: controlled scenes, trainings over time, and every object of the scored scenes."""
 
 from collections.abc import Sequence
-from io import BytesIO
 
 import numpy as np
 import pandas as pd
@@ -70,7 +69,7 @@ def photo_objects(session: Session) -> pd.DataFrame:
     """
     if session.pictures == "collages":
         file = paths.ROOT / "docs" / "real_photos_objects.csv"
-        return pd.read_csv(BytesIO(paths.read_committed(file)))
+        return paths.read_table(file)
     measured = objects(session, PHOTO_ROWS)
     classes = dict(enumerate(session.class_names))
     bins = {

@@ -5,7 +5,6 @@ store lacks are the committed ones, as long as their key is today's (`studies.co
 """
 
 from collections.abc import Sequence
-from io import BytesIO
 
 import numpy as np
 import pandas as pd
@@ -106,7 +105,7 @@ def _committed(lab: Session) -> pd.DataFrame:
     file = paths.FIGURES / f"{NAME}.csv"
     if lab.profile.name != shipped.PROFILE or not file.is_file():
         return pd.DataFrame(columns=COLUMNS).set_index("name")
-    return pd.read_csv(BytesIO(paths.read_committed(file))).set_index("name")
+    return paths.read_table(file).set_index("name")
 
 
 def _kept(known: System, line: pd.Series, image: np.ndarray, num_classes: int) -> Failure:

@@ -6,7 +6,6 @@ loop itself.  What a single notebook asks stands in that chapter's module.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -192,7 +191,7 @@ class Session:
     @staticmethod
     def committed(name: str) -> pd.DataFrame:
         """A table as it stands in the committed ``figures/``."""
-        return pd.read_csv(BytesIO(paths.read_committed(paths.FIGURES / f"{name}.csv")))
+        return paths.read_table(paths.FIGURES / f"{name}.csv")
 
     def artefacts(self, row: str, repeat: int = 0) -> dict[str, store.Artefact]:
         """What a row has made in a repeat, by name; computed where the store lacks it.

@@ -8,7 +8,6 @@ silence.
 
 import math
 from collections.abc import Iterable
-from io import BytesIO
 from typing import Any
 
 import pandas as pd
@@ -104,7 +103,7 @@ def left_out(table: pd.DataFrame, study: Study, profile: Profile) -> int:
 def committed(study: Study) -> pd.DataFrame:
     """The study's committed lines that have a key.  Raises ValueError for a damaged file."""
     file = run.committed_table(study)
-    table = pd.read_csv(BytesIO(paths.read_committed(file))) if file.is_file() else NOTHING
+    table = paths.read_table(file) if file.is_file() else NOTHING
     return table.dropna(subset=KEY) if KEY in table else NOTHING
 
 

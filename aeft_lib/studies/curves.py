@@ -5,7 +5,6 @@ for which neither photos nor a store are needed; `publish` refuses entries of ot
 """
 
 from collections.abc import Sequence
-from io import BytesIO
 
 import pandas as pd
 
@@ -32,7 +31,7 @@ def kept() -> pd.DataFrame:
         for file in sorted((ledger.home() / profile).glob(f"*/*/curve/{STEPS}")):
             row, repeat = file.parts[-4:-2]
             names = {"pictures": pictures, "row": row, "repeat": int(repeat)}
-            tables.append(pd.read_csv(BytesIO(paths.read_committed(file))).assign(**names))
+            tables.append(paths.read_table(file).assign(**names))
     if not tables:
         return pd.DataFrame(columns=[*COLUMNS, *METRICS])
     together = pd.concat(tables, ignore_index=True)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from aeft_lib.studies.effects import REPEATS, by_repeat, interval, paired, points, side
+from aeft_lib.studies.effects import REPEATS, WHERE, by_repeat, interval, paired, points, side
 from aeft_lib.studies.rows import Row
 from aeft_lib.studies.systems import ENDS, METRICS, NOT_RUN, SYSTEMS, System, ends
 
@@ -210,7 +210,8 @@ def advice(league: pd.DataFrame, table: pd.DataFrame) -> list[str]:
         if line.end == "seed" and not line.maskless_low > 0:
             told.append(
                 f"{line.method} is ahead of GAP at the best threshold on masks alone ({gain}); "
-                f"at one chosen without masks its seeds are at {without}, so it is not recommended."
+                f"at one chosen without masks its seeds are at {without}, so collages do not "
+                "recommend it."
             )
             continue
         text = f"Use {line.method} when you want {WORDS[line.end]}: {gain} points over GAP"
@@ -237,8 +238,25 @@ def _same_cost(line: Any, table: pd.DataFrame) -> str:
     return f"; {seen}ahead of GAP trained for as long ({gain})"
 
 
-def conclusions(league: pd.DataFrame, table: pd.DataFrame) -> str:
-    """What the league says, as Markdown items: an item an end, ranks, and advice."""
+def _on_photos(photos: pd.DataFrame) -> str:
+    """Seeds on photos against GAP's, at thresholds that no mask chose."""
+    told, few = [], 0
+    for known in [known for known in SYSTEMS if known.name in set(photos["row"])]:
+        differences = paired(photos, known.name, "gap", "miou_maskless")
+        if len(differences) < REPEATS:
+            few += 1
+            continue
+        mean, low, high, _, _ = interval(differences)
+        told.append(f"{known.title} {points(mean, low, high)} ({WHERE[side(low, high)]})")
+    told.append(f"{few} with too few repeats to compare")
+    return f"**seeds on real photos**, without masks, against GAP: {', '.join(told)}"
+
+
+def conclusions(league: pd.DataFrame, table: pd.DataFrame, photos: pd.DataFrame) -> str:
+    """What the league says, as Markdown items: an item an end, ranks, photos, and advice.
+
+    photos: of `photo_results.rivals`.
+    """
     items = []
     for end in ENDS:
         of_end = league[(league["end"] == end) & (league["shared"] == "")]
@@ -252,6 +270,7 @@ def conclusions(league: pd.DataFrame, table: pd.DataFrame) -> str:
         text = f"**{WORDS[end]}**: {len(run)} of {len(SYSTEMS)} systems have numbers of their own."
         text += f" Against GAP: {counts}, {few} with too few repeats to compare."
         items.append(f"- {text} {ranks(league, end)}.")
+    items.append(f"- {_on_photos(photos)}.")
     sentences = advice(league, table)
-    none = "No system's interval lies above the GAP base's, so none is recommended over it."
+    none = "No system's interval lies above the GAP base's, so collages recommend none over it."
     return "\n".join([*items, *(f"- {text}" for text in sentences or [none])])

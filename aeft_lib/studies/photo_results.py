@@ -1,7 +1,6 @@
 """Results on real photos beside those on collages, repeat by repeat: of ``docs``, of the ledger."""
 
 from functools import cache
-from io import BytesIO
 
 import numpy as np
 import pandas as pd
@@ -19,7 +18,7 @@ RIVALS = "voc-lite"  # the profile whose entries of the ledger are theirs
 def table() -> pd.DataFrame:
     """``photos`` (training images), ``row, label, repeat``, numbers in percent; may be empty."""
     if FILE.is_file():
-        return pd.read_csv(BytesIO(paths.read_committed(FILE)))
+        return paths.read_table(FILE)
     return pd.DataFrame(columns=["photos", "row", "label", "repeat"])
 
 

@@ -17,11 +17,7 @@ from aeft_lib.lab import ch01_cams, ch02_gpp, ch03_gates, figures
 from aeft_lib.maps.labels import voc_palette
 from aeft_lib.paper import gpp
 
-
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("close_figures")
 
 
 def pictures(figure) -> list[np.ndarray]:

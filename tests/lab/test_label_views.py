@@ -11,7 +11,6 @@ import matplotlib
 
 matplotlib.use("agg")
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -27,13 +26,7 @@ from aeft_lib.studies import catalogue, pipeline, run
 from aeft_lib.studies.profiles import SMOKE
 from aeft_lib.studies.published import published
 
-pytestmark = pytest.mark.usefixtures("stored")
-
-
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("stored", "close_figures")
 
 
 @pytest.fixture

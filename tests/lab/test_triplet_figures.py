@@ -9,7 +9,6 @@ import matplotlib
 
 matplotlib.use("agg")
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,13 +17,8 @@ from aeft_lib import paths
 from aeft_lib.lab import ch04_figures, figures
 from aeft_lib.maps.labels import voc_palette
 
+pytestmark = pytest.mark.usefixtures("close_figures")
 SD_2 = 2 * 2**0.5  # of two values that are 4 apart
-
-
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    plt.close("all")
 
 
 def texts(legend) -> list[str]:

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from label_maps import agreement
 from torch import Tensor
 
 from aeft_lib.maps.labels import VOID
@@ -34,12 +35,6 @@ def case(golden_rivals) -> dict[str, Tensor]:
 
 def part(case: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     return {key.split("/")[1]: value for key, value in case.items() if key.split("/")[0] == name}
-
-
-def agreement(ours: object, theirs: object) -> float:
-    ours, theirs = torch.as_tensor(ours), torch.as_tensor(theirs)
-    assert ours.shape == theirs.shape
-    return (ours == theirs).float().mean().item()
 
 
 @pytest.fixture(params=["ir0", "ir1"])

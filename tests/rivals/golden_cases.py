@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aeft_lib.engine.samples import Batch
@@ -27,6 +28,22 @@ SCHEDULE = Schedule(
     optimiser="sgd",
     decay_steps=10,
 )
+
+
+class Softplus(nn.Module):
+    """A convolution of stride 4, softplus, and a head of one 1x1 convolution: (B, K, h, w)."""
+
+    def __init__(self, case: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        weight, head = case["net/conv_weight"], case["net/classifier_weight"]
+        self.conv = nn.Conv2d(3, len(weight), 3, stride=4, padding=1)
+        self.head = nn.Conv2d(len(weight), len(head), 1, bias=False)
+        self.load_state_dict(
+            {"conv.weight": weight, "conv.bias": case["net/conv_bias"], "head.weight": head}
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(F.softplus(self.conv(images)))
 
 
 class TinyBackbone(nn.Module):

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from golden_cases import Softplus
 from torch import Tensor, nn
 
 from aeft_lib.engine.samples import Batch
@@ -40,21 +41,10 @@ CASES = {  # steps, weight of the mask term
 FOLLOWED = ("default", "no_mask", "weak_mask")
 
 
-class Toy(nn.Module):
-    """A convolution of stride 4, softplus, and a head of one 1x1 convolution."""
-
-    def __init__(self, case: dict[str, Tensor]) -> None:
-        super().__init__()
-        weight, head = case["net/conv_weight"], case["net/classifier_weight"]
-        self.conv = nn.Conv2d(3, len(weight), 3, stride=4, padding=1)
-        self.head = nn.Conv2d(len(weight), len(head), 1, bias=False)
-        self.load_state_dict(
-            {"conv.weight": weight, "conv.bias": case["net/conv_bias"], "head.weight": head}
-        )
-
+class Toy(Softplus):
     def cam(self, _: object, batch: Batch) -> Tensor:
         """As a method: of itself, whatever network it is given."""
-        return self.head(F.softplus(self.conv(batch.images)))
+        return self(batch.images)
 
 
 class Followed(Pixels):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from label_maps import agreement
 from torch import Tensor, nn
 
 from aeft_lib.engine.samples import Batch
@@ -57,12 +58,6 @@ def in_ours(theirs: Tensor) -> Tensor:
     for code, label in CODES.items():
         ours[theirs == code] = label
     return ours
-
-
-def agreement(ours: object, theirs: object) -> float:
-    ours, theirs = torch.as_tensor(ours), torch.as_tensor(theirs)
-    assert ours.shape == theirs.shape
-    return (ours == theirs).float().mean().item()
 
 
 # --- attention pooling ----------------------------------------------------------------------------

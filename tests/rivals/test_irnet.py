@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from label_maps import agreement
+from laid_out import planned
 from torch import Tensor
 
 from aeft_lib.data.collages import Collages
@@ -47,12 +49,6 @@ def case(golden_rivals) -> dict[str, Tensor]:
 
 def part(case: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     return {key.split("/")[1]: value for key, value in case.items() if key.split("/")[0] == name}
-
-
-def agreement(ours: object, theirs: object) -> float:
-    ours, theirs = torch.as_tensor(ours), torch.as_tensor(theirs)
-    assert ours.shape == theirs.shape
-    return (ours == theirs).float().mean().item()
 
 
 # --- the original's CAMs --------------------------------------------------------------------------
@@ -223,18 +219,6 @@ def test_scores_of_a_seed_are_walked_on_the_grid_and_keep_their_size():
 def test_wrong_refiners_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         EdgeRefiner(PairLoss(), **wrong)
-
-
-def planned(profile, row: str) -> dict[str, list]:
-    """The specs of the stages that a row asks for, by stage."""
-    asked: dict[str, list] = {}
-
-    def obtain(stage, spec, inputs=None):
-        asked.setdefault(stage.__name__, []).append(spec)
-        return store.Artefact(stage.__name__, stage.__name__, None, {"summary": {}}, spec)
-
-    pipeline.artefacts(profile, catalogue.get("rivals").row(row), 0, obtain)
-    return asked
 
 
 def test_at_paper_scale_the_numbers_are_the_release_own():

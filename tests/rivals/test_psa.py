@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from laid_out import planned
 from torch import Tensor, nn
 
 from aeft_lib.engine.samples import Batch
@@ -15,7 +16,6 @@ from aeft_lib.paper.classifier import Classification
 from aeft_lib.paper.gpp import Gap, GlobalAveragePooling, Pyramid
 from aeft_lib.refinement.background import crossing, powers_around
 from aeft_lib.rivals import psa
-from aeft_lib.stages import store
 from aeft_lib.stages.psa import Psa, _half_distance
 from aeft_lib.stages.reading import MultiScale
 from aeft_lib.stages.relu_first import ReluFirst
@@ -152,18 +152,6 @@ def test_powers_keep_their_distance_around_the_threshold():
     assert logit(low) - logit(0.3) == pytest.approx(logit(0.3) - logit(high))
     given = [logit(crossing(power)) for power in (psa.POWERS[0], psa.POWERS[-1])]
     assert logit(low) - logit(high) == pytest.approx(given[0] - given[1])
-
-
-def planned(profile, row: str) -> dict[str, list]:
-    """The specs of the stages that a row asks for, by stage."""
-    asked: dict[str, list] = {}
-
-    def obtain(stage, spec, inputs=None):
-        asked.setdefault(stage.__name__, []).append(spec)
-        return store.Artefact(stage.__name__, stage.__name__, None, {"summary": {}}, spec)
-
-    pipeline.artefacts(profile, catalogue.get("rivals").row(row), 0, obtain)
-    return asked
 
 
 def test_at_paper_scale_the_numbers_are_the_release_own():

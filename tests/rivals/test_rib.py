@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from golden_cases import Softplus
 from torch import Tensor, nn
 
 from aeft_lib.data.views import ViewSpec
@@ -36,24 +37,10 @@ CASES = {
 }
 
 
-class Toy(nn.Module):
-    """A convolution of stride 4, softplus, and a head of one 1x1 convolution."""
-
-    def __init__(self, case: dict[str, Tensor]) -> None:
-        super().__init__()
-        weight, head = case["net/conv_weight"], case["net/classifier_weight"]
-        self.conv = nn.Conv2d(3, len(weight), 3, stride=4, padding=1)
-        self.head = nn.Conv2d(len(weight), len(head), 1, bias=False)
-        self.load_state_dict(
-            {"conv.weight": weight, "conv.bias": case["net/conv_bias"], "head.weight": head}
-        )
-
+class Toy(Softplus):
     def part(self) -> Adaptable:
         body = [self.conv.weight, self.conv.bias]
         return Adaptable(lambda x: x, self.forward, body, [self.head.weight])
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(F.softplus(self.conv(images)))
 
 
 class Followed(Weights):

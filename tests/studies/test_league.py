@@ -33,6 +33,7 @@ FEW = {
     for name in FEW_NAMES
 }
 T_3 = 4.302653  # of Student's t with two degrees of freedom, 97.5 %
+NO_PHOTOS = pd.DataFrame(columns=["row", "repeat"])
 
 
 def numbers(**rows: dict[str, list[float]]) -> pd.DataFrame:
@@ -256,7 +257,7 @@ def test_seeds_of_a_system_that_changes_no_classifier_and_no_reader_are_gaps(tab
     seeds = lines[lines["end"] == "seed"].set_index("name")["shared"]
     assert {name for name, whose in seeds.items() if whose == "GAP"} >= {"psa", "irnet", "ssdd"}
     assert seeds[["seam", "bes", "advcam"]].tolist() == ["", "", ""]
-    assert "1 of 17 systems" in findings.conclusions(lines, more).splitlines()[0]
+    assert "1 of 17 systems" in findings.conclusions(lines, more, NO_PHOTOS).splitlines()[0]
 
 
 def test_p_values_are_adjusted_for_all_comparisons_of_the_league(table):
@@ -372,14 +373,15 @@ def test_a_system_is_recommended_only_where_its_interval_lies_above_zero(table):
     assert "without masks, for 1.2 GAP trainings; GAP trained for as long was not run" in told
     wide = numbers(gap={"miou": [50.0, 51.0, 52.0]}, seam={"miou": [56.0, 50.0, 55.0]})
     assert findings.advice(league.lines(wide, ROWS), wide) == []
-    assert "none is recommended" in findings.conclusions(league.lines(wide, ROWS), wide)
+    told = findings.conclusions(league.lines(wide, ROWS), wide, NO_PHOTOS)
+    assert "collages recommend none" in told
 
 
 def test_a_system_that_is_ahead_with_masks_alone_is_not_recommended(table):
     table.loc[table["row"] == "seam", "miou_maskless"] = [48.0, 51.0, 50.0]
     (told,) = findings.advice(league.lines(table, ROWS), table)
     assert told.startswith("SEAM is ahead of GAP at the best threshold on masks alone (+3.0 [")
-    assert told.endswith("so it is not recommended.")
+    assert told.endswith("so collages do not recommend it.")
 
 
 @pytest.mark.parametrize(
@@ -392,8 +394,18 @@ def test_advice_says_what_is_left_against_gap_of_the_same_cost(table, gap, told)
     assert f"{told} of GAP trained for as long (+" in sentence
 
 
+def test_photos_say_which_seeds_are_ahead_there_and_how_many_have_too_few_repeats(table):
+    maskless = {"gap": [50.0, 51.0, 52.0], "seam": [58.0, 60.0, 59.0], "cpn": [36.0]}
+    photos = numbers(**{name: {"miou_maskless": values} for name, values in maskless.items()})
+    mean, low, high, *_ = effect([8.0, 9.0, 7.0])
+    assert (
+        f"SEAM {mean:+.1f} [{low:+.1f}, {high:+.1f}] (the interval lies above 0), "
+        "1 with too few repeats to compare."
+    ) in findings.conclusions(league.lines(table, ROWS), table, photos)
+
+
 def test_conclusions_count_what_the_table_has(table):
-    text = findings.conclusions(league.lines(table, ROWS), table)
+    text = findings.conclusions(league.lines(table, ROWS), table, NO_PHOTOS)
     assert (
         "**seeds**: 1 of 17 systems have numbers of their own. "
         "Against GAP: 1 better, 0 worse, 0 undecided" in text
