@@ -12,7 +12,16 @@ import pandas as pd
 
 from aeft_lib import paths
 from aeft_lib.lab import ch08_told, tables, told
-from aeft_lib.studies import catalogue, curves, findings, photo_results, report, report_page, run
+from aeft_lib.studies import (
+    catalogue,
+    curves,
+    findings,
+    ledger,
+    photo_results,
+    report,
+    report_page,
+    run,
+)
 from aeft_lib.studies.systems import SYSTEMS
 
 PAGE = paths.ROOT / "docs" / "real_photos.md"
@@ -132,7 +141,26 @@ def rivals() -> str:
     there = [known for known in SYSTEMS if known.name in set(table["row"])]
     moved = [f"- **{known.title}**: {findings.mechanism(table, known, every)}." for known in there]
     differences = told.compared(table, [(known.name, "gap") for known in there])
-    return "\n\n".join([shown, differences, "Mechanisms, without masks:", "\n".join(moved)])
+    parts = [shown, differences, lost_classes(), "Mechanisms, without masks:", "\n".join(moved)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def lost_classes() -> str:
+    """Classes whose IoU is below a quarter of GAP's in the same repeat, a line a row and repeat."""
+    keys, told = ["repeat", "class"], []
+    every = ledger.classes(photo_results.RIVALS)
+    of_gap = every[every["row"] == "gap"].set_index(keys)["iou"]
+    lost = every[every["iou"] < every.set_index(keys).index.map(of_gap) / 4]
+    for (row, repeat), lines in lost.groupby(["row", "repeat"]):
+        named = [
+            f"{line['class']} ({line['iou']:.1f}; GAP {of_gap[repeat, line['class']]:.1f})"
+            for _, line in lines.iterrows()
+        ]
+        label = catalogue.row(row).label
+        told.append(
+            f"- **{label}, repeat {repeat}** lost classes, by their IoU: {', '.join(named)}."
+        )
+    return "\n".join(told)
 
 
 PARTS: dict[str, Callable[[], str]] = {

@@ -56,6 +56,15 @@ def results(profile: str) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=None if lines else ["row", "repeat"])
 
 
+def classes(profile: str) -> pd.DataFrame:
+    """``row, repeat, class, iou, precision, recall``, in percent; errors as `results`."""
+    tables = []
+    for file in sorted((home() / profile).glob("*/*/evaluation/classes.csv")):
+        row, repeat = file.parts[-4:-2]
+        tables.append(paths.read_table(file).assign(row=row, repeat=int(repeat)))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["row"])
+
+
 def read(folder: Path, wanted: Measures) -> dict[str, Artefact]:
     """The artefacts that an entry keeps, for those of today's keys.
 

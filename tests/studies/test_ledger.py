@@ -78,3 +78,12 @@ def test_a_copy_that_was_cut_short_is_written_anew(home, made):
     ledger.keep(folder, {"evaluation": evaluation})
     assert (folder / "evaluation" / "classes.csv").read_text().endswith("cat,50\n")
     assert ledger.read(folder, {"evaluation": evaluation})["evaluation"].summary["miou"] == 40.0
+
+
+def test_classes_are_of_every_row_and_repeat(home, made):
+    for repeat in (0, 1):
+        place = ledger.place("photos", "gap", repeat)
+        ledger.keep(place, {"evaluation": made(f"a{repeat}", miou=40.0)})
+    lines = ledger.classes("photos").to_dict("records")
+    assert lines == [{"class": "cat", "iou": 50, "row": "gap", "repeat": n} for n in (0, 1)]
+    assert ledger.classes("collages").empty
