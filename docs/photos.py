@@ -22,7 +22,7 @@ from aeft_lib.studies import (
     report_page,
     run,
 )
-from aeft_lib.studies.systems import SYSTEMS
+from aeft_lib.studies.systems import SYSTEMS, ends
 
 PAGE = paths.ROOT / "docs" / "real_photos.md"
 PART = re.compile(r"(<!-- computed: (\w+) -->\n).*?(<!-- end of computed -->)", re.S)
@@ -138,9 +138,10 @@ def rivals() -> str:
     table.insert(1, "label", [every[name].label for name in table["row"]])
     columns = ["n", *METRICS, "miou_maskless", "tag_map"]
     shown = tables.as_text(run.summarise(table), columns)
-    there = [known for known in SYSTEMS if known.name in set(table["row"])]
+    own = {known: ends(known, every)["seed"].name for known in SYSTEMS}
+    there = {known: row for known, row in own.items() if row in set(table["row"]) - {"gap"}}
     moved = [f"- **{known.title}**: {findings.mechanism(table, known, every)}." for known in there]
-    differences = told.compared(table, [(known.name, "gap") for known in there])
+    differences = told.compared(table, [(row, "gap") for row in there.values()])
     parts = [shown, differences, lost_classes(), "Mechanisms, without masks:", "\n".join(moved)]
     return "\n\n".join(part for part in parts if part)
 

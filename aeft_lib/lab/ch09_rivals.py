@@ -156,22 +156,21 @@ def on_photos(lines: pd.DataFrame) -> pd.DataFrame:
 
     Differences are paired by repeat; of one repeat they have no interval.  lines: `league.lines`.
     """
-    photos, seeds = photo_results.rivals(), lines[lines["end"] == "seed"].set_index("name")
+    photos = photo_results.rivals()
 
-    def gained(name: str, metric: str) -> str:
-        return points(*interval(paired(photos, name, "gap", metric))[:3])
+    def gained(row: str, metric: str) -> str:
+        return points(*interval(paired(photos, row, "gap", metric))[:3])
 
     return pd.DataFrame(
         {
-            "method": known.title,
-            "photos (mIoU, %)": f"{np.mean(by_repeat(photos, known.name, 'miou')):.1f}",
-            "− GAP on photos (points)": gained(known.name, "miou"),
-            "the same without masks": gained(known.name, "miou_maskless"),
-            "repeats": len(paired(photos, known.name, "gap", "miou")),
-            "− GAP in the league (points)": _difference(seeds.loc[known.name]),
+            "method": line["method"],
+            "photos (mIoU, %)": f"{np.mean(by_repeat(photos, line['row'], 'miou')):.1f}",
+            "− GAP on photos (points)": gained(line["row"], "miou"),
+            "the same without masks": gained(line["row"], "miou_maskless"),
+            "repeats": len(paired(photos, line["row"], "gap", "miou")),
+            "− GAP in the league (points)": _difference(line),
         }
-        for known in SYSTEMS
-        if known.name in set(photos["row"])
+        for _, line in findings.with_photos(lines, photos).iterrows()
     )
 
 

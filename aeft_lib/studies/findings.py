@@ -238,16 +238,22 @@ def _same_cost(line: Any, table: pd.DataFrame) -> str:
     return f"; {seen}ahead of GAP trained for as long ({gain})"
 
 
-def _on_photos(photos: pd.DataFrame) -> str:
+def with_photos(league: pd.DataFrame, photos: pd.DataFrame) -> pd.DataFrame:
+    """The league's lines of the seeds, their own, that photos have too."""
+    own = (league["end"] == "seed") & (league["shared"] == "") & league["row"].isin(photos["row"])
+    return league[own]
+
+
+def _on_photos(league: pd.DataFrame, photos: pd.DataFrame) -> str:
     """Seeds on photos against GAP's, at thresholds that no mask chose."""
     told, few = [], 0
-    for known in [known for known in SYSTEMS if known.name in set(photos["row"])]:
-        differences = paired(photos, known.name, "gap", "miou_maskless")
+    for line in with_photos(league, photos).itertuples():
+        differences = paired(photos, line.row, "gap", "miou_maskless")
         if len(differences) < REPEATS:
             few += 1
             continue
         mean, low, high, _, _ = interval(differences)
-        told.append(f"{known.title} {points(mean, low, high)} ({WHERE[side(low, high)]})")
+        told.append(f"{line.method} {points(mean, low, high)} ({WHERE[side(low, high)]})")
     told.append(f"{few} with too few repeats to compare")
     return f"**seeds on real photos**, without masks, against GAP: {', '.join(told)}"
 
@@ -270,7 +276,7 @@ def conclusions(league: pd.DataFrame, table: pd.DataFrame, photos: pd.DataFrame)
         text = f"**{WORDS[end]}**: {len(run)} of {len(SYSTEMS)} systems have numbers of their own."
         text += f" Against GAP: {counts}, {few} with too few repeats to compare."
         items.append(f"- {text} {ranks(league, end)}.")
-    items.append(f"- {_on_photos(photos)}.")
+    items.append(f"- {_on_photos(league, photos)}.")
     sentences = advice(league, table)
     none = "No system's interval lies above the GAP base's, so collages recommend none over it."
     return "\n".join([*items, *(f"- {text}" for text in sentences or [none])])
