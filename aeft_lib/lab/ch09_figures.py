@@ -187,19 +187,38 @@ def _dots(axis: Axes, parts: Sequence[tuple[float, Mapping[str, Any]]]) -> None:
         axis.plot(x, part["mean"], linestyle="", **style)
         if np.isfinite(part["low"]):
             axis.plot([x, x], [part["low"], part["high"]], color=style["color"], linewidth=0.8)
-    axis.get_xlim(), axis.get_ylim()  # the limits are those of all dots from here on
-    placed: list[tuple[float, float]] = []
-    for x, part in sorted(parts, key=lambda both: both[1]["mean"]):
-        right, up = axis.transData.transform((x, part["mean"])) * 72 / axis.figure.dpi
-        height = up + 2
-        for other, taken in placed:  # from the lowest up: a name stands above those it would cover
-            if abs(other - right) < NAME[0]:
-                height = max(height, taken + NAME[1])
-        placed.append((right, height))
+    if not parts:
+        return
+    axis.set_xlim(axis.get_xlim())  # as all dots have them
+    low, high = axis.get_ylim()
+    for _ in range(20):  # until the highest name is inside
+        axis.set_ylim(low, high)
+        named = _beside_dots(axis, [(x, part["mean"]) for x, part in parts])
+        if all(height + NAME[1] <= axis.bbox.height * 72 / axis.figure.dpi for _, height in named):
+            break
+        high += 0.1 * (high - low)
+    for (x, part), (up, height) in zip(parts, named, strict=True):
         name = {"fontsize": 5, "xytext": (7, height - up), "textcoords": "offset points"}
         if height > up + 2:  # it was moved: a line leads from the dot
             name["arrowprops"] = {"arrowstyle": "-", "linewidth": 0.3, "color": GREY, "shrinkA": 0}
         axis.annotate(part["method"].partition(" (")[0], (x, part["mean"]), **name)
+
+
+def _beside_dots(axis: Axes, dots: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """How high each dot is and its name should be, in points above the axis.
+
+    From the lowest dot up: a name stands above those that it would cover.
+    """
+    places = (axis.transData.transform(dots) - axis.bbox.p0) * 72 / axis.figure.dpi
+    placed: dict[int, tuple[float, float]] = {}
+    for i in np.argsort(places[:, 1], kind="stable"):
+        right, up = places[i]
+        height = up + 2
+        for other, (_, taken) in placed.items():
+            if abs(places[other, 0] - right) < NAME[0]:
+                height = max(height, taken + NAME[1])
+        placed[i] = (up, height)
+    return [placed[i] for i in range(len(dots))]
 
 
 def _empty(axis: Axes) -> None:

@@ -295,6 +295,17 @@ def test_published_stands_on_x_and_reproduced_on_y(numbers):
     assert figure.axes[0].get_title() == "seeds\nn = 1"  # CPN has one repeat
 
 
+def test_names_stay_inside_their_panel_where_dots_crowd_at_its_top():
+    crowded = {name: [60.0 + i / 10] * 3 for i, name in enumerate(("seam", "cpn", "occse", "advcam"))}
+    figure = ch09_figures.published_scatter(
+        league.lines(table(gap=[50.0, 51.0, 52.0], sccam=[20.0] * 3, **crowded), ROWS)
+    )
+    seeds = figure.axes[0]
+    tops = [text.get_window_extent().y1 for text in seeds.texts]
+    assert len(tops) == 5
+    assert max(tops) <= seeds.bbox.y1
+
+
 def test_years_have_the_poster_above_and_say_where_nothing_was_run(numbers):
     results = pd.DataFrame(published()["results"])
     dated = results.assign(date=results["venue"].map(published()["venues"]))
