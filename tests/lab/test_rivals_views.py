@@ -296,7 +296,9 @@ def test_published_stands_on_x_and_reproduced_on_y(numbers):
 
 
 def test_names_stay_inside_their_panel_where_dots_crowd_at_its_top():
-    crowded = {name: [60.0 + i / 10] * 3 for i, name in enumerate(("seam", "cpn", "occse", "advcam"))}
+    crowded = {
+        name: [60.0 + i / 10] * 3 for i, name in enumerate(("seam", "cpn", "occse", "advcam"))
+    }
     figure = ch09_figures.published_scatter(
         league.lines(table(gap=[50.0, 51.0, 52.0], sccam=[20.0] * 3, **crowded), ROWS)
     )
