@@ -1,8 +1,8 @@
 """Memory that a step frees is kept by its process for the next step (Linux with glibc).
 
 As it is, glibc gives the free end of its heap back to the kernel.  A training step frees hundreds
-of megabytes, so the kernel maps and clears every page of them anew in the next one, which is up to
-a fifth of a step's time.  No number depends on it, nor does the most memory that a process needs.
+of megabytes, so the kernel maps and clears every page of them anew in the next one (what it costs:
+``aeft bench training``, row `step_memory`).  No result depends on it.
 """
 
 import ctypes
