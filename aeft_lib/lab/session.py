@@ -6,6 +6,7 @@ loop itself.  What a single notebook asks stands in that chapter's module.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -172,8 +173,13 @@ class Session:
         print(f"committed table {name}.csv ({untrained.REMEDY} the rows it lacks)")
         return self.committed(name)
 
+    @property
+    def _is_committed(self) -> bool:
+        """Whether what the session writes replaces the committed results."""
+        return self.figures_folder == paths.FIGURES
+
     def stored_table(self, study: str) -> pd.DataFrame:
-        """As `table`, but only what is in the store."""
+        """As `table`, but only what is in the store; in committed results, and in the ledger."""
         lines, chosen = [], catalogue.get(study)
         if not chosen.fits(self.profile):
             return pd.DataFrame()
@@ -181,12 +187,12 @@ class Session:
         rows = [row for row in chosen.rows if self.profile.cached or row.setting.scale == 1]
         for repeat in chosen.repeats(self.n_repeats):
             for row in rows:
-                numbers = run.stored(self.profile, row, repeat) or {}
-                if "miou" in numbers:  # without masks there is nothing to compare
+                found = run.stored(self.profile, row, repeat, evidence=self._is_committed)
+                if "miou" in (numbers := found or {}):  # without masks there is nothing to compare
                     names = {"row": row.name, "label": self.label(row), "repeat": repeat}
                     lines.append(names | numbers)
-        table = run.at_common_threshold(chosen, self.profile, pd.DataFrame(lines))
-        return saturation.marked(table)
+        known = (chosen, self.profile, pd.DataFrame(lines))
+        return saturation.marked(run.at_common_threshold(*known, evidence=self._is_committed))
 
     @staticmethod
     def committed(name: str) -> pd.DataFrame:
@@ -312,8 +318,9 @@ class Session:
         options = {"short": report.is_short(self.profile), "over_objects": self._over_objects}
         options |= {"costs": self._costs()} if costs else {}
         built = report.build(tables, self.profile.name, **options)
-        is_committed = self.figures_folder == paths.FIGURES
-        return report.carry_over(built, paths.FIGURES) if is_committed and carry_over else built
+        if not (self._is_committed and carry_over):
+            return built
+        return report.carry_over(built, paths.FIGURES)
 
     def _studies(self) -> list[str]:
         """Those that the profile can compute; one with curves has studies of its own."""
@@ -335,7 +342,8 @@ class Session:
         self, more: str, less: str, metric: str, repeats: Sequence[int]
     ) -> objects.Interval | None:
         rows = (catalogue.row(more), catalogue.row(less))
-        return objects.of_rows(self.profile, *rows, metric, repeats, run.read)
+        read = partial(run.read, evidence=self._is_committed)
+        return objects.of_rows(self.profile, *rows, metric, repeats, read)
 
     @staticmethod
     def _claims_of(study: str) -> list[str]:

@@ -3,6 +3,10 @@
 ``figures/ledger/PROFILE/ROW/REPEAT/NAME/`` holds the record and the csv tables of what measured a
 row, no weights and no seeds.  It is read after the store (`run.read`).  An entry counts as long as
 its key is the one that today's code, spec and data give; any other is ignored, and reported.
+
+Entries stand for a training that takes a night, so that its study goes on where it stopped.  A
+profile that everybody computes in minutes is computed all the same: of its entries the committed
+report is made, and nothing else.
 """
 
 import json
@@ -20,6 +24,7 @@ from aeft_lib.stages.store import RECORD
 MECHANISM = "mechanism_"  # before the name of what a row's mechanism measures
 MEASURES = ("evaluation", "curve", "epochs", "objects", "images")  # and a row's mechanism
 TABLES = ("*.csv", "images.npz")  # and of each; counts by image are whole numbers, some kilobytes
+COMPUTED = ("laptop",)  # profiles that are computed, whatever entries they have
 Measures = Mapping[str, Artefact]
 
 

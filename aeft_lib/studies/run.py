@@ -115,18 +115,20 @@ def prepare(
         _compute(title, profile, missing, workers or default_workers())
 
 
-def at_common_threshold(study: Study, profile: Profile, table: pd.DataFrame) -> pd.DataFrame:
+def at_common_threshold(
+    study: Study, profile: Profile, table: pd.DataFrame, *, evidence: bool = False
+) -> pd.DataFrame:
     """The table with ``miou_common, precision_common, recall_common``.
 
     Every row at its repeat's best threshold of row `common`.  Unchanged for a study without such a
-    row, or where nothing is scored; repeats that lack it get NaN.
+    row, or where nothing is scored; repeats that lack it get NaN.  evidence: see `read`.
     """
     if study.common is None or "threshold" not in table:
         return table
     best = table[table["row"] == study.common].set_index("repeat")["threshold"]
     at_threshold = []
     for line in table.itertuples():
-        made = read(profile, study.row(line.row), line.repeat)
+        made = read(profile, study.row(line.row), line.repeat, evidence=evidence)
         curve = pd.read_csv(made["evaluation"].folder / "curve.csv").set_index("threshold")
         threshold = best.get(line.repeat)
         if threshold is None:
@@ -177,33 +179,41 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def stored(profile: Profile, row: Row, repeat: int) -> dict[str, Any] | None:
+def stored(
+    profile: Profile, row: Row, repeat: int, *, evidence: bool = False
+) -> dict[str, Any] | None:
     """The numbers of a row and repeat where store or ledger have them, else None.
 
-    It computes nothing.
+    It computes nothing.  evidence: see `read`.
 
     None of them where the row learns from masks that are missing: there is nothing to compute.
     """
     if masks_to_learn(profile, row, repeat):
         return {}
     try:
-        return numbers(read(profile, row, repeat))
+        return numbers(read(profile, row, repeat, evidence=evidence))
     except LookupError:
         return None
 
 
-def read(profile: Profile, row: Row, repeat: int) -> Artefacts:
+def read(profile: Profile, row: Row, repeat: int, *, evidence: bool = False) -> Artefacts:
     """What a row has made, from the store; else what measured it, from the ledger.
 
+    evidence: whether entries count of a profile that everybody computes (`ledger.COMPUTED`).
     Raises LookupError where neither has it, ValueError for an entry that is damaged.
     """
     try:
         return artefacts(profile, row, repeat, store.lookup)
     except LookupError:
-        folder = ledger.place(profile.name, row.name, repeat)
-        if not folder.is_dir() or not (wanted := _measures(profile, row, repeat)):
+        if profile.name in ledger.COMPUTED and not evidence:
             raise
-        return ledger.read(folder, wanted)
+        folder = ledger.place(profile.name, row.name, repeat)
+        if not folder.is_dir():
+            raise
+        for wanted in _measures(profile, row, repeat):
+            with suppress(LookupError):
+                return ledger.read(folder, wanted)
+        raise
 
 
 def keep(profile: Profile, row: Row, repeat: int) -> Path:
@@ -221,12 +231,16 @@ def stale(profile: Profile, jobs: Iterable[Job]) -> list[str]:
     lines = []
     for row, repeat in jobs:
         if (folder := ledger.place(profile.name, row.name, repeat)).is_dir():
-            lines += ledger.stale(folder, _measures(profile, row, repeat))
+            wanted = _measures(profile, row, repeat) or [{}]
+            lines += min((ledger.stale(folder, measures) for measures in wanted), key=len)
     return lines
 
 
-def _measures(profile: Profile, row: Row, repeat: int) -> Artefacts:
-    return ledger.measures(keyed(profile, row, repeat))
+def _measures(profile: Profile, row: Row, repeat: int) -> list[Artefacts]:
+    """What may measure a row: in this machine's precision, then as others read networks."""
+    machines = (profile, *profile.on_other_machines)
+    made = [ledger.measures(keyed(machine, row, repeat)) for machine in machines]
+    return [measures for measures in made if measures]
 
 
 def remarks(profile: Profile, jobs: Sequence[Job], table: pd.DataFrame) -> list[str]:

@@ -11,6 +11,7 @@ from laid_out import laid_out
 from aeft_lib.data.collages import Collages
 from aeft_lib.data.compositions import CompositionSpec
 from aeft_lib.data.voc import VocSpec
+from aeft_lib.engine import device
 from aeft_lib.paper.triplet import FIRST_RELEASE, FIRST_RELEASE_PARTS
 from aeft_lib.stages.train_on_views import ViewsSpec, train_on_views, view_source
 from aeft_lib.studies import catalogue, curves, ledger, pipeline, plan, publish, run, saturation
@@ -354,6 +355,43 @@ def test_what_was_kept_is_read_where_the_store_is_empty(book, elsewhere, monkeyp
     assert files == sorted(
         f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file()
     )
+
+
+def test_a_profile_that_everybody_computes_is_not_read_but_as_evidence(
+    book, elsewhere, monkeypatch
+):
+    numbers = run.numbers(pipeline.artefacts(PROFILE, GATED, 0))
+    run.keep(PROFILE, GATED, 0)
+    elsewhere()
+    monkeypatch.setattr(ledger, "COMPUTED", (PROFILE.name,))
+    assert run.stored(PROFILE, GATED, 0) is None
+    assert run.stored(PROFILE, GATED, 0, evidence=True) == numbers
+    with pytest.raises(LookupError):
+        run.read(PROFILE, GATED, 0)
+    study, asked = replace(catalogue.get("gap_vs_gpp"), rows=(GATED,)), []
+
+    def compute(title, profile, missing, workers):
+        asked.extend(missing)
+        return dict.fromkeys(missing, numbers)
+
+    monkeypatch.setattr(run, "_compute", compute)
+    run.run_study(study, PROFILE, [0])
+    run.prepare([(study, [0])], PROFILE)
+    assert asked == 2 * [(GATED, 0)]
+
+
+def test_evidence_counts_in_the_precision_of_another_machine(book, elsewhere, monkeypatch):
+    run.numbers(pipeline.artefacts(PROFILE, GATED, 0))
+    run.keep(PROFILE, GATED, 0)
+    elsewhere()
+    anywhere = replace(PROFILE, inference="auto")  # the entry is of a machine in fp32
+    monkeypatch.delenv("AEFT_PRECISION", raising=False)
+    monkeypatch.setattr(device, "has_bf16", lambda where: True)
+    assert run.stored(anywhere, GATED, 0)["miou"] > 0
+    assert run.stale(anywhere, [(GATED, 0)]) == []
+    only_bf16 = replace(PROFILE, inference="bf16")
+    assert run.stored(only_bf16, GATED, 0) is None
+    assert run.stale(only_bf16, [(GATED, 0)])
 
 
 def test_an_entry_of_another_key_is_ignored_and_reported(book, elsewhere):
