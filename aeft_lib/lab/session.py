@@ -179,7 +179,7 @@ class Session:
         return self.figures_folder == paths.FIGURES
 
     def stored_table(self, study: str) -> pd.DataFrame:
-        """As `table`, but only what is in the store; in committed results, and in the ledger."""
+        """As `table`, but only what the store has; for the committed report the ledger too."""
         lines, chosen = [], catalogue.get(study)
         if not chosen.fits(self.profile):
             return pd.DataFrame()
