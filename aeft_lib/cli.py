@@ -418,23 +418,16 @@ class _Whole(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Whole(prog="aeft", description="Reproducible companion to AEFT (ECCV 2022).")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Whole)
-    names = f"one of {', '.join(PROFILES)} (default laptop)"
-    studies = f"one of {', '.join(STUDIES)}"
-    profile = argparse.ArgumentParser(add_help=False)
-    profile.add_argument("--profile", default="", help=names)
-    common = argparse.ArgumentParser(add_help=False, parents=[profile])
-    # The second names are those of earlier versions.
-    number = "how many repeats (default: the profile's own number)"
-    common.add_argument("--repeats", "--seeds", type=int, default=0, help=number)
-    single = argparse.ArgumentParser(add_help=False, parents=[profile])
-    place = "of the row, counted from 0"
-    single.add_argument("--repeat", "--seed", type=int, default=0, help=place)
-    working = argparse.ArgumentParser(add_help=False)
-    processes = "processes side by side (default: one per core; one on a GPU)"
-    working.add_argument("--workers", type=int, default=0, help=processes)
+    for add in (_add_studies, _add_networks, _add_report, _add_bench, _add_data):
+        add(commands)
+    return parser
 
+
+def _add_studies(commands: Any) -> None:
+    """``aeft run``, ``reproduce`` and ``explain``."""
+    studies = f"one of {', '.join(STUDIES)}"
     help_ = "compute a study, or one row of it, and print its table"
-    study = commands.add_parser("run", parents=[common, working], help=help_)
+    study = commands.add_parser("run", parents=[_common(), _working()], help=help_)
     study.add_argument("study", help=studies)
     study.add_argument("--row", help="only this row (a job of a cluster array)")
     only = "only this repeat, counted from 0"
@@ -444,7 +437,7 @@ def _parser() -> argparse.ArgumentParser:
     study.set_defaults(command=run_study)
 
     help_ = "all studies, notebooks, figures and the report"
-    everything = commands.add_parser("reproduce", parents=[common, working], help=help_)
+    everything = commands.add_parser("reproduce", parents=[_common(), _working()], help=help_)
     option = everything.add_argument
     option("--only", nargs="*", default=[], metavar="NOTEBOOK", help="only these notebooks")
     option("--from", dest="start", metavar="NOTEBOOK", help="resume at this notebook")
@@ -452,18 +445,21 @@ def _parser() -> argparse.ArgumentParser:
     option("--publish", action="store_true", help=publish)
     everything.set_defaults(command=reproduce)
 
-    help_ = "predictions of a segmentation network as a VOC server's zip"
-    server = commands.add_parser("export", parents=[single], help=help_)
-    server.add_argument("row", help="a row of the study segmentation that has a network")
-    server.add_argument("--out", default="submission.zip", metavar="FILE.zip")
-    server.set_defaults(command=export)
-
     help_ = "what a study would run, and what that costs"
-    plan = commands.add_parser("explain", parents=[common], help=help_)
+    plan = commands.add_parser("explain", parents=[_common()], help=help_)
     all_of = "; none: a line for each study of the profile"
     plan.add_argument("study", nargs="?", default="", help=studies + all_of)
     plan.add_argument("--row", help="only this row")
     plan.set_defaults(command=explain)
+
+
+def _add_networks(commands: Any) -> None:
+    """``aeft export``, ``weights``, ``score``, ``demo`` and ``predict``."""
+    help_ = "predictions of a segmentation network as a VOC server's zip"
+    server = commands.add_parser("export", parents=[_single()], help=help_)
+    server.add_argument("row", help="a row of the study segmentation that has a network")
+    server.add_argument("--out", default="submission.zip", metavar="FILE.zip")
+    server.set_defaults(command=export)
 
     help_ = "which tensors of a published file find their place in a network"
     doctor = commands.add_parser("weights", help=help_)
@@ -491,7 +487,7 @@ def _parser() -> argparse.ArgumentParser:
     show.set_defaults(command=demo)
 
     help_ = "label maps of any photos by a row's segmentation network, with overlays and CAMs"
-    maps = commands.add_parser("predict", parents=[single], help=help_)
+    maps = commands.add_parser("predict", parents=[_single()], help=help_)
     maps.add_argument("images", nargs="+", metavar="IMAGE")
     row = "of the study segmentation (default segment_aeft)"
     maps.add_argument("--row", default="segment_aeft", help=row)
@@ -500,17 +496,22 @@ def _parser() -> argparse.ArgumentParser:
     maps.add_argument("--out", default="predictions", metavar="FOLDER", help=out)
     maps.set_defaults(command=predict)
 
+
+def _add_report(commands: Any) -> None:
+    """``aeft report``."""
     help_ = "claims and verdicts from the store"
-    verdicts = commands.add_parser("report", parents=[common], help=help_)
+    verdicts = commands.add_parser("report", parents=[_common()], help=help_)
     few = "refuse, and write nothing, where a claim has fewer repeats than its verdict needs"
     verdicts.add_argument("--verdicts", action="store_true", help=few)
     verdicts.set_defaults(command=report)
-    help_ = "timings of two implementations, side by side, as JSON"
+
+
+def _add_bench(commands: Any) -> None:
+    """``aeft bench``."""
+    help_ = "timings, memory and precision, side by side, as JSON"
     timing = commands.add_parser("bench", help=help_)
     timing.add_argument("name", help=f"one of {', '.join(_benchmarks())}")
     timing.set_defaults(command=bench)
-    _add_data(commands)
-    return parser
 
 
 def _add_data(commands: Any) -> None:
@@ -528,6 +529,39 @@ def _add_data(commands: Any) -> None:
     local = {"dest": "local", "metavar": "ARCHIVE", "help": "archives that are at hand"}
     fetch.add_argument("--from", nargs="*", default=[], **local)
     fetch.set_defaults(command=data_fetch)
+
+
+# --- options that commands share -----------------------------------------------------------------
+
+
+def _profile() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(add_help=False)
+    names = f"one of {', '.join(PROFILES)} (default laptop)"
+    options.add_argument("--profile", default="", help=names)
+    return options
+
+
+def _common() -> argparse.ArgumentParser:
+    """Profile and repeats; the second names are those of earlier versions."""
+    options = argparse.ArgumentParser(add_help=False, parents=[_profile()])
+    number = "how many repeats (default: the profile's own number)"
+    options.add_argument("--repeats", "--seeds", type=int, default=0, help=number)
+    return options
+
+
+def _single() -> argparse.ArgumentParser:
+    """Profile and one repeat."""
+    options = argparse.ArgumentParser(add_help=False, parents=[_profile()])
+    place = "of the row, counted from 0"
+    options.add_argument("--repeat", "--seed", type=int, default=0, help=place)
+    return options
+
+
+def _working() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(add_help=False)
+    processes = "processes side by side (default: one per core; one on a GPU)"
+    options.add_argument("--workers", type=int, default=0, help=processes)
+    return options
 
 
 if __name__ == "__main__":

@@ -275,7 +275,7 @@ def test_every_command_has_help_and_names_what_it_takes(capsys):
 
     listed = " ".join(helped("").split())
     assert all(f" {command} " in listed for command in COMMANDS if " " not in command)
-    assert "one of evaluation, inference, memory, readers, refinement, training" in " ".join(
+    assert "one of evaluation, inference, memory, precision, readers, refinement" in " ".join(
         helped("bench").split()
     )
     assert joined(f"one of {', '.join(catalogue.STUDIES)}") in joined(helped("run"))
