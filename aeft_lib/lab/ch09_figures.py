@@ -18,6 +18,7 @@ from aeft_lib.lab.figures import (
     picture_grid,
     show,
 )
+from aeft_lib.studies.effects import REPEATS
 from aeft_lib.studies.findings import ranks
 from aeft_lib.studies.systems import ENDS, FAMILIES, NOT_RUN, PLACES, SYSTEMS
 
@@ -63,22 +64,26 @@ def field_map(run: Collection[str] = ()) -> Figure:
     """The way of an image and which method changes what, a line a method, by family.
 
     A box is changed; a round arrow says that a later place labels an earlier one again.  Names of
-    systems that are not in `run` are grey.
+    systems that are not in `run` are grey.  Families are named, in the colours of all figures.
     """
     ordered = [known for f in FAMILIES for known in SYSTEMS if known.family == f]
     figure, axis = plt.subplots(figsize=(TEXT_WIDTH, 4.2))
     before = axis.text(-0.68, -1.6, "image + tags", ha="right", va="center", fontsize=6)
     for x, place in enumerate(PLACES):
         box = {"boxstyle": "round,pad=0.35", "facecolor": "0.92", "edgecolor": "0.4"}
-        here = axis.text(x, -1.6, place, ha="center", va="center", fontsize=5.5, bbox=box)
+        here = axis.text(x, -1.6, place, ha="center", va="center", fontsize=5, bbox=box)
         ends = {"patchA": before.get_bbox_patch(), "patchB": here.get_bbox_patch()}
         arrow = {"arrowstyle": "->", "color": "0.4", "linewidth": 0.8, "shrinkA": 2, "shrinkB": 1}
         axis.annotate("", (x, -1.6), before.get_position(), arrowprops=arrow | ends)
         before = here
     y = 0.0
     for i, known in enumerate(ordered):
-        y += 0.45 if i and known.family != ordered[i - 1].family else 0
-        colour = colour_of(known.family)
+        colour, first = colour_of(known.family), not i or known.family != ordered[i - 1].family
+        y += 0.45 if i and first else 0
+        if first:
+            middle = y + (sum(other.family == known.family for other in ordered) - 1) / 2
+            style = {"rotation": 90, "ha": "center", "va": "center", "fontsize": 5.5}
+            axis.text(-2.75, middle, known.family, color=colour, **style)
         places = [PLACES.index(place) for place in known.changes]
         axis.plot(places, [y] * len(places), "s-", color=colour, markersize=6, linewidth=1.2)
         if known.rounds:
@@ -87,7 +92,7 @@ def field_map(run: Collection[str] = ()) -> Figure:
         axis.text(-0.68, y, known.title, ha="right", va="center", fontsize=6, color=name)
         axis.text(3.35, y, known.idea, va="center", fontsize=5.5, color=colour)
         y += 1
-    axis.set(xlim=(-1.65, 5.35), ylim=(y, -2.3))
+    axis.set(xlim=(-2.85, 5.35), ylim=(y, -2.3))
     axis.axis("off")
     return figure
 
@@ -138,9 +143,10 @@ def published_scatter(lines: pd.DataFrame) -> Figure:
     """Reproduced against published mIoU, a panel an end, a dot a system with both numbers.
 
     Published numbers of another task are left out.  Vertical lines are 95 % intervals over repeats.
-    The title has Spearman's rank correlation, see `findings.ranks`.
+    The title has Spearman's rank correlation over the filled dots, see `findings.ranks`; hollow
+    ones have too few repeats for it.
     """
-    figure, axes = plt.subplots(1, len(ENDS), figsize=(TEXT_WIDTH, 2.1))
+    figure, axes = plt.subplots(1, len(ENDS), figsize=(TEXT_WIDTH, 2.9))
     for axis, end in zip(axes, ENDS, strict=True):
         own = lines[(lines["end"] == end) & (lines["shared"] == "") & lines["comparable"]]
         both = own.dropna(subset=["published", "mean"])
@@ -149,7 +155,7 @@ def published_scatter(lines: pd.DataFrame) -> Figure:
         told = f"n = {rank.n}"
         told = f"ρ {rank.rho:+.2f}, {told}" if np.isfinite(rank.rho) else told
         axis.set(title=f"{HEADS[end]}\n{told}", xlabel="published, VOC (%)")
-    axes[0].set_ylabel("here (%)")
+    axes[0].set_ylabel("mIoU here (%)")
     return figure
 
 
@@ -175,7 +181,7 @@ def over_the_years(results: pd.DataFrame, lines: pd.DataFrame) -> Figure:
     if not ours["repeats"].any():
         _empty(below)
     above.set(ylabel="VOC 2012 test (%)", title="the poster")
-    below.set(ylabel="mIoU here (%)", xlabel="date of the venue", title="reproduced")
+    below.set(ylabel="mIoU here (%)", xlabel="date of the venue", title="in this harness")
     above.xaxis.set_major_locator(plt.MultipleLocator(1))
     return figure
 
@@ -184,9 +190,10 @@ def _dots(axis: Axes, parts: Sequence[tuple[float, Mapping[str, Any]]]) -> None:
     """Means of systems with their intervals and names.  parts: x and a line of the league, each."""
     for x, part in parts:
         style = _marker(part["family"], is_paper=part["name"] == "aeft")
-        axis.plot(x, part["mean"], linestyle="", **style)
+        face = style["color"] if part["repeats"] >= REPEATS else "white"
         if np.isfinite(part["low"]):
             axis.plot([x, x], [part["low"], part["high"]], color=style["color"], linewidth=0.8)
+        axis.plot(x, part["mean"], linestyle="", markerfacecolor=face, **style)
     if not parts:
         return
     axis.set_xlim(axis.get_xlim())  # as all dots have them
@@ -259,7 +266,7 @@ def failure_grid(cases: Sequence[Failure], classes: Sequence[str] = ()) -> Figur
         pictures = (case.image, case.base, case.own)
         for axis, picture, title in zip(axes[row, start:], pictures, titles, strict=False):
             show(axis, picture)
-            axis.set_title(title, fontsize=4.6)
+            axis.set_title(title, fontsize=4.2)
         outline(axes[row, start], case.truth)
     if classes:
         maps = [labels for case in cases for labels in (case.truth, case.base, case.own)]

@@ -59,18 +59,26 @@ class Case(NamedTuple):
 
 
 def case(lab: Session, row: str = "gap") -> Case:
-    """The first scored scene with two tags, or with any, and the row's classifier.
+    """The first scored scene with two tags that the row's classifier sees, and that classifier.
 
+    It sees a tag with a probability above a half.  Else it is the first with two tags, or with any.
     Raises ValueError where no scene has a tag.
     """
     scenes = lab.scenes
     counts = [int(scenes.tags(i).sum()) for i in range(len(scenes))]
     if not any(counts):
         raise ValueError("no scored scene has a tag: there is nothing to show")
-    index = counts.index(2) if 2 in counts else next(i for i, n in enumerate(counts) if n)
-    made = lab.artefacts(row)
+    made, network = lab.artefacts(row), lab.network(row)
+
+    def tag_logits(index: int) -> Tensor:
+        tagged = torch.from_numpy(scenes.tags(index))
+        return lab.output(network, index).logits[0, tagged]
+
+    double = [index for index, count in enumerate(counts) if count == 2]
+    seen = (index for index in double if (tag_logits(index) > 0).all())
+    index = next(seen, (double or np.flatnonzero(counts))[0])
     threshold = made["evaluation"].summary["threshold_maskless"]
-    seed, network = lab.seeds(row)[index], lab.network(row)
+    seed = lab.seeds(row)[index]
     surest = lab.output(network, index).logits[0, seed.class_ids].argmax()
     class_id = int(seed.class_ids[surest])
     return Case(scenes[index], index, network, class_id, seed, threshold)

@@ -1,6 +1,8 @@
 """Chapter 9: the numbers of all systems, from store and committed tables."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -8,26 +10,46 @@ import pandas as pd
 from aeft_lib.lab.ch09_figures import HEADS
 from aeft_lib.lab.session import Session
 from aeft_lib.studies import catalogue, collected, findings, league, photo_results, run, shipped
-from aeft_lib.studies.effects import by_repeat, interval, paired, points
+from aeft_lib.studies.effects import REPEATS, Effect, by_repeat, interval, paired, points
 from aeft_lib.studies.profiles import COMMITTED_REPEATS
 from aeft_lib.studies.published import published
 from aeft_lib.studies.rivals_grid import crossed, crossing
 from aeft_lib.studies.rows import Row
-from aeft_lib.studies.systems import ENDS, NOT_RUN, PLACES, SYSTEMS, brief, ends
+from aeft_lib.studies.systems import (
+    ENDS,
+    GAP_ROWS,
+    METRICS,
+    NOT_RUN,
+    PLACES,
+    SYSTEMS,
+    System,
+    brief,
+    ends,
+    own_row,
+)
 
 STUDIES = ("rivals", "rivals_grid")
 RIVALS = catalogue.get(STUDIES[0])
 # Steps of a classifier: a training of no more takes seconds, so what is not in the store is trained
 # here.  The laptop's has 120.
 FEW_STEPS = 20
+BASE = "GAP (base)"
+GAINED = "− GAP (points)"
+# What stands above the systems' label maps and networks: row, end, name in the table.
+YARDSTICKS = (
+    ("gap_crf", "pseudo", "GAP, one CRF"),
+    (findings.TRUE_MASKS, "segmentation", "true masks"),
+)
+# Labels of seeds that the league has under another name.
+SEEDS = {"AffinityNet, seeds": "GAP, scaled as AffinityNet's", "soft + repel": "AEFT"}
 
 
 def results(lab: Session) -> pd.DataFrame:
     """The long table of all systems: ``row, label, repeat`` and numbers; what there is of it.
 
     Repeats come from the store; on the profile of the committed tables, those that the store lacks
-    come from the study's own (`studies.collected`), rows that this lacks too from others.  Nothing
-    is trained but, where that takes seconds, `systems.brief`.
+    come from the study's own (`studies.collected`).  A row of which another study's table has more
+    repeats is that table's.  Nothing is trained but, where that takes seconds, `systems.brief`.
     """
     if is_quick(lab):
         known = brief(catalogue.rows_by_name())
@@ -36,7 +58,9 @@ def results(lab: Session) -> pd.DataFrame:
             run.run_study(catalogue.get("rivals"), lab.profile, range(lab.n_repeats), rows=rows)
     table = collected.with_committed(_stored(lab, wanted()), RIVALS, lab.profile, wanted())
     if lab.profile.name == shipped.PROFILE:
-        table = pd.concat([table, *_committed(lab, set(table["row"]))], ignore_index=True)
+        others = _committed(lab, table["row"].value_counts().to_dict())
+        replaced = {row for part in others for row in part["row"]}
+        table = pd.concat([table[~table["row"].isin(replaced)], *others], ignore_index=True)
     return table
 
 
@@ -61,31 +85,45 @@ def _stored(lab: Session, rows: Sequence[Row]) -> pd.DataFrame:
     return collected.stored(lab.profile, rows, range(repeats))
 
 
-def _committed(lab: Session, there: set[str]) -> list[pd.DataFrame]:
-    """Rows of the league in other studies' committed tables, without `there`, each from one."""
-    names, parts = {row.name for row in wanted()} - there, []
+def _committed(lab: Session, there: Mapping[str, int]) -> list[pd.DataFrame]:
+    """Rows of the league in other studies' committed tables, each from one.
+
+    there: repeats at hand, by row; of those, a row that has more of them in a table.
+    """
+    names, parts = {row.name for row in wanted()}, []
     studies = [study for study in catalogue.STUDIES.values() if not study.needs]
     files = [run.committed_table(study) for study in studies if study.name not in STUDIES]
     for file in dict.fromkeys(file for file in files if file.is_file()):
         table = lab.committed(file.stem)
         if "repeat" in table:  # others have means alone
-            parts.append(table[table["row"].isin(names)])
-            names -= set(parts[-1]["row"])
+            counts = table["row"].value_counts().to_dict()
+            more = {name for name in names if counts.get(name, 0) > there.get(name, 0)}
+            parts.append(table[table["row"].isin(more)])
+            names -= more
     return [part for part in parts if len(part)]
 
 
 def map_table() -> pd.DataFrame:
-    """The field as data: ``method, venue, family, classifier, reader, refiner, segmenter, rounds``.
+    """The field as data: ``method, name, venue, family``, its places and ``rounds``.
 
-    A place is True where the method changes it.
+    name: what ``aeft run rivals --row`` takes for its first row.  A place, ``classifier, reader,
+    refiner, segmenter``, is True where the method changes it.
     """
     venues = {line["method"]: line["venue"] for line in published()["results"]}
     lines = []
     for known in SYSTEMS:
-        line = {"method": known.title, "venue": venues[known.method], "family": known.family}
+        line = {"method": known.title, "name": _first_row(known)}
+        line |= {"venue": venues[known.method], "family": known.family}
         line |= {place: place in known.changes for place in PLACES}
         lines.append(line | {"rounds": known.rounds})
     return pd.DataFrame(lines)
+
+
+def _first_row(known: System) -> str:
+    """The row that a system begins with: its seeds, else its label maps."""
+    rows = catalogue.rows_by_name()
+    first = ends(known, rows).get("seed") if known.is_paper else own_row(known, rows)
+    return first.name if first else ""
 
 
 def origin(lab: Session, table: pd.DataFrame) -> str:
@@ -111,57 +149,117 @@ def league_lines(lab: Session, table: pd.DataFrame, *, costs: bool = True) -> pd
     return league.lines(table, rows, known)
 
 
-def overview(lines: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
-    """The league as text, a line a system: numbers with intervals, differences, cost, mechanism.
+def seeds(lines: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """The league of seeds as text: the base, then a line a system.
 
-    The best own mean of each end is bold.
+    A difference whose interval lies above zero, over enough repeats for a verdict, is bold.
     """
-    best = lines[lines["shared"] == ""].groupby("end")["mean"].max()
-    rows, every = [], catalogue.rows_by_name()
+    rows = [{"method": BASE, **_base(table, "seed"), "cost (GAP trainings)": "1.0"}]
+    for _, line in lines[lines["end"] == "seed"].iterrows():
+        row = {"method": line["method"], "mIoU (%)": _cell(line), GAINED: _difference(line)}
+        row["− GAP, threshold without masks"] = _difference(line, "maskless")
+        row["repeats"] = 0 if line["shared"] else line["repeats"]
+        rows.append(row | {"cost (GAP trainings)": _cost(line)})
+    return _as_text(rows)
+
+
+def label_maps(lines: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """The league of pseudo-labels and networks as text: what to compare with, then the systems.
+
+    Above them stand the base, one CRF on GAP's seeds, and a network that learned from true masks,
+    where they were run.  Bold as in `seeds`; the cost is that of all up to the network.
+    """
+    ends = ("pseudo", "segmentation")
+    rows = [{"method": BASE} | {k: v for end in ends for k, v in _of_end(table, end).items()}]
+    for name, end, label in YARDSTICKS:
+        rows.append({"method": label} | _of_end(table, end, name))
     for known in SYSTEMS:
         of_system = lines[lines["name"] == known.name].set_index("end")
-        line = {"method": known.title}
-        for end in ENDS:
-            text = _cell(of_system.loc[end])
-            is_best = of_system.loc[end, "mean"] == best[end] and not of_system.loc[end, "shared"]
-            line[f"{HEADS[end]} (mIoU, %)"] = f"**{text}**" if is_best else text
-            line[f"{HEADS[end]} − GAP (points)"] = _difference(of_system.loc[end])
-            if end == "seed":
-                line["the same without masks"] = _difference(of_system.loc[end], "maskless")
-        own = of_system[of_system["shared"] == ""]
-        line["cost (GAP trainings)"] = _range(own["cost"])
-        line["time (of GAP's)"] = _range(own["time"])
-        line["repeats"] = int(own["repeats"].max())
-        line["mechanism"] = findings.mechanism(table, known, every)
-        rows.append(line)
-    return pd.DataFrame(rows)
+        row = {"method": known.title}
+        for end in ends:
+            line = of_system.loc[end]
+            row[f"{HEADS[end]} (mIoU, %)"] = _cell(line)
+            row[f"{HEADS[end]} {GAINED}"] = _difference(line)
+            row[f"{HEADS[end]}, repeats"] = line["repeats"]
+        run = of_system[of_system["repeats"] > 0].loc[lambda t: t.index.isin(ends)]
+        rows.append(row | {"cost (GAP trainings)": _cost(run.iloc[-1]) if len(run) else "—"})
+    return _as_text(rows)
+
+
+def _as_text(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """Rows with the columns of the last, "—" where one has nothing."""
+    return pd.DataFrame(rows, columns=list(rows[-1]), dtype=object).fillna("—")
+
+
+def mechanisms(table: pd.DataFrame) -> pd.DataFrame:
+    """``method, mechanism``: what `findings.mechanism` says of every system."""
+    every = catalogue.rows_by_name()
+    told = [(known.title, findings.mechanism(table, known, every)) for known in SYSTEMS]
+    return pd.DataFrame(told, columns=["method", "mechanism"])
+
+
+def _base(table: pd.DataFrame, end: str, row: str = "") -> dict[str, Any]:
+    """A row beside the systems': its mIoU, its difference to GAP where it is another, repeats."""
+    name = row or GAP_ROWS[end]
+    values = by_repeat(table, name, METRICS[end])
+    mean = interval(values)
+    line = {"mIoU (%)": _mean(*mean[:3]) if values else NOT_RUN, GAINED: "—"}
+    if row and len(pairs := paired(table, row, GAP_ROWS[end], METRICS[end])):
+        line[GAINED] = _gain(interval(pairs))
+    return line | {"repeats": len(values)}
+
+
+def _of_end(table: pd.DataFrame, end: str, row: str = "") -> dict[str, Any]:
+    """`_base` under the heads of an end."""
+    made = _base(table, end, row)
+    heads = (f"{HEADS[end]} (mIoU, %)", f"{HEADS[end]} {GAINED}", f"{HEADS[end]}, repeats")
+    return dict(zip(heads, made.values(), strict=True))
 
 
 def _cell(line: pd.Series) -> str:
-    if not line["repeats"]:
-        return NOT_RUN
-    interval = f" [{line['low']:.1f}, {line['high']:.1f}]" if np.isfinite(line["low"]) else ""
-    text = f"{line['mean']:.1f}{interval}"
-    return f"({text}, of {line['shared']})" if line["shared"] else text
+    if line["shared"]:
+        return f"as {line['shared']}"
+    return _mean(line["mean"], line["low"], line["high"]) if line["repeats"] else NOT_RUN
+
+
+def _mean(mean: float, low: float, high: float) -> str:
+    return f"{mean:.1f} [{low:.1f}, {high:.1f}]" if np.isfinite(low) else f"{mean:.1f}"
+
+
+def _gain(of: Effect) -> str:
+    """A difference as text, bold where its interval lies above zero over enough repeats."""
+    text = points(of.mean, of.low, of.high)
+    return f"**{text}**" if of.low > 0 and of.n >= REPEATS else text
+
+
+def _cost(line: pd.Series) -> str:
+    return "—" if line["shared"] or not np.isfinite(line["cost"]) else f"{line['cost']:.1f}"
 
 
 def _difference(line: pd.Series, name: str = "difference") -> str:
     if not line["pairs"] or line["shared"]:
         return "—"
-    return points(line[name], line[f"{name}_low"], line[f"{name}_high"])
+    ends = (line[f"{name}_low"], line[f"{name}_high"])
+    return _gain(Effect(line[name], *ends, math.nan, line["pairs"]))
 
 
 def on_photos(lines: pd.DataFrame) -> pd.DataFrame:
     """Seeds on real photos beside those of the league, as text, a line a system that photos have.
 
-    Differences are paired by repeat; of one repeat they have no interval.  lines: `league.lines`.
+    Differences are paired by repeat; fewer than a verdict needs stand one by one, without an
+    interval.  The base is the first line.  lines: `league.lines`.
     """
     photos = photo_results.rivals()
+    base = by_repeat(photos, "gap", "miou")
 
     def gained(row: str, metric: str) -> str:
-        return points(*interval(paired(photos, row, "gap", metric))[:3])
+        pairs = paired(photos, row, "gap", metric)
+        if len(pairs) < REPEATS:
+            return ", ".join(map(points, pairs))
+        return _gain(interval(pairs))
 
-    return pd.DataFrame(
+    first = {"method": BASE, "photos (mIoU, %)": f"{np.mean(base):.1f}", "repeats": len(base)}
+    systems = [
         {
             "method": line["method"],
             "photos (mIoU, %)": f"{np.mean(by_repeat(photos, line['row'], 'miou')):.1f}",
@@ -171,7 +269,8 @@ def on_photos(lines: pd.DataFrame) -> pd.DataFrame:
             "− GAP in the league (points)": _difference(line),
         }
         for _, line in findings.with_photos(lines, photos).iterrows()
-    )
+    ]
+    return _as_text([first, *systems])
 
 
 def controls(table: pd.DataFrame) -> pd.DataFrame:
@@ -190,32 +289,43 @@ def controls(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _range(costs: pd.Series) -> str:
-    """Of seeds and of the whole way, in GAP trainings."""
-    shown = [f"{cost:.1f}" for cost in costs.dropna()]
-    return " … ".join(dict.fromkeys((shown[0], shown[-1]))) if shown else "—"
-
-
 def beside(lines: pd.DataFrame) -> pd.DataFrame:
-    """Published (VOC 2012) beside reproduced, a line a system; "—" without a number."""
+    """Published (VOC 2012) beside reproduced, a line a system; "—" without a number.
+
+    A published number of another task than its end's has a dagger.
+    """
     rows = []
     for known in SYSTEMS:
         line = {"method": known.title}
         for end in ENDS:
             of_end = lines[(lines["name"] == known.name) & (lines["end"] == end)].iloc[0]
             own = not of_end["shared"]
-            numbers = {"published": of_end["published"], "here": of_end["mean"] if own else np.nan}
-            for kind, value in numbers.items():
-                line[f"{HEADS[end]}, {kind}"] = f"{value:.1f}" if np.isfinite(value) else "—"
+            there, here = of_end["published"], of_end["mean"] if own else np.nan
+            mark = "" if of_end["comparable"] else "†"
+            line[f"{HEADS[end]}, published"] = f"{there:.1f}{mark}" if np.isfinite(there) else "—"
+            line[f"{HEADS[end]}, here"] = f"{here:.1f}" if np.isfinite(here) else "—"
         rows.append(line)
     return pd.DataFrame(rows)
 
 
 def combinations(table: pd.DataFrame) -> pd.DataFrame:
-    """Seeds × refiners in percent, as text; "—" where there is no such row or it was not run."""
-    cells = crossed(table, catalogue.rows_by_name().values())
-    text = cells.map(lambda value: f"{value:.1f}" if np.isfinite(value) else "—")
+    """Seeds × refiners in percent with their repeats, as text.
+
+    "—" where there is no such row or it was not run.
+    """
+    known = list(catalogue.rows_by_name().values())
+    means, counts = (crossed(table, known, statistic) for statistic in ("mean", "count"))
+    text = means.map("{:.1f}".format) + counts.map(" ({:.0f})".format)
+    text = text.where(means.notna(), "—").rename(index=SEEDS)
     return text.rename_axis("seeds").reset_index()
+
+
+def crossings(table: pd.DataFrame) -> str:
+    """How many combinations that are no method's own were run, in a sentence."""
+    names = [row.name for row in catalogue.get(STUDIES[1]).rows]
+    run = sorted(set(names) & set(table["row"]))
+    told = f": {', '.join(run)}" if run else ""
+    return f"{len(run)} of {len(names)} combinations of study {STUDIES[1]} were run{told}"
 
 
 # --- where each fails -----------------------------------------------------------------------------

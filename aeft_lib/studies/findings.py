@@ -12,9 +12,10 @@ import pandas as pd
 
 from aeft_lib.studies.effects import REPEATS, WHERE, by_repeat, interval, paired, points, side
 from aeft_lib.studies.rows import Row
-from aeft_lib.studies.systems import ENDS, METRICS, NOT_RUN, SYSTEMS, System, ends
+from aeft_lib.studies.systems import ENDS, GAP_ROWS, METRICS, NOT_RUN, SYSTEMS, System, ends
 
 WORDS = {"seed": "seeds", "pseudo": "pseudo-labels", "segmentation": "a network"}
+TRUE_MASKS = "segment_truth"  # the row whose network learns from the masks themselves
 LEAST_SYSTEMS = 4  # below it a rank correlation has no interval
 FEW_SYSTEMS = 10  # below it, it decides nothing
 
@@ -258,6 +259,35 @@ def _on_photos(league: pd.DataFrame, photos: pd.DataFrame) -> str:
     return f"**seeds on real photos**, without masks, against GAP: {', '.join(told)}"
 
 
+def _against_gap(run: pd.DataFrame) -> str:
+    """Who is better, who is worse, and what remains of it once all comparisons are counted."""
+    words, told = run["verdict"].tolist(), []
+    for word, name in (("holds", "better"), ("fails", "worse")):
+        decided = run[run["verdict"] == word]
+        kept = decided.loc[decided["p_adjusted"] < 0.05, "method"].tolist()
+        text = f"{len(decided)} {name}"
+        if len(decided):
+            text += (
+                f" ({', '.join(decided['method'])}; after adjustment {', '.join(kept) or 'none'})"
+            )
+        told.append(text)
+    told.append(f"{words.count('undecided')} undecided")
+    few = len(words) - sum(words.count(word) for word in ("holds", "fails", "undecided"))
+    return ", ".join([*told, f"{few} with too few repeats to compare"])
+
+
+def _true_masks(table: pd.DataFrame) -> str:
+    """Whether the harness's network tells true masks from GAP's pseudo-labels; "" where not run."""
+    differences = paired(table, TRUE_MASKS, GAP_ROWS["segmentation"], METRICS["segmentation"])
+    if len(differences) < REPEATS:
+        return ""
+    mean, low, high, _, _ = interval(differences)
+    text = f" A network that learns from true masks is {points(mean, low, high)} from GAP's"
+    if low > 0:
+        return f"{text}: better labels teach a better network here."
+    return f"{text}: trainings so short do not tell better labels from worse."
+
+
 def conclusions(league: pd.DataFrame, table: pd.DataFrame, photos: pd.DataFrame) -> str:
     """What the league says, as Markdown items: an item an end, ranks, photos, and advice.
 
@@ -267,15 +297,9 @@ def conclusions(league: pd.DataFrame, table: pd.DataFrame, photos: pd.DataFrame)
     for end in ENDS:
         of_end = league[(league["end"] == end) & (league["shared"] == "")]
         run = of_end[of_end["repeats"] > 0]
-        words = run["verdict"].tolist()
-        counts = ", ".join(
-            f"{words.count(word)} {name}"
-            for word, name in (("holds", "better"), ("fails", "worse"), ("undecided", "undecided"))
-        )
-        few = len(words) - sum(words.count(word) for word in ("holds", "fails", "undecided"))
         text = f"**{WORDS[end]}**: {len(run)} of {len(SYSTEMS)} systems have numbers of their own."
-        text += f" Against GAP: {counts}, {few} with too few repeats to compare."
-        items.append(f"- {text} {ranks(league, end)}.")
+        text += f" Against GAP: {_against_gap(run)}. {ranks(league, end)}."
+        items.append(f"- {text}{_true_masks(table) if end == 'segmentation' else ''}")
     items.append(f"- {_on_photos(league, photos)}.")
     sentences = advice(league, table)
     none = "No system's interval lies above the GAP base's, so collages recommend none over it."

@@ -48,8 +48,7 @@ def lines(
     difference_high, p, p_adjusted, pairs`` to the GAP base, and ``maskless, maskless_low,
     maskless_high`` at thresholds that no mask chose; ``verdict``; ``shared``: the system whose
     seeds they are, where they are not its own; ``comparable``: whether the published number is of
-    the end's `TASKS`; ``cost``, see `costs_of`; ``time``: what all trainings behind it took,
-    against GAP's of the same repeat, as measured.
+    the end's `TASKS`; ``cost``, see `costs_of`.
     table: long, with ``row, repeat`` and numbers.  rows: all there are, by name.
     """
     results = {line["method"]: line for line in published()["results"]}
@@ -65,7 +64,6 @@ def lines(
             line |= {"published": value, "comparable": task == TASKS[end]}
             line |= _numbers(table, end, row)
             line["cost"] = (costs or {}).get(line["row"], np.nan)
-            line["time"] = _time(table, row)
             made.append(line)
     league = pd.DataFrame(made)
     tested = league["p"].notna() & (league["shared"] == "")
@@ -119,10 +117,11 @@ def _verdict(n: int, pairs: int, low: float, high: float) -> str:
 
 
 def controls(table: pd.DataFrame, rows: Mapping[str, Row]) -> pd.DataFrame:
-    """Each system against itself with a part otherwise, and its seeds against GAP at its cost.
+    """Each system against itself with a part otherwise, and against what it starts from.
 
-    A line for every such row that was run with it: ``method, end, row, label``; ``mean`` of that
-    row; ``difference, low, high, pairs``: the system minus it, in percent, paired by repeat.
+    Seeds also against GAP at their cost.  A line for every such row that was run with it:
+    ``method, end, row, label``; ``mean`` of that row; ``difference, low, high, pairs``: the system
+    minus it, in percent, paired by repeat.
     """
     made = []
     for known in SYSTEMS:
@@ -140,7 +139,10 @@ def controls(table: pd.DataFrame, rows: Mapping[str, Row]) -> pd.DataFrame:
 
 
 def _variants(known: System, end: str, own: Row, rows: Mapping[str, Row]) -> list[Row]:
-    """Rows of a system's end with a part otherwise, by their names; later parts on its seeds."""
+    """Rows of a system's end with a part otherwise, by their names; later parts on its seeds.
+
+    The baseline of the end's published number is the first, where that is not the league's own.
+    """
 
     def same_end(other: Row) -> bool:
         kinds = [(bool(r.refiner), bool(r.segmenter), r.prediction) for r in (own, other)]
@@ -152,16 +154,9 @@ def _variants(known: System, end: str, own: Row, rows: Mapping[str, Row]) -> lis
     others = [row for name, row in rows.items() if name.startswith(f"{own.name}_")]
     others = [r for r in others if r.method and r.published not in numbered and same_end(r)]
     longer = rows.get(f"gap_as_{known.name}") if end == "seed" else None
-    return [*others, longer] if longer else others
-
-
-def _time(table: pd.DataFrame, row: Row | None) -> float:
-    """Mean over repeats of the ``seconds`` of a row's trainings over those of GAP's classifier."""
-    if row is None or "seconds" not in table:
-        return np.nan
-    wide = table.pivot_table(index="repeat", columns="row", values="seconds")
-    both = {row.name, GAP_ROWS["seed"]} <= set(wide)
-    return float((wide[row.name] / wide[GAP_ROWS["seed"]]).mean()) if both else np.nan
+    start = rows.get(published()["numbers"].get(ids(known)[end], {}).get("baseline"))
+    first = [start] if start and start.name not in GAP_ROWS.values() else []
+    return [*dict.fromkeys([*first, *others]), *([longer] if longer else [])]
 
 
 def costs_of(profile: Profile, rows: Iterable[Row], gap: Row) -> dict[str, float]:

@@ -62,8 +62,8 @@ def crossing(known: Iterable[Row]) -> list[Row]:
     return [row for row in labelling if row.refiner in refiners(known).values()]
 
 
-def crossed(table: pd.DataFrame, known: Iterable[Row]) -> pd.DataFrame:
-    """Means over repeats of label maps of the training scenes, in percent.
+def crossed(table: pd.DataFrame, known: Iterable[Row], statistic: str = "mean") -> pd.DataFrame:
+    """Means over repeats of label maps of the training scenes, in percent; or their count.
 
     A line a kind of seeds that two refiners or more label, a column a refiner; NaN where there is
     no such row, or it has no numbers.
@@ -71,7 +71,9 @@ def crossed(table: pd.DataFrame, known: Iterable[Row]) -> pd.DataFrame:
     """
     known = list(known)
     named = refiners(known)
-    means = table.groupby("row")[METRIC].mean() if METRIC in table else pd.Series(dtype=float)
+    means = pd.Series(dtype=float)
+    if METRIC in table:
+        means = table.groupby("row")[METRIC].agg(statistic)
     lines: dict[str, dict[str, float]] = {}
     seeds: dict[tuple[object, ...], Row] = {}
     for row in [row for row in known if row.method and not (row.refiner or row.segmenter)]:

@@ -71,12 +71,13 @@ def by_row(found: pd.DataFrame) -> dict[str, list[float]]:
 
 def test_rows_that_the_store_lacks_come_from_committed_tables(empty):
     keyed(seam=[54.0, 55.0], cpn=[50.0]).to_csv(empty / "rivals.csv", index=False)
-    table(seam=[9.0], gap=[50.0, 51.0]).to_csv(empty / "pyramid_ablation.csv", index=False)
+    others = table(seam=[9.0], cpn=[1.0, 2.0], gap=[50.0, 51.0])
+    others.to_csv(empty / "pyramid_ablation.csv", index=False)
     means = table(aeft_pseudo=[60.0]).drop(columns="repeat")
     means.to_csv(empty / "refinement.csv", index=False)
     lab = Session(LAPTOP, 1)
     found = by_row(ch09_rivals.results(lab))
-    assert found == {"seam": [54.0, 55.0], "cpn": [50.0], "gap": [50.0, 51.0]}
+    assert found == {"seam": [54.0, 55.0], "cpn": [1.0, 2.0], "gap": [50.0, 51.0]}
     told = ch09_rivals.origin(lab, ch09_rivals.results(lab))
     total = len(ch09_rivals.wanted())
     assert told == f"{total} rows: 0 in the store, 3 in committed tables, {total - 3} not run"
@@ -149,19 +150,38 @@ def numbers() -> pd.DataFrame:
     return table(gap=[50.0, 51.0, 52.0], seam=[53.0, 55.0, 54.0], psa_seed=[52.0], cpn=[52.0])
 
 
-def test_the_overview_has_a_line_a_system_and_says_what_was_not_run(numbers):
+def test_the_league_of_seeds_has_the_base_and_a_line_a_system(numbers):
     lines = league.lines(numbers, ROWS, {"seam": 1.25})
-    shown = ch09_rivals.overview(lines, numbers).set_index("method")
-    assert list(shown.index) == [known.title for known in SYSTEMS]
-    assert shown.loc["SEAM", "seeds (mIoU, %)"] == "**54.0 [51.5, 56.5]**"
-    assert shown.loc["SEAM", "seeds − GAP (points)"] == "+3.0 [+0.5, +5.5]"
-    assert (shown.loc["SEAM", "cost (GAP trainings)"], shown.loc["SEAM", "repeats"]) == ("1.2", 3)
-    network = [shown.loc["SEAM", f"network{unit}"] for unit in (" (mIoU, %)", " − GAP (points)")]
-    assert network == ["not run", "—"]
-    assert shown.loc["AffinityNet", "seeds (mIoU, %)"] == "(52.0, of GAP)"
-    assert shown.loc["SEAM", "the same without masks"] == "+3.0 [+0.5, +5.5]"
-    assert shown.loc["AffinityNet", "repeats"] == 0
+    shown = ch09_rivals.seeds(lines, numbers).set_index("method")
+    assert list(shown.index) == ["GAP (base)", *(known.title for known in SYSTEMS)]
+    gained = "**+3.0 [+0.5, +5.5]**"
+    assert shown.loc["GAP (base)"].tolist() == ["51.0 [48.5, 53.5]", "—", "—", 3, "1.0"]
+    assert shown.loc["SEAM"].tolist() == ["54.0 [51.5, 56.5]", gained, gained, 3, "1.2"]
+    assert shown.loc["AffinityNet", "mIoU (%)"] == "as GAP"
+    assert shown.loc["CPN", "− GAP (points)"] == "+2.0"  # one repeat
+    assert shown.loc["ICD", "mIoU (%)"] == "not run"
     assert "ECS (reconstruction)" in shown.index
+
+
+def test_label_maps_and_networks_have_yardsticks_above_them():
+    lines = {"gap_pseudo": [70.0, 71.0], "gap_crf": [73.0], "psa": [60.0, 61.0]}
+    networks = {"gap_segmentation": [50.0, 51.0], "segment_truth": [49.0, 52.0]}
+    known = table(**lines, **networks)
+    shown = ch09_rivals.label_maps(league.lines(known, ROWS, {"psa": 1.7}), known)
+    assert shown["method"].tolist()[:3] == ["GAP (base)", "GAP, one CRF", "true masks"]
+    shown = shown.set_index("method")
+    assert shown.loc["GAP, one CRF"].tolist()[:3] == ["73.0", "+3.0", 1]
+    assert shown.loc["true masks", "network − GAP (points)"].startswith("+0.0 [")
+    labels = ["61.0 [-51.1, 71.6]", "-10.0 [-10.0, -10.0]", 2]
+    assert shown.loc["AffinityNet"].tolist()[1:3] == labels[1:]
+    assert shown.loc["AffinityNet", "cost (GAP trainings)"] == "1.7"
+    assert shown.loc["SEAM", "network (mIoU, %)"] == "not run"
+
+
+def test_mechanisms_have_a_line_a_system(numbers):
+    shown = ch09_rivals.mechanisms(numbers)
+    assert shown["method"].tolist() == [known.title for known in SYSTEMS]
+    assert shown.set_index("method").loc["ICD", "mechanism"] == "not run"
 
 
 def test_controls_are_text_and_may_be_none():
@@ -184,9 +204,10 @@ def test_photos_stand_beside_the_league(numbers, monkeypatch):
     photos = photos.assign(miou_maskless=photos["miou"] - 1)
     monkeypatch.setattr(ch09_rivals.photo_results, "rivals", lambda: photos)
     shown = ch09_rivals.on_photos(league.lines(numbers, ROWS)).set_index("method")
-    assert shown.index.tolist() == ["SEAM", "OC-CSE"]
-    gained = "+10.5 [+4.1, +16.9]"
-    assert shown.loc["SEAM"].tolist() == ["61.0", gained, gained, 2, "+3.0 [+0.5, +5.5]"]
+    assert shown.index.tolist() == ["GAP (base)", "SEAM", "OC-CSE"]
+    assert shown.loc["GAP (base)"].tolist() == ["50.5", "—", "—", 2, "—"]
+    gained = "+11.0, +10.0"  # two repeats have no interval worth its name
+    assert shown.loc["SEAM"].tolist() == ["61.0", gained, gained, 2, "**+3.0 [+0.5, +5.5]**"]
     assert shown.loc["OC-CSE"].tolist() == ["49.5", "-0.5", "-0.5", 1, "—"]  # not in the league
 
 
@@ -194,6 +215,7 @@ def test_published_stands_beside_reproduced(numbers):
     shown = ch09_rivals.beside(league.lines(numbers, ROWS)).set_index("method")
     assert shown.loc["SEAM"].tolist() == ["55.4", "54.0", "63.6", "—", "64.5", "—"]
     assert shown.loc["ICD", "seeds, here"] == "—"
+    assert shown.loc["ICD", "pseudo-labels, published"] == "62.2†"
 
 
 def test_the_map_is_kept_as_data():
@@ -209,7 +231,7 @@ def test_the_map_is_kept_as_data():
 
 def test_combinations_are_text(numbers):
     shown = ch09_rivals.combinations(table(gap_pseudo=[60.0], pmm_seam=[61.25]))
-    assert shown.set_index("seeds").loc["SEAM", "PPMG"] == "61.2"
+    assert shown.set_index("seeds").loc["SEAM", "PPMG"] == "61.2 (1)"
     assert shown.set_index("seeds").loc["GAP", "PPMG"] == "—"
 
 

@@ -73,22 +73,15 @@ def test_a_system_stands_beside_itself_with_a_part_otherwise_and_gap_at_its_cost
     assert league.controls(icd, ROWS)["row"].tolist() == ["gap_as_icd"]
     assert found.loc["psa_crf", ["end", "difference"]].tolist() == ["pseudo", 2.5]
     assert found.loc["seam_off", "low"] == pytest.approx(3 - T_3 / 3**0.5)
+    # The baseline of a published number is what a method starts from.
+    walks = numbers(irnet={"miou_maskless": [70.0, 71.0]}, psa={"miou_maskless": [60.0, 62.0]})
+    (of_irnet,) = league.controls(walks, ROWS).to_dict("records")
+    assert (of_irnet["method"], of_irnet["row"]) == ("IRNet", "psa")
+    assert of_irnet["difference"] == 9.5
     assert league.controls(table.iloc[:0], ROWS).empty
 
 
-# --- time -----------------------------------------------------------------------------------------
-
-
-def test_time_is_measured_against_gap_of_the_same_repeat():
-    table = numbers(
-        gap={"miou": [50.0, 51.0], "seconds": [100.0, 200.0]},
-        seam={"miou": [54.0, 55.0, 56.0], "seconds": [300.0, 500.0, 9.0]},
-    )
-    lines = league.lines(table, ROWS)
-    assert line(lines, "seam", "seed")["time"] == pytest.approx((3 + 2.5) / 2)
-    assert np.isnan(line(lines, "cpn", "seed")["time"])
-    bare = league.lines(table.drop(columns="seconds"), ROWS)
-    assert bare["time"].isna().all()
+# --- seconds --------------------------------------------------------------------------------------
 
 
 def test_seconds_are_those_of_all_trainings_behind_a_row():
@@ -377,6 +370,32 @@ def test_a_system_is_recommended_only_where_its_interval_lies_above_zero(table):
     assert "collages recommend none" in told
 
 
+def test_conclusions_name_who_is_better_and_what_remains_after_the_adjustment(table):
+    more = numbers(cpn={"miou": [20.0, 21.2, 22.0]}, occse={"miou": [50.5, 50.5, 52.0]})
+    both = pd.concat([table, more])
+    seeds = findings.conclusions(league.lines(both, ROWS), both, NO_PHOTOS).splitlines()[0]
+    assert "1 better (SEAM; after adjustment none), 1 worse (CPN; after adjustment CPN)" in seeds
+    assert ", 1 undecided, " in seeds
+
+
+@pytest.mark.parametrize(
+    ("truth", "told"),
+    [([49.0, 52.0, 51.0], "do not tell better labels from worse"), ([60.0, 61.0, 62.5], "teach a")],
+)
+def test_conclusions_say_whether_a_network_tells_true_masks_from_labels(table, truth, told):
+    networks = numbers(
+        gap_segmentation={"miou_maskless": [50.0, 51.0, 52.0]},
+        segment_truth={"miou_maskless": truth},
+    )
+    of_network = findings.conclusions(league.lines(table, ROWS), networks, NO_PHOTOS).splitlines()[
+        2
+    ]
+    assert "true masks is" in of_network
+    assert told in of_network
+    alone = findings.conclusions(league.lines(table, ROWS), table, NO_PHOTOS)
+    assert "true masks" not in alone
+
+
 def test_a_system_that_is_ahead_with_masks_alone_is_not_recommended(table):
     table.loc[table["row"] == "seam", "miou_maskless"] = [48.0, 51.0, 50.0]
     (told,) = findings.advice(league.lines(table, ROWS), table)
@@ -408,7 +427,7 @@ def test_conclusions_count_what_the_table_has(table):
     text = findings.conclusions(league.lines(table, ROWS), table, NO_PHOTOS)
     assert (
         "**seeds**: 1 of 17 systems have numbers of their own. "
-        "Against GAP: 1 better, 0 worse, 0 undecided" in text
+        "Against GAP: 1 better (SEAM; after adjustment SEAM), 0 worse, 0 undecided" in text
     )
     assert "**pseudo-labels**: 1 of 17 systems have" in text
     assert "1 with too few repeats to compare" in text
@@ -483,6 +502,7 @@ def test_crossed_rows_stand_in_their_cells():
     assert crossed.loc["soft + repel", "PPMG"] == 63.0
     assert np.isnan(crossed.loc["GAP", "PPMG"])
     assert list(crossed) == list(rivals_grid.refiners(ROWS.values()))
+    assert rivals_grid.crossed(made, ROWS.values(), "count").loc["GAP", "walk + CRF"] == 2
 
 
 # --- how the studies run --------------------------------------------------------------------------
