@@ -84,8 +84,15 @@ def build(
 
 def is_short(profile: Profile) -> bool:
     """Whether a profile trains its classifiers for fewer than `SHORT_STEPS` steps."""
-    schedule, samples = profile.schedule, profile.train.count or len(profile.train.open())
-    return schedule.epochs * schedule.epoch_steps(samples) < SHORT_STEPS
+    return steps(profile)[0] < SHORT_STEPS
+
+
+def steps(profile: Profile) -> tuple[int, int]:
+    """Of a classifier's training, and of the second phase."""
+    samples = profile.train.count or len(profile.train.open())
+    schedules = (profile.schedule, profile.erasing.schedule())
+    first, second = (s.epochs * s.epoch_steps(samples) for s in schedules)
+    return first, second
 
 
 def carry_over(report: Mapping[str, Any], folder: Path) -> dict[str, Any]:

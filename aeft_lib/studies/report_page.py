@@ -25,15 +25,17 @@ RULE = f"""\
 Ours are numbers of the profile's scenes, the paper's are of VOC 2012: signs can be compared, sizes
 cannot. Every difference is written so that plus supports its claim: of "lowers precision" it is the
 precision before minus that after. It is paired by repeat, and its brackets hold the 95 % interval
-over repeats. A claim *holds* or *fails* where that interval lies on one side of zero, one of no
-loss too. It is *undecided* otherwise, or with fewer repeats than it needs: {PAPER_REPEATS} for the
-paper's claims, {REPEATS} for others. That is a choice and no statistics: more is asked before the
-authors are confirmed or contradicted. *Adjusted* is the verdict that remains after Holm's
-adjustment for the number of claims. *Short* trainings have fewer than {SHORT_STEPS:,} steps;
-columns *after {SHORT_STEPS:,} steps* are of longer ones, where *not saturated* names rows that were
-still learning their tags. The interval over objects draws the scored cut-outs anew, with the
-networks as they are, and has a column where the store has them. *Not run* means that nobody has
-run it."""
+over repeats. A claim *holds* or *fails* where that interval lies on one side of zero, and is
+*undecided* otherwise, or with fewer repeats than it needs: {PAPER_REPEATS} for the paper's claims,
+{REPEATS} for others. *Without losing precision* follows the same rule: it holds only where
+precision rises, and equal precision leaves it undecided. The number of repeats is a choice and no
+statistics: more is asked before the authors are confirmed or contradicted. *Adjusted* is the
+verdict that remains after Holm's adjustment for the number of claims. *Short* trainings have fewer
+than {SHORT_STEPS:,} steps; columns *after {SHORT_STEPS:,} steps* are of longer ones, where *not
+saturated* names rows that were still learning their tags. The interval over objects draws the
+scored cut-outs anew, with the networks as they are, and has a column where the store has them. *Not
+run* means that nobody has run it."""
+NOTHING = {"—": "no number"}
 
 
 def outputs(folder: Path) -> list[Path]:
@@ -63,26 +65,41 @@ def page(report: Mapping[str, Any]) -> str:
     return "\n\n".join([RULE, "\n".join(counts), markdown(report)])
 
 
-def markdown(report: Mapping[str, Any], prefix: str | tuple[str, ...] = "") -> str:
+def markdown(
+    report: Mapping[str, Any], prefix: str | tuple[str, ...] = "", *, brief: bool = False
+) -> str:
     """The report as a Markdown table of the lines whose ids start with a prefix.
 
     The interval over objects has a column where a line has one.
+    brief: what is the same in every line stands above the table, once, and has no column.
     """
     shown = [row for row in report["claims"] if row["id"].startswith(prefix)]
-    places, objects = places_of(shown), any(row["objects"] for row in shown)
-    heads = ("id", "claim", "published", "ours, difference [95 % over repeats] (n)")
-    heads += ("[95 % over objects] (n)",) if objects else ()
-    right = "|---:" * (len(heads) - 2)
-    heads += ("verdict", "adjusted", *places.values(), "at paper scale")
-    left = "|---" * (len(places) + 3)
-    lines = ["| " + " | ".join(heads) + " |", f"|---|---{right}{left}|"]
-    for row in shown:
-        cells = (f"`{row['id']}`", row["claim"], published_cell(row), _ours_cell(row))
-        cells += (_objects_cell(row),) if objects else ()
-        cells += (_verdict_cell(row), row["verdict_adjusted"])
-        cells += (*(place_cell(row, place) for place in places), row["paper_scale"])
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    columns: dict[str, list[str]] = {
+        "id": [f"`{row['id']}`" for row in shown],
+        "claim": [row["claim"] for row in shown],
+        "published": [published_cell(row) for row in shown],
+        "ours, difference [95 % over repeats] (n)": [_ours_cell(row) for row in shown],
+    }
+    if any(row["objects"] for row in shown):
+        columns["[95 % over objects] (n)"] = [_objects_cell(row) for row in shown]
+    right = set(columns) - {"id", "claim"}
+    columns |= {"verdict": [_verdict_cell(row) for row in shown]}
+    columns |= {"adjusted": [row["verdict_adjusted"] for row in shown]}
+    places = places_of(shown)
+    columns |= {places[p]: [place_cell(row, p) for row in shown] for p in places}
+    columns["at paper scale"] = [row["paper_scale"] for row in shown]
+    same = {}
+    if brief and len(shown) > 1:
+        several = ("published", *places.values(), "at paper scale")
+        same = {head: columns.pop(head)[0] for head in several if len(set(columns[head])) == 1}
+    rule = "".join("|---:" if head in right else "|---" for head in columns)
+    lines = [columns, *zip(*columns.values(), strict=True)]
+    head, *rows = ("| " + " | ".join(line) + " |" for line in lines)
+    table = "\n".join([head, f"{rule}|", *rows])
+    if not same:
+        return table
+    told = "; ".join(f"*{head}*: {NOTHING.get(cell, cell)}" for head, cell in same.items())
+    return f"In every line {told}.\n\n{table}"
 
 
 def places_of(lines: Iterable[Mapping[str, Any]]) -> dict[str, str]:
@@ -160,7 +177,7 @@ def _verdict_cell(row: Mapping[str, Any], prefix: str = "") -> str:
     """The verdict, why there is none, and whether trainings were short."""
     word, reason = row[f"{prefix}verdict"], row[f"{prefix}reason"]
     cell = f"{word} ({reason})" if reason else word
-    short = {"": row["short"], "photos_": photo_results.SHORT}.get(prefix, False)
+    short = {"": row["short"], "photos_": photo_results.STEPS < SHORT_STEPS}.get(prefix, False)
     learning = row.get(f"{prefix}unsaturated")
     cell += f", not saturated: {learning}" if learning else ""
     return f"{cell}, short" if short and row[COUNTED[prefix]] else cell

@@ -76,6 +76,8 @@ def test_short_trainings_are_reported():
     for line in whole["claims"]:
         line["short"] = True
     assert "Trainings on collages and on real photos are short" in readme.block(whole)
+    told = readme.block(whole | {"profile": "laptop"})
+    assert "short: 120 steps of classification (225 on photos), then 20 of erasing, where" in told
 
 
 @pytest.fixture

@@ -179,6 +179,17 @@ def test_differences_are_signed_and_numbers_are_not():
     ]
 
 
+def test_what_every_line_shares_stands_above_a_brief_table_once():
+    told, empty, head, _, *lines = report_page.markdown(LINES, "ours.", brief=True).splitlines()
+    assert told == "In every line *on real photos*: not run; *at paper scale*: not run."
+    assert (empty, len(lines)) == ("", 2)
+    assert head.startswith("| id | claim | published | ours, difference")
+    assert head.endswith("| verdict | adjusted |")
+    assert lines[0].endswith(" | holds | holds |")
+    alone = {"claims": LINES["claims"][:1]}  # of one line nothing is shared
+    assert report_page.markdown(alone, brief=True) == report_page.markdown(alone)
+
+
 def test_the_interval_over_objects_has_a_column_where_a_line_has_one():
     over = {"objects_low": 0.5, "objects_high": 1.5, "objects": 43}
     first, *others = LINES["claims"]
