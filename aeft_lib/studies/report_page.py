@@ -184,11 +184,11 @@ def _verdict_cell(row: Mapping[str, Any], prefix: str = "") -> str:
 
 
 def place_cell(row: Mapping[str, Any], prefix: str) -> str:
-    """Verdict and difference on real photos, or of long trainings."""
+    """Difference and verdict on real photos, or of long trainings."""
     cell = _verdict_cell(row, prefix)
     if not row[COUNTED[prefix]]:
         return cell
-    return f"{cell}, {points_of(row, prefix)} ({row[COUNTED[prefix]]})"
+    return f"{points_of(row, prefix)} ({row[COUNTED[prefix]]}) {cell}"
 
 
 def _objects_cell(row: Mapping[str, Any]) -> str:

@@ -454,7 +454,7 @@ def test_written_files_say_the_same(built, tmp_path):
     assert f"| `table1.G` | {head} (3) | {verdict} | not run | not run |" in lines
     claim = "The GPP layer gives better seeds than global average pooling | +6.2"
     photos = report_page.place_cell(built["claim.gpp_beats_gap"], "photos_")
-    assert photos.startswith("undecided (3 of 5 repeats), short, -1.2 [-1.8, -0.5] (3)")
+    assert photos.startswith("-1.2 [-1.8, -0.5] (3) undecided (3 of 5 repeats), short")
     cells = f"{claim} | +5.0 [+2.5, +7.5] (3) | {verdict} | {photos} | not run |"
     assert f"| `claim.gpp_beats_gap` | {cells}" in lines
 
@@ -487,7 +487,7 @@ def test_long_trainings_have_a_column_where_the_ledger_has_them(tmp_path, monkey
     assert line["long_photos_unsaturated"] == "gated, gap"  # 3 points in one repeat of five
     told = report_page.markdown(built, "claim.").splitlines()
     assert "| on photos, after 1,800 steps |" in told[0]
-    assert "| holds, not saturated: gated, gap, +1.2 [+1.0, +1.4] (5) |" in told[2]
+    assert "| +1.2 [+1.0, +1.4] (5) holds, not saturated: gated, gap |" in told[2]
     assert told[0].count("|") == told[1].count("|") == told[2].count("|")
 
 
