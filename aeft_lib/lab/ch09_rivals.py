@@ -167,22 +167,20 @@ def label_maps(lines: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     """The league of pseudo-labels and networks as text: what to compare with, then the systems.
 
     Above them stand the base, one CRF on GAP's seeds, and a network that learned from true masks,
-    where they were run.  Bold as in `seeds`; the cost is that of all up to the network.
+    where they were run.  Bold as in `seeds`; the cost is that of all up to the last number.
     """
-    ends = ("pseudo", "segmentation")
-    rows = [{"method": BASE} | {k: v for end in ends for k, v in _of_end(table, end).items()}]
+    rows = [{"method": BASE, **_of_end(table, "pseudo"), **_of_end(table, "segmentation")}]
     for name, end, label in YARDSTICKS:
         rows.append({"method": label} | _of_end(table, end, name))
     for known in SYSTEMS:
         of_system = lines[lines["name"] == known.name].set_index("end")
-        row = {"method": known.title}
-        for end in ends:
-            line = of_system.loc[end]
+        row, cost = {"method": known.title}, "—"
+        for end, line in of_system.loc[["pseudo", "segmentation"]].iterrows():
             row[f"{HEADS[end]} (mIoU, %)"] = _cell(line)
             row[f"{HEADS[end]} {GAINED}"] = _difference(line)
             row[f"{HEADS[end]}, repeats"] = line["repeats"]
-        run = of_system[of_system["repeats"] > 0].loc[lambda t: t.index.isin(ends)]
-        rows.append(row | {"cost (GAP trainings)": _cost(run.iloc[-1]) if len(run) else "—"})
+            cost = _cost(line) if line["repeats"] else cost
+        rows.append(row | {"cost (GAP trainings)": cost})
     return _as_text(rows)
 
 
