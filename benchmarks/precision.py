@@ -7,12 +7,13 @@ The rule: bf16 reads networks as long as the 95 % interval of its mean differenc
 within ±`BOUND` points of mIoU.  Single classifiers may differ by more.
 """
 
+import os
 from dataclasses import replace
 
 import torch
 
 from aeft_lib import paths
-from aeft_lib.engine.device import has_bf16
+from aeft_lib.engine.device import PRECISION, has_bf16
 from aeft_lib.stages import store
 from aeft_lib.stages.artefact import Artefact
 from aeft_lib.stages.evaluate import EvaluationSpec, evaluate_seeds
@@ -31,6 +32,8 @@ def benchmarks() -> list[dict]:
     """A row a trained classifier: bf16 - fp32 in points of each metric; then one of their means."""
     if not has_bf16(torch.device("cpu")):
         raise ValueError("this CPU has no instructions for bf16: there is nothing to compare")
+    if asked := os.environ.get(PRECISION):
+        raise ValueError(f"{PRECISION}={asked} would read both sides alike: unset it")
     rows = {row.name: row for name in STUDIES for row in catalogue.get(name).rows}
     differences = {name: _difference(row) for name, row in rows.items() if _is_trained(row)}
     if len(differences) < 2:
