@@ -6,10 +6,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from aeft_lib.lab.figures import TEXT_WIDTH
-
-ROOM = 0.35  # years to the next venue: below it a method's name stands at the left of its dot
-NEAR = 0.25  # points: two names of the same venue are set apart
+from aeft_lib.lab.figures import TEXT_WIDTH, name_dots
 
 
 def class_heatmap(classes: pd.DataFrame) -> Figure:
@@ -41,26 +38,13 @@ def results_scatter(results: pd.DataFrame, ours: str) -> Figure:
     slope, offset = np.polyfit(others["date"], others["voc_test"], 1)
     dates = np.array([results["date"].min() - 0.1, results["date"].max() + 0.1])
     trend = {"color": "0.6", "linestyle": "--", "linewidth": 0.8, "zorder": 0}
-    axis.plot(dates, offset + slope * dates, **trend)
+    line = (dates, offset + slope * dates)
+    axis.plot(*line, **trend)
     by_backbone = {"hue": "backbone", "style": "backbone"}
     sns.scatterplot(others, x="date", y="voc_test", ax=axis, s=18, **by_backbone)
     axis.plot(paper["date"], paper["voc_test"], "*", color="C3", markersize=9)
-    for line in results.itertuples():
-        later = results.loc[results["date"] > line.date, "date"].min() - line.date
-        place = {"ha": "left"} if later > ROOM else {"ha": "right"}  # NaN for the last venue
-        offsets = (4 if later > ROOM else -4, _up(results, line.method))
-        place |= {"xytext": offsets, "textcoords": "offset points", "va": "center"}
-        axis.annotate(line.method, (line.date, line.voc_test), fontsize=5.5, **place)
+    name_dots(axis, results["date"], results["voc_test"], results["method"], [line])
     axis.set(xlabel="date of the venue", ylabel="mIoU on VOC 2012 test (%)")
     axis.xaxis.set_major_locator(plt.MultipleLocator(1))
     axis.legend(title=f"trend {slope:+.1f} points a year", title_fontsize=6, loc="lower right")
     return figure
-
-
-def _up(results: pd.DataFrame, method: str) -> float:
-    """Points that a method's name moves up, away from a near one of the same venue."""
-    own = results[results["method"] == method].iloc[0]
-    same = (results["date"] == own["date"]) & (results["method"] != method)
-    beside = results.loc[same, "voc_test"] - own["voc_test"]
-    near = beside[beside.abs() < NEAR]
-    return 0 if near.empty else -2.5 if near.iloc[0] > 0 else 2.5

@@ -14,6 +14,7 @@ from aeft_lib.lab.figures import (
     TEXT_WIDTH,
     class_colours,
     colour_legend,
+    name_dots,
     outline,
     picture_grid,
     show,
@@ -27,8 +28,6 @@ GREY = "0.55"
 IN_A_ROW = 3  # failures
 HEADS = {"seed": "seeds", "pseudo": "pseudo-labels", "segmentation": "network"}
 ROUND = "↺"
-NAME = (35, 6)  # points: a name with its dot is as wide, and as high
-NEAR = 0.35  # years, or points: names of near dots are set apart
 
 
 class Failure(NamedTuple):
@@ -173,10 +172,10 @@ def over_the_years(results: pd.DataFrame, lines: pd.DataFrame) -> Figure:
         known = titles[line.method]
         style = _marker(known.family, is_paper=known.is_paper)
         above.plot(line.date, line.voc_test, linestyle="", **style)
-        _named(above, line.method, line.date, line.voc_test, results["voc_test"], results["date"])
         own = ours.loc[known.title]
         if own["repeats"] and not own["shared"]:
             reproduced.append((line.date, {**own, "method": line.method}))
+    name_dots(above, results["date"], results["voc_test"], results["method"])
     _dots(below, reproduced)
     if not ours["repeats"].any():
         _empty(below)
@@ -188,44 +187,16 @@ def over_the_years(results: pd.DataFrame, lines: pd.DataFrame) -> Figure:
 
 def _dots(axis: Axes, parts: Sequence[tuple[float, Mapping[str, Any]]]) -> None:
     """Means of systems with their intervals and names.  parts: x and a line of the league, each."""
+    spans = []
     for x, part in parts:
         style = _marker(part["family"], is_paper=part["name"] == "aeft")
         face = style["color"] if part["repeats"] >= REPEATS else "white"
         if np.isfinite(part["low"]):
-            axis.plot([x, x], [part["low"], part["high"]], color=style["color"], linewidth=0.8)
+            spans.append(([x, x], [part["low"], part["high"]]))
+            axis.plot(*spans[-1], color=style["color"], linewidth=0.8)
         axis.plot(x, part["mean"], linestyle="", markerfacecolor=face, **style)
-    if not parts:
-        return
-    axis.set_xlim(axis.get_xlim())  # as all dots have them
-    low, high = axis.get_ylim()
-    for _ in range(20):  # until the highest name is inside
-        axis.set_ylim(low, high)
-        named = _beside_dots(axis, [(x, part["mean"]) for x, part in parts])
-        if all(height + NAME[1] <= axis.bbox.height * 72 / axis.figure.dpi for _, height in named):
-            break
-        high += 0.1 * (high - low)
-    for (x, part), (up, height) in zip(parts, named, strict=True):
-        name = {"fontsize": 5, "xytext": (7, height - up), "textcoords": "offset points"}
-        if height > up + 2:  # it was moved: a line leads from the dot
-            name["arrowprops"] = {"arrowstyle": "-", "linewidth": 0.3, "color": GREY, "shrinkA": 0}
-        axis.annotate(part["method"].partition(" (")[0], (x, part["mean"]), **name)
-
-
-def _beside_dots(axis: Axes, dots: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """How high each dot is and its name should be, in points above the axis.
-
-    From the lowest dot up: a name stands above those that it would cover.
-    """
-    places = (axis.transData.transform(dots) - axis.bbox.p0) * 72 / axis.figure.dpi
-    placed: dict[int, tuple[float, float]] = {}
-    for i in np.argsort(places[:, 1], kind="stable"):
-        right, up = places[i]
-        height = up + 2
-        for other, (_, taken) in placed.items():
-            if abs(places[other, 0] - right) < NAME[0]:
-                height = max(height, taken + NAME[1])
-        placed[i] = (up, height)
-    return [placed[i] for i in range(len(dots))]
+    names = [part["method"].partition(" (")[0] for _, part in parts]
+    name_dots(axis, [x for x, _ in parts], [part["mean"] for _, part in parts], names, spans)
 
 
 def _empty(axis: Axes) -> None:
@@ -233,18 +204,6 @@ def _empty(axis: Axes) -> None:
     style = {"ha": "center", "va": "center", "transform": axis.transAxes, "color": GREY}
     axis.text(0.5, 0.5, NOT_RUN, **style)
     axis.set_yticks([])
-
-
-def _named(
-    axis: Axes, name: str, date: float, value: float, values: pd.Series, dates: pd.Series
-) -> None:
-    """A dot's name: at its left where a later dot is near, above or below a near one beside it."""
-    later = ((dates > date) & (dates < date + NEAR) & ((values - value).abs() < NEAR)).any()
-    beside = values[(dates == date) & ((values - value).abs() < NEAR)]
-    up = 2.5 * ((beside < value).sum() - (beside > value).sum())
-    place = {"ha": "right", "xytext": (-4, up)} if later else {"ha": "left", "xytext": (4, up)}
-    style = {"fontsize": 5, "va": "center", "textcoords": "offset points"}
-    axis.annotate(name, (date, value), **place, **style)
 
 
 def failure_grid(cases: Sequence[Failure], classes: Sequence[str] = ()) -> Figure:

@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+import textalloc
 from IPython import get_ipython
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
@@ -62,6 +63,35 @@ def flat_png(figure: Figure) -> bytes | None:
     picture = picture.quantize(64, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     picture.save(reduced, "png", optimize=True)
     return reduced.getvalue()
+
+
+def name_dots(
+    axis: Axes,
+    x: Sequence[float],
+    y: Sequence[float],
+    names: Sequence[str],
+    lines: Sequence[tuple[Sequence[float], Sequence[float]]] = (),
+) -> None:
+    """Write each dot's name beside it, clear of all dots, names and lines; limits stay as they are.
+
+    lines: x and y of each.
+    """
+    textalloc.allocate(
+        axis,
+        list(x),
+        list(y),
+        list(names),
+        x_scatter=list(x),
+        y_scatter=list(y),
+        x_lines=[np.asarray(across) for across, _ in lines] or None,
+        y_lines=[np.asarray(up) for _, up in lines] or None,
+        textsize=5,
+        min_distance=0.015,
+        avoid_label_lines_overlap=True,
+        avoid_crossing_label_lines=True,
+        linewidth=0.3,
+        linecolor="0.55",
+    )
 
 
 def save(figure: Figure, name: str, table: pd.DataFrame, folder: Path) -> None:
