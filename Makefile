@@ -14,8 +14,8 @@ NOTEBOOKS := notebooks/[0-9][0-9]_*.ipynb
 # What hangs on rounding: these tests run once more with noise on weights and scores (tests/noise.py).
 FLOATING  := tests/maps tests/refinement tests/networks/test_segmenter.py tests/stages
 # Tests have a store of their own and never touch a user's; notebooks work in notebooks/, so the path is absolute.
-# They run in two processes of one thread each, a file at a time in one of them.
-TEST_ENV  := env -u MPLBACKEND OMP_NUM_THREADS=1 AEFT_PROFILE=smoke AEFT_RUNS="$(CURDIR)/runs/test" AEFT_QUIET=1 PYTHONWARNINGS=ignore::DeprecationWarning
+# They run in two processes of one thread each, a file at a time in one of them; neither starts more for a study.
+TEST_ENV  := env -u MPLBACKEND OMP_NUM_THREADS=1 AEFT_WORKERS=1 AEFT_PROCESSES=1 AEFT_PROFILE=smoke AEFT_RUNS="$(CURDIR)/runs/test" AEFT_QUIET=1 PYTHONWARNINGS=ignore::DeprecationWarning
 PYTEST     = $(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help

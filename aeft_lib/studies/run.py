@@ -1,7 +1,7 @@
 """Running studies: rows in the store are read, the others computed side by side on the cores.
 
-Every computation runs in a process of its own with one thread, so results do not depend on how many
-run at once.
+Every computation runs with one thread, so results do not depend on how many run at once; in
+processes of their own, but for a single one that nobody watches.
 """
 
 import multiprocessing
@@ -9,13 +9,14 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from aeft_lib import paths
 from aeft_lib.engine import memory, ranks, shards
@@ -41,6 +42,7 @@ from aeft_lib.studies.rows import Row, Study
 from aeft_lib.studies.settings import Profile
 
 Job = tuple[Row, int]
+WORKERS = "AEFT_WORKERS"
 METRICS = ("miou", "precision", "recall")
 # What a row's artefacts are to a reader who has no scores of it.
 PRODUCTS = {
@@ -81,7 +83,7 @@ def run_study(
     """The study's table: one line per row and repeat, ``row, label, repeat`` and its numbers.
 
     Numbers that need masks are NaN where a scene has none (`left_unscored`).
-    rows: only these.  workers: processes; 0 is one per core, and a single one on a GPU.
+    rows: only these.  workers: jobs at once; 0 is `default_workers`.
     Finished rows stay in the store whatever happens to the rest; errors carry row and repeat.
     Raises ValueError for repeats that are none, before anything runs.
     """
@@ -170,7 +172,15 @@ def check_repeats(repeats: Iterable[int]) -> list[int]:
 
 
 def default_workers() -> int:
-    """How many processes work side by side by default: one per core; one on a GPU."""
+    """How many jobs run at once by default: one per core, and a single one on a GPU.
+
+    ``AEFT_WORKERS`` where that is set.  Raises ValueError where it is no whole number from 1 on.
+    """
+    asked = os.environ.get(WORKERS)
+    if asked and (not asked.isdecimal() or int(asked) < 1):
+        raise ValueError(f"{WORKERS} must be a whole number, at least 1, got {asked!r}")
+    if asked:
+        return int(asked)
     return 1 if device().type == "cuda" else cores()
 
 
@@ -309,9 +319,10 @@ def quiet_tracker() -> None:
 def _compute(
     title: str, profile: Profile, jobs: list[Job], workers: int
 ) -> dict[Job, dict[str, Any]]:
-    """Run jobs in processes of one thread each; nothing begins after an error or Ctrl-C.
+    """Run jobs with one thread each; nothing begins after an error or Ctrl-C.
 
-    Shared features come first.
+    Shared features come first.  They run in processes of their own; where one job runs at a time
+    and no bar is shown, in this one, which has loaded everything.
     """
     if workers < 1:
         raise ValueError(f"workers must be a whole number, at least 1, got {workers}")
@@ -322,8 +333,10 @@ def _compute(
     store.check_writable()
     values: dict[Job, dict[str, Any]] = {}
     workers = min(workers, len(jobs))
-    # Cores for work image by image within a job; on a GPU a second process needs memory again.
-    share = 1 if device().type == "cuda" else max(1, cores() // workers)
+    share = _share(workers)
+    if workers == 1 and progress.quiet():
+        with _as_worker(share):
+            return {job: _job(profile, *job) for job in jobs}
     quiet_tracker()
     context = multiprocessing.get_context("spawn")
     options = {"mp_context": context, "initializer": _start_worker, "initargs": (share,)}
@@ -354,6 +367,31 @@ def _compute(
                     worker.terminate()  # its own children end with it
             raise
     return values
+
+
+def _share(workers: int) -> int:
+    """Processes that a job may start for work image by image: ``AEFT_PROCESSES``, else its cores.
+
+    On a GPU a second process would need memory again.
+    """
+    if os.environ.get(shards.VARIABLE):
+        return shards.processes()
+    return 1 if device().type == "cuda" else max(1, cores() // workers)
+
+
+@contextmanager
+def _as_worker(share: int) -> Iterator[None]:
+    """This process as one of a pool: one thread, so many processes for its stages."""
+    threads, before = torch.get_num_threads(), os.environ.get(shards.VARIABLE)
+    torch.set_num_threads(1)
+    os.environ[shards.VARIABLE] = str(share)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        os.environ.pop(shards.VARIABLE)
+        if before is not None:
+            os.environ[shards.VARIABLE] = before
 
 
 def _start_worker(processes: int) -> None:

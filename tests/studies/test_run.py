@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 
 from aeft_lib import paths
 from aeft_lib.data.collages import CLASSES, Collages, SceneSpec
-from aeft_lib.engine import loop
+from aeft_lib.engine import loop, shards
 from aeft_lib.engine.loop import TrainingDiverged
 from aeft_lib.stages import store
 from aeft_lib.stages.artefact import Artefact
@@ -447,7 +447,45 @@ def test_worker_that_dies_is_told_with_the_remedy(stored, monkeypatch):
     with pytest.raises(
         RuntimeError, match=r"worker process died: out of memory.*finished rows are kept, run again"
     ):
-        run.run_study(catalogue.get("gap_vs_gpp"), SMOKE, [77], rows=[catalogue.GAP])
+        run.run_study(catalogue.get("gap_vs_gpp"), SMOKE, [77, 78], rows=[catalogue.GAP], workers=2)
+
+
+def test_one_worker_that_nobody_watches_is_this_process(stored, monkeypatch):
+    monkeypatch.setattr(run, "ProcessPoolExecutor", None)
+    monkeypatch.setenv("AEFT_WORKERS", "1")
+    monkeypatch.setenv(shards.VARIABLE, "3")
+    seen = []
+
+    def job(profile, row, repeat):
+        seen.append((row.name, repeat, torch.get_num_threads(), shards.processes()))
+        if repeat == 78:
+            raise ValueError("the row is odd")
+        return {"miou": 50.0}
+
+    monkeypatch.setattr(run, "_job", job)
+    study, threads = catalogue.get("gap_vs_gpp"), torch.get_num_threads()
+    table = run.run_study(replace(study, common=None), SMOKE, [77], rows=[catalogue.GAP])
+    assert table["miou"].tolist() == [50.0]
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(ValueError, match="the row is odd"):
+            run.run_study(study, SMOKE, [78, 79], rows=[catalogue.GAP])
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert shards.processes() == 3
+    assert seen == [("gap", 77, 1, 3), ("gap", 78, 1, 3)]  # nothing begins after an error
+
+
+def test_workers_of_the_environment(monkeypatch):
+    monkeypatch.setenv("AEFT_WORKERS", "3")
+    assert run.default_workers() == 3
+    monkeypatch.setenv("AEFT_WORKERS", "")
+    assert run.default_workers() == run.cores()
+    for asked in ("0", "-1", "two", "1.5"):
+        monkeypatch.setenv("AEFT_WORKERS", asked)
+        with pytest.raises(ValueError, match=rf"AEFT_WORKERS must be .* at least 1, got '{asked}'"):
+            run.default_workers()
 
 
 def test_error_of_a_row_names_row_and_repeat(stored, monkeypatch):
@@ -500,7 +538,8 @@ def test_a_failing_row_leaves_no_child_of_another(tmp_path):
     (tmp_path / "pids").mkdir()
     command = [sys.executable, tmp_path / "two.py", tmp_path / "pids"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    parent = subprocess.Popen(command, env=environment(tmp_path / "runs"), **pipes)
+    given = environment(tmp_path / "runs") | {shards.VARIABLE: ""}
+    parent = subprocess.Popen(command, env=given, **pipes)
     try:
         assert parent.stdout.readline() == "the row is odd\n"
         working = [int(file.name) for file in (tmp_path / "pids").iterdir()]
