@@ -35,6 +35,11 @@ HIT, SPILL, MISS = (
 )
 SD_BARS = {"errorbar": "sd", "color": "0.8", "err_kws": {"linewidth": 0.8}}
 FLAT = 4096  # colours of a plot, with those of its smoothed edges; a photo has more
+# Formats of a saved figure, and what of their metadata would differ with the day or the version.
+UNDATED = {
+    "png": {"Software": None},
+    "pdf": {"CreationDate": None, "Producer": None, "Creator": None},
+}
 DOTS = {"size": 2.5, "color": "C0", "jitter": False}
 
 
@@ -97,8 +102,7 @@ def name_dots(
 def save(figure: Figure, name: str, table: pd.DataFrame, folder: Path) -> None:
     """Write ``name.png``, ``.pdf`` and the numbers as ``.csv``; byte-stable, without a date."""
     save_table(name, table, folder)
-    undated = {"CreationDate": None, "Producer": None, "Creator": None}
-    for suffix, metadata in (("png", {"Software": None}), ("pdf", undated)):
+    for suffix, metadata in UNDATED.items():
         with paths.replacing(folder / f"{name}.{suffix}") as aside:
             figure.savefig(aside, metadata=metadata)
 

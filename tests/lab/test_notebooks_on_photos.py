@@ -23,6 +23,7 @@ from photo_sets import make_voc
 from aeft_lib import paths
 from aeft_lib.data import collages
 from aeft_lib.data.voc import VocSpec
+from aeft_lib.lab import figures
 from aeft_lib.lab.session import open_session
 from aeft_lib.studies import catalogue, pipeline, profiles, run
 from aeft_lib.studies.rows import Row
@@ -63,6 +64,7 @@ def photos(request, shared, monkeypatch) -> tuple[str, ...]:
     profile = request.param()
     classes = profile.train.classes
     monkeypatch.setitem(profiles.PROFILES, PROFILE, profile)
+    monkeypatch.delitem(figures.UNDATED, "pdf")  # a second drawing of every figure
     if not root.is_dir():  # the first test on this profile
         count, size = (32, (96, 128)) if profile.train.size else (12, (48, 64))
         make_voc(root, {"train_aug": count, "val": 8}, classes, size=size)

@@ -16,7 +16,7 @@ import nbformat
 import pytest
 
 from aeft_lib import paths
-from aeft_lib.lab import demo
+from aeft_lib.lab import demo, figures
 from aeft_lib.lab.session import Session, open_session
 from aeft_lib.stages import fitting
 from aeft_lib.studies import catalogue, pipeline, run, shipped, shipping
@@ -64,6 +64,7 @@ def opened(weights, tmp_path, monkeypatch):
         raise AssertionError("something was trained")
 
     monkeypatch.setattr(Session, "committed", staticmethod(few))
+    monkeypatch.delitem(figures.UNDATED, "pdf")  # a second drawing of every figure
     monkeypatch.setattr(run, "_compute", refuse)
     monkeypatch.setattr(fitting, "finish", refuse)
     yield shipped.known()
