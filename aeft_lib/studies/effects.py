@@ -85,7 +85,7 @@ def paired(table: pd.DataFrame, more: str, less: str, metric: str) -> pd.Series:
     table: long, with ``row``, ``repeat`` and the metric.
     """
     empty = pd.Series(dtype=float)
-    if metric not in table:
+    if metric not in table or not {more, less} <= set(table["row"]):
         return empty
     wide = table.pivot_table(index="repeat", columns="row", values=metric, sort=True)
     return (wide[more] - wide[less]).dropna() if {more, less} <= set(wide) else empty
