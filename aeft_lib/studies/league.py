@@ -119,23 +119,32 @@ def _verdict(n: int, pairs: int, low: float, high: float) -> str:
 def controls(table: pd.DataFrame, rows: Mapping[str, Row]) -> pd.DataFrame:
     """Each system against itself with a part otherwise, and against what it starts from.
 
-    Seeds also against GAP at their cost.  A line for every such row that was run with it:
-    ``method, end, row, label``; ``mean`` of that row; ``difference, low, high, pairs``: the system
-    minus it, in percent, paired by repeat.
+    Seeds also against GAP at their cost, and networks with and without a system's part.  A line for
+    every such row that was run with it: ``method, end, row, label``, method being the other row's
+    label where that is no end of a system; ``mean`` of that row; ``difference, low, high, pairs``:
+    the system minus it, in percent, paired by repeat.
     """
     made = []
     for known in SYSTEMS:
         for end, own in ends(known, rows).items():
             for other in _variants(known, end, own, rows):
-                pairs = paired(table, own.name, other.name, METRICS[end])
-                if len(pairs):
-                    mean = float(np.mean(by_repeat(table, other.name, METRICS[end])))
-                    line = {"method": known.title, "end": end, "row": other.name}
-                    line |= {"label": other.label, "mean": mean}
-                    names = ("difference", "low", "high", "p", "pairs")
-                    made.append(line | dict(zip(names, interval(pairs), strict=True)))
+                made += _control(table, known.title, end, own, other)
+        for more, less in known.parts:
+            made += _control(table, rows[more].label, "segmentation", rows[more], rows[less])
     columns = ["method", "end", "row", "label", "mean", "difference", "low", "high", "p", "pairs"]
     return pd.DataFrame(made, columns=columns)
+
+
+def _control(table: pd.DataFrame, method: str, end: str, own: Row, other: Row) -> list[dict]:
+    """The line of `controls` for two rows; none where they were not run together."""
+    pairs = paired(table, own.name, other.name, METRICS[end])
+    if not len(pairs):
+        return []
+    mean = float(np.mean(by_repeat(table, other.name, METRICS[end])))
+    line = {"method": method, "end": end, "row": other.name, "label": other.label, "mean": mean}
+    return [
+        line | dict(zip(("difference", "low", "high", "p", "pairs"), interval(pairs), strict=True))
+    ]
 
 
 def _variants(known: System, end: str, own: Row, rows: Mapping[str, Row]) -> list[Row]:

@@ -35,6 +35,7 @@ class System:
     rounds: a later place labels an earlier one, and all is done again.
     idea: what it does there, in a few words.
     note: what has to be said wherever its numbers stand.
+    parts: rows of networks with a part of it and without, which are not its ends.
     """
 
     method: str
@@ -44,6 +45,7 @@ class System:
     idea: str
     rounds: bool = False
     note: str = ""
+    parts: tuple[tuple[str, str], ...] = ()
 
     @property
     def title(self) -> str:
@@ -90,7 +92,15 @@ SYSTEMS = (
     System("OC-CSE", "occse", "erasing", ("classifier",), "a frozen judge sees the rest"),
     System("CPN", "cpn", "views", ("classifier", "reader"), "two halves add up to the whole"),
     System("RIB", "rib", "readers", ("reader",), "weights adapt to one image"),
-    System("PMM", "pmm", "refiners", PLACES, "a pixel goes to whom it matters most", rounds=True),
+    System(
+        "PMM",
+        "pmm",
+        "refiners",
+        PLACES,
+        "a pixel goes to whom it matters most",
+        rounds=True,
+        parts=(("pmm_pus", "pmm_segment"), ("truth_pus", "segment_truth")),
+    ),
     System(PAPER, "aeft", "erasing", ("classifier",), "the erased scene stays near the whole"),
 )
 

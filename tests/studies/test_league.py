@@ -78,6 +78,17 @@ def test_a_system_stands_beside_itself_with_a_part_otherwise_and_gap_at_its_cost
     (of_irnet,) = league.controls(walks, ROWS).to_dict("records")
     assert (of_irnet["method"], of_irnet["row"]) == ("IRNet", "psa")
     assert of_irnet["difference"] == 9.5
+    # A part of networks that are no end of their system: PMM's ends with the second one.
+    softened = numbers(
+        pmm_pus={"miou_maskless": [48.0, 49.0]},
+        pmm_segment={"miou_maskless": [46.0, 48.0]},
+        truth_pus={"miou_maskless": [50.0]},
+        segment_truth={"miou_maskless": [51.0]},
+    )
+    pus, truth = league.controls(softened, ROWS).to_dict("records")
+    assert (pus["method"], pus["row"]) == ("PMM, network with PUS", "pmm_segment")
+    assert (pus["end"], pus["difference"], pus["pairs"]) == ("segmentation", 1.5, 2)
+    assert (truth["method"], truth["difference"]) == ("true masks, network with PUS", -1.0)
     assert league.controls(table.iloc[:0], ROWS).empty
 
 
