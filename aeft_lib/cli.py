@@ -129,6 +129,7 @@ def reproduce(arguments: argparse.Namespace) -> None:
         size = f"{len(study.rows)} rows x {len(repeats)} repeat(s)"
         print(f"study {study.name}: {size} on {profile.name}", flush=True)
     run.prepare(chosen, profile, workers=arguments.workers)
+    choice["workers"] = arguments.workers
     folder = run_notebooks(profile=profile.name, repeats=n_repeats, **choice)
     print(f"notebooks with outputs: {folder}")
     write_report(profile, n_repeats, carry_over=not arguments.publish)

@@ -8,9 +8,9 @@ frozen trunk cached in bf16.  Differences, in points of the mIoU of seeds and of
 - `features`: a classifier in fp32, on those features - on features in fp32, which it never saw.
 - `segmenter`: in bf16 - in fp32.
 
-No training amplifies what rounding does.  The rule: networks are read in bf16 where `classifier`
-and `segmenter` lie within ±`BOUND` points for every one, and features are cached in bf16 where the
-95 % interval of the mean of `features` does.
+No training amplifies what rounding does.  The rule: classifiers are read in bf16 where `classifier`
+lies within ±`BOUND` points for every one, segmentation networks where `segmenter` does, and
+features are cached in bf16 where the 95 % interval of the mean of `features` does.
 """
 
 import os
@@ -32,6 +32,7 @@ from aeft_lib.studies.effects import effect
 from aeft_lib.studies.rows import Row
 
 PROFILE = profiles.LAPTOP
+HALF = replace(PROFILE, inference="bf16", segmenter_inference="bf16")
 STUDIES = ("gap_vs_gpp", "pyramid_ablation", "triplet_ablation", "ours_ablation", "segmentation")
 METRICS = ("miou", "miou_maskless")
 BOUND = 0.11
@@ -78,7 +79,7 @@ def _is_trained(row: Row) -> bool:
 
 
 def _differences(row: Row) -> dict[str, float]:
-    half = pipeline.artefacts(PROFILE, row, 0, store.lookup)["evaluation"].summary
+    half = pipeline.artefacts(HALF, row, 0, store.obtain)["evaluation"].summary
     exact = _in_fp32(row)
     if row.segmenter:
         pairs = {"segmenter": (half, exact)}

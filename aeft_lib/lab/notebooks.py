@@ -1,4 +1,4 @@
-"""Executes the notebooks in order, through papermill's API.
+"""Executes the notebooks, two at a time, through papermill's API.
 
 Their folder is ``runs/notebooks/<profile>-<repeats>repeats/``, with the last whole ``NAME.ipynb``
 and ``NAME.html`` of each.  Papermill alone would only log an unknown parameter, overwrite the last
@@ -13,9 +13,11 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import starmap
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,10 +36,12 @@ from aeft_lib import paths
 from aeft_lib.engine.fields import whole
 from aeft_lib.lab.parameters import assigned_names
 from aeft_lib.stages import store
+from aeft_lib.studies import run
 
 PATTERN = "[0-9][0-9]_*.ipynb"
 INJECTED_TAG = "injected-parameters"
 TRAIN = "train"  # a parameter that some notebooks have: a reproduction reads no shipped weights
+AT_ONCE = 2  # kernels side by side; each takes a gigabyte or two
 LINES_OF_ERROR = 12
 KERNEL_START_SECONDS = 120  # two cores busy with a training start a kernel slowly
 ANSI_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -103,11 +107,13 @@ def reproduce(
     start: str | None = None,
     publish: bool = False,
     folder: Path | None = None,
+    workers: int = 0,
 ) -> Path:
-    """Execute the notebooks of `folder` (``paths.NOTEBOOKS``) in order; returns their folder.
+    """Execute the notebooks of `folder` (``paths.NOTEBOOKS``), begun in order; returns their folder.
 
     only: names to run, such as ``02_gap_vs_gpp``; empty means all.  start: the name to begin with.
     publish: when all have finished, copy the executed notebooks over their sources, `cleaned`.
+    workers: so many side by side, at most `AT_ONCE`; 0 is `run.default_workers`.
 
     Raises ValueError and StoreError, before anything runs, for what `plan` and `checked_home`
     refuse; NotebookFailed when a notebook does not finish; RuntimeError where another run writes to
@@ -117,16 +123,40 @@ def reproduce(
     sources = plan(parameters, only=only, start=start, publish=publish, folder=folder)
     home = checked_home(parameters, sources)
     home.mkdir(parents=True, exist_ok=True)
+    jobs = [(s, parameters, home, _command(parameters, s.name, only, publish)) for s in sources]
+    at_once = min(AT_ONCE, len(jobs), workers or run.default_workers())
     try:
         with FileLock(home / ".lock", timeout=0):
-            for source in sources:
-                resume = _command(parameters, source.name, only, publish)
-                _run(source, parameters, home, resume)
+            for line in _side_by_side(jobs, at_once) if at_once > 1 else starmap(_run, jobs):
+                print(line, flush=True)
             if publish:
                 publish_notebooks(sources, home)
     except Timeout as error:
         raise RuntimeError(f"another run writes to {home}: wait for it or end it") from error
     return home
+
+
+def _side_by_side(jobs: Sequence[tuple], at_once: int) -> Iterator[str]:
+    """What `_run` says of each notebook, as they finish.
+
+    After a failure none is begun; those that run end first, and the first in order is told.
+    """
+    left = list(jobs)
+    running: dict[Future, int] = {}
+    failures: dict[int, BaseException] = {}
+    with run.pool(at_once, max(1, run.cores() // at_once)) as processes:
+        while running or (left and not failures):
+            while left and len(running) < at_once and not failures:
+                job = left.pop(0)
+                running[processes.submit(_run, *job)] = jobs.index(job)
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                place = running.pop(future)
+                if error := future.exception():
+                    failures[place] = error
+                else:
+                    yield future.result()
+        if failures:
+            raise failures[min(failures)]
 
 
 def plan(
@@ -243,8 +273,8 @@ def _command(parameters: Mapping[str, Any], name: str, only: Sequence[str], publ
     return shlex.join([*words, *(["--only", *only] if only else [])])
 
 
-def _run(source: Source, parameters: Mapping[str, Any], home: Path, resume: str) -> None:
-    """Execute one notebook aside; rename it when whole, with its HTML."""
+def _run(source: Source, parameters: Mapping[str, Any], home: Path, resume: str) -> str:
+    """Execute one notebook aside; rename it when whole, with its HTML.  Returns a line about it."""
     began = time.monotonic()
     partial = home / f"{source.name}.partial.ipynb"
     partial.unlink(missing_ok=True)
@@ -262,7 +292,7 @@ def _run(source: Source, parameters: Mapping[str, Any], home: Path, resume: str)
     partial.replace(home / f"{source.name}.ipynb")
     paths.sync(home)
     seconds = time.monotonic() - began
-    print(f"{source.name}: {_code_cell_count(node)} cells, {seconds:.0f} s", flush=True)
+    return f"{source.name}: {_code_cell_count(node)} cells, {seconds:.0f} s"
 
 
 def _execute(source: Source, parameters: Mapping[str, Any], partial: Path) -> NotebookNode:

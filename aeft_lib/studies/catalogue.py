@@ -165,6 +165,7 @@ STUDIES = {
                 ),
             ),
             common="ours",
+            long=True,
         ),
         Study(
             "quirks",

@@ -48,7 +48,8 @@ def key(profile: Profile, row: Row, repeat: int) -> str:
 
 def is_todays(profile: Profile, row: Row, repeat: int, kept_key: str) -> bool:
     """Whether a kept key is that of today's code, spec and data, in any precision."""
-    return kept_key in [key(p, row, repeat) for p in (profile, *profile.on_other_machines)]
+    machines = (profile, *profile.on_other_machines)
+    return any(kept_key == key(machine, row, repeat) for machine in machines)
 
 
 def training_seconds(profile: Profile, row: Row, repeat: int) -> float:

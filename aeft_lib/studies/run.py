@@ -337,36 +337,44 @@ def _compute(
     if workers == 1 and progress.quiet():
         with _as_worker(share):
             return {job: _job(profile, *job) for job in jobs}
+    made_of = {job: _parts(profile, *job) for job in jobs}
+    trainings = progress.missing(chain.from_iterable(made_of.values()))
+    with progress.bar(trainings, len(jobs), title) as bar, pool(workers, share) as processes:
+        if profile.cached and any(row.setting.condition is None for row, _ in jobs):
+            for future in [processes.submit(features, profile, s) for s in ("train", "val")]:
+                future.result()
+        bar.begin()
+        look = None if progress.quiet() else bar.show
+        for job, future in _in_turn(processes, profile, made_of, workers, look):
+            values[job] = future.result()
+            bar.row()
+    return values
+
+
+@contextmanager
+def pool(workers: int, share: int) -> Iterator[ProcessPoolExecutor]:
+    """So many processes of one thread, each of which may start `share` for work image by image.
+
+    They end at once where the one who asked raises, by Ctrl-C for example.
+    Raises RuntimeError where one of them dies.
+    """
     quiet_tracker()
     context = multiprocessing.get_context("spawn")
     options = {"mp_context": context, "initializer": _start_worker, "initargs": (share,)}
     others = multiprocessing.active_children()
-    made_of = {job: _parts(profile, *job) for job in jobs}
-    trainings = progress.missing(chain.from_iterable(made_of.values()))
-    with (
-        progress.bar(trainings, len(jobs), title) as bar,
-        ProcessPoolExecutor(max_workers=workers, **options) as pool,
-    ):
+    with ProcessPoolExecutor(max_workers=workers, **options) as processes:
         try:
-            if profile.cached and any(row.setting.condition is None for row, _ in jobs):
-                for future in [pool.submit(features, profile, s) for s in ("train", "val")]:
-                    future.result()
-            bar.begin()
-            look = None if progress.quiet() else bar.show
-            for job, future in _in_turn(pool, profile, made_of, workers, look):
-                values[job] = future.result()
-                bar.row()
+            yield processes
         except BrokenProcessPool as error:
             raise RuntimeError(
                 "a worker process died: out of memory, or a script without "
-                "`if __name__ == '__main__':`; finished rows are kept, run again to resume"
+                "`if __name__ == '__main__':`; what is finished is kept, run again to resume"
             ) from error
         except BaseException:
             for worker in multiprocessing.active_children():
                 if worker not in others:
                     worker.terminate()  # its own children end with it
             raise
-    return values
 
 
 def _share(workers: int) -> int:

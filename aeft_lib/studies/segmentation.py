@@ -93,7 +93,8 @@ def _predictions(
     need gigabytes (voc) to hundreds of them (coco).
     """
     numbers, scenes = profile.segmentation, profile.scenes(split)
-    data, inputs, precision = scenes.open().fingerprint, {"segmenter": segmenter}, profile.precision
+    data, inputs = scenes.open().fingerprint, {"segmenter": segmenter}
+    precision = profile.segmenter_precision
     if profile.cached:
         spec = LogitSpec(scenes, numbers.scales, data, precision)
         inputs = {"logits": obtain(predict_logits, spec, inputs)}

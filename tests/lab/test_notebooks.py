@@ -130,6 +130,23 @@ def test_a_killed_kernel_is_a_failure_and_nothing_is_published(folder):
     assert whole.read_bytes() == before
 
 
+def test_two_run_side_by_side_and_after_a_failure_none_is_begun(folder):
+    wait = "import time\nfrom pathlib import Path\nfor _ in range(600):\n    time.sleep(0.1)\n"
+    # The first waits for the second.
+    first = wait + "    if Path('begun').exists():\n        raise ValueError('the bad value 7')"
+    write(folder, "01_fails", first)
+    write(folder, "02_whole", "open('begun', 'w').close()", "import time\ntime.sleep(2)")
+    write(folder, "03_later", "1 + 1")
+
+    with pytest.raises(NotebookFailed, match="the bad value 7") as failure:
+        reproduce(profile="tiny", repeats=1, folder=folder, workers=2)
+
+    assert str(failure.value).endswith("--from 01_fails")
+    home = folder.parent / "runs" / "notebooks" / "tiny-1repeats"
+    assert (home / "02_whole.html").is_file()
+    assert not list(home.glob("03_later*"))
+
+
 def test_a_notebook_that_exits_early_is_a_failure(folder):
     write(folder, "01_exits", "import sys\nsys.exit(0)", "print('after')")
     with pytest.raises(

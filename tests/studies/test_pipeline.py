@@ -3,6 +3,7 @@
 Nothing is computed: artefacts are named by their keys alone.
 """
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,18 @@ def test_smoke_is_fp32_everywhere_and_laptop_what_the_machine_has(monkeypatch, f
     assert planned(SMOKE, GAP)["infer_seeds"][0].precision == "fp32"
     assert LAPTOP.precision == laptop
     assert planned(LAPTOP, GAP)["cache_features"][0].precision == laptop
+    assert (
+        planned(LAPTOP, SEGMENTATION.row("segment_aeft"))["predict_logits"][0].precision == "fp32"
+    )
+
+
+@pytest.mark.parametrize(("flags", "here"), [("avx2", "fp32"), ("avx2 amx_bf16", "bf16")])
+def test_results_of_other_machines_are_those_in_all_other_precisions(monkeypatch, flags, here):
+    monkeypatch.setattr(devices, "_cpu_info", lambda field: flags)
+    precisions = itertools.product(("fp32", "bf16"), repeat=2)
+    others = [(p.precision, p.segmenter_precision) for p in LAPTOP.on_other_machines]
+    assert sorted([(here, "fp32"), *others]) == sorted(precisions)
+    assert SMOKE.on_other_machines == ()
 
 
 def test_an_unknown_precision_is_refused_before_anything_is_made(monkeypatch):

@@ -445,7 +445,7 @@ def test_worker_that_dies_is_told_with_the_remedy(stored, monkeypatch):
         run, "ProcessPoolExecutor", type("Pool", (FakePool,), {"error": BrokenProcessPool("gone")})
     )
     with pytest.raises(
-        RuntimeError, match=r"worker process died: out of memory.*finished rows are kept, run again"
+        RuntimeError, match=r"worker process died: out of memory.*finished is kept, run again"
     ):
         run.run_study(catalogue.get("gap_vs_gpp"), SMOKE, [77, 78], rows=[catalogue.GAP], workers=2)
 
