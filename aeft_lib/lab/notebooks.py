@@ -109,7 +109,7 @@ def reproduce(
     folder: Path | None = None,
     workers: int = 0,
 ) -> Path:
-    """Execute the notebooks of `folder` (``paths.NOTEBOOKS``), begun in order; returns their folder.
+    """Execute the notebooks of `folder` (``paths.NOTEBOOKS``); returns the folder of their outputs.
 
     only: names to run, such as ``02_gap_vs_gpp``; empty means all.  start: the name to begin with.
     publish: when all have finished, copy the executed notebooks over their sources, `cleaned`.
