@@ -72,6 +72,7 @@ IN_WORDS = {
 SIGNS = {
     "seam": Sign("equivariance_error", -1),
     "cpn": Sign("complementarity_error", -1, against="cpn_off"),
+    "occse": Sign("p_erased", -1, against="occse_off"),
     "advcam": Sign("amplification_ratio", 1, level=1.0),  # of what was weak against the peak
 }
 

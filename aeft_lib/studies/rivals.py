@@ -17,6 +17,14 @@ from aeft_lib.studies.rival import BASE, PSA, ends, labelled, rows_of
 from aeft_lib.studies.rivals_rounds import SEAM
 from aeft_lib.studies.rows import GAP, SEGMENT_TRUTH, Logged, Row, segmented
 
+OCCSE = Row(
+    "occse",
+    "OC-CSE",
+    OcCse(),
+    judges=(("oc", GAP),),
+    mechanisms=(Logged(("p_erased", "p_kept")),),
+    published="rival.occse.seed",
+)
 CPN = Row(
     "cpn",
     "CPN",
@@ -40,15 +48,17 @@ SCCAM_1 = _round("sccam_round1", "SC-CAM, 1 round", GAP)
 SCCAM_2 = _round("sccam_round2", "SC-CAM, 2 rounds", SCCAM_1)
 RIVAL_ROWS = (
     *rows_of(
-        Row(
-            "occse",
-            "OC-CSE",
-            OcCse(),
-            judges=(("oc", GAP),),
-            mechanisms=(Logged(("p_erased", "p_kept")),),
-            published="rival.occse.seed",
+        OCCSE,
+        passes=3.0,  # the judge, a GAP classifier, and two a step
+        ablations=(
+            replace(
+                OCCSE,
+                name="occse_off",
+                label="OC-CSE, the judge not heard",
+                method=OcCse(first_weight=0.0, last_weight=0.0),
+                published=None,
+            ),
         ),
-        passes=2.0,
     ),
     *rows_of(
         SEAM,
