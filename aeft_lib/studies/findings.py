@@ -70,10 +70,10 @@ IN_WORDS = {
 }
 # What methods claim to do, where there is something to compare with.
 SIGNS = {
-    "seam": Sign("equivariance_error", -1),
-    "cpn": Sign("complementarity_error", -1, against="cpn_off"),
-    "occse": Sign("p_erased", -1, against="occse_off"),
-    "advcam": Sign("amplification_ratio", 1, level=1.0),  # of what was weak against the peak
+    "seam": (Sign("equivariance_error", -1),),
+    "cpn": (Sign("complementarity_error", -1, against="cpn_off"),),
+    "occse": (Sign("p_erased", -1, against="occse_off"), Sign("p_kept", 0, against="occse_off")),
+    "advcam": (Sign("amplification_ratio", 1, level=1.0),),  # of what was weak against the peak
 }
 
 
@@ -84,20 +84,34 @@ def mechanism(table: pd.DataFrame, known: System, rows: Mapping[str, Row]) -> st
     Others are compared with GAP's where that has the same number, without a claimed sign; a number
     that nothing is compared with is given as it is.  rows: all there are, by name.
     """
-    logging = [row for row in ends(known, rows).values() if row.mechanisms and row.name != "gap"]
+    every = ends(known, rows).values()
+    logging = [row for row in every if row.mechanisms and row.name != "gap"]
     if not logging:
         return "not logged"
-    row, names = logging[0].name, [name for part in logging[0].mechanisms for name in part.names]
-    if not by_repeat(table, row, names[0]):
-        return "not logged" if by_repeat(table, row, "miou_maskless") else NOT_RUN
-    claim = SIGNS.get(known.name)
-    if claim is None:
-        shared = [name for name in names if by_repeat(table, "gap", name)]
-        claim = Sign(shared[0], 0) if shared else None
-    if claim is None:
-        values = {name: by_repeat(table, row, name) for name in names}
-        return ", ".join(f"{_in_words(n)} {np.mean(v):.3g}" for n, v in values.items() if v)
-    return _moved(table, row, claim)
+    own = logging[0]
+    if not _readings(table, own):
+        return "not logged" if by_repeat(table, own.name, "miou_maskless") else NOT_RUN
+    parts = [rows[name] for name, _ in known.parts if name in rows and rows[name].mechanisms]
+    beside = [f"{part.label}: {told}" for part in parts if (told := _readings(table, part))]
+    return "; ".join([_of_own(table, known, own), *beside])
+
+
+def _numbers_of(row: Row) -> list[str]:
+    return [name for part in row.mechanisms for name in part.names]
+
+
+def _readings(table: pd.DataFrame, row: Row) -> str:
+    """Means of what a row logs; "" where it was not run."""
+    values = {name: by_repeat(table, row.name, name) for name in _numbers_of(row)}
+    return ", ".join(f"{_in_words(n)} {np.mean(v):.3g}" for n, v in values.items() if v)
+
+
+def _of_own(table: pd.DataFrame, known: System, row: Row) -> str:
+    """What a system's own row logs, and whether it moved where there is something to compare."""
+    shared = [name for name in _numbers_of(row) if by_repeat(table, "gap", name)]
+    claims = SIGNS.get(known.name, tuple(Sign(name, 0) for name in shared[:1]))
+    moved = [_moved(table, row.name, claim) for claim in claims]
+    return "; ".join(moved) or _readings(table, row)
 
 
 def _in_words(name: str) -> str:

@@ -29,8 +29,12 @@ def rivals() -> pd.DataFrame:
 
 @cache
 def differences(more: str, less: str, metric: str) -> np.ndarray:
-    """`effects.paired` on the largest set of photos that has both rows; else empty."""
-    for _, of_set in sorted(table().groupby("photos"), reverse=True):
+    """`effects.paired` on the largest set of photos that has both rows, else among `rivals`.
+
+    Empty where neither has them.
+    """
+    of_sets = [of_set for _, of_set in sorted(table().groupby("photos"), reverse=True)]
+    for of_set in (*of_sets, rivals()):
         if len(by_repeat := paired(of_set, more, less, metric)):
             return by_repeat.to_numpy()
     return np.array([])

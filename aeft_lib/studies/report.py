@@ -36,6 +36,7 @@ from aeft_lib.studies.objects import Interval
 from aeft_lib.studies.profiles import PROFILES
 from aeft_lib.studies.published import published
 from aeft_lib.studies.settings import Profile
+from aeft_lib.studies.systems import GAP_ROWS
 from aeft_lib.studies.verdicts import (
     COUNTED,
     INTERACTION,
@@ -66,14 +67,14 @@ def build(
     short: see `is_short`.  costs: of the rows of other methods (`league.costs_of`).
     """
     numbers = published()["numbers"].items()
+    long = (curves.results(), curves.kept())
     lines = [
-        _number(*number, tables, profile, over_objects, costs)
+        _number(*number, tables, profile, over_objects, costs, long)
         for number in numbers
         if number[0] != "known.gap_seed"
     ]
     lines.append(_interaction(tables))
     lines += [_result(column) for column in ("voc_val", "voc_test", "coco_val")]
-    long = (curves.results(), curves.kept())
     claims = published()["claims"]
     lines += [_claim(claim, tables, profile, over_objects, long) for claim in claims]
     lines += [_condition(claim, tables) for claim in levels.claims()]
@@ -210,27 +211,42 @@ def _number(
     profile: str,
     over_objects: OverObjects,
     costs: Costs,
+    long: tuple[pd.DataFrame, pd.DataFrame],
 ) -> Line:
     """A published number beside ours of its row; the verdict is on its table's baseline."""
     study, baseline = number.get("study", "pyramid_ablation"), number.get("baseline", "gap")
-    table, cost = tables.get(study), {"cost": costs.get(number.get("row"))}
-    if table is None or "row" not in number or number["row"] not in set(table["row"]):
-        text = f"{_on_map(number['label'], profile)}: {number['task']}"
-        return _line(name, text, "mIoU", number.get("value"), [], [], number) | cost
-    of_row = table.loc[table["row"] == number["row"]].sort_values("repeat")
-    if baseline not in set(table["row"]):
-        table = pd.concat([table, tables.get("pyramid_ablation")])
     # Label maps and networks count as they are: no threshold on masks is theirs to choose.
     as_they_are = number["task"].startswith(("pseudo-label", "segmentation"))
-    metric = "miou_maskless" if as_they_are else "miou"
-    pair = (number["row"], baseline, metric)
-    pair = (baseline, number["row"], metric) if number.get("worse") else pair
+    metric, row = "miou_maskless" if as_they_are else "miou", number.get("row", "")
+    pair = (baseline, row, metric) if number.get("worse") else (row, baseline, metric)
+    elsewhere = _elsewhere("photos_", photo_results.differences(*pair)) | _long(pair, *long)
+    needs = _needs_of(pair, number.get("repeats", PAPER_REPEATS))
+    elsewhere |= {name: needs for prefix, name in NEEDED.items() if prefix}
+    table, cost = tables.get(study), {"cost": costs.get(row)}
+    if table is None or row not in set(table["row"]):
+        text = f"{_on_map(number['label'], profile)}: {number['task']}"
+        line = _line(name, text, "mIoU", number.get("value"), [], [], number)
+        return line | cost | elsewhere
+    of_row = table.loc[table["row"] == row].sort_values("repeat")
+    if baseline not in set(table["row"]):
+        table = pd.concat([table, tables.get("pyramid_ablation")])
     differences = _differences(table, *pair)
     text, source = _asked(number, profile, cost["cost"]), number | {"study": study}
     line = _line(name, text, "mIoU", number.get("value"), of_row[metric], differences, source)
     if baseline not in set(table["row"]):
         line["unpaired"] = f"row {baseline} was not run"
-    return line | cost | _over_objects(over_objects, pair, differences)
+    line |= cost | elsewhere | _over_objects(over_objects, pair, differences)
+    return line | _to_gap(number, table, metric)
+
+
+def _to_gap(number: Mapping[str, Any], table: pd.DataFrame, metric: str) -> Line:
+    """The difference of another method's row to GAP, where its line is about another baseline."""
+    ends = {"pseudo-label": "pseudo", "segmentation": "segmentation"}
+    base = GAP_ROWS[ends.get(number["task"].split()[0], "seed")]
+    if number.get("study") != "rivals" or number.get("baseline", "gap") == base:
+        return {}
+    tested = _tested(_differences(table, number["row"], base, metric))
+    return {f"gap_{field}": tested[field] for field in ("mean", "low", "high")}
 
 
 def _asked(number: Mapping[str, Any], profile: str, cost: float | None) -> str:
@@ -294,6 +310,7 @@ def _line(
         "objects_low": None,
         "objects_high": None,
         "objects": 0,
+        **dict.fromkeys(("gap_mean", "gap_low", "gap_high")),
         **_elsewhere("photos_", []),
         **{name: value for prefix in LONG for name, value in _elsewhere(prefix, []).items()},
         **{NEEDED[prefix]: needs for prefix in COUNTED},

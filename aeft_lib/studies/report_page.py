@@ -205,8 +205,9 @@ def published_cell(row: Mapping[str, Any]) -> str:
 
 
 def _ours_cell(row: Mapping[str, Any]) -> str:
-    """The difference; of a table's row its own mean first."""
+    """The difference; of a table's row its own mean first, and last that to GAP, if another."""
     if row["n"] == 0:
         return "—"
     own = "" if row["id"].startswith(SIGNED) else f"{row['reproduced_mean']:.1f}; "
-    return f"{own}{points_of(row)} ({row['n']})"
+    told = f"{own}{points_of(row)} ({row['n']})"
+    return told if row.get("gap_mean") is None else f"{told}; to GAP {points_of(row, 'gap_')}"

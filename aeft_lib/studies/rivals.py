@@ -160,7 +160,13 @@ PMM_ROWS = (
     labelled("pmm_score", "PMM, by score", GAP, Ppmg(importance="score"), mechanisms=PROPORTION),
     labelled("gap_crf", "GAP, one CRF of all classes", GAP, Psa(crf=True)),
     PMM_SEGMENT,
-    replace(PMM_SEGMENT, name="pmm_pus", label="PMM, network with PUS", **PMM_PUS),
+    replace(
+        PMM_SEGMENT,
+        name="pmm_pus",
+        label="PMM, network with PUS",
+        published="rival.pmm.first",
+        **PMM_PUS,
+    ),
     # Without noise in the labels PUS has nothing to gain.
     SEGMENT_TRUTH,
     replace(SEGMENT_TRUTH, name="truth_pus", label="true masks, network with PUS", **PMM_PUS),

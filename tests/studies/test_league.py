@@ -223,6 +223,7 @@ def test_published_numbers_of_another_task_are_not_comparable(table):
     assert set(zip(others["name"], others["end"], strict=True)) == {
         ("icd", "seed"),
         ("icd", "pseudo"),
+        ("pmm", "seed"),
         ("pmm", "pseudo"),
     }
 
@@ -295,9 +296,27 @@ def test_a_mechanism_within_its_interval_or_of_few_repeats_did_not_move(table):
 
 
 def test_two_numbers_of_one_row_are_told_and_are_no_comparison():
-    judged = {"miou": [50.0] * 3, "p_erased": [0.2, 0.3, 0.25], "p_kept": [0.8, 0.85, 0.9]}
-    told = findings.mechanism(numbers(occse=judged), systems.system("occse"), ROWS)
-    assert told == "p of the erased class 0.25, p of the kept classes 0.85"
+    rounds = {"miou": [50.0] * 3, "context_share": [0.2, 0.3, 0.25], "context_spread": [0.8] * 3}
+    told = findings.mechanism(numbers(conta=rounds), systems.system("conta"), ROWS)
+    assert told == "context share 0.25, context spread 0.8"
+
+
+def test_what_a_judge_sees_is_compared_with_a_learner_that_does_not_hear_it():
+    judged = {"p_erased": [0.2, 0.3, 0.25], "p_kept": [0.8, 0.85, 0.9]}
+    unheard = {"p_erased": [0.6, 0.7, 0.66], "p_kept": [0.8, 0.86, 0.89]}
+    system = systems.system("occse")
+    told = findings.mechanism(numbers(occse=judged, occse_off=unheard), system, ROWS)
+    erased, kept = told.split("; ")
+    assert erased.startswith("moved: p of the erased class -0.403 [-0.")
+    assert kept.startswith("not seen to move: p of the kept classes +0.000")
+    assert findings.mechanism(numbers(occse=judged), system, ROWS).count("nothing to compare") == 2
+
+
+def test_what_parts_log_stands_beside_a_systems_own_mechanism():
+    labels = {"miou_maskless": [60.0], "outweighed": [0.01], "overlap": [0.02]}
+    network = {"miou_maskless": [50.0], "pus_acted": [0.9], "pus_pixels": [0.1]}
+    told = findings.mechanism(numbers(pmm=labels, pmm_pus=network), systems.system("pmm"), ROWS)
+    assert "; PMM, network with PUS: share of steps in which PUS acted 0.9" in told
 
 
 def test_mechanisms_without_comparison_numbers_or_log_say_so(table):
@@ -319,10 +338,10 @@ def test_mechanisms_without_comparison_numbers_or_log_say_so(table):
 
 def test_a_mechanism_against_a_level():
     climbed = {"amplification_ratio": [1.4, 1.5, 1.45]}
-    told = findings._moved(numbers(advcam=climbed), "advcam", findings.SIGNS["advcam"])
+    told = findings._moved(numbers(advcam=climbed), "advcam", findings.SIGNS["advcam"][0])
     assert told.startswith("moved: amplification of what was weak +0.450 [+0.")
     shrunk = {"amplification_ratio": [0.9, 0.91, 0.92]}
-    told = findings._moved(numbers(advcam=shrunk), "advcam", findings.SIGNS["advcam"])
+    told = findings._moved(numbers(advcam=shrunk), "advcam", findings.SIGNS["advcam"][0])
     assert told.startswith("moved the other way")
 
 

@@ -11,7 +11,16 @@ from ledger_curves import evaluated, write
 from scipy import stats
 
 from aeft_lib import paths
-from aeft_lib.studies import catalogue, ledger, levels, profiles, report, report_page, verdicts
+from aeft_lib.studies import (
+    catalogue,
+    ledger,
+    levels,
+    photo_results,
+    profiles,
+    report,
+    report_page,
+    verdicts,
+)
 from aeft_lib.studies import published as published_module
 from aeft_lib.studies.effects import effect, paired
 from aeft_lib.studies.objects import Interval
@@ -114,20 +123,21 @@ def existing_claims() -> list[dict]:
 
 
 def test_rows_of_claims_and_numbers_exist_in_their_studies():
-    # Long studies are not the poster's; levels of the brief one are claims of the long; rivals have
-    # numbers of their own papers.
+    # Long studies are not the poster's, but one has claims of our own; levels of the brief one are
+    # claims of the long; rivals have numbers of their own papers.
     others = {"conditions_brief", "rivals"}
     studies = [study for study in catalogue.STUDIES.values() if study.needs != "curves"]
     short = {study.name for study in studies if not study.long}
-    assert {claim["study"] for claim in existing_claims()} == short - others
+    assert {claim["study"] for claim in existing_claims()} == short - others | {"ours_ablation"}
     for claim in existing_claims():
         study = catalogue.get(claim["study"])
         assert {claim["more"], claim["less"]} <= {row.name for row in study.rows}, claim["id"]
         assert claim["metric"] in ("miou", "precision", "recall", "miou_maskless"), claim["id"]
     numbers = published()["numbers"]
     rows = {row.name: row for study in catalogue.STUDIES.values() for row in study.rows}
-    for name, row in {n["row"]: name for name, n in numbers.items() if "row" in n}.items():
-        assert rows[name].published == row
+    for name in {number["row"] for number in numbers.values() if "row" in number}:
+        about = [told for told, number in numbers.items() if number.get("row") == name]
+        assert rows[name].published in about
     assert {row.published for row in rows.values()} - {None} <= set(numbers)
 
 
@@ -339,7 +349,7 @@ def test_short_trainings_are_said_beside_every_verdict():
     assert "| holds, short |" in report_page.markdown({"claims": [line]})
     told = report_page.conclusions({"claims": [line]}, [line["id"]])
     assert told.startswith(f"- {line['claim']}: **holds, short**; ")
-    assert "short" not in report_page.markdown(report.build({}, "tiny", short=True), "table")
+    assert "short" not in report_page.markdown(report.build({}, "tiny", short=True), "rival.conta")
 
 
 def test_a_tally_counts_every_word_before_and_after_adjustment():
@@ -433,6 +443,35 @@ def test_one_repeat_has_a_mean_no_sd_and_no_verdict():
     )
 
 
+def test_a_line_about_another_baseline_has_its_difference_to_gap_too():
+    numbers = {"gap_pseudo": [70.0, 71.0, 72.0], "gap_crf": [73.0, 74.5, 75.0]}
+    long = [
+        pd.DataFrame({"row": row, "label": row, "repeat": range(3), "miou_maskless": values})
+        for row, values in (numbers | {"pmm": [65.0, 65.5, 66.5]}).items()
+    ]
+    lines = report.build({"rivals": pd.concat(long)}, "laptop")["claims"]
+    (line,) = [line for line in lines if line["id"] == "rival.pmm.pseudo"]
+    assert line["difference"] == pytest.approx(-8.5, abs=0.01)
+    assert line["gap_mean"] == pytest.approx(-5.3333, abs=0.01)
+    assert line["gap_low"] < line["gap_mean"] < line["gap_high"] < 0
+    assert "; to GAP -5.3 [" in report_page.markdown({"claims": [line]})
+    assert all(line["gap_mean"] is None for line in lines if line["id"] != "rival.pmm.pseudo")
+
+
+def test_seeds_of_other_methods_have_their_photos_whether_collages_have_them_or_not(monkeypatch):
+    photos = table(gap=[40.0, 41.0, 42.0], seam=[49.0, 50.0, 51.5])
+    monkeypatch.setattr(photo_results, "rivals", lambda: photos)
+    monkeypatch.setattr(photo_results, "differences", photo_results.differences.__wrapped__)
+    for tables in ({}, {"rivals": table(gap=[50.0, 51.0], seam=[54.0, 55.0])}):
+        (line,) = [
+            line
+            for line in report.build(tables, "laptop")["claims"]
+            if line["id"] == "rival.seam.seed"
+        ]
+        assert (line["photos_n"], line["photos_needs"]) == (3, 3)
+        assert line["photos_verdict"] == "holds"
+
+
 def test_written_files_say_the_same(built, tmp_path):
     whole = {"profile": "tiny", "claims": list(built.values())}
     files = report_page.write(whole, tmp_path / "new")
@@ -451,10 +490,12 @@ def test_written_files_say_the_same(built, tmp_path):
     assert len(lines) == 2 + len(built)
     head = "G (gated, coarse to fine) gives better seeds than GAP | 54.2 | 46.0; +5.0 [+2.5, +7.5]"
     verdict = "undecided (3 of 5 repeats) | undecided"
-    assert f"| `table1.G` | {head} (3) | {verdict} | not run | not run |" in lines
+    cell = report_page.place_cell(built["table1.G"], "photos_")
+    assert f"| `table1.G` | {head} (3) | {verdict} | {cell} | not run |" in lines
     claim = "The GPP layer gives better seeds than global average pooling | +6.2"
     photos = report_page.place_cell(built["claim.gpp_beats_gap"], "photos_")
     assert photos.startswith("-1.2 [-1.8, -0.5] (3) undecided (3 of 5 repeats), short")
+    assert cell == photos
     cells = f"{claim} | +5.0 [+2.5, +7.5] (3) | {verdict} | {photos} | not run |"
     assert f"| `claim.gpp_beats_gap` | {cells}" in lines
 
@@ -496,7 +537,8 @@ def test_lines_of_other_methods_have_their_cost_whether_they_ran_or_not():
     built = report.build({"rivals": table}, "laptop", costs={"seam": 1.25, "cpn": 3.0})
     lines = {line["id"]: line for line in built["claims"]}
     costs = {name: line["cost"] for name, line in lines.items() if line["cost"]}
-    assert costs == {"rival.seam.seed": 1.25, "rival.cpn.seed": 3.0}
+    both = ("rival.cpn.seed", "rival.cpn.over_seam")
+    assert costs == {"rival.seam.seed": 1.25} | dict.fromkeys(both, 3.0)
     assert lines["rival.seam.seed"]["claim"].endswith(", at the cost of 1.25 GAP trainings")
     assert lines["rival.cpn.seed"]["verdict"] == "not run"
 
