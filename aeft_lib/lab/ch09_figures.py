@@ -174,7 +174,7 @@ def over_the_years(results: pd.DataFrame, lines: pd.DataFrame) -> Figure:
         above.plot(line.date, line.voc_test, linestyle="", **style)
         own = ours.loc[known.title]
         if own["repeats"] and not own["shared"]:
-            reproduced.append((line.date, {**own, "method": line.method}))
+            reproduced.append((line.date, {**own, "method": known.title}))
     name_dots(above, results["date"], results["voc_test"], results["method"])
     _dots(below, reproduced)
     if not ours["repeats"].any():
@@ -195,8 +195,13 @@ def _dots(axis: Axes, parts: Sequence[tuple[float, Mapping[str, Any]]]) -> None:
             spans.append(([x, x], [part["low"], part["high"]]))
             axis.plot(*spans[-1], color=style["color"], linewidth=0.8)
         axis.plot(x, part["mean"], linestyle="", markerfacecolor=face, **style)
-    names = [part["method"].partition(" (")[0] for _, part in parts]
+    names = [short_title(part["method"]) for _, part in parts]
     name_dots(axis, [x for x, _ in parts], [part["mean"] for _, part in parts], names, spans)
+
+
+def short_title(title: str) -> str:
+    """A system's title where room is short: a reconstruction stays called one."""
+    return title.removesuffix(" (the paper)")
 
 
 def _empty(axis: Axes) -> None:
@@ -221,7 +226,7 @@ def failure_grid(cases: Sequence[Failure], classes: Sequence[str] = ()) -> Figur
         axes[0, 0].text(0, 0.5, "no system's maps are at hand: not run", fontsize=6)
     for i, case in enumerate(cases):
         row, start = i // IN_A_ROW, 3 * (i % IN_A_ROW)
-        titles = ("scene, truth", "GAP", f"{case.method.partition(' (')[0]} {case.loss:+.0f}")
+        titles = ("scene, truth", "GAP", f"{short_title(case.method)} {case.loss:+.0f}")
         pictures = (case.image, case.base, case.own)
         for axis, picture, title in zip(axes[row, start:], pictures, titles, strict=False):
             show(axis, picture)

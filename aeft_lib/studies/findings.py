@@ -91,7 +91,8 @@ def mechanism(table: pd.DataFrame, known: System, rows: Mapping[str, Row]) -> st
     own = logging[0]
     if not _readings(table, own):
         return "not logged" if by_repeat(table, own.name, "miou_maskless") else NOT_RUN
-    parts = [rows[name] for name, _ in known.parts if name in rows and rows[name].mechanisms]
+    names = dict.fromkeys(name for name, _ in known.parts if name in rows and name != own.name)
+    parts = [rows[name] for name in names if rows[name].mechanisms]
     beside = [f"{part.label}: {told}" for part in parts if (told := _readings(table, part))]
     return "; ".join([_of_own(table, known, own), *beside])
 
@@ -101,9 +102,15 @@ def _numbers_of(row: Row) -> list[str]:
 
 
 def _readings(table: pd.DataFrame, row: Row) -> str:
-    """Means of what a row logs; "" where it was not run."""
+    """Means of what a row logs, and of how many repeats if not of all; "" where it was not run."""
     values = {name: by_repeat(table, row.name, name) for name in _numbers_of(row)}
-    return ", ".join(f"{_in_words(n)} {np.mean(v):.3g}" for n, v in values.items() if v)
+    repeats = int((table["row"] == row.name).sum())
+
+    def told(name: str, of: list[float]) -> str:
+        few = "" if len(of) == repeats else f" ({len(of)} of {repeats} repeats)"
+        return f"{_in_words(name)} {np.mean(of):.3g}{few}"
+
+    return ", ".join(told(name, of) for name, of in values.items() if of)
 
 
 def _of_own(table: pd.DataFrame, known: System, row: Row) -> str:

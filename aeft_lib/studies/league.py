@@ -24,6 +24,7 @@ from aeft_lib.studies.systems import (
     NOT_RUN,
     SYSTEMS,
     System,
+    end_of,
     ends,
     ids,
     learned,
@@ -119,7 +120,7 @@ def _verdict(n: int, pairs: int, low: float, high: float) -> str:
 def controls(table: pd.DataFrame, rows: Mapping[str, Row]) -> pd.DataFrame:
     """Each system against itself with a part otherwise, and against what it starts from.
 
-    Seeds also against GAP at their cost, and networks with and without a system's part.  A line for
+    Seeds also against GAP at their cost, and rows with and without a system's part.  A line for
     every such row that was run with it: ``method, end, row, label``, method being the other row's
     label where that is no end of a system; ``mean`` of that row; ``difference, low, high, pairs``:
     the system minus it, in percent, paired by repeat.
@@ -130,7 +131,7 @@ def controls(table: pd.DataFrame, rows: Mapping[str, Row]) -> pd.DataFrame:
             for other in _variants(known, end, own, rows):
                 made += _control(table, known.title, end, own, other)
         for more, less in known.parts:
-            made += _control(table, rows[more].label, "segmentation", rows[more], rows[less])
+            made += _control(table, rows[more].label, end_of(rows[more]), rows[more], rows[less])
     columns = ["method", "end", "row", "label", "mean", "difference", "low", "high", "p", "pairs"]
     return pd.DataFrame(made, columns=columns)
 

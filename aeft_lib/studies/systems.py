@@ -35,7 +35,8 @@ class System:
     rounds: a later place labels an earlier one, and all is done again.
     idea: what it does there, in a few words.
     note: what has to be said wherever its numbers stand.
-    parts: rows of networks with a part of it and without, which are not its ends.
+    parts: pairs of rows with a part of it and without it, or with another in its place, beside
+        those that are found by the name of an end.
     """
 
     method: str
@@ -61,10 +62,26 @@ class System:
 # In the poster's order.
 SYSTEMS = (
     System("AffinityNet", "psa", "refiners", ("refiner",), "learned affinities carry scores"),
-    System("ICD", "icd", "refiners", ("classifier", "refiner"), "a direction splits each class"),
+    System(
+        "ICD",
+        "icd",
+        "refiners",
+        ("classifier", "refiner"),
+        "a direction splits each class",
+        parts=(("icd", "icd_cam"), ("icd", "icd_slic"), ("icd", "icd_several_tags")),
+    ),
     System("IRNet", "irnet", "refiners", ("refiner",), "learned edges stop the walk"),
     System(
-        "SSDD", "ssdd", "segmenters", ("refiner", "segmenter"), "predicts where labels will change"
+        "SSDD",
+        "ssdd",
+        "segmenters",
+        ("refiner", "segmenter"),
+        "predicts where labels will change",
+        parts=(
+            ("ssdd_pseudo", "ssdd_advice"),
+            ("ssdd_pseudo", "ssdd_released"),
+            ("ssdd_segmentation", "ssdd_static"),
+        ),
     ),
     System("SEAM", "seam", "views", ("classifier", "reader"), "a CAM moves with its image"),
     System(
@@ -77,8 +94,16 @@ SYSTEMS = (
         "segmenters",
         ("classifier", "refiner", "segmenter"),
         "few sure pixels, and an energy for the rest",
+        parts=(("rrm", "rrm_no_energy"),),
     ),
-    System("BES", "bes", "refiners", ("classifier", "refiner"), "edges from windows of labels"),
+    System(
+        "BES",
+        "bes",
+        "refiners",
+        ("classifier", "refiner"),
+        "edges from windows of labels",
+        parts=(("bes", "bes_whole"),),
+    ),
     System("CDA", "cda", "rounds", ("classifier",), "objects are pasted elsewhere", rounds=True),
     System(
         "ECS",
@@ -99,7 +124,12 @@ SYSTEMS = (
         PLACES,
         "a pixel goes to whom it matters most",
         rounds=True,
-        parts=(("pmm_pus", "pmm_segment"), ("truth_pus", "segment_truth")),
+        parts=(
+            ("pmm_crops", "gap"),
+            ("pmm_windows", "pmm_windows_gap"),
+            ("pmm_pus", "pmm_segment"),
+            ("truth_pus", "segment_truth"),
+        ),
     ),
     System(PAPER, "aeft", "erasing", ("classifier",), "the erased scene stays near the whole"),
 )
@@ -120,6 +150,13 @@ def ids(chosen: System) -> dict[str, str]:
         names = ("table2.attract_soft_repel", "known.pseudo_label", "results.voc_val")
         return dict(zip(ENDS, names, strict=True))
     return {end: f"rival.{chosen.name}.{end}" for end in ENDS}
+
+
+def end_of(row: Row) -> str:
+    """Of `ENDS`, what a row's numbers are of: a network reads unseen scenes, tags unknown."""
+    if row.segmenter or row.scored_on == "val":
+        return "segmentation"
+    return "pseudo" if row.refiner and row.scored_on == "train" else "seed"
 
 
 def learned(row: Row, *without: str) -> tuple[object, ...]:
