@@ -18,6 +18,7 @@ from aeft_lib.maps.seeds import Seed
 from aeft_lib.paper.classifier import CamClassifier
 from aeft_lib.paper.erasing import erase, max_norm
 from aeft_lib.parts.map_losses import resized
+from aeft_lib.parts.reliable_labels import reliable_labels
 from aeft_lib.refinement import background, dense_crf
 from aeft_lib.rivals import cpn, occse
 from aeft_lib.rivals.pmm import Ppmg
@@ -28,7 +29,6 @@ from aeft_lib.studies.rows import Row
 from aeft_lib.studies.systems import learned
 
 MANY = 60  # scenes of a class that are clustered, at most
-SURE = 0.8  # of a posterior; RRM keeps no pixel below it
 READERS = 4  # beside the scene
 
 Pictures = list[list[np.ndarray]]
@@ -231,7 +231,7 @@ def doubts(chosen: Case) -> tuple[Pictures, pd.DataFrame]:
     """Where two label maps differ (SSDD), and which pixels are sure (RRM).
 
     Five columns: labels before the CRF and after it, who is right where they differ (green: after,
-    orange: before, blue: neither), the CRF's sure pixels (cream: void), truth.
+    orange: before, blue: neither), the pixels that RRM keeps (cream: void), truth.
     The numbers: shares of the scene, and how many of them are labelled right.
     """
     image, seed = chosen.scene.image, chosen.seed
@@ -239,7 +239,8 @@ def doubts(chosen: Case) -> tuple[Pictures, pd.DataFrame]:
     posterior = dense_crf.refine(image, seed.cam, [power])[0]
     before, after = label_map(*seed, chosen.threshold), label_map(seed.class_ids, posterior[1:])
     truth, differ = chosen.scene.mask, before != after
-    sure = np.where(posterior.amax(dim=0).numpy() >= SURE, after, VOID)
+    sure = reliable_labels(torch.from_numpy(image).permute(2, 0, 1), seed.cam, seed.class_ids)
+    sure = sure.numpy()
     grey = np.repeat(image.mean(axis=2, keepdims=True) / 255, 3, axis=2)
     regions = (differ & (after == truth), differ & (before == truth))
     neither = differ & ~regions[0] & ~regions[1]

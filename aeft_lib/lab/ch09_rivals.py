@@ -163,6 +163,25 @@ def seeds(lines: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     return _as_text(rows)
 
 
+def precision_recall(lines: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """Precision and recall of seeds against GAP's, as text: where a difference of mIoU comes from.
+
+    At the threshold that is best on masks, then at one that no mask chose (``_maskless``); the base
+    has its own numbers.  Bold as in `seeds`.
+    """
+    names = ("precision", "recall", "precision_maskless", "recall_maskless")
+    heads = [name.replace("_maskless", ", without masks") for name in names]
+    base = [by_repeat(table, "gap", name) for name in names]
+    base = [f"{np.mean(values):.1f}" if values else NOT_RUN for values in base]
+    rows = [{"method": BASE} | dict(zip(heads, base, strict=True))]
+    own = lines[(lines["end"] == "seed") & (lines["shared"] == "") & (lines["repeats"] > 0)]
+    for line in own.itertuples():
+        gained = [interval(paired(table, line.row, "gap", name)) for name in names]
+        texts = [_gain(gain) if gain.n else "—" for gain in gained]
+        rows.append({"method": line.method} | dict(zip(heads, texts, strict=True)))
+    return _as_text(rows)
+
+
 def label_maps(lines: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     """The league of pseudo-labels and networks as text: what to compare with, then the systems.
 
