@@ -148,6 +148,34 @@ def embeddings_told(kept: pd.DataFrame, rows: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
+def embeddings(kept: pd.DataFrame, rows: Sequence[str]) -> pd.DataFrame:
+    """Both embeddings of rows along their trainings: ``row`` and the columns of `curves.course`."""
+    parts = [curves.course(kept, row, EMBEDDINGS).assign(row=row) for row in rows]
+    there = [part for part in parts if len(part)]
+    return pd.concat(there or parts, ignore_index=True)
+
+
+def embedding_figure(shown: pd.DataFrame) -> Figure:
+    """A panel a kind of pictures, a colour a row: e_A full, e_P dashed, intervals shaded.
+
+    shown: `embeddings`, not empty.  Steps count from the beginning of a row's own phase.
+    """
+    there = [pictures for pictures in PICTURES.values() if pictures in set(shown["pictures"])]
+    size, options = (2.6 * len(there) + 1.2, 1.9), {"squeeze": False, "layout": "constrained"}
+    figure, axes = plt.subplots(1, len(there), figsize=size, **options)
+    rows = list(shown["row"].unique())
+    for axis, pictures in zip(axes[0], there, strict=True):
+        of_pictures = shown[shown["pictures"] == pictures]
+        for (row, name), part in of_pictures.groupby(["row", "name"], sort=False):
+            style = {"linestyle": "-" if name == "e_anchor" else "--"}
+            label = f"{row}, ${EMBEDDINGS[name]}$"
+            _line(axis, part, f"C{rows.index(row)}", label=label, **style)
+        axis.set(xlabel="steps of training", title=pictures, ylim=(0, None))
+    axes[0][0].set_ylabel("mean embedding")
+    figure.legend(title=None, loc="outside right center", handles=axes[0][-1].lines)
+    return figure
+
+
 def _line(axis: Axes, part: pd.DataFrame, colour: str, **style: str | None) -> None:
     """A mean along the steps, its interval shaded."""
     axis.plot(part["step"], part["mean"], marker="o", color=colour, markersize=2.5, **style)

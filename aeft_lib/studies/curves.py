@@ -16,6 +16,7 @@ from aeft_lib.studies.effects import WHERE, half_width, paired, points, side
 PICTURES = {"evening": "collages", "evening-voc": "photos"}  # of the profiles with curves
 METRICS = {"miou": "mIoU", "precision": "precision", "half_area": "area above half max"}
 NEEDS = 5  # repeats that a claim of the paper needs
+BESIDE_ZERO = {"holds": "above 0", "fails": "below 0", "undecided": "0 is in the interval"}
 ENDS = ["mean", "low", "high"]
 COLUMNS = ("pictures", "row", "repeat", "step", "part")
 
@@ -87,6 +88,37 @@ def sentences(kept: pd.DataFrame, more: str, less: str, label: str) -> str:
     """
     lines = [_sentence(kept, pictures, more, less, label) for pictures in PICTURES.values()]
     return "\n".join(f"- {line}" for line in lines)
+
+
+def turns(kept: pd.DataFrame, more: str, less: str, label: str) -> str:
+    """From which step on a difference lies where, an item a kind of pictures and metric; computed.
+
+    Where no point has `NEEDS` repeats nothing is decided, and an item says so.
+    """
+    items = []
+    for pictures in PICTURES.values():
+        rows = kept[kept["pictures"] == pictures]
+        for metric, name in METRICS.items():
+            along = differences(rows, more, less, metric)
+            decided = along[along["n"] >= NEEDS]
+            if along.empty:
+                continue
+            told = _runs(decided) if len(decided) else f"{int(along['n'].max())} of {NEEDS} repeats"
+            items.append(f"- {pictures}, {label} in {name}: {told}.")
+    return "\n".join(items) or "- *not run* yet."
+
+
+def _runs(along: pd.DataFrame) -> str:
+    """Steps in a row at which an interval lies on the same side of 0."""
+    sides = [side(line.low, line.high) for line in along.itertuples()]
+    steps, told, start = along["step"].astype(int).tolist(), [], 0
+    for i, word in enumerate(sides):
+        if i + 1 < len(sides) and sides[i + 1] == word:
+            continue
+        span = f"{steps[start]:,}" if start == i else f"{steps[start]:,} to {steps[i]:,}"
+        told.append(f"{BESIDE_ZERO[word]} at {span}")
+        start = i + 1
+    return ", ".join(told) + " steps"
 
 
 def _sentence(kept: pd.DataFrame, pictures: str, more: str, less: str, label: str) -> str:

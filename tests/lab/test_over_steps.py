@@ -43,6 +43,20 @@ def test_an_empty_ledger_has_no_line(home):
     plt.close("all")
 
 
+def test_embeddings_have_a_line_each_and_a_panel_for_the_pictures_that_were_run(home):
+    columns = {"e_anchor": [0.4, 0.6, 0.8, 1.0], "e_positive": [0.1, 0.15, 0.2, 0.25]}
+    for repeat in range(2):
+        write(home, "evening-voc", "gated", repeat, [50.0] * 4, **columns)
+    shown = over_steps.embeddings(curves.kept(), ["gated", "attract_soft"])
+    (axis,) = (figure := over_steps.embedding_figure(shown)).axes
+    assert axis.get_title() == "photos"
+    named = {line.get_label(): line.get_ydata().tolist() for line in axis.lines}
+    drawn = {"gated, $e_A$": columns["e_anchor"], "gated, $e_P$": columns["e_positive"]}
+    assert named == {label: pytest.approx(values) for label, values in drawn.items()}
+    plt.close(figure)
+    assert over_steps.embeddings(curves.kept(), ["attract_soft"]).empty
+
+
 def gated(home, repeat: int, ends: dict[str, float]) -> None:
     """A curve of G on photos whose gates go from one half to these ends, straight."""
     columns = {name: np.linspace(0.5, end, 4) for name, end in ends.items()}

@@ -41,6 +41,26 @@ def test_the_interval_of_enough_repeats_is_read(home, repeats, gains, where):
     assert f" ({where}; {ahead}), -5.0 [-5.0, -5.0] after 100. At the end, " in told[1]
 
 
+def test_the_steps_at_which_a_difference_turns_are_told(home):
+    for repeat, noise in enumerate((0.0, 0.1, -0.1, 0.05, -0.05)):
+        write(home, "evening-voc", "gap", repeat, [40.0, 45.0, 48.0, 50.0])
+        far = 10 * (-1) ** repeat  # no side of 0
+        ends = [35.0 + noise, 45.0 + far, 48.0 - far, 52.0 + noise]
+        write(home, "evening-voc", "gated", repeat, ends)
+    told = curves.turns(curves.kept(), "gated", "gap", LABEL).splitlines()
+    first = "below 0 at 100, 0 is in the interval at 200 to 300, above 0 at 400 steps"
+    assert told[0] == f"- photos, {LABEL} in mIoU: {first}."
+    assert len(told) == len(curves.METRICS)
+
+
+def test_turns_of_too_few_repeats_or_none_say_so(home):
+    assert curves.turns(curves.kept(), "gated", "gap", LABEL) == "- *not run* yet."
+    for row in ("gap", "gated"):
+        write(home, "evening", row, 0, [40.0, 45.0])
+    told = curves.turns(curves.kept(), "gated", "gap", LABEL).splitlines()
+    assert told[0] == f"- collages, {LABEL} in mIoU: 1 of 5 repeats."
+
+
 def test_a_row_that_still_learns_its_tags_is_named(home):
     for row, tag_map in (("gap", [80.0, 88.0, 90.0, 90.4]), ("gated", [70.0, 80.0, 85.0, 88.0])):
         write(home, "evening", row, 0, [40.0] * 4, tag_map=tag_map)
