@@ -1,13 +1,21 @@
 """Chapter 4 in sentences, computed from its tables.  All return Markdown."""
 
+import math
+
 import pandas as pd
 
 from aeft_lib.lab import told
-from aeft_lib.studies.effects import interval, paired
+from aeft_lib.studies.effects import REPEATS, Effect, interval, paired
 
 BASELINE = "gpp_only"
-PARTS = ("gpp_only_corrected", "ours_anchor_moves", "ours_ring", "ours_own_tags")
+PARTS = ("gpp_only_corrected", "corrected", "ours_anchor_moves", "ours_ring", "ours_own_tags")
 METRICS = ("recall", "precision")
+BASES = {  # what a row's embeddings are compared with: classification by its own optimiser
+    "attract_soft": BASELINE,
+    "attract_soft_repel": BASELINE,
+    "corrected": "gpp_only_corrected",
+    "ours": "gpp_only_corrected",
+}
 
 
 def progress(table: pd.DataFrame) -> str:
@@ -46,11 +54,48 @@ def settings(effects: pd.DataFrame) -> str:
 
 
 def parts(table: pd.DataFrame) -> str:
-    """*Ours* against itself with one part taken back, and against classification alone.
+    """*Ours* against itself with one part taken back, the paper's triplet, and classification.
 
-    table: of the study `ours_ablation`.
+    The paper's, its quirks corrected, against classification too.  table: of the study
+    `ours_ablation`.
     """
-    return told.compared(table, [("ours", row) for row in PARTS])
+    own = told.compared(table, [("ours", row) for row in PARTS])
+    papers = told.compared(table, [("corrected", "gpp_only_corrected")], ("miou", *METRICS))
+    return "\n".join(filter(None, (own, papers)))
+
+
+def embeddings(sizes: pd.DataFrame) -> str:
+    """Whether an anchor shrinks or its positive grows, against classification alone.
+
+    sizes: of `ch04_triplet.embedding_sizes`.
+    """
+    labels = sizes.drop_duplicates("row").set_index("row")["label"]
+    sentences = []
+    for row, base in BASES.items():
+        if not {row, base} <= set(labels.index):
+            continue
+        anchor, positive = (interval(paired(sizes, row, base, name)) for name in ("e_A", "e_P"))
+        changes = f"e_A {_change(anchor)}, e_P {_change(positive)}"
+        sentences.append(
+            f"**{labels[row]} − {labels[base]}**: {changes}: {_word(anchor, positive)}."
+        )
+    return told.bullets(sentences)
+
+
+def _change(of: Effect) -> str:
+    spread = "" if math.isnan(of.low) else f" [{of.low:+.2f}, {of.high:+.2f}]"
+    return f"{of.mean:+.2f}{spread}"
+
+
+def _word(anchor: Effect, positive: Effect) -> str:
+    """In words, by their 95 % intervals."""
+    if anchor.n < REPEATS:
+        return f"{anchor.n} of {REPEATS} repeats"
+    if positive.low > 0:
+        return "both grow" if anchor.low > 0 else "the positive grows"
+    if anchor.high < 0:
+        return "both shrink" if positive.high < 0 else "the anchor shrinks"
+    return "undecided"
 
 
 def quirks(effects: pd.DataFrame) -> str:

@@ -114,20 +114,19 @@ def triplet_pictures(case: TripletCase) -> tuple[dict[str, np.ndarray], pd.DataF
 
 
 def embedding_sizes(session: Session, rows: Sequence[str], scenes: int = 20) -> pd.DataFrame:
-    """How much of the tagged classes the GPP space holds: mean over the first scenes and repeats.
+    """How much of the tagged classes the GPP space holds: means over the first scenes.
 
-    Index: label.  Columns: e_A of the anchor, e_P of its positive (ring mask), and their ratio.
-    Rows that cannot be read are left out, and a line says so.
+    ``row, label, repeat``; ``e_A`` of the anchor, ``e_P`` of its positive (ring mask), and their
+    ``ratio``.  Rows that cannot be read are left out, and a line says so.
     """
-    lines = {}
+    lines, indices = [], range(min(scenes, len(session.scenes)))
     for row in map(catalogue.row, session.known(rows)):
-        sizes = []
         for repeat in range(session.n_repeats):
             network = session.network(row.name, repeat)
-            indices = range(min(scenes, len(session.scenes)))
-            sizes += [_embedding_sizes(network, session.scenes[index]) for index in indices]
-        lines[row.label] = np.mean(sizes, axis=0)
-    table = pd.DataFrame(lines, index=["e_A", "e_P"]).T
+            sizes = [_embedding_sizes(network, session.scenes[index]) for index in indices]
+            means = dict(zip(("e_A", "e_P"), np.mean(sizes, axis=0), strict=True))
+            lines.append({"row": row.name, "label": row.label, "repeat": repeat} | means)
+    table = pd.DataFrame(lines, columns=["row", "label", "repeat", "e_A", "e_P"])
     return table.assign(ratio=table["e_P"] / table["e_A"])
 
 

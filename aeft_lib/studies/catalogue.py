@@ -146,9 +146,11 @@ STUDIES = {
         ),
         Study(
             "ours_ablation",
-            "Is it the triplet that makes ours better, or its optimiser, and which part of it?",
+            "Is it the triplet that makes ours better, or its optimiser, and which part of it? "
+            "What does the paper's triplet gain with that optimiser?",
             (
                 CORRECTED_BASELINE,
+                CORRECTED_ROW,
                 OURS_ROW,
                 second(
                     "ours_anchor_moves",

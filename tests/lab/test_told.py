@@ -100,6 +100,34 @@ def test_rows_are_compared_by_repeat_and_lacking_ones_left_out():
 # --- chapters -------------------------------------------------------------------------------------
 
 
+def sizes(**rows: tuple[list[float], list[float]]) -> pd.DataFrame:
+    """Embeddings e_A and e_P of rows by repeat."""
+    parts = [
+        pd.DataFrame({"row": row, "label": row, "repeat": range(len(e_a)), "e_A": e_a, "e_P": e_p})
+        for row, (e_a, e_p) in rows.items()
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_an_anchor_that_falls_shrinks_and_a_positive_that_rises_grows():
+    base = ([1.2, 1.21, 1.22], [0.8, 0.81, 0.82])
+    text = ch04_told.embeddings(
+        sizes(
+            gpp_only=base,
+            attract_soft=([0.9, 0.92, 0.91], [0.8, 0.82, 0.81]),
+            attract_soft_repel=([1.2, 1.25, 1.18], [0.8, 0.82, 0.81]),
+            gpp_only_corrected=base,
+            corrected=([1.2, 1.22, 1.21], [1.0, 1.02, 1.01]),
+            ours=([2.2, 2.22, 2.21], [1.8, 1.82, 1.81]),
+        )
+    )
+    words = [line.rsplit(": ", 1)[1] for line in text.splitlines()]
+    assert words == ["the anchor shrinks.", "undecided.", "the positive grows.", "both grow."]
+    assert "**attract_soft − gpp_only**: e_A -0.30 [" in text
+    few = ch04_told.embeddings(sizes(gpp_only=([1.2], [0.8]), attract_soft=([0.9], [0.8])))
+    assert few == "- **attract_soft − gpp_only**: e_A -0.30, e_P +0.00: 1 of 3 repeats."
+
+
 def test_gates_are_counted_by_the_side_of_one_half_that_all_repeats_share():
     sides = {"1→2": (0.6, 0.7), "2→3": (0.4, 0.6), "3→6": (0.2, 0.3)}
     gates = pd.DataFrame(
