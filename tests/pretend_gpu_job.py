@@ -1,4 +1,4 @@
-"""What `test_pretend_gpu` runs on a pretended GPU: steps, a whole row, faults; prints JSON.
+"""What `test_pretend_gpu` runs on a pretended GPU: steps, whole rows, faults; prints JSON.
 
 Started with the variables of `pretend_gpu.environment`; the store is ``AEFT_RUNS``.
 """
@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+from evening_profile import evening_profile
 from pretend_gpu import Pretend
 from torch import Tensor, nn
 
@@ -20,7 +21,7 @@ from aeft_lib.networks.efficientnet_lite import EfficientNetLiteSpec
 from aeft_lib.rivals.occse import OcCse
 from aeft_lib.studies import catalogue
 from aeft_lib.studies.pipeline import artefacts
-from aeft_lib.studies.profiles import SMOKE
+from aeft_lib.studies.profiles import EVENING, SMOKE
 
 K, B, SIDE = 3, 4, 64
 BACKBONE = EfficientNetLiteSpec(weights="none", trained_stages=1)
@@ -47,6 +48,13 @@ PROFILE = replace(
     erasing=replace(SMOKE.erasing, epochs=1, batch_size=8),
 )
 ROW = "segment_aeft"
+# A training on random views of new scenes, with its curve; without lookahead too.
+VIEWS = evening_profile(
+    val=SceneSpec("val", 2, 64),
+    backbone=BACKBONE,
+    schedule=replace(EVENING.schedule, epochs=4, batch_size=4, steps_per_epoch=1),
+    compute=PLAIN,
+)
 
 
 def batch() -> Batch:
@@ -106,6 +114,8 @@ def main() -> None:
         row = next(r for s in catalogue.STUDIES.values() for r in s.rows if r.name == ROW)
         with log.named("row"):
             made = artefacts(PROFILE, row, 0)
+        with log.named("views"):
+            artefacts(VIEWS, catalogue.GATED, 0)
     events = {kind: [[*at, n] for at, n in counts.items()] for kind, counts in log.events.items()}
     summary = made["evaluation"].summary
     answer = {"events": events, "operations": log.operations, "errors": errors, "row": summary}

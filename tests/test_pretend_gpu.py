@@ -43,8 +43,8 @@ def events(pretended: dict, kind: str, *, fault: bool = False) -> list[tuple[str
 
 
 def test_all_of_it_ran_on_the_device(pretended):
-    """A step has hundreds of operations; the row's steps are those of all its trainings."""
-    phases = [*(f"step: {name}" for name in STEPS), "step: row"]
+    """A step has hundreds of operations; the rows' steps are those of all their trainings."""
+    phases = [*(f"step: {name}" for name in STEPS), "step: row", "step: views"]
     assert all(pretended["operations"][phase] > 100 for phase in phases)
     assert 0 <= pretended["row"]["miou"] <= 100
 

@@ -130,11 +130,16 @@ def _table(claims: Sequence[Mapping[str, Any]], head: str, *, paper: bool = Fals
 
 
 def _cell(line: Mapping[str, Any], prefix: str) -> str:
-    """The verdict and why there is none, with the difference where there is one."""
+    """The verdict and why there is none, with the difference where there is one.
+
+    What was still learning is named; that trainings are short stands above the table.
+    """
     verdict, reason = line[f"{prefix}verdict"], line[f"{prefix}reason"]
     if not line[COUNTED[prefix]]:
         return verdict
-    return f"{points_of(line, prefix)} {verdict}" + (f" ({reason})" if reason else "")
+    learning = line.get(f"{prefix}unsaturated")
+    notes = [*filter(None, (reason, f"not saturated: {learning}" if learning else ""))]
+    return f"{points_of(line, prefix)} {verdict}" + (f" ({'; '.join(notes)})" if notes else "")
 
 
 def _short(report: Mapping[str, Any]) -> str:

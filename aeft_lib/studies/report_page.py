@@ -151,20 +151,18 @@ def tally(report: Mapping[str, Any], prefix: str | tuple[str, ...], where: str =
 def by_scale(report: Mapping[str, Any]) -> pd.DataFrame:
     """Verdicts on claims that have real photos, with their differences, a line a claim.
 
-    ``id, collages, points, real photos, points there, paper scale``.
+    ``id, collages, points``, then ``on real photos, points there``, the same of long trainings
+    where there are any, and ``paper scale``.  Short trainings are marked.
     """
     lines = [row for row in report["claims"] if row["id"].startswith(CLAIMS) and row["photos_n"]]
-    return pd.DataFrame(
-        {
-            "id": row["id"],
-            "collages": row["verdict"],
-            "points": points_of(row),
-            "real photos": row["photos_verdict"],
-            "points there": points_of(row, "photos_"),
-            "paper scale": row["paper_scale"],
-        }
-        for row in lines
-    )
+    table = pd.DataFrame({"id": [row["id"] for row in lines]})
+    table["collages"] = [_verdict_cell(row) for row in lines]
+    table["points"] = [points_of(row) for row in lines]
+    for prefix, place in places_of(lines).items():
+        table[place] = [_verdict_cell(row, prefix) for row in lines]
+        there = "points there" if prefix == "photos_" else f"points {place}"
+        table[there] = [points_of(row, prefix) for row in lines]
+    return table.assign(**{"paper scale": [row["paper_scale"] for row in lines]})
 
 
 def points_of(row: Mapping[str, Any], prefix: str = "") -> str:
