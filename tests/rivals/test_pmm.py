@@ -359,6 +359,16 @@ def test_pus_leaves_a_larger_mean_as_it_is():
     assert (terms["pus_acted"].item(), terms["pus_pixels"].item()) == (0.0, 0.0)
 
 
+def test_pus_acts_below_its_mean_and_not_at_it():
+    logits, labels = losses(0.1, 0.2, 1.2)
+    mean = loss_of(Pus(beta=0.0), logits, labels)["segmentation"].item()
+    assert mean == pytest.approx(0.5, rel=1e-6)
+    acted = [
+        loss_of(Pus(beta=beta), logits, labels)["pus_acted"].item() for beta in (mean, 1.001 * mean)
+    ]
+    assert acted == [0.0, 1.0]
+
+
 @pytest.mark.parametrize(
     ("kind", "expected"), [("ignore", 0.3), ("pow", 0.1**0.5 + 0.2**0.5 + 0.9**0.5)]
 )
