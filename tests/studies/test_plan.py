@@ -15,6 +15,8 @@ from aeft_lib.stages.read_each import EachSpec
 from aeft_lib.studies import catalogue, profiles, run, work
 from aeft_lib.studies.plan import PublishedSet, needs, plan, row_table, table, with_data
 from aeft_lib.studies.profiles import GPU_GB, VOC
+from aeft_lib.studies.rows import GAP
+from aeft_lib.studies.systems import SYSTEMS, ends
 from aeft_lib.studies.work import PHOTO, Load, cheapest, choices, forward, loads
 
 
@@ -218,3 +220,16 @@ def test_data_that_is_there_is_taken_and_own_photos_have_no_published_size(
     monkeypatch.setenv("AEFT_PHOTOS_ROOT", str(tmp_path / "nowhere"))
     assert main(["explain", "gap_vs_gpp", "--profile", "photos"]) == 1
     assert "classes.txt" in capsys.readouterr().err
+
+
+def test_every_system_has_hours_memory_and_disk_at_paper_scale(tmp_path, monkeypatch):
+    monkeypatch.setenv("AEFT_VOC_ROOT", str(tmp_path / "nothing"))
+    opened.cache_clear()
+    profile, assumed = with_data(VOC)
+    assert "train_aug 10,582" in assumed
+    rows = catalogue.rows_by_name()
+    chosen = {r.name: r for known in SYSTEMS for r in ends(known, rows).values()} | {"gap": GAP}
+    costs = row_table(needs(profile, list(chosen.values()), [0])).set_index("row")
+    assert len(costs) > 40
+    assert (costs[["GPU hours", "GB on a GPU", "GB on disk"]] > 0).all(axis=None)
+    assert costs["GPU hours"].idxmin() in ("gap", "psa_seed", "irnet_seed", "bes_seed")
