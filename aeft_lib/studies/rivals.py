@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from aeft_lib.parts.refined import RefinedMaps
-from aeft_lib.rivals import psa
+from aeft_lib.rivals import cpn, psa, seam
 from aeft_lib.rivals.cpn import Cpn
 from aeft_lib.rivals.cpn_pixels import PixelsAlone
 from aeft_lib.rivals.occse import OcCse
@@ -12,6 +12,7 @@ from aeft_lib.rivals.sccam import ScCam, SubCategories
 from aeft_lib.rivals.seam import Seam
 from aeft_lib.stages.multi_crop import MultiCrop
 from aeft_lib.stages.psa import Psa
+from aeft_lib.stages.relu_first import ReluFirst
 from aeft_lib.studies import rivals_irn, rivals_readers, rivals_rounds, rivals_segment
 from aeft_lib.studies.rival import BASE, PSA, ends, labelled, rows_of
 from aeft_lib.studies.rivals_rounds import SEAM
@@ -35,6 +36,12 @@ CPN = Row(
 )
 
 
+def _released(row: Row, **fields: object) -> Row:
+    """A row with the quirks of its method's release.  fields: of `Row`."""
+    changes = {"name": f"{row.name}_released", "label": f"{row.label}, as released"}
+    return replace(row, **changes, published=None, **fields)
+
+
 def _round(name: str, label: str, teacher: Row, **labeller: int) -> Row:
     """A round of SC-CAM, after the teacher's.  labeller: fields of `SubCategories`."""
     names = ("sub_ap", "sub_accuracy", "smallest_cluster", "largest_cluster")
@@ -46,6 +53,7 @@ def _round(name: str, label: str, teacher: Row, **labeller: int) -> Row:
 
 SCCAM_1 = _round("sccam_round1", "SC-CAM, 1 round", GAP)
 SCCAM_2 = _round("sccam_round2", "SC-CAM, 2 rounds", SCCAM_1)
+SCCAM = replace(_round("sccam", "SC-CAM, 3 rounds", SCCAM_2), published="rival.sccam.seed")
 RIVAL_ROWS = (
     *rows_of(
         OCCSE,
@@ -58,6 +66,7 @@ RIVAL_ROWS = (
                 method=OcCse(first_weight=0.0, last_weight=0.0),
                 published=None,
             ),
+            _released(OCCSE, method=OcCse(mask_max="batch")),
         ),
     ),
     *rows_of(
@@ -70,6 +79,14 @@ RIVAL_ROWS = (
                 method=Seam(equivariance=0.0, refinement=0.0),
                 published=None,
             ),
+            replace(
+                SEAM,
+                name="seam_l_min",
+                label="SEAM, with the term of the lowest quarter",
+                method=Seam(l_min=True),
+                published=None,
+            ),
+            _released(SEAM, method=seam.REFERENCE),
             replace(
                 SEAM,
                 name="seam_raw",
@@ -89,6 +106,7 @@ RIVAL_ROWS = (
                 method=Cpn(complementary=0.0, refinement=0.0),
                 published=None,
             ),
+            _released(CPN, method=cpn.REFERENCE),
             replace(
                 CPN,
                 name="cpn_raw",
@@ -106,9 +124,10 @@ RIVAL_ROWS = (
         ),
     ),
     *rows_of(
-        replace(_round("sccam", "SC-CAM, 3 rounds", SCCAM_2), published="rival.sccam.seed"),
+        SCCAM,
         passes=4.0,  # round 0, the GAP classifier, and three more
         ablations=(
+            _released(SCCAM, reader=ReluFirst()),
             SCCAM_1,
             SCCAM_2,
             _round("sccam_k1", "SC-CAM, 1 round, k = 1", GAP, k=1),
@@ -158,6 +177,7 @@ PMM_ROWS = (
     # Each part left out: smoothing, the proportion, both (the CRF of all classes together).
     labelled("pmm_no_cvs", "PMM, not smoothed", GAP, Ppmg(smoothing=0.0), mechanisms=PROPORTION),
     labelled("pmm_score", "PMM, by score", GAP, Ppmg(importance="score"), mechanisms=PROPORTION),
+    _released(PMM_LABELS, refiner=Ppmg(half_precision=True, zero_importance=True)),
     labelled("gap_crf", "GAP, one CRF of all classes", GAP, Psa(crf=True)),
     PMM_SEGMENT,
     replace(

@@ -66,7 +66,7 @@ RIB_ROWS = (
 )
 CDA_ROWS = (
     *_whole(_pasted("cda", "CDA", Pasting()), AFFINITY),
-    _pasted("cda_release", "CDA, as released", Pasting(dilated=True, short_decay=True)),
+    _pasted("cda_released", "CDA, as released", Pasting(dilated=True, short_decay=True)),
     # GAP's training, and one on twice as many scenes.
     replace(GAP, name="gap_as_cda", label="GAP, passes of CDA", as_long_as=3.0, published=None),
 )
