@@ -1,6 +1,7 @@
 """Figures of chapter 9: the field as a map, the league, published against reproduced, failures."""
 
 from collections.abc import Collection, Mapping, Sequence
+from textwrap import fill
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
@@ -24,6 +25,7 @@ from aeft_lib.studies.findings import ranks
 from aeft_lib.studies.systems import ENDS, FAMILIES, NOT_RUN, PLACES, SYSTEMS
 
 PICTURES_DPI = 85  # of many photos, in a notebook of 300 KB; files have the style's resolution
+LETTERS = 17  # of a title in an inch of its column
 GREY = "0.55"
 IN_A_ROW = 3  # failures
 HEADS = {"seed": "seeds", "pseudo": "pseudo-labels", "segmentation": "network"}
@@ -102,8 +104,9 @@ def idea_grid(
     labels: Sequence[str] = (),
     classes: Sequence[str] = (),
 ) -> Figure:
-    """`figures.picture_grid` at the screen's resolution."""
-    figure = picture_grid(rows, titles, labels, classes)
+    """`figures.picture_grid` at the screen's resolution, long titles in two lines."""
+    width = int(LETTERS * TEXT_WIDTH / len(titles))
+    figure = picture_grid(rows, [fill(title, width) for title in titles], labels, classes)
     figure.set_dpi(PICTURES_DPI)
     return figure
 

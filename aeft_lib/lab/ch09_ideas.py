@@ -24,6 +24,7 @@ from aeft_lib.rivals import cpn, occse
 from aeft_lib.rivals.pmm import Ppmg
 from aeft_lib.rivals.sccam import clustered
 from aeft_lib.stages.cache_features import rescale
+from aeft_lib.stages.image_reader import Picture
 from aeft_lib.studies import catalogue
 from aeft_lib.studies.rows import Row
 from aeft_lib.studies.systems import learned
@@ -172,7 +173,7 @@ def rounds(lab: Session, chosen: Case, k: int = 3) -> tuple[Pictures, pd.DataFra
 def readers(lab: Session, chosen: Case) -> tuple[dict[str, np.ndarray], pd.DataFrame]:
     """The class's CAM by every reader that a row has for GAP's classifier, by label.
 
-    Readers that take many steps for an image are shown where the store has their seeds.
+    One that draws on other images, as RIB does, is shown where the store has its seeds.
     The numbers: the share of the scene above half the maximum, and of the object's pixels among it.
     """
     ids, mask = chosen.seed.class_ids, chosen.scene.mask == chosen.class_id + 1
@@ -202,11 +203,15 @@ def _readers() -> list[Row]:
 
 
 def _read(lab: Session, chosen: Case, row: Row) -> Tensor | None:
-    """The CAMs (K', H, W) in 0..1 of the scene; None where they would take many steps."""
+    """The CAMs (K', H, W) in 0..1 of the scene; None where more than the scene is needed."""
+    scales, image = lab.profile.seed_scales, chosen.scene.image
     if hasattr(row.reader, "from_images"):
-        reader = row.reader.fitted(lab.profile.seed_scales)
-        given = (row.method, chosen.network, [chosen.scene.image], [chosen.seed.class_ids])
-        return reader.from_images(*given)[0].cam
+        given = (row.method, chosen.network, [image], [chosen.seed.class_ids])
+        return row.reader.fitted(scales).from_images(*given)[0].cam
+    if not row.reader.draws and not lab.at_hand(row.name):
+        reader = row.reader.fitted(scales, brief=bool(lab.profile.scenes("scored").size))
+        picture = Picture(chosen.index, image, torch.from_numpy(chosen.scene.tags))
+        return reader.read(row.method, chosen.network, [picture], None, {})[0].cam
     return lab.seeds(row.name)[chosen.index].cam if lab.at_hand(row.name) else None
 
 
@@ -239,7 +244,7 @@ def doubts(chosen: Case) -> tuple[Pictures, pd.DataFrame]:
     posterior = dense_crf.refine(image, seed.cam, [power])[0]
     before, after = label_map(*seed, chosen.threshold), label_map(seed.class_ids, posterior[1:])
     truth, differ = chosen.scene.mask, before != after
-    sure = reliable_labels(torch.from_numpy(image).permute(2, 0, 1), seed.cam, seed.class_ids)
+    sure = reliable_labels(torch.tensor(image).permute(2, 0, 1), seed.cam, seed.class_ids)
     sure = sure.numpy()
     grey = np.repeat(image.mean(axis=2, keepdims=True) / 255, 3, axis=2)
     regions = (differ & (after == truth), differ & (before == truth))
