@@ -166,6 +166,7 @@ SOFTENED = (Logged(("pus_acted", "pus_pixels"), "segmenter"),)
 PMM_LABELS = labelled(
     "pmm", "PMM", GAP, Ppmg(), mechanisms=PROPORTION, published="rival.pmm.pseudo"
 )
+PMM_ON_SEAM = labelled("pmm_seam", "PMM on SEAM", SEAM, Ppmg(), mechanisms=PROPORTION)
 PMM_SEGMENT = segmented("pmm_segment", "PMM, network", PMM_LABELS)
 PMM_PUS = {"segmenter": Pus(), "mechanisms": SOFTENED}
 PMM_ROWS = (
@@ -173,13 +174,14 @@ PMM_ROWS = (
         GAP, name="pmm_crops", label="PMM, seeds in windows", reader=MultiCrop(), published=None
     ),
     PMM_LABELS,
-    labelled("pmm_seam", "PMM on SEAM", SEAM, Ppmg(), mechanisms=PROPORTION),
+    PMM_ON_SEAM,
     # Each part left out: smoothing, the proportion, both (the CRF of all classes together).
     labelled("pmm_no_cvs", "PMM, not smoothed", GAP, Ppmg(smoothing=0.0), mechanisms=PROPORTION),
     labelled("pmm_score", "PMM, by score", GAP, Ppmg(importance="score"), mechanisms=PROPORTION),
     _released(PMM_LABELS, refiner=Ppmg(half_precision=True, zero_importance=True)),
     labelled("gap_crf", "GAP, one CRF of all classes", GAP, Psa(crf=True)),
     PMM_SEGMENT,
+    segmented("pmm_seam_segment", "PMM on SEAM, network", PMM_ON_SEAM),
     replace(
         PMM_SEGMENT,
         name="pmm_pus",

@@ -126,6 +126,8 @@ SYSTEMS = (
         rounds=True,
         parts=(
             ("pmm_crops", "gap"),
+            ("pmm_seam", "seam_pseudo"),
+            ("pmm_seam_segment", "seam_segmentation"),
             ("pmm_windows", "pmm_windows_gap"),
             ("pmm_pus", "pmm_segment"),
             ("truth_pus", "segment_truth"),
