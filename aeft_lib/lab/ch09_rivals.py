@@ -48,8 +48,9 @@ def results(lab: Session) -> pd.DataFrame:
     """The long table of all systems: ``row, label, repeat`` and numbers; what there is of it.
 
     Repeats come from the store; on the profile of the committed tables, those that the store lacks
-    come from the study's own (`studies.collected`).  A row of which another study's table has more
-    repeats is that table's.  Nothing is trained but, where that takes seconds, `systems.brief`.
+    come from the study's own (`studies.collected`).  Of rows that are not the study's, or of which
+    it has too few, the committed table with more repeats counts.  Nothing is trained but, where that
+    takes seconds, `systems.brief`.
     """
     if is_quick(lab):
         known = brief(catalogue.rows_by_name())
@@ -88,9 +89,11 @@ def _stored(lab: Session, rows: Sequence[Row]) -> pd.DataFrame:
 def _committed(lab: Session, there: Mapping[str, int]) -> list[pd.DataFrame]:
     """Rows of the league in other studies' committed tables, each from one.
 
-    there: repeats at hand, by row; of those, a row that has more of them in a table.
+    there: repeats at hand, by row; of those, a row that has more of them in a table.  Rows of the
+    study itself that have enough stay, with their mechanisms, which other tables have not.
     """
-    names, parts = {row.name for row in wanted()}, []
+    own = {row.name for row in RIVALS.rows if there.get(row.name, 0) >= COMMITTED_REPEATS}
+    names, parts = {row.name for row in wanted()} - own, []
     studies = [study for study in catalogue.STUDIES.values() if not study.needs]
     files = [run.committed_table(study) for study in studies if study.name not in STUDIES]
     for file in dict.fromkeys(file for file in files if file.is_file()):

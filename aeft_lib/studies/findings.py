@@ -92,9 +92,11 @@ def mechanism(table: pd.DataFrame, known: System, rows: Mapping[str, Row]) -> st
     if not _readings(table, own):
         return "not logged" if by_repeat(table, own.name, "miou_maskless") else NOT_RUN
     names = dict.fromkeys(name for name, _ in known.parts if name in rows and name != own.name)
-    parts = [rows[name] for name in names if rows[name].mechanisms]
-    beside = [f"{part.label}: {told}" for part in parts if (told := _readings(table, part))]
-    return "; ".join([_of_own(table, known, own), *beside])
+    told = [_of_own(table, known, own)]
+    for part in (rows[name] for name in names):
+        readings = _readings(table, part)
+        told += [f"{part.label}: {readings}"] if readings and readings not in told else []
+    return "; ".join(told)
 
 
 def _numbers_of(row: Row) -> list[str]:
