@@ -48,9 +48,9 @@ def results(lab: Session) -> pd.DataFrame:
     """The long table of all systems: ``row, label, repeat`` and numbers; what there is of it.
 
     Repeats come from the store; on the profile of the committed tables, those that the store lacks
-    come from the study's own (`studies.collected`).  Of rows that are not the study's, or of which
-    it has too few, the committed table with more repeats counts.  Nothing is trained but, where that
-    takes seconds, `systems.brief`.
+    come from the study's own (`studies.collected`).  Rows that are not the study's, or of which it
+    has too few repeats, come from the committed table with more.  Nothing is trained but, where
+    that takes seconds, `systems.brief`.
     """
     if is_quick(lab):
         known = brief(catalogue.rows_by_name())
