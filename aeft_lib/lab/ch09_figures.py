@@ -229,7 +229,9 @@ def failure_grid(cases: Sequence[Failure], classes: Sequence[str] = ()) -> Figur
         axes[0, 0].text(0, 0.5, "no system's maps are at hand: not run", fontsize=6)
     for i, case in enumerate(cases):
         row, start = i // IN_A_ROW, 3 * (i % IN_A_ROW)
-        titles = ("scene, truth", "GAP", f"{short_title(case.method)} {case.loss:+.0f}")
+        name, _, note = short_title(case.method).partition(" (")  # a note has a line of its own
+        own = f"{name} {case.loss:+.0f}" + (f"\n({note}" if note else "")
+        titles = ("scene, truth", "GAP", own)
         pictures = (case.image, case.base, case.own)
         for axis, picture, title in zip(axes[row, start:], pictures, titles, strict=False):
             show(axis, picture)
