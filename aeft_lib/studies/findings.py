@@ -16,6 +16,7 @@ from aeft_lib.studies.systems import ENDS, GAP_ROWS, METRICS, NOT_RUN, SYSTEMS, 
 
 WORDS = {"seed": "seeds", "pseudo": "pseudo-labels", "segmentation": "a network"}
 TRUE_MASKS = "segment_truth"  # the row whose network learns from the masks themselves
+ALONE = ", nothing to compare"  # after a number of a mechanism
 LEAST_SYSTEMS = 4  # below it a rank correlation has no interval
 FEW_SYSTEMS = 10  # below it, it decides nothing
 
@@ -120,6 +121,8 @@ def _of_own(table: pd.DataFrame, known: System, row: Row) -> str:
     shared = [name for name in _numbers_of(row) if by_repeat(table, "gap", name)]
     claims = SIGNS.get(known.name, tuple(Sign(name, 0) for name in shared[:1]))
     moved = [_moved(table, row.name, claim) for claim in claims]
+    if moved and all(text.endswith(ALONE) for text in moved):
+        return _readings(table, row) + ALONE
     return "; ".join(moved) or _readings(table, row)
 
 
@@ -137,7 +140,7 @@ def _moved(table: pd.DataFrame, row: str, claim: Sign) -> str:
         theirs = by_row.loc[claim.against, claim.number]
     mean, low, high, _, n = interval((ours - theirs).dropna())
     if n == 0:
-        return f"{_in_words(claim.number)} {ours.mean():.3g}, nothing to compare"
+        return f"{_in_words(claim.number)} {ours.mean():.3g}{ALONE}"
     told = f"{_in_words(claim.number)} {mean:+.3f}"
     if n < REPEATS:
         return f"{told} ({n} of {REPEATS} repeats)"

@@ -100,9 +100,9 @@ def test_every_cell_runs_and_what_is_left_out_is_reported(number, opened):
     assert "the package's trained weights" in printed
     has_network = shipped.SEGMENTER in opened
     told = {
-        "03": ["committed table pyramid_ablation.csv, 3 repeats", "left out: G, positive only"],
-        "04": ["committed table triplet_ablation.csv, 3 repeats", "no training log"],
-        "05": ["committed table refinement.csv, 3 repeats"],
+        "03": ["committed table pyramid_ablation.csv, 5 repeats", "left out: G, positive only"],
+        "04": ["committed table triplet_ablation.csv, 5 repeats", "no training log"],
+        "05": ["committed table refinement.csv, 5 repeats"],
         "06": ["committed table segmentation.csv, 3 repeats", "True written"],
     }
     for words in told.get(number, []):
