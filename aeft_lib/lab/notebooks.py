@@ -144,11 +144,12 @@ def _side_by_side(jobs: Sequence[tuple], at_once: int) -> Iterator[str]:
     left = list(jobs)
     running: dict[Future, int] = {}
     failures: dict[int, BaseException] = {}
-    with run.pool(at_once, max(1, run.cores() // at_once)) as processes:
+    share = max(1, run.cores() // at_once)
+    with run.pool(at_once, share) as processes:
         while running or (left and not failures):
             while left and len(running) < at_once and not failures:
                 job = left.pop(0)
-                running[processes.submit(_run, *job)] = jobs.index(job)
+                running[processes.submit(_run_beside, share, *job)] = jobs.index(job)
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 place = running.pop(future)
                 if error := future.exception():
@@ -293,6 +294,12 @@ def _run(source: Source, parameters: Mapping[str, Any], home: Path, resume: str)
     paths.sync(home)
     seconds = time.monotonic() - began
     return f"{source.name}: {_code_cell_count(node)} cells, {seconds:.0f} s"
+
+
+def _run_beside(threads: int, *job: Any) -> str:
+    """`_run`, in a kernel of so many threads: more than there are cores wait for each other."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    return _run(*job)
 
 
 def _execute(source: Source, parameters: Mapping[str, Any], partial: Path) -> NotebookNode:
