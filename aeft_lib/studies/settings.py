@@ -248,10 +248,8 @@ class Profile:
         """The profile as machines have it that read networks in other precisions than this one."""
         if self.inference != "auto":
             return ()
-        names, here = (
-            ("inference", "segmenter_inference"),
-            (self.precision, self.segmenter_precision),
-        )
+        names = ("inference", "segmenter_inference")
+        here = (self.precision, self.segmenter_precision)
         pairs = [pair for pair in product(INFERENCE_PRECISIONS, repeat=2) if pair != here]
         return tuple(replace(self, **dict(zip(names, pair, strict=True))) for pair in pairs)
 
