@@ -2,8 +2,9 @@
 against a classification step of the same batch, in one process.
 
 Steps start from images (trunk, tail, head, backward, optimiser), as they do where nothing is
-cached, but for `step_memory`.  Memory is what autograd saves for the backward pass, each storage
-once, counted by saved-tensor hooks: the same on every machine.
+cached, but for `step_memory`.  Memory, two numbers: what autograd saves for the backward pass, each
+storage once, counted by saved-tensor hooks and the same on every machine; and what a process of its
+own needs at most beyond network, optimiser and batch (null where there is no /proc).
 """
 
 import os
@@ -11,13 +12,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from copy import deepcopy
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from measure import peak_of, print_peak
 from torch import Tensor
 
 from aeft_lib.engine import memory
+from aeft_lib.engine.device import autocast, has_bf16
 from aeft_lib.engine.samples import Batch
 from aeft_lib.engine.schedule import make_optimiser
 from aeft_lib.networks import state
@@ -34,47 +37,61 @@ PROFILE = profiles.LAPTOP
 def benchmarks() -> list[dict]:
     """Rows `classifier_step`, `triplet_step`, `resnet38d_step`: folded norms against batch norms.
 
+    Row `resnet38d_bf16`, where the CPU has instructions for it: a step in bf16 against fp32.
     Row `step_memory`: freed memory is kept.  Rows `training`: a form of the triplet against
-    classification.  Each has seconds a step (median, of one CPU thread) and the ratio, all but
-    `step_memory` megabytes saved for the backward pass of both sides.
+    classification.  Each has seconds a step (median, of one CPU thread) and the ratio; steps have
+    megabytes saved for the backward pass, and at most, of both sides.
     """
     torch.set_num_threads(1)
-    network, batch = _network(), _batch()
-    rows = [
-        _folded_row("classifier_step", network, batch, Classification()),
-        _folded_row("triplet_step", network, batch, triplet.CORRECTED),
-        _resnet38d_row(),
-        _memory_row(),
-    ]
-    return rows + _triplet_rows(network, batch)
+    known = ("fp32", "bf16") if has_bf16(torch.device("cpu")) else ("fp32",)
+    names = [name for name, step in STEPS.items() if step.precision in known]
+    return [*map(_row, names), _memory_row(), *_triplet_rows(_network(), _batch())]
 
 
-def _folded_row(
-    name: str, network: CamClassifier, batch: Batch, method: Classification | triplet.Triplet
-) -> dict:
-    """A step of the network as it is, and with its norms as torch has them; above 1 is faster."""
-    networks = {"ours": network, "peer": unfold(deepcopy(network))}
-    optimisers = {k: make_optimiser(n, PROFILE.erasing.schedule()) for k, n in networks.items()}
-    steps = {k: lambda n=n: _terms(n, batch, method) for k, n in networks.items()}
-    seconds = _in_turn({k: lambda k=k: _timed(steps[k], optimisers[k]) for k in steps})
+def _row(name: str) -> dict:
+    """A step, ours against its peer's; a ratio above 1 is faster."""
+    count, _ = STEPS[name].batch
+    runs = {who: _step(name, who) for who in SIDES}
+    seconds = _in_turn({who: lambda run=run: _timed(*run) for who, run in runs.items()})
     return {
         "name": name,
-        "peer": "batch norms",
-        "batch": len(batch.images),
+        "peer": STEPS[name].peer,
+        "batch": count,
         "ours_s": float(np.median(seconds["ours"])),
         "peer_s": float(np.median(seconds["peer"])),
         "ratio": float(np.median(np.divide(seconds["peer"], seconds["ours"]))),
-        "saved_mb": _saved_bytes(steps["ours"]) / 1e6,
-        "peer_saved_mb": _saved_bytes(steps["peer"]) / 1e6,
+        "saved_mb": _saved_bytes(runs["ours"][0]) / 1e6,
+        "peer_saved_mb": _saved_bytes(runs["peer"][0]) / 1e6,
+        "ours_peak_mb": peak_of(__file__, name, "ours"),
+        "peer_peak_mb": peak_of(__file__, name, "peer"),
     }
 
 
-def _resnet38d_row() -> dict:
-    """A classification step of the paper's backbone: as many images as the laptop has patience."""
-    method = Classification()
+def _step(
+    name: str, who: str, size: int = 0
+) -> tuple[Callable[[], dict[str, Tensor]], torch.optim.Optimizer]:
+    """What computes the losses of a step of `STEPS`, and the optimiser that it moves.
+
+    size: of images, where it is not the step's own.
+    """
+    step = STEPS[name]
+    count, side = step.batch
+    network, batch = step.build(), _batch(count, size or side)
+    if who == "peer" and step.peer == BATCH_NORMS:
+        network = unfold(network)
+    precision = step.precision if who == "ours" else "fp32"
+
+    def losses() -> dict[str, Tensor]:
+        with autocast(precision, torch.device("cpu")):
+            return _terms(network, batch, step.method)
+
+    return losses, make_optimiser(network, PROFILE.erasing.schedule())
+
+
+def _resnet38d() -> CamClassifier:
+    """A classifier on the paper's backbone."""
     build = ResNet38dSpec(weights="none").build
-    network = state.build(lambda: method.build(build(), PROFILE.num_classes), seed=0).train()
-    return _folded_row("resnet38d_step", network, _batch(count=2, size=128), method)
+    return state.build(lambda: Classification().build(build(), PROFILE.num_classes), seed=0).train()
 
 
 def _memory_row() -> dict:
@@ -82,10 +99,10 @@ def _memory_row() -> dict:
 
     From cached features of the frozen trunk, as the laptop trains.
     """
-    seconds = _in_turn({name: lambda name=name: _child(name) for name in ("ours", "peer")})
-    ours, peer = (float(np.median(seconds[name])) for name in ("ours", "peer"))
+    seconds = _in_turn({who: lambda who=who: _child(who) for who in SIDES})
+    ours, peer = (float(np.median(seconds[who])) for who in SIDES)
     return {
-        "name": "step_memory",
+        "name": MEMORY,
         "peer": "freed memory goes back to the kernel",
         "batch": PROFILE.erasing.batch_size,
         "ours_s": ours,
@@ -94,11 +111,11 @@ def _memory_row() -> dict:
     }
 
 
-def _child(name: str) -> float:
+def _child(who: str) -> float:
     """Seconds of a step in a process of its own, see `_print_step`."""
     own = {variable for variable, *_ in (memory.HEAP_BLOCK, memory.FREE_END)}
     environment = {key: value for key, value in os.environ.items() if key not in own}
-    command = [sys.executable, __file__, name]
+    command = [sys.executable, __file__, MEMORY, who]
     child = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     return float(child.stdout)
 
@@ -200,5 +217,35 @@ def _saved_bytes(step: Callable[[], dict[str, Tensor]]) -> int:
     return sum(storages.values())
 
 
+SIDES = ("ours", "peer")
+BATCH_NORMS, MEMORY = "batch norms", "step_memory"
+LAPTOP = (PROFILE.erasing.batch_size, PROFILE.train.size)
+FEW = (2, 128)  # images for which one has patience on the paper's backbone, and their side
+SMALL = 64  # the side of images whose step loads the code
+
+
+class Step(NamedTuple):
+    """A step and what it is compared with."""
+
+    build: Callable[[], CamClassifier]
+    method: Classification | triplet.Triplet
+    batch: tuple[int, int]  # images and their side
+    peer: str
+    precision: str = "fp32"  # of ours; a peer's is fp32
+
+
+STEPS = {
+    "classifier_step": Step(_network, Classification(), LAPTOP, BATCH_NORMS),
+    "triplet_step": Step(_network, triplet.CORRECTED, LAPTOP, BATCH_NORMS),
+    "resnet38d_step": Step(_resnet38d, Classification(), FEW, BATCH_NORMS),
+    "resnet38d_bf16": Step(_resnet38d, Classification(), FEW, "the same in fp32", "bf16"),
+}
+
+
 if __name__ == "__main__":
-    _print_step(kept=sys.argv[1] == "ours")
+    part, who = sys.argv[1:]
+    if part == MEMORY:
+        _print_step(kept=who == "ours")
+    else:
+        small, step = _step(part, who, size=SMALL), _step(part, who)
+        print_peak(lambda: _timed(*step), warm=lambda: _timed(*small))
