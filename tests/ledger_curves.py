@@ -19,6 +19,18 @@ def evaluated(home: Path, profile: str, row: str, repeat: int, **numbers: float)
     (folder / RECORD).write_text(json.dumps({"key": "0", "summary": numbers}))
 
 
+def counted(
+    home: Path, profile: str, row: str, repeat: int, best: np.ndarray, scenes: str = "VocSpec"
+) -> None:
+    """The counts of a row's images: (3, N, K+1), see `count_images`.  scenes: class of their spec."""
+    folder = home / profile / row / str(repeat) / "images"
+    folder.mkdir(parents=True)
+    np.savez_compressed(folder / "images.npz", best=best.astype(np.int32))
+    record = {"stage": "count_images", "key": "0", "summary": {"images": best.shape[1]}}
+    record["spec"] = {"scenes": {"class": scenes}}
+    (folder / RECORD).write_text(json.dumps(record))
+
+
 def write(
     home: Path, profile: str, row: str, repeat: int, miou: list[float], **columns: Sequence[float]
 ) -> None:

@@ -45,6 +45,11 @@ def results() -> pd.DataFrame:
     return pd.concat([end for end in ends if len(end)] or ends, ignore_index=True)
 
 
+def profile_of(pictures: str) -> str:
+    """The profile whose entries are of these pictures, a value of `PICTURES`."""
+    return next(profile for profile, name in PICTURES.items() if name == pictures)
+
+
 def differences(curves: pd.DataFrame, more: str, less: str, metric: str = "miou") -> pd.DataFrame:
     """`more` minus `less` at every point: ``step, mean, low, high, n``, paired by repeat.
 

@@ -70,6 +70,19 @@ def classes(profile: str) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["row"])
 
 
+def entry(profile: str, row: str, repeat: int, name: str) -> Artefact:
+    """One of an entry's artefacts, whatever code it is of; needs no data.
+
+    Raises LookupError where there is none, ValueError for a file that is not the committed one.
+    """
+    folder = place(profile, row, repeat) / name
+    if not folder.is_dir():
+        raise LookupError(f"{folder.relative_to(home()).as_posix()}: not in the ledger")
+    record = _record(folder)
+    _check(folder)
+    return Artefact(record["stage"], record["key"], folder, record)
+
+
 def read(folder: Path, wanted: Measures) -> dict[str, Artefact]:
     """The artefacts that an entry keeps, for those of today's keys.
 
@@ -111,9 +124,13 @@ def stale(folder: Path, wanted: Measures) -> list[str]:
 def _kept(folder: Path, made: Artefact) -> Artefact:
     if not folder.is_dir() or (record := _record(folder))["key"] != made.key:
         raise LookupError(f"{made.stage} {made.key}")
+    _check(folder)
+    return Artefact(made.stage, made.key, folder, record, made.spec)
+
+
+def _check(folder: Path) -> None:
     for file in folder.iterdir():
         paths.read_committed(file)
-    return Artefact(made.stage, made.key, folder, record, made.spec)
 
 
 def _record(folder: Path) -> dict[str, Any]:

@@ -16,12 +16,15 @@ from aeft_lib.data import cutouts
 from aeft_lib.data.collages import SceneSpec
 from aeft_lib.data.scene import SceneSet
 from aeft_lib.maps.evaluation import Counts
+from aeft_lib.stages.artefact import Artefact
 from aeft_lib.stages.count_images import COUNTS, MASKLESS, read_counts
+from aeft_lib.studies import ledger
 from aeft_lib.studies.effects import LEVEL
 from aeft_lib.studies.pipeline import Artefacts
 from aeft_lib.studies.rows import Row
 from aeft_lib.studies.settings import Profile
 
+IMAGES = "images"  # the artefact of a row that has the counts of its images
 DRAWS, BLOCK = 2000, 100
 Pair = tuple[Counts, Counts]
 
@@ -102,10 +105,33 @@ def of_rows(
         made = [[read(profile, r, i) for r in (more, less)] for i in repeats]
     except LookupError:
         return None
-    if not all("images" in row for pair in made for row in pair):
-        return None
-    pairs = [tuple(read_counts(row["images"], metric) for row in pair) for pair in made]
-    if any(None in pair for pair in pairs):
+    if not all(IMAGES in row for pair in made for row in pair):
         return None
     scenes = more.setting.applied(profile, repeats[0]).scenes(more.scored_on)
-    return interval(pairs, shown(scenes), metric)
+    return _interval([[row[IMAGES] for row in pair] for pair in made], shown(scenes), metric)
+
+
+def of_photos(
+    profile: str, more: str, less: str, metric: str, repeats: Sequence[int]
+) -> Interval | None:
+    """The interval over photos of row `more` minus row `less`, from the ledger; no photo is read.
+
+    None where the ledger lacks the counts of images, they are of collages, or the metric has none.
+    """
+    try:
+        made = [[ledger.entry(profile, r, i, IMAGES) for r in (more, less)] for i in repeats]
+    except LookupError:
+        return None
+    records = [row.record for pair in made for row in pair]
+    if any(record["spec"]["scenes"]["class"] == SceneSpec.__name__ for record in records):
+        return None
+    photos = [(str(i),) for i in range(records[0]["summary"]["images"])]
+    return _interval(made, photos, metric)
+
+
+def _interval(
+    made: Sequence[Sequence[Artefact]], objects: Sequence[tuple[str, ...]], metric: str
+) -> Interval | None:
+    """`interval` of artefacts of `count_images`, two a repeat; None where the metric has none."""
+    pairs = [tuple(read_counts(row, metric) for row in pair) for pair in made]
+    return None if any(None in pair for pair in pairs) else interval(pairs, objects, metric)

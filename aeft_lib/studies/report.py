@@ -30,7 +30,7 @@ import pandas as pd
 
 from aeft_lib import paths
 from aeft_lib.stages import store
-from aeft_lib.studies import curves, labels, levels, photo_results, rivals_readers
+from aeft_lib.studies import curves, labels, levels, objects, photo_results, rivals_readers
 from aeft_lib.studies.effects import REPEATS, effect, paired
 from aeft_lib.studies.objects import Interval
 from aeft_lib.studies.profiles import PROFILES
@@ -307,14 +307,13 @@ def _line(
         "verdict_adjusted": "not run",
         "reason": "",
         "unpaired": "no difference by repeat",
-        "objects_low": None,
-        "objects_high": None,
-        "objects": 0,
+        **_over(None),
         **dict.fromkeys(("gap_mean", "gap_low", "gap_high")),
         **_elsewhere("photos_", []),
         **{name: value for prefix in LONG for name, value in _elsewhere(prefix, []).items()},
         **{NEEDED[prefix]: needs for prefix in COUNTED},
         **{f"{prefix}unsaturated": "" for prefix in LONG},
+        **{name: value for prefix in LONG for name, value in _over(None, prefix).items()},
         "paper_scale": "not run",
         "place": source["place"],
         "command": command if "study" in source else None,
@@ -359,13 +358,21 @@ def _long(pair: tuple[str, str, str], ended: pd.DataFrame, kept: pd.DataFrame) -
         if len(differences):
             of_pictures = kept[kept["pictures"] == pictures]
             line[f"{prefix}unsaturated"] = ", ".join(curves.unsaturated(of_pictures, (more, less)))
+            profile, repeats = curves.profile_of(pictures), differences.index.tolist()
+            line |= _over(objects.of_photos(profile, *pair, repeats), prefix)
     return line
 
 
 def _over_objects(of: OverObjects, pair: tuple[str, str, str], differences: pd.Series) -> Line:
     """The interval over objects of the repeats that are compared."""
     over = of(*pair, differences.index.tolist()) if len(differences) else None
-    if over is None:
-        return {}
-    ends = {"objects_low": _rounded(over.low), "objects_high": _rounded(over.high)}
-    return ends | {"objects": over.objects}
+    return {} if over is None else _over(over)
+
+
+def _over(interval: Interval | None, prefix: str = "") -> Line:
+    """The fields of an interval over objects, or of none."""
+    fields = {"objects_low": None, "objects_high": None, "objects": 0}
+    if interval is not None:
+        fields = {"objects_low": _rounded(interval.low), "objects_high": _rounded(interval.high)}
+        fields["objects"] = interval.objects
+    return {f"{prefix}{name}": value for name, value in fields.items()}

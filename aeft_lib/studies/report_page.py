@@ -33,8 +33,8 @@ statistics: more is asked before the authors are confirmed or contradicted. *Adj
 verdict that remains after Holm's adjustment for the number of claims. *Short* trainings have fewer
 than {SHORT_STEPS:,} steps; columns *after {SHORT_STEPS:,} steps* are of longer ones, where *not
 saturated* names rows that were still learning their tags. The interval over objects draws the
-scored cut-outs anew, with the networks as they are, and has a column where the store has them. *Not
-run* means that nobody has run it."""
+scored cut-outs anew, with the networks as they are, and has a column where the store has them; of
+long trainings on photos it draws the photos. *Not run* means that nobody has run it."""
 NOTHING = {"—": "no number"}
 
 
@@ -186,13 +186,13 @@ def place_cell(row: Mapping[str, Any], prefix: str) -> str:
     cell = _verdict_cell(row, prefix)
     if not row[COUNTED[prefix]]:
         return cell
-    return f"{points_of(row, prefix)} ({row[COUNTED[prefix]]}) {cell}"
+    over = f", {_objects_cell(row, prefix)} over photos," if row.get(f"{prefix}objects") else ""
+    return f"{points_of(row, prefix)} ({row[COUNTED[prefix]]}){over} {cell}"
 
 
-def _objects_cell(row: Mapping[str, Any]) -> str:
-    if not row["objects"]:
-        return "—"
-    return f"[{row['objects_low']:+.1f}, {row['objects_high']:+.1f}] ({row['objects']})"
+def _objects_cell(row: Mapping[str, Any], prefix: str = "") -> str:
+    low, high, number = (row[f"{prefix}objects{end}"] for end in ("_low", "_high", ""))
+    return f"[{low:+.1f}, {high:+.1f}] ({number})" if number else "—"
 
 
 def published_cell(row: Mapping[str, Any]) -> str:

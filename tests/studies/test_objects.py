@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from ledger_curves import counted
 
 from aeft_lib.data.controlled import ControlledSpec
 from aeft_lib.maps.evaluation import Counts
-from aeft_lib.studies import catalogue, objects, profiles, run
+from aeft_lib.studies import catalogue, ledger, objects, profiles, run
 
 
 def counts(right: list[int], pixels: int = 100) -> Counts:
@@ -94,3 +95,20 @@ def test_a_store_without_the_rows_has_no_interval(tmp_path, monkeypatch):
     monkeypatch.setenv("AEFT_RUNS", str(tmp_path))
     rows = (catalogue.row("gated"), catalogue.row("gap"))
     assert objects.of_rows(profiles.SMOKE, *rows, "miou", [0], run.read) is None
+
+
+def test_committed_counts_of_photos_have_an_interval_without_the_photos(tmp_path, monkeypatch):
+    monkeypatch.setattr(ledger, "home", lambda: tmp_path)
+    asked = ("gated", "gap", "recall", [0])
+    assert objects.of_photos("evening-voc", *asked) is None  # nothing is committed
+    pair = counts([60, 80]), counts([50, 50])
+    for row, of_row in zip(asked, pair, strict=False):
+        table = np.stack([of_row.tp, of_row.predicted, of_row.true])
+        counted(tmp_path, "evening-voc", row, 0, table)
+        counted(tmp_path, "evening", row, 0, table, scenes="SceneSpec")
+    assert objects.of_photos("evening-voc", *asked) == objects.interval(
+        [pair], [("a",), ("b",)], "recall"
+    )
+    assert objects.of_photos("evening-voc", "gated", "gap", "recall_maskless", [0]) is None
+    assert objects.of_photos("evening", *asked) is None  # of collages, which share cut-outs
+    assert objects.of_photos("evening-voc", "gated", "gap", "recall", [0, 1]) is None

@@ -2,12 +2,13 @@
 
 import math
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from ledger_curves import evaluated, write
+from ledger_curves import counted, evaluated, write
 from scipy import stats
 
 from aeft_lib import paths
@@ -522,13 +523,24 @@ def test_long_trainings_have_a_column_where_the_ledger_has_them(tmp_path, monkey
             evaluated(tmp_path, "evening-voc", row, repeat, miou=miou)
             write(tmp_path, "evening-voc", row, repeat, [miou] * 4, tag_map=tag_map)
     built = report.build({}, "tiny")
-    line = next(line for line in built["claims"] if line["id"] == "claim.gpp_beats_gap")
+    line_id = "claim.gpp_beats_gap"
+    line = next(line for line in built["claims"] if line["id"] == line_id)
     assert (line["long_photos_n"], line["long_photos_mean"]) == (5, pytest.approx(1.2))
     assert (line["long_photos_verdict"], line["long_n"], line["verdict"]) == ("holds", 0, "not run")
     assert line["long_photos_unsaturated"] == "gated, gap"  # 3 points in one repeat of five
+    assert line["long_photos_objects"] == 0
     told = report_page.markdown(built, "claim.").splitlines()
     assert "| on photos, after 1,800 steps |" in told[0]
     assert "| +1.2 [+1.0, +1.4] (5) holds, not saturated: gated, gap |" in told[2]
+    for repeat, (row, right) in product(range(5), [("gap", 50), ("gated", 60)]):
+        of_image = [[0, right], [100 - right, right], [0, 100]]
+        counted(tmp_path, "evening-voc", row, repeat, np.array([of_image] * 4).transpose(1, 0, 2))
+    line = next(line for line in report.build({}, "tiny")["claims"] if line["id"] == line_id)
+    # Every photo alike: an IoU of half or 0.6 of the class, 0 of background.
+    ends = (line["long_photos_objects_low"], line["long_photos_objects_high"])
+    assert (*ends, line["long_photos_objects"]) == (5.0, 5.0, 4)
+    cell = report_page.place_cell(line, "long_photos_")
+    assert cell.startswith("+1.2 [+1.0, +1.4] (5), [+5.0, +5.0] (4) over photos, holds")
     assert told[0].count("|") == told[1].count("|") == told[2].count("|")
 
 
