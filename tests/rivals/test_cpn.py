@@ -239,6 +239,26 @@ def test_halves_sum_to_the_image_exactly():
     assert not torch.equal(visible[0], visible[1])
 
 
+def test_an_image_smaller_than_its_grid_has_a_superpixel_a_pixel():
+    """Superpixels without a pixel may be hidden too, which shows in the shares alone."""
+    cells = grid_cells((3, 5), 17)
+    assert len(cells.unique()) == 15
+    images = torch.randn(1, 3, 3, 5, generator=torch.Generator().manual_seed(0))
+    visible = Cpn()._visible(torch.tensor([0.4]), (3, 5))
+    first, second = halved(images, visible)
+    assert torch.equal(first + second, images)
+    assert 0 < visible_share(visible).item() < 1
+
+
+def test_one_pixel_is_all_in_one_half_and_its_losses_are_finite():
+    visible = Cpn()._visible(torch.tensor([0.4]), (1, 1))
+    share = visible_share(visible)
+    assert share.item() in (0, 1)
+    maps = [(c[:1, :, :1, :1], r[:1, :, :1, :1]) for c, r in maps_of()]
+    terms = complementarity(maps, share, TAGS[:1])
+    assert all(term.isfinite().all() for term in terms.values())
+
+
 def test_a_draw_is_a_function_of_the_samples_own_noise():
     method, noise = Cpn(grid=4), torch.tensor([0.3, 0.7, 0.3])
     visible = method._visible(noise, (8, 8))
