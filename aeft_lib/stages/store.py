@@ -177,10 +177,17 @@ def environment() -> dict[str, Any]:
     }
 
 
-def precision_of(spec: Any) -> str:
-    """The precision that a spec has its network compute in, "fp32" where it names none."""
+def precision_of(spec: Any, inputs: Inputs) -> str:
+    """The precision that a spec has its network compute in.
+
+    Where it names none, the lowest of what it is made from: a score of CAMs that were read in bf16
+    is of bf16.  "fp32" where there is neither.
+    """
     owner = spec if hasattr(spec, "precision") else getattr(spec, "compute", None)
-    return getattr(owner, "precision", "fp32")
+    if named := getattr(owner, "precision", ""):
+        return named
+    known = {artefact.record.get("precision") for artefact in inputs.values()}
+    return next((half for half in ("bf16", "fp16") if half in known), "fp32")
 
 
 @lru_cache(maxsize=1)
@@ -215,7 +222,7 @@ def _build(stage: Stage, spec: Any, inputs: Inputs, folder: Path) -> Artefact:
     files = sorted(f for f in partial.rglob("*") if f.is_file())
     record = environment() | _identity(stage.__name__, folder.name, spec)
     record |= {
-        "precision": precision_of(spec),
+        "precision": precision_of(spec, inputs),
         "spec": described(spec),
         "inputs": {name: artefact.key for name, artefact in inputs.items()},
         "summary": summary,

@@ -135,7 +135,15 @@ class Trained(Spec):
     ids=str,
 )
 def test_a_record_tells_the_precision_that_its_network_computed_in(stored, count, spec, precision):
-    assert store.obtain(count, spec).record["precision"] == precision
+    made = store.obtain(count, spec)
+    assert made.record["precision"] == precision
+    # What scores it has no network of its own; the next reads one in a precision of its own.
+    scored = store.obtain(
+        count, Spec(value=2), {"seeds": made, "masks": store.obtain(count, Spec())}
+    )
+    assert scored.record["precision"] == precision
+    assert store.obtain(count, Spec(value=3), {"score": scored}).record["precision"] == precision
+    assert store.obtain(count, Read(value=4), {"score": scored}).record["precision"] == "fp32"
 
 
 # --- damage ------------------------------------------------------------------------------------
