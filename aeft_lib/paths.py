@@ -9,9 +9,10 @@ digest shows it.
 import errno
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -166,15 +167,25 @@ def _name(file: Path) -> str:
     return name if any(fnmatchcase(name, pattern) for pattern in COMMITTED) else ""
 
 
-def _sums() -> list[tuple[str, str]]:
-    """Digest and name, a line each; a line that is damaged fits no file."""
-    text = SUMS.read_text(encoding="utf-8", errors="replace") if SUMS.is_file() else ""
-    return [tuple(line.split("  ", 1)) for line in text.splitlines() if "  " in line]
+def _sums() -> Mapping[tuple[str, str], None]:
+    """Digest and name, a line each, in order; a line that is damaged fits no file."""
+    if not SUMS.is_file():
+        return {}
+    now = SUMS.stat()
+    return _lines(SUMS, now.st_mtime_ns, now.st_size, now.st_ino)
 
 
-def _write_sums(lines: list[tuple[str, str]]) -> None:
+@lru_cache(maxsize=1)
+def _lines(file: Path, *state: int) -> Mapping[tuple[str, str], None]:
+    """The lines of a file in this state: a thousand, and most of the committed files are small."""
+    text = file.read_text(encoding="utf-8", errors="replace")
+    return {tuple(line.split("  ", 1)): None for line in text.splitlines() if "  " in line}
+
+
+def _write_sums(lines: Iterable[tuple[str, str]]) -> None:
     ordered = sorted(dict.fromkeys(lines), key=lambda line: line[1])
     write_text(SUMS, "".join(f"{digest}  {name}\n" for digest, name in ordered))
+    _lines.cache_clear()
 
 
 if __name__ == "__main__":  # after an edit by hand
