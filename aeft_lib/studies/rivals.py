@@ -36,10 +36,21 @@ CPN = Row(
 )
 
 
+def _part(row: Row, name: str, label: str, **fields: object) -> Row:
+    """A row with a part of its method changed.  name, label: of the part.  fields: of `Row`."""
+    changes = {"name": f"{row.name}_{name}", "label": f"{row.label}, {label}"}
+    return replace(row, **changes, published=None, **fields)
+
+
 def _released(row: Row, **fields: object) -> Row:
     """A row with the quirks of its method's release.  fields: of `Row`."""
-    changes = {"name": f"{row.name}_released", "label": f"{row.label}, as released"}
-    return replace(row, **changes, published=None, **fields)
+    return _part(row, "released", "as released", **fields)
+
+
+def _before_refinement(row: Row) -> Row:
+    """The CAM of a row's classifier, which its reader refines."""
+    reader = RefinedMaps(refined=False)
+    return _part(row, "raw", "CAM before refinement", reader=reader)
 
 
 def _round(name: str, label: str, teacher: Row, **labeller: int) -> Row:
@@ -54,17 +65,16 @@ def _round(name: str, label: str, teacher: Row, **labeller: int) -> Row:
 SCCAM_1 = _round("sccam_round1", "SC-CAM, 1 round", GAP)
 SCCAM_2 = _round("sccam_round2", "SC-CAM, 2 rounds", SCCAM_1)
 SCCAM = replace(_round("sccam", "SC-CAM, 3 rounds", SCCAM_2), published="rival.sccam.seed")
+# Without losses nothing teaches the refinement: the CAM before it shows what they gave.
+SEAM_OFF = _part(SEAM, "off", "both losses off", method=Seam(equivariance=0.0, refinement=0.0))
+CPN_OFF = _part(CPN, "off", "both losses off", method=Cpn(complementary=0.0, refinement=0.0))
 RIVAL_ROWS = (
     *rows_of(
         OCCSE,
         passes=3.0,  # the judge, a GAP classifier, and two a step
         ablations=(
-            replace(
-                OCCSE,
-                name="occse_off",
-                label="OC-CSE, the judge not heard",
-                method=OcCse(first_weight=0.0, last_weight=0.0),
-                published=None,
+            _part(
+                OCCSE, "off", "the judge not heard", method=OcCse(first_weight=0.0, last_weight=0.0)
             ),
             _released(OCCSE, method=OcCse(mask_max="batch")),
         ),
@@ -72,55 +82,21 @@ RIVAL_ROWS = (
     *rows_of(
         SEAM,
         ablations=(
-            replace(
-                SEAM,
-                name="seam_off",
-                label="SEAM, both losses off",
-                method=Seam(equivariance=0.0, refinement=0.0),
-                published=None,
-            ),
-            replace(
-                SEAM,
-                name="seam_l_min",
-                label="SEAM, with the term of the lowest quarter",
-                method=Seam(l_min=True),
-                published=None,
-            ),
+            SEAM_OFF,
+            _before_refinement(SEAM_OFF),
+            _part(SEAM, "l_min", "with the term of the lowest quarter", method=Seam(l_min=True)),
             _released(SEAM, method=seam.REFERENCE),
-            replace(
-                SEAM,
-                name="seam_raw",
-                label="SEAM, CAM before refinement",
-                reader=RefinedMaps(refined=False),
-                published=None,
-            ),
+            _before_refinement(SEAM),
         ),
     ),
     *rows_of(
         CPN,
         ablations=(
-            replace(
-                CPN,
-                name="cpn_off",
-                label="CPN, both losses off",
-                method=Cpn(complementary=0.0, refinement=0.0),
-                published=None,
-            ),
+            CPN_OFF,
+            _before_refinement(CPN_OFF),
             _released(CPN, method=cpn.REFERENCE),
-            replace(
-                CPN,
-                name="cpn_raw",
-                label="CPN, CAM before refinement",
-                reader=RefinedMaps(refined=False),
-                published=None,
-            ),
-            replace(
-                CPN,
-                name="cpn_pixels",
-                label="CPN, pixel correlation alone",
-                reader=PixelsAlone(),
-                published=None,
-            ),
+            _before_refinement(CPN),
+            _part(CPN, "pixels", "pixel correlation alone", reader=PixelsAlone()),
         ),
     ),
     *rows_of(
