@@ -266,6 +266,21 @@ def _same_cost(line: Any, table: pd.DataFrame) -> str:
     return f"; {seen}ahead of GAP trained for as long ({gain})"
 
 
+def _longer_gap(league: pd.DataFrame, table: pd.DataFrame) -> str:
+    """What GAP's seeds lose or gain when it is trained as long as a system; "" where not run."""
+    told: dict[str, list[str]] = {}
+    for line in league[(league["end"] == "seed") & (league["shared"] == "")].itertuples():
+        differences = paired(table, f"gap_as_{line.name}", "gap", "miou_maskless")
+        if len(differences) >= REPEATS:
+            mean, low, high, _, _ = interval(differences)
+            told.setdefault(points(mean, low, high), []).append(line.method)
+    parts = [f"as {', '.join(methods)} {gain}" for gain, methods in told.items()]
+    if not parts:
+        return ""
+    title = "**GAP trained for as long** as a system, its seeds without masks against GAP's own"
+    return f"{title}: {'; '.join(parts)}"
+
+
 def with_photos(league: pd.DataFrame, photos: pd.DataFrame) -> pd.DataFrame:
     """The league's lines of the seeds, their own, that photos have too."""
     own = (league["end"] == "seed") & (league["shared"] == "") & league["row"].isin(photos["row"])
@@ -327,6 +342,8 @@ def conclusions(league: pd.DataFrame, table: pd.DataFrame, photos: pd.DataFrame)
         text = f"**{WORDS[end]}**: {len(run)} of {len(SYSTEMS)} systems have numbers of their own."
         text += f" Against GAP: {_against_gap(run)}. {ranks(league, end)}."
         items.append(f"- {text}{_true_masks(table) if end == 'segmentation' else ''}")
+    if longer := _longer_gap(league, table):
+        items.append(f"- {longer}.")
     items.append(f"- {_on_photos(league, photos)}.")
     sentences = advice(league, table)
     none = "No system's interval lies above the GAP base's, so collages recommend none over it."

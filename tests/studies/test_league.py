@@ -444,6 +444,19 @@ def test_advice_says_what_is_left_against_gap_of_the_same_cost(table, gap, told)
     assert f"{told} of GAP trained for as long (+" in sentence
 
 
+def test_conclusions_say_what_length_alone_does_to_gap(table):
+    length = [41.0, 43.0, 42.0]
+    longer = pd.concat([table, numbers(gap_as_seam={"miou_maskless": length})])
+    told = findings.conclusions(league.lines(longer, ROWS), longer, NO_PHOTOS).splitlines()
+    (line,) = [item for item in told if item.startswith("- **GAP trained for as long**")]
+    own = longer.loc[longer["row"] == "gap", "miou_maskless"].to_numpy()
+    mean, low, high, *_ = effect(np.array(length) - own)
+    assert line.endswith(f": as SEAM {mean:+.1f} [{low:+.1f}, {high:+.1f}].")
+    few = pd.concat([table, numbers(gap_as_seam={"miou_maskless": length[:2]})])
+    told = findings.conclusions(league.lines(few, ROWS), few, NO_PHOTOS)
+    assert "trained for as long** as" not in told
+
+
 def test_photos_say_which_seeds_are_ahead_there_and_how_many_have_too_few_repeats(table):
     maskless = {"gap": [50.0, 51.0, 52.0], "seam": [58.0, 60.0, 59.0], "cpn": [36.0]}
     photos = numbers(**{name: {"miou_maskless": values} for name, values in maskless.items()})
