@@ -4,7 +4,8 @@ against a classification step of the same batch, in one process.
 Steps start from images (trunk, tail, head, backward, optimiser), as they do where nothing is
 cached, but for `step_memory`.  Memory, two numbers: what autograd saves for the backward pass, each
 storage once, counted by saved-tensor hooks and the same on every machine; and what a process of its
-own needs at most beyond network, optimiser and batch (null where there is no /proc).
+own needs at most beyond network and batch, gradients and momentum among it (null where there is no
+/proc).
 """
 
 import os

@@ -142,7 +142,11 @@ def rivals() -> str:
     there = {known: row for known, row in own.items() if row in set(table["row"]) - {"gap"}}
     moved = [f"- **{known.title}**: {findings.mechanism(table, known, every)}." for known in there]
     differences = told.compared(table, [(row, "gap") for row in there.values()])
-    parts = [shown, differences, lost_classes(), "Mechanisms, without masks:", "\n".join(moved)]
+    commits = ", ".join(f"`{commit}`" for commit in ledger.commits(photo_results.RIVALS))
+    made = f"Made at the commits {commits}. `aeft run` reads entries of today's code alone, and "
+    made += "computes the others anew."
+    parts = [shown, made, differences, lost_classes()]
+    parts += ["Mechanisms, without masks:", "\n".join(moved)]
     return "\n\n".join(part for part in parts if part)
 
 

@@ -70,6 +70,12 @@ def classes(profile: str) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["row"])
 
 
+def commits(profile: str) -> list[str]:
+    """At which commits the evaluations of a profile's entries were made, in no order of time."""
+    records = (_record(folder) for folder in (home() / profile).glob("*/*/evaluation"))
+    return sorted({record["commit"] for record in records})
+
+
 def entry(profile: str, row: str, repeat: int, name: str) -> Artefact:
     """One of an entry's artefacts, whatever code it is of; needs no data.
 

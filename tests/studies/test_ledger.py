@@ -51,6 +51,20 @@ def test_rows_end_with_numbers_of_evaluation_and_mechanism(home, made):
     assert list(ledger.results("collages")) == ["row", "repeat"]
 
 
+def test_a_profile_names_the_commits_that_its_entries_are_of(home, made):
+    for row, commit in (("gap", "b2"), ("seam", "a1"), ("cpn", "b2")):
+        artefact = made(row)
+        record = {"key": row, "stage": "evaluate_seeds", "commit": commit, "summary": {}}
+        (artefact.folder / RECORD).write_text(json.dumps(record))
+        ledger.keep(ledger.place("photos", row, 0), {"evaluation": artefact})
+    assert ledger.commits("photos") == ["a1", "b2"]
+    assert ledger.commits("collages") == []
+    kept = ledger.entry("photos", "seam", 0, "evaluation")
+    assert (kept.stage, kept.key, kept.record["commit"]) == ("evaluate_seeds", "seam", "a1")
+    with pytest.raises(LookupError, match="photos/seam/1/evaluation: not in the ledger"):
+        ledger.entry("photos", "seam", 1, "evaluation")
+
+
 def test_tables_are_kept_and_no_weights(home, made):
     folder = ledger.place("photos", "gap", 0)
     ledger.keep(folder, {"evaluation": made("a", miou=40.0)})
